@@ -1,0 +1,123 @@
+"""Cutting squares out of images without moving the landmarks by a fraction of a pixel.
+
+Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)``, its centre lies at ``i + 0.5``, and
+an image of width W spans the box from 0 to W. A crop then maps every point linearly,
+``(point - corner) * size / side``, with no half-pixel terms.
+"""
+
+import math
+
+import cv2
+import numpy as np
+
+Box = tuple[float, float, float, float]
+"""(x0, y0, x1, y1) in pixels."""
+
+# Samples a side that cubic interpolation reads beyond a box.
+_REACH = 3
+
+
+def crop_square(
+    image: np.ndarray, landmarks: np.ndarray, size: int = 320, margin: float = 0.4
+) -> tuple[np.ndarray, Box, np.ndarray]:
+    """Cut out the square around a face.
+
+    The square is centred on the landmarks' bounding box; its side is ``1 + 2 * margin`` times the
+    longer side of that box. What lies outside the image repeats its edge.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        landmarks: (N, 2) in pixels of the image, x right and y down.
+        size: Side of the crop in pixels.
+        margin: Space on each side, as a share of the bounding box's longer side; not negative.
+
+    Returns:
+        The crop (size, size, 3) uint8, the square's box in pixels of the image (it may reach
+        outside), and the landmarks (N, 2) float32 in pixels of the crop.
+
+    Raises:
+        ValueError: Landmarks that are not finite or lie in one point, or a negative margin.
+    """
+    points = np.asarray(landmarks, dtype=np.float64)
+    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+        raise ValueError(f"expected finite landmarks of shape (N, 2), got {points.shape}")
+    if margin < 0:
+        raise ValueError(f"expected a margin of 0 or more, got {margin}")
+    low, high = points.min(axis=0), points.max(axis=0)
+    longer = float((high - low).max())
+    if longer <= 0:
+        raise ValueError(f"all landmarks lie at {tuple(low)}: they do not span a face")
+    side = (1 + 2 * margin) * longer
+    x, y = ((low + high) / 2 - side / 2).tolist()
+    box = (x, y, x + side, y + side)
+    inside = (points - [x, y]) * (size / side)
+    return crop_box(image, box, size), box, inside.astype(np.float32)
+
+
+def crop_box(image: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """Cut a square box out of an image and bring it to a size.
+
+    Shrinking averages areas, enlarging interpolates cubically; what lies outside the image
+    repeats its edge. The corners may lie between pixels.
+
+    Args:
+        image: (H, W, 3) uint8.
+        box: Square (x0, y0, x1, y1) in continuous pixels; it may reach outside the image.
+        size: Side of the result in pixels.
+
+    Returns:
+        (size, size, 3) uint8.
+
+    Raises:
+        ValueError: Not a uint8 image with three channels, a box that is empty, not finite or not
+            square, or a size under 1.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(f"expected (H, W, 3) uint8, got {image.dtype} {image.shape}")
+    x0, y0, x1, y1 = (float(value) for value in box)
+    side = x1 - x0
+    if not (math.isfinite(x0 + y0 + x1 + y1) and side > 0):
+        raise ValueError(f"expected a finite box with x0 < x1, got {box}")
+    if abs((y1 - y0) - side) > 1e-3 * side:
+        raise ValueError(f"expected a square box, got {side:.2f} x {y1 - y0:.2f} pixels")
+    if size < 1:
+        raise ValueError(f"expected a size of 1 or more, got {size}")
+
+    image, x0, y0 = _surroundings(image, x0, y0, side)
+    height, width = image.shape[:2]
+    scale = np.array([1.0, 1.0])
+    factor = int(side / size / 2)
+    if factor > 1:
+        # A first, coarse reduction keeps the memory bounded by the image, not by the box.
+        small = (max(1, width // factor), max(1, height // factor))
+        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+        scale = np.array([small[0] / width, small[1] / height])
+    # An intermediate grid of about the image's own resolution carries the shift between pixels.
+    grid = size if side * scale.max() <= size else math.ceil(side * scale.max())
+    step = side / grid * scale
+    # warpAffine counts pixel centres: continuous x is index x - 0.5.
+    shift = np.array([x0, y0]) * scale + 0.5 * step - 0.5
+    matrix = np.array([[step[0], 0, shift[0]], [0, step[1], shift[1]]])
+    crop = cv2.warpAffine(
+        image,
+        matrix,
+        (grid, grid),
+        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    if grid != size:
+        crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
+    return crop
+
+
+def _surroundings(
+    image: np.ndarray, x0: float, y0: float, side: float
+) -> tuple[np.ndarray, float, float]:
+    """The part of the image that a box needs (at least one pixel), and the box's corner in it."""
+    corners = []
+    for start, length in ((x0, image.shape[1]), (y0, image.shape[0])):
+        first = min(max(math.floor(start) - _REACH, 0), length - 1)
+        last = min(max(math.ceil(start + side) + _REACH, first + 1), length)
+        corners.append((first, last))
+    (left, right), (top, bottom) = corners
+    return np.ascontiguousarray(image[top:bottom, left:right]), x0 - left, y0 - top

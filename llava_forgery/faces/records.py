@@ -1,0 +1,243 @@
+"""The face crop that every later stage starts from, and its data set on disk.
+
+A prepared folder holds ``faces/`` (a Hugging Face data set), ``manifest.jsonl`` (one row a face,
+without pixels) and ``settings.json`` (how it was made). A manifest row::
+
+    {"video_id": "001_03", "identity": "001", "label": 0, "source": "001_03.jpg", "split": "test",
+     "box": [172.4, 171.0, 501.2, 499.8], "landmarks": [[67.1, 121.9], ...]}
+"""
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
+from llava_forgery.faces.crop import Box
+from llava_forgery.files import atomic_path, write_json
+from llava_forgery.rows import write_rows
+
+SPLITS = ("train", "val", "test")
+FACES, MANIFEST, SETTINGS, REPORT = "faces", "manifest.jsonl", "settings.json", "report.json"
+
+FEATURES = datasets.Features(
+    {
+        "image": datasets.Image(),
+        "landmarks": datasets.List(datasets.List(datasets.Value("float32"), length=2), length=68),
+        "box": datasets.List(datasets.Value("float64"), length=4),
+        "video_id": datasets.Value("string"),
+        "identity": datasets.Value("string"),
+        "label": datasets.ClassLabel(names=list(LABEL_NAMES)),
+        "source": datasets.Value("string"),
+        "split": datasets.Value("string"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class FaceCrop:
+    """One face, cut out of a photograph or a frame.
+
+    Coordinates are continuous: the centre of the first pixel lies at (0.5, 0.5).
+    """
+
+    image: np.ndarray
+    """(S, S, 3) uint8 RGB."""
+    landmarks: np.ndarray
+    """(68, 2) float32, pixels of this crop, x right and y down, iBUG 300-W order; they may lie
+    outside it."""
+    box: Box
+    """The crop's square in pixels of the source; it may reach outside the source."""
+    video_id: str
+    """Frames of one video share it; a photograph's is its source path without the suffix."""
+    identity: str
+    """Who it is: faces of one identity never stand in different splits."""
+    label: int
+    """0 real, 1 fake."""
+    source: str
+    """Path relative to the folder that was prepared, with forward slashes."""
+    split: str
+    """``"train"``, ``"val"`` or ``"test"``."""
+
+    def __post_init__(self) -> None:
+        image, landmarks = self.image, self.landmarks
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            raise ValueError(f"image must be a uint8 array, got {_kind(image)}")
+        if image.ndim != 3 or image.shape[2] != 3 or image.shape[0] != image.shape[1]:
+            raise ValueError(f"image must have the shape (S, S, 3), got {image.shape}")
+        if image.size == 0:
+            raise ValueError("image has no pixels")
+        if not isinstance(landmarks, np.ndarray) or landmarks.dtype != np.float32:
+            raise ValueError(f"landmarks must be a float32 array, got {_kind(landmarks)}")
+        if landmarks.shape != (68, 2):
+            raise ValueError(f"landmarks must have the shape (68, 2), got {landmarks.shape}")
+        if not np.isfinite(landmarks).all():
+            raise ValueError(f"landmarks of {self.source} must be finite")
+        if len(self.box) != 4 or not np.isfinite(self.box).all():
+            raise ValueError(f"box must be four finite numbers, got {self.box}")
+        if self.box[0] >= self.box[2] or self.box[1] >= self.box[3]:
+            raise ValueError(f"box must be (x0, y0, x1, y1) with x0 < x1, y0 < y1, got {self.box}")
+        for name in ("video_id", "identity", "source"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"{name} must be a text that is not empty, got {value!r}")
+        if self.label not in (REAL, FAKE):
+            raise ValueError(f"label must be {REAL} (real) or {FAKE} (fake), got {self.label!r}")
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+
+    def to_row(self) -> dict[str, Any]:
+        """A row of the data set; the image as lossless PNG."""
+        buffer = io.BytesIO()
+        Image.fromarray(self.image).save(buffer, format="PNG", compress_level=3)
+        return {"image": {"bytes": buffer.getvalue(), "path": None}, **self.to_manifest()}
+
+    def to_manifest(self) -> dict[str, Any]:
+        """Everything but the pixels, as JSON takes it."""
+        return {
+            "video_id": self.video_id,
+            "identity": self.identity,
+            "label": int(self.label),
+            "source": self.source,
+            "split": self.split,
+            "box": [float(value) for value in self.box],
+            "landmarks": [[float(x), float(y)] for x, y in self.landmarks],
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "FaceCrop":
+        """Read a row of the data set, its image decoded or not.
+
+        Raises:
+            ValueError: A column is missing, or a value is not valid.
+        """
+        missing = [name for name in FEATURES if name not in row]
+        if missing:
+            raise ValueError(f"the row lacks {', '.join(missing)}; it has {', '.join(row)}")
+        image = row["image"]
+        if isinstance(image, Mapping):
+            image = Image.open(io.BytesIO(image["bytes"]))
+        if isinstance(image, Image.Image):
+            image = np.array(image.convert("RGB"))
+        x0, y0, x1, y1 = (float(value) for value in row["box"])
+        return cls(
+            image=image,
+            landmarks=np.asarray(row["landmarks"], dtype=np.float32),
+            box=(x0, y0, x1, y1),
+            video_id=row["video_id"],
+            identity=row["identity"],
+            label=int(row["label"]),
+            source=row["source"],
+            split=row["split"],
+        )
+
+
+def save_faces(
+    crops: Iterable[FaceCrop], out_dir: str | PathLike, settings: Mapping[str, Any]
+) -> int:
+    """Write faces as a data set, one after another, so that memory does not grow with them.
+
+    Nothing in ``out_dir`` changes until all faces are written.
+
+    Args:
+        crops: Faces; a generator is fine. What it raises passes through.
+        out_dir: Gets ``faces/``, ``manifest.jsonl`` and ``settings.json``; what it already holds
+            under these names is replaced.
+        settings: How the faces were made, for ``settings.json``.
+
+    Returns:
+        The number of faces.
+
+    Raises:
+        ValueError: No faces at all, or an identity or a video that stands in two splits.
+    """
+    out_dir = Path(out_dir)
+    count = 0
+    with atomic_path(out_dir / FACES) as folder, atomic_path(out_dir / MANIFEST) as manifest:
+        folder.mkdir()
+        with manifest.open("w", encoding="utf-8") as lines:
+
+            def rows() -> Iterator[dict[str, Any]]:
+                nonlocal count
+                for crop in _checked(crops):
+                    lines.write(json.dumps(crop.to_manifest(), ensure_ascii=False) + "\n")
+                    count += 1
+                    yield crop.to_row()
+                if not count:
+                    raise ValueError(f"no faces were given to write to {out_dir}")
+
+            write_rows(rows, FEATURES, folder)
+    # A report that lies there is of the faces that were replaced.
+    (out_dir / REPORT).unlink(missing_ok=True)
+    write_json(out_dir / SETTINGS, dict(settings))
+    return count
+
+
+def load_faces(folder: str | PathLike, split: str | None = None) -> datasets.Dataset:
+    """Load the faces that :func:`save_faces` wrote.
+
+    Args:
+        folder: What was its ``out_dir``, or the ``faces`` folder in it.
+        split: Only this split; None for all.
+
+    Returns:
+        A data set whose rows :meth:`FaceCrop.from_row` reads, memory-mapped.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no faces in it.
+        ValueError: It holds something else, or no face of that split.
+    """
+    folder = Path(folder)
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not a folder; make it with: llava-forgery prepare PHOTOS --out {folder}"
+        )
+    inner = folder / FACES if (folder / FACES).is_dir() else folder
+    if not (inner / "dataset_info.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no prepared faces; expected the folder that "
+            "'llava-forgery prepare PHOTOS --out FOLDER' wrote"
+        )
+    faces = datasets.load_from_disk(str(inner))
+    columns = getattr(faces, "column_names", None)
+    if not isinstance(columns, list) or set(columns) != set(FEATURES):
+        raise ValueError(f"{inner} is another data set: expected columns {list(FEATURES)}")
+    if split is not None:
+        places = [i for i, name in enumerate(faces["split"]) if name == split]
+        present = sorted(set(faces["split"]))
+        if not places:
+            raise ValueError(
+                f"{folder} has no face of the split {split!r}, only of {', '.join(present)}; "
+                "prepare it again with a test share above 0"
+            )
+        faces = faces.select(places)
+    if len(faces) == 0:
+        raise ValueError(f"{folder} holds no faces")
+    return faces
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
+
+
+def _checked(crops: Iterable[FaceCrop]) -> Iterator[FaceCrop]:
+    seen: dict[tuple[str, str], str] = {}
+    for crop in crops:
+        for what in ("identity", "video_id"):
+            name = getattr(crop, what)
+            before = seen.setdefault((what, name), crop.split)
+            if before != crop.split:
+                raise ValueError(
+                    f"{what} {name!r} stands in the splits {before} and {crop.split}; every one "
+                    "must stand in a single split"
+                )
+        yield crop

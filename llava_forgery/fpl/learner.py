@@ -1,0 +1,139 @@
+"""The Forgery Prompt Learner: the detector's output to embeddings of the language model's width.
+
+Source: LVLM-DFD, section 3.2 and figure 4; the ``paper`` sizes are the official code's (commit
+589b036).
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from llava_forgery.fpl.config import FPLConfig
+from llava_forgery.kfd.detector import KFDOutput
+
+# Both kinds give a grid of 3 x 3 vectors for the mask and for the maps (n_2 = n_3 = 9).
+GRID = 3
+PAPER_SIZE = 224
+
+
+class PaperGrid(nn.Sequential):
+    """Six convolutions with five poolings (224 to 7), then conv 5 x 5 to C at 3 x 3 places."""
+
+    def __init__(self, channels: int, hidden_size: int) -> None:
+        layers: list[nn.Module] = []
+        widths = (channels, 16, 32, 64, 128, 256, 512)
+        for i, (before, after) in enumerate(pairwise(widths)):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(after)]
+            if i < 5:
+                layers.append(nn.MaxPool2d(2))
+        super().__init__(*layers, nn.Conv2d(512, hidden_size, 5))
+
+
+class LiteGrid(nn.Sequential):
+    """Three strided convolutions, pooled to 3 x 3, then a linear layer to C at each place.
+
+    Group norm instead of batch norm: stage 2 runs on batches of a few samples.
+    """
+
+    def __init__(self, channels: int, hidden_size: int) -> None:
+        layers: list[nn.Module] = []
+        widths = (channels, 32, 64, 128)
+        for before, after in pairwise(widths):
+            layers += [
+                nn.Conv2d(before, after, 3, padding=1, stride=1 if before == channels else 2),
+                nn.GroupNorm(8, after),
+                nn.GELU(),
+            ]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(GRID), nn.Conv2d(128, hidden_size, 1))
+
+
+class ForgeryPromptLearner(nn.Module):
+    """E_base, the mask, the consistency maps and the score to E_forgery.
+
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: FPLConfig) -> None:
+        super().__init__()
+        self.config = config
+        grid = PaperGrid if config.kind == "paper" else LiteGrid
+        self.base = nn.Parameter(torch.randn(config.n_base, config.hidden_size) * 0.02)
+        self.mask_grid = grid(1, config.hidden_size)
+        self.map_grid = grid(2 * config.num_layers, config.hidden_size)
+        self.score = nn.Linear(2, config.hidden_size)
+        vectors = config.n_base + 2 * GRID * GRID + 1
+        # The vectors are the channels; the kernel runs along the embedding's width.
+        self.fuse = nn.Conv1d(vectors, config.n_forgery, 3, padding=1)
+
+    @classmethod
+    def from_config(cls, config: FPLConfig, seed: int = 0) -> "ForgeryPromptLearner":
+        """New weights under a seed; the global generator is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config)
+
+    @torch.no_grad()
+    def match_scale(self, embedding: torch.Tensor) -> None:
+        """Bring the start of E_forgery to the size of a host's token embeddings.
+
+        A language model barely hears vectors far smaller than its words and is drowned by far
+        larger ones. The input for the measurement is that of an undecided detector.
+
+        Args:
+            embedding: (V, C), the host's input embedding.
+        """
+        device, dtype = self.base.device, self.base.dtype
+        maps = torch.zeros(1, self.config.num_layers, 2, 16, 16, device=device, dtype=dtype)
+        flat = torch.zeros(1, 2, PAPER_SIZE, PAPER_SIZE, device=device, dtype=dtype)
+        training = self.training
+        self.eval()
+        vectors = self(KFDOutput(maps, flat, flat.new_zeros(1, 2)))
+        self.train(training)
+        wanted = embedding.float().pow(2).mean().sqrt()
+        factor = (wanted / vectors.float().pow(2).mean().sqrt()).to(dtype)
+        self.fuse.weight.mul_(factor)
+        self.fuse.bias.mul_(factor)
+
+    def forward(self, detection: KFDOutput) -> torch.Tensor:
+        """Make the embeddings.
+
+        Args:
+            detection: The detector's output for B images; no gradient flows back into it.
+
+        Returns:
+            E_forgery (B, n_f, C).
+
+        Raises:
+            ValueError: Another number of consistency maps than the configuration's.
+        """
+        maps = detection.consistency_maps.detach()
+        if maps.shape[1] != self.config.num_layers:
+            raise ValueError(
+                f"this FPL reads {self.config.num_layers} consistency maps, the detector gave "
+                f"{maps.shape[1]}: it belongs to another detector"
+            )
+        dtype = self.base.dtype
+        mask, flat = detection.mask.detach().to(dtype), maps.flatten(1, 2).to(dtype)
+        if self.config.kind == "paper":
+            size = (PAPER_SIZE, PAPER_SIZE)
+            mask = F.interpolate(mask, size, mode="bilinear", align_corners=True)
+            flat = F.interpolate(flat, size, mode="bilinear", align_corners=True)
+        else:
+            # The mask has no more detail than the maps it was read from; the maps come in units
+            # of the temperature.
+            mask = F.adaptive_avg_pool2d(mask, flat.shape[-2:])
+            flat = flat / 10
+        probabilities = detection.class_logits.detach().softmax(dim=1).to(dtype)
+        vectors = torch.cat(
+            [
+                self.base.expand(len(maps), -1, -1),
+                self.mask_grid(mask).flatten(2).transpose(1, 2),
+                self.map_grid(flat).flatten(2).transpose(1, 2),
+                self.score(probabilities)[:, None],
+            ],
+            dim=1,
+        )
+        return self.fuse(vectors)

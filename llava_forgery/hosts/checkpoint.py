@@ -1,0 +1,174 @@
+"""Saving and loading a forgery adapter: FPL, LoRA, detector and one JSON file; never the host.
+
+Layout::
+
+    forgery_config.json    format, host's name and fingerprint, FPL's configuration
+    fpl.safetensors        the learner
+    kfd/                   the detector (llava_forgery.kfd.checkpoint)
+    lora/                  peft's own layout, where LoRA was trained
+"""
+
+import os
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from llava_forgery.files import atomic_path, read_json, write_json
+from llava_forgery.fpl.config import FPLConfig
+from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.hosts.fingerprint import check_fingerprint
+from llava_forgery.hosts.transformers_vlm import ForgeryVLM, attach_forgery
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.weights import compare_tensors, load_tensors, save_tensors
+
+CONFIG, FPL, KFD, LORA = "forgery_config.json", "fpl.safetensors", "kfd", "lora"
+FORMAT = 1
+
+
+def save_adapter(model: ForgeryVLM, directory: str | PathLike) -> None:
+    """Write the adapter of a model.
+
+    Args:
+        model: From :func:`attach_forgery`.
+        directory: An existing adapter there is replaced as a whole.
+    """
+    directory = Path(directory)
+    with atomic_path(directory) as temporary:
+        temporary.mkdir()
+        save_tensors(temporary / FPL, model.fpl.state_dict())
+        model.kfd.save_pretrained(temporary / KFD)
+        if model.has_lora:
+            model.host.save_pretrained(temporary / LORA)
+            # peft adds a model card with blanks to fill in.
+            (temporary / LORA / "README.md").unlink(missing_ok=True)
+        write_json(
+            temporary / CONFIG,
+            {
+                "format": FORMAT,
+                "host": {
+                    "name_or_path": _portable(model.host_name, directory),
+                    **model.fingerprint,
+                },
+                "fpl": model.fpl.config.to_dict(),
+                "lora": model.has_lora,
+            },
+        )
+
+
+def _portable(host_name: str, directory: Path) -> str:
+    """A local host as a path relative to the adapter, so that both can be moved together."""
+    if Path(host_name).is_dir():
+        return os.path.relpath(Path(host_name).resolve(), directory.resolve())
+    return host_name
+
+
+def read_adapter_config(directory: str | PathLike) -> dict[str, Any]:
+    """The adapter's JSON file.
+
+    Raises:
+        FileNotFoundError: The folder is missing or holds no adapter.
+        ValueError: Of another format.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {directory}; give the folder of a forgery adapter, such as the "
+            "demo's OUT/adapter"
+        )
+    if not (directory / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{directory} holds no {CONFIG}, so it is no forgery adapter; `llava-forgery finetune` "
+            "writes one"
+        )
+    config = read_json(directory / CONFIG)
+    if config.get("format") != FORMAT:
+        raise ValueError(
+            f"{directory / CONFIG} has format {config.get('format')}; this version reads {FORMAT}"
+        )
+    return config
+
+
+def load_host(
+    directory: Path, name_or_path: str, **options: Any
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The bare host that an adapter names, or that the user gives.
+
+    Args:
+        directory: The adapter's, against which a relative path is read first.
+        name_or_path: A folder or a hub name.
+        options: For ``from_pretrained``, such as ``dtype`` and ``device_map``.
+
+    Raises:
+        FileNotFoundError: Neither a folder nor something that transformers can load.
+    """
+    beside = directory / name_or_path
+    source = str(beside.resolve()) if beside.is_dir() else name_or_path
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+        model = AutoModelForImageTextToText.from_pretrained(source, **options)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"the host {name_or_path!r} could not be loaded ({str(error).splitlines()[0]}); give "
+            "its folder or hub name (host=..., or --host)"
+        ) from error
+    return model, processor
+
+
+def load_adapter(
+    directory: str | PathLike,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    trainable: bool = False,
+) -> ForgeryVLM:
+    """Attach a saved adapter to a loaded host.
+
+    Args:
+        directory: The adapter's.
+        model: The bare host.
+        processor: Its processor.
+        trainable: Whether FPL and LoRA are to be trained further.
+
+    Returns:
+        The host with the skill, in eval mode.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The host is another one, or a file does not fit.
+    """
+    directory = Path(directory)
+    config = read_adapter_config(directory)
+    expected = {key: value for key, value in config["host"].items() if key != "name_or_path"}
+    check_fingerprint(model, expected, str(directory))
+    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(directory / KFD)
+    fpl = ForgeryPromptLearner(FPLConfig.from_dict(config["fpl"]))
+    fill_learner(fpl, directory)
+    vlm = attach_forgery(model, processor, kfd, fpl)
+    if config["lora"]:
+        if not (directory / LORA / "adapter_model.safetensors").is_file():
+            raise FileNotFoundError(f"{directory / LORA} holds no adapter_model.safetensors")
+        vlm.host = PeftModel.from_pretrained(model, directory / LORA, is_trainable=trainable)
+        compare_lora(vlm.host, directory)
+    fpl.requires_grad_(trainable)
+    return vlm.eval()
+
+
+def fill_learner(fpl: ForgeryPromptLearner, directory: Path) -> None:
+    """Fill a built FPL from an adapter's folder, strictly."""
+    fpl.load_state_dict(load_tensors(directory / FPL, fpl.state_dict()))
+
+
+def compare_lora(host: PeftModel, directory: Path) -> dict[str, torch.Tensor]:
+    """Read an adapter's LoRA and check it against an attached one: peft itself only warns.
+
+    Returns:
+        The tensors.
+    """
+    path = directory / LORA / "adapter_model.safetensors"
+    tensors = load_file(path)
+    compare_tensors(tensors, get_peft_model_state_dict(host), str(path))
+    return tensors

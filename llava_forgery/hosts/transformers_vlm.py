@@ -1,0 +1,227 @@
+"""The forgery skill on a transformers image-text-to-text model.
+
+``attach_forgery`` hangs hooks on a loaded host and returns a module that owns host, detector and
+learner. The prompt holds ``<forgery>`` tokens after the image (:mod:`llava_forgery.qa.render`);
+E_forgery of each sample's image takes their places at prefill.
+
+Source: LVLM-DFD, sections 3.2 and 3.3.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.modeling_outputs import ModelOutput
+
+from llava_forgery.constants import FORGERY_TOKEN
+from llava_forgery.fpl.config import FPLConfig
+from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.hosts.fingerprint import host_fingerprint
+from llava_forgery.hosts.lora import LoraSettings, lora_config
+from llava_forgery.hosts.placeholder import PlaceholderHooks, check_counts
+from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
+
+
+class ForgeryVLM(nn.Module):
+    """A host with the forgery skill; made by :func:`attach_forgery`.
+
+    Attributes:
+        host: The host, or peft's wrapper around it where LoRA is attached.
+        processor: The host's processor, whose tokenizer knows ``<forgery>``.
+        kfd: The frozen detector.
+        fpl: The learner.
+        fingerprint: Of the bare host.
+        host_name: Where the bare host came from: a folder or a hub name.
+    """
+
+    def __init__(
+        self,
+        host: PreTrainedModel | PeftModel,
+        processor: ProcessorMixin,
+        kfd: KnowledgeGuidedForgeryDetector,
+        fpl: ForgeryPromptLearner,
+        fingerprint: dict[str, Any],
+        host_name: str,
+    ) -> None:
+        super().__init__()
+        self.host, self.kfd, self.fpl = host, kfd, fpl
+        self.processor = processor
+        self.fingerprint, self.host_name = fingerprint, host_name
+        self.token_id = processor.tokenizer.convert_tokens_to_ids(FORGERY_TOKEN)
+        self._hooks = PlaceholderHooks(host.get_input_embeddings(), self.token_id)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the host lies."""
+        return self.host.get_input_embeddings().weight.device
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether LoRA is attached."""
+        return isinstance(self.host, PeftModel)
+
+    @property
+    def n_forgery(self) -> int:
+        """n_f: placeholders that each sample's prompt must hold."""
+        return self.fpl.config.n_forgery
+
+    def trainable_names(self) -> list[str]:
+        """Names of the parameters that training changes: the FPL's and LoRA's."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def train(self, mode: bool = True) -> "ForgeryVLM":
+        """The detector is frozen and stays in eval mode."""
+        super().train(mode)
+        self.kfd.eval()
+        return self
+
+    @torch.no_grad()
+    def detect(self, forgery_images: torch.Tensor) -> KFDOutput:
+        """The detector's output for images (B, 3, S, S) in [0, 1]."""
+        reference = next(self.kfd.consistency.parameters())
+        return self.kfd(forgery_images.to(reference.device, reference.dtype))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        forgery_images: torch.Tensor | None = None,
+        detection: KFDOutput | None = None,
+        **host_inputs: Any,
+    ) -> ModelOutput:
+        """The host's forward with E_forgery at the placeholders.
+
+        Args:
+            input_ids: (B, T), each row with n_f placeholders.
+            forgery_images: (B, 3, S, S) in [0, 1] for the detector; or
+            detection: the detector's output for them, where it is known already.
+            host_inputs: What the host takes: ``attention_mask``, ``pixel_values``, ``labels`` ...
+
+        Returns:
+            The host's output.
+
+        Raises:
+            ValueError: A row's placeholders are not n_f, or neither or both of
+                ``forgery_images`` and ``detection`` are given.
+        """
+        with self._skilled(input_ids, forgery_images, detection):
+            return self.host(input_ids=input_ids, **host_inputs)
+
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        forgery_images: torch.Tensor | None = None,
+        detection: KFDOutput | None = None,
+        **host_inputs: Any,
+    ) -> Any:
+        """The host's ``generate`` with E_forgery at the placeholders; never emits a placeholder."""
+        if self.training:
+            raise RuntimeError("call eval() before generate()")
+        suppressed = [*(host_inputs.pop("suppress_tokens", None) or []), self.token_id]
+        with self._skilled(input_ids, forgery_images, detection):
+            return self.host.generate(
+                input_ids=input_ids, suppress_tokens=suppressed, **host_inputs
+            )
+
+    def detach(self) -> PreTrainedModel:
+        """Take hooks and LoRA off and return the bare host, as it was."""
+        self._hooks.remove()
+        return self.host.unload() if self.has_lora else self.host
+
+    def save_pretrained(self, directory: str | PathLike) -> None:
+        """Write the forgery adapter; see :mod:`llava_forgery.hosts.checkpoint`."""
+        from llava_forgery.hosts.checkpoint import save_adapter
+
+        save_adapter(self, directory)
+
+    @contextmanager
+    def _skilled(
+        self,
+        input_ids: torch.Tensor,
+        forgery_images: torch.Tensor | None,
+        detection: KFDOutput | None,
+    ) -> Iterator[None]:
+        if (forgery_images is None) == (detection is None):
+            raise ValueError("give either forgery_images or detection, one entry for each sample")
+        if detection is None:
+            detection = self.detect(forgery_images)
+        samples = len(detection.class_logits)
+        if samples != len(input_ids):
+            raise ValueError(f"got {len(input_ids)} prompts but {samples} images for the detector")
+        # Before the host is called: an error inside its layers would be hard to read.
+        check_counts(input_ids, self.token_id, [self.n_forgery] * samples)
+        with self._hooks.use(self.fpl(detection)):
+            yield
+
+
+def attach_forgery(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    kfd: KnowledgeGuidedForgeryDetector,
+    fpl: ForgeryPromptLearner | FPLConfig | None = None,
+    lora: LoraSettings | None = None,
+    seed: int = 0,
+) -> ForgeryVLM:
+    """Give a loaded host the forgery skill.
+
+    The host's and the detector's weights are frozen; what remains trainable are the FPL and LoRA.
+    ``<forgery>`` is added to the processor's tokenizer; the host's embedding is not resized.
+
+    Args:
+        model: A transformers image-text-to-text model.
+        processor: Its processor, with a chat template.
+        kfd: A trained detector.
+        fpl: A learner, or its configuration for a new one; by default a new ``lite`` one of the
+            host's width.
+        lora: Sizes of a new LoRA on the language model; None leaves the language model as it is
+            (prompt tuning alone).
+        seed: Of the new weights.
+
+    Returns:
+        The module that takes ``forgery_images`` beside the host's own inputs.
+
+    Raises:
+        ValueError: The tokenizer owns ``<forgery>`` already, or sizes do not fit.
+    """
+    tokenizer = processor.tokenizer
+    if FORGERY_TOKEN in tokenizer.get_vocab():
+        raise ValueError(
+            f"the tokenizer owns {FORGERY_TOKEN} already: the skill is attached, or the host was "
+            "saved with it; load host and processor anew"
+        )
+    fingerprint = host_fingerprint(model)
+    width = fingerprint["hidden_size"]
+    if fpl is None:
+        fpl = FPLConfig(hidden_size=width, num_layers=kfd.config.num_layers)
+    if isinstance(fpl, FPLConfig):
+        fpl = replace(fpl, hidden_size=width)
+        learner = ForgeryPromptLearner.from_config(fpl, seed)
+        learner.match_scale(model.get_input_embeddings().weight)
+    else:
+        learner = fpl
+    if learner.config.hidden_size != width:
+        raise ValueError(
+            f"this FPL makes embeddings of width {learner.config.hidden_size}, the host's are "
+            f"{width} wide: it belongs to another host"
+        )
+    if learner.config.num_layers != kfd.config.num_layers:
+        raise ValueError(
+            f"this FPL reads {learner.config.num_layers} consistency maps, the detector gives "
+            f"{kfd.config.num_layers}: it belongs to another detector"
+        )
+    tokenizer.add_tokens([FORGERY_TOKEN], special_tokens=True)
+    model.requires_grad_(False)
+    kfd.requires_grad_(False).eval()
+    name = model.name_or_path
+    host: PreTrainedModel | PeftModel = model
+    if lora is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            host = get_peft_model(model, lora_config(model, lora))
+    device = model.get_input_embeddings().weight.device
+    return ForgeryVLM(host, processor, kfd.to(device), learner.to(device), fingerprint, name)

@@ -1,0 +1,223 @@
+"""From a photograph to verdicts: find faces, detect, ask the language model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+
+from llava_forgery.evaluation.answers import parse_answer
+from llava_forgery.faces.crop import crop_box, crop_square
+from llava_forgery.faces.detect import FaceDetector, get_detector
+from llava_forgery.faces.images import read_image
+from llava_forgery.hosts.checkpoint import load_adapter, load_host, read_adapter_config
+from llava_forgery.hosts.transformers_vlm import ForgeryVLM
+from llava_forgery.infer.dialogue import Dialogue
+from llava_forgery.infer.verdict import THRESHOLD, Verdict
+from llava_forgery.kfd.detector import KFDOutput
+from llava_forgery.qa.build import build_prompt
+from llava_forgery.qa.render import candidate_ids, collate, encode
+
+# The framing in the middle of what stage 1 trains on; see simulate.pairs.
+MARGIN = 0.3
+
+Photograph = str | PathLike | np.ndarray | Image.Image
+
+
+@dataclass(frozen=True)
+class JudgedFace:
+    """One face on its way to a verdict."""
+
+    image: np.ndarray
+    """(S, S, 3) uint8."""
+    box: tuple[float, float, float, float]
+    """In pixels of the photograph."""
+
+
+class ForgeryPredictor:
+    """Judges photographs with a host that has the forgery skill.
+
+    Args:
+        vlm: From ``attach_forgery`` or ``load_adapter``.
+        detector: Finds faces; dlib's, when it is first needed, if None.
+        max_new_tokens: Most tokens of an answer.
+    """
+
+    def __init__(
+        self, vlm: ForgeryVLM, detector: FaceDetector | None = None, max_new_tokens: int = 64
+    ) -> None:
+        self.vlm = vlm.eval()
+        self.max_new_tokens = max_new_tokens
+        self._detector = detector
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        adapter_dir: str | PathLike,
+        host: str | PreTrainedModel | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str = "auto",
+    ) -> "ForgeryPredictor":
+        """Load an adapter and its host.
+
+        Args:
+            adapter_dir: Written by ``save_pretrained`` or ``llava-forgery finetune``.
+            host: Folder or hub name of the bare host; by default the one the adapter names.
+            device: Where to; a GPU if there is one by default.
+            dtype: Of the host's weights, as transformers takes it.
+
+        Raises:
+            FileNotFoundError: Adapter or host is missing.
+            ValueError: The host is not the one the adapter was trained for, or a file is damaged.
+        """
+        config = read_adapter_config(adapter_dir)
+        name = host or config["host"]["name_or_path"]
+        model, processor = load_host(Path(adapter_dir), name, dtype=dtype)
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(load_adapter(adapter_dir, model.to(device), processor))
+
+    @property
+    def size(self) -> int:
+        """Side S of the square that the detector sees, in pixels."""
+        return self.vlm.kfd.config.encoder.image_size
+
+    def predict(self, image: Photograph, cropped: bool = False) -> Verdict:
+        """Judge the largest face.
+
+        Args:
+            image: A path, a PIL image, or (H, W, 3) uint8 RGB.
+            cropped: The image is a face crop already; no face is looked for.
+
+        Raises:
+            ValueError: The file is no image, or no face was found.
+        """
+        return self.predict_all(image, cropped)[0]
+
+    def predict_all(self, image: Photograph, cropped: bool = False) -> list[Verdict]:
+        """Judge every face, the largest first; see :meth:`predict`."""
+        return self.judge(self.find_faces(image, cropped))
+
+    def find_faces(self, image: Photograph, cropped: bool = False) -> list[JudgedFace]:
+        """The squares to be judged, the largest first.
+
+        Raises:
+            ValueError: The file is no image, or no face was found.
+        """
+        pixels = _pixels(image)
+        if cropped:
+            height, width = pixels.shape[:2]
+            side = max(height, width)
+            # A crop that is not square is padded, not squeezed: faces keep their proportions.
+            x, y = (width - side) / 2, (height - side) / 2
+            box = (x, y, x + side, y + side)
+            return [JudgedFace(crop_box(pixels, box, self.size), box)]
+        if self._detector is None:
+            self._detector = get_detector("dlib")
+        found = self._detector.detect(pixels)
+        if not found:
+            where = f" in {image}" if isinstance(image, (str, PathLike)) else ""
+            raise ValueError(
+                f"no face was found{where}; if the picture is a face crop already, pass "
+                "cropped=True (--cropped)"
+            )
+        faces = []
+        for face in found:
+            crop, box, _ = crop_square(pixels, face.landmarks, self.size, MARGIN)
+            faces.append(JudgedFace(crop, box))
+        return faces
+
+    @torch.inference_mode()
+    def judge(self, faces: Sequence[JudgedFace]) -> list[Verdict]:
+        """Verdicts of faces, in one batch.
+
+        Detector and prompt are evaluated once: the first token's likelihoods give P(yes), the
+        same pass goes on to write the answer.
+        """
+        if not faces:
+            return []
+        vlm = self.vlm
+        images = torch.stack(
+            [torch.from_numpy(face.image).permute(2, 0, 1).float() / 255 for face in faces]
+        )
+        detection = vlm.detect(images)
+        scores = detection.score.tolist()
+        batch, candidates = self._prompts(faces, scores)
+        prompt_length = batch["input_ids"].shape[1]
+        output = vlm.generate(
+            detection=detection,
+            **batch,
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        first = output.logits[0].float()
+        yes, no = candidates
+        p_yes = torch.softmax(first[:, [yes, no]], dim=1)[:, 0].tolist()
+        answers = vlm.processor.tokenizer.batch_decode(
+            output.sequences[:, prompt_length:], skip_special_tokens=True
+        )
+        masks = detection.mask[:, 0].float().cpu().numpy()
+        return [
+            Verdict(
+                score=scores[i],
+                p_yes=p_yes[i],
+                answer=answers[i].strip(),
+                regions=parse_answer(answers[i]).regions,
+                agree=(scores[i] >= THRESHOLD) == (p_yes[i] >= THRESHOLD),
+                mask=masks[i],
+                box=face.box,
+            )
+            for i, face in enumerate(faces)
+        ]
+
+    def dialogue(self, image: Photograph, cropped: bool = False) -> Dialogue:
+        """A dialogue about the largest face; its first question is the detection prompt's.
+
+        Raises:
+            ValueError: As :meth:`predict`.
+        """
+        face = self.find_faces(image, cropped)[0]
+        return Dialogue(self.vlm, face.image, self.max_new_tokens)
+
+    def _prompts(
+        self, faces: Sequence[JudgedFace], scores: Sequence[float]
+    ) -> tuple[dict[str, torch.Tensor], tuple[int, int]]:
+        vlm = self.vlm
+        prompts = [build_prompt(score) for score in scores]
+        encoded = [
+            encode(
+                prompt,
+                vlm.processor,
+                images=[Image.fromarray(face.image)],
+                n_forgery_tokens=vlm.n_forgery,
+            )
+            for prompt, face in zip(prompts, faces, strict=True)
+        ]
+        batch = collate(encoded, vlm.processor.tokenizer.pad_token_id, padding_side="left")
+        batch.pop("labels", None)
+        batch = {name: tensor.to(vlm.device) for name, tensor in batch.items()}
+        candidates = candidate_ids(prompts[0], vlm.processor, vlm.n_forgery)
+        return batch, candidates
+
+
+def _pixels(image: Photograph) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of anything that :meth:`ForgeryPredictor.predict` takes."""
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(
+                f"expected (H, W, 3) uint8 RGB, got {image.dtype} {image.shape}; multiply floats "
+                "in [0, 1] by 255 first"
+            )
+        return image
+    return read_image(image)
+
+
+__all__ = ["ForgeryPredictor", "JudgedFace", "KFDOutput", "Verdict"]

@@ -1,0 +1,137 @@
+"""Saving and loading a detector.
+
+A folder holds ``kfd_config.json``, ``kfd.safetensors`` (what inference needs: trained weights and
+the two text features) and ``knowledge.safetensors`` (the learned context, and the text encoder
+where it was trained: what only further training needs). Frozen encoders are never saved; they are
+built anew from ``encoder.name`` and ``encoder.pretrained``, and a few of their output values are
+compared with those of the day of saving.
+"""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava_forgery.files import read_json, write_json
+from llava_forgery.kfd.config import KFDConfig
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.weights import load_tensors, save_tensors
+
+CONFIG, WEIGHTS, KNOWLEDGE = "kfd_config.json", "kfd.safetensors", "knowledge.safetensors"
+FORMAT = 1
+
+
+def _detector_state(detector: KnowledgeGuidedForgeryDetector) -> dict[str, torch.Tensor]:
+    """What inference needs and no frozen encoder holds."""
+    frozen = ("encoder.",) if detector.encoder.frozen else ()
+    return {
+        name: tensor
+        for name, tensor in detector.state_dict().items()
+        if not name.startswith(("knowledge.", *frozen))
+    }
+
+
+def _knowledge_state(detector: KnowledgeGuidedForgeryDetector) -> dict[str, torch.Tensor]:
+    frozen = ("encoder.",) if detector.knowledge.encoder.frozen else ()
+    return {
+        name: tensor
+        for name, tensor in detector.knowledge.state_dict().items()
+        if not name.startswith(frozen)
+    }
+
+
+@torch.no_grad()
+def _encoder_probe(detector: KnowledgeGuidedForgeryDetector) -> list[float]:
+    """The frozen encoder's mean features of a fixed picture."""
+    side = detector.config.encoder.image_size
+    ramp = torch.linspace(0, 1, side)
+    picture = torch.stack([ramp.expand(side, side), ramp[:, None].expand(side, side),
+                           torch.full((side, side), 0.5)])  # fmt: skip
+    device = next(detector.consistency.parameters()).device
+    features = detector.encoder(picture[None].to(device))
+    return [float(value) for feature in features for value in feature.float().mean((0, 2, 3))[:8]]
+
+
+def save_detector(detector: KnowledgeGuidedForgeryDetector, directory: str | PathLike) -> None:
+    """Write a detector's configuration and its own weights.
+
+    Args:
+        detector: The detector; its text features are brought up to date first.
+        directory: Made if it is missing; each file in it is replaced as a whole.
+    """
+    directory = Path(directory)
+    detector.refresh_text_features()
+    meta: dict[str, Any] = {"format": FORMAT, "config": detector.config.to_dict()}
+    if detector.encoder.frozen:
+        meta["encoder_probe"] = _encoder_probe(detector)
+    save_tensors(directory / WEIGHTS, _detector_state(detector))
+    if detector.knowledge is not None:
+        save_tensors(directory / KNOWLEDGE, _knowledge_state(detector))
+    write_json(directory / CONFIG, meta)
+
+
+def load_detector(
+    directory: str | PathLike, with_knowledge: bool = False
+) -> KnowledgeGuidedForgeryDetector:
+    """Read a detector, in eval mode on the CPU.
+
+    Args:
+        directory: Written by :func:`save_detector`.
+        with_knowledge: Read what further training needs as well. Without it the text encoder is
+            not built.
+
+    Raises:
+        FileNotFoundError: The folder or a file in it is missing.
+        ValueError: A file does not fit the configuration, or the frozen encoder that is built
+            here is not the one the detector was trained on.
+    """
+    directory = Path(directory)
+    if not (directory / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{directory} holds no {CONFIG}: give the folder that train-kfd or save_pretrained "
+            "wrote"
+        )
+    meta = read_json(directory / CONFIG)
+    if meta.get("format") != FORMAT:
+        raise ValueError(f"{directory / CONFIG} has format {meta.get('format')}, not {FORMAT}")
+    detector = KnowledgeGuidedForgeryDetector(KFDConfig.from_dict(meta["config"]), with_knowledge)
+    load_weights(detector, directory, with_knowledge)
+    detector.eval()
+    if detector.encoder.frozen:
+        _compare_probe(detector, meta, directory)
+    return detector
+
+
+def load_weights(
+    detector: KnowledgeGuidedForgeryDetector, directory: Path, with_knowledge: bool
+) -> None:
+    """Fill a built detector from a folder, strictly."""
+    weights = load_tensors(directory / WEIGHTS, _detector_state(detector))
+    _fill(detector, weights)
+    if with_knowledge:
+        _fill(detector.knowledge, load_tensors(directory / KNOWLEDGE, _knowledge_state(detector)))
+
+
+def _fill(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Copy tensors onto parameters and buffers of the same names, which were compared before."""
+    state = module.state_dict()
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
+
+
+def _compare_probe(
+    detector: KnowledgeGuidedForgeryDetector, meta: dict[str, Any], directory: Path
+) -> None:
+    want, have = torch.tensor(meta["encoder_probe"]), torch.tensor(_encoder_probe(detector))
+    if want.shape != have.shape or not torch.allclose(
+        want, have, rtol=1e-2, atol=1e-2 * float(want.abs().mean())
+    ):
+        encoder = detector.config.encoder
+        raise ValueError(
+            f"{directory} was trained on other weights of {encoder.name} than the ones built here "
+            f"from pretrained={encoder.pretrained!r}; a frozen encoder is not saved, so the same "
+            "weights must be at hand"
+        )

@@ -1,0 +1,120 @@
+"""Configuration of the Knowledge-guided Forgery Detector and its presets."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+ENCODERS = ("open_clip", "timm")
+HEADS = ("paper", "lite")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The image tower and the text tower that the detector looks through."""
+
+    kind: Literal["open_clip", "timm"] = "open_clip"
+    """``open_clip``: any CLIP model, frozen. ``timm``: a convolutional trunk, trained, beside a
+    small byte-level text encoder, trained as well: for tests and the embedded default."""
+    name: str = "ViT-H-14"
+    """Name of the model in open_clip (or ``local-dir:PATH``) or in timm."""
+    pretrained: str | None = None
+    """open_clip's weights tag or a path; needed to load a saved detector with a frozen tower."""
+    taps: tuple[int, ...] = (16, 24, 32)
+    """open_clip: blocks after which patch features are taken, counted from 1; timm: indices of the
+    feature stages, counted from 0."""
+    text_width: int = 1024
+    """Width of the text features, to which the linear layers bring the patch features."""
+    image_size: int = 224
+    """Side of the square input in pixels."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ENCODERS:
+            raise ValueError(f"encoder.kind must be one of {ENCODERS}, got {self.kind!r}")
+        if not self.taps or list(self.taps) != sorted(set(self.taps)):
+            raise ValueError(f"encoder.taps must rise and not be empty, got {self.taps}")
+        if self.text_width < 1 or self.image_size < 32:
+            raise ValueError(
+                "encoder.text_width must be at least 1 and encoder.image_size at least 32, got "
+                f"{self.text_width} and {self.image_size}"
+            )
+        object.__setattr__(self, "taps", tuple(self.taps))
+
+
+@dataclass(frozen=True)
+class KFDConfig:
+    """Everything that decides the detector's tensors."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """The towers."""
+    descriptions_real: tuple[str, ...] = (
+        "a photo of a real human face",
+        "a pristine face photograph with consistent light and skin",
+        "an authentic face without any manipulation",
+        "a natural face with even colour and sharpness",
+    )
+    """D_real: texts whose features are averaged to the feature of the class real."""
+    descriptions_fake: tuple[str, ...] = (
+        "a photo of a fake human face",
+        "a manipulated face with blending boundaries and colour differences",
+        "a forged face with parts pasted from another picture",
+        "a deepfake face with uneven colour and sharpness",
+    )
+    """D_fake: the same for the class fake."""
+    context_length: int = 16
+    """Learned context tokens before each description; shared by all descriptions."""
+    heads: Literal["paper", "lite"] = "lite"
+    """``paper``: the official sizes on maps of the image's size. ``lite``: small heads on the
+    maps as they are, at patch resolution."""
+    temperature: float = 100.0
+    """Factor of the similarities at the start; learned (its logarithm is the parameter)."""
+
+    def __post_init__(self) -> None:
+        if self.heads not in HEADS:
+            raise ValueError(f"heads must be one of {HEADS}, got {self.heads!r}")
+        if self.context_length < 0:
+            raise ValueError(f"context_length must not be negative, got {self.context_length}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be over 0, got {self.temperature}")
+        for name in ("descriptions_real", "descriptions_fake"):
+            texts = getattr(self, name)
+            # A bare string is iterable too: the official code encoded it letter by letter.
+            if isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
+                raise ValueError(f"{name} must be a non-empty list of texts, got {texts!r}")
+            object.__setattr__(self, name, tuple(texts))
+
+    @property
+    def num_layers(self) -> int:
+        """Number of tapped layers, so of consistency maps."""
+        return len(self.encoder.taps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "KFDConfig":
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: Unknown keys, or values out of range.
+        """
+        values = dict(values)
+        encoder = values.pop("encoder", {})
+        try:
+            return cls(encoder=EncoderConfig(**encoder), **values)
+        except TypeError as error:
+            raise ValueError(f"not a configuration of this version's KFD: {error}") from error
+
+
+PRESETS: dict[str, KFDConfig] = {
+    # The paper's: ImageBind-Huge's towers are open_clip's ViT-H-14 (LVLM-DFD, section 4.1).
+    "paper": KFDConfig(
+        encoder=EncoderConfig("open_clip", "ViT-H-14", "laion2b_s32b_b79k", (16, 24, 32), 1024),
+        heads="paper",
+    ),
+    # Runs and trains on two CPU cores.
+    "tiny": KFDConfig(
+        encoder=EncoderConfig("timm", "tf_efficientnet_lite0", None, (1, 2, 3), 128),
+        context_length=8,
+        temperature=10.0,
+    ),
+}

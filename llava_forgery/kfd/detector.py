@@ -1,0 +1,244 @@
+"""The Knowledge-guided Forgery Detector: image to consistency maps, mask and score.
+
+Source: LVLM-DFD, section 3.1 and figure 3.
+"""
+
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from llava_forgery.kfd.config import PRESETS, KFDConfig
+from llava_forgery.kfd.consistency import ConsistencyMaps
+from llava_forgery.kfd.encoder import OpenClipEncoder, TimmEncoder, VisualEncoder, load_open_clip
+from llava_forgery.kfd.heads import (
+    ForgeryClassifier,
+    LiteLocator,
+    PaperLocator,
+    frozen_statistics,
+)
+from llava_forgery.kfd.knowledge import ByteTextEncoder, ForgeryKnowledge, OpenClipTextEncoder
+from llava_forgery.kfd.losses import LossWeights, detector_loss
+
+
+@dataclass(frozen=True)
+class KFDOutput:
+    """What the detector says of a batch."""
+
+    consistency_maps: torch.Tensor
+    """(B, L, 2, h, w): similarity of each patch to [real, fake], per tapped layer."""
+    mask_logits: torch.Tensor
+    """(B, 2, H, W): channel 1 forged."""
+    class_logits: torch.Tensor
+    """(B, 2): [real, fake]."""
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """(B, 1, H, W): probability that a pixel is forged, in [0, 1]."""
+        return self.mask_logits.softmax(dim=1)[:, 1:]
+
+    @property
+    def score(self) -> torch.Tensor:
+        """(B,): probability that the image is fake, in [0, 1]."""
+        return self.class_logits.softmax(dim=1)[:, 1]
+
+    def detach(self) -> "KFDOutput":
+        """The same without a graph."""
+        return KFDOutput(
+            self.consistency_maps.detach(), self.mask_logits.detach(), self.class_logits.detach()
+        )
+
+
+class KnowledgeGuidedForgeryDetector(nn.Module):
+    """Consistency maps of an image with described classes, read by a locator and a classifier.
+
+    Use :meth:`from_preset` to train one and :meth:`from_pretrained` to use one.
+
+    Args:
+        config: Sizes, towers and texts.
+        with_knowledge: Build the text encoder and the learned context, which training needs.
+            Without it the two text features are a buffer that a checkpoint fills.
+    """
+
+    text_features: torch.Tensor
+
+    def __init__(self, config: KFDConfig, with_knowledge: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder, text_encoder = _build_encoders(config, with_knowledge)
+        self.consistency = ConsistencyMaps(
+            self.encoder.widths, config.encoder.text_width, config.temperature
+        )
+        layers = config.num_layers
+        if config.heads == "paper":
+            self.locator: nn.Module = PaperLocator(layers)
+            self.classifier = ForgeryClassifier(layers)
+        else:
+            self.locator = LiteLocator(layers)
+            self.classifier = ForgeryClassifier(layers, (16, 32, 64, 128), 128)
+        self.knowledge: ForgeryKnowledge | None = None
+        self.register_buffer("text_features", torch.zeros(2, config.encoder.text_width))
+        if text_encoder is not None:
+            self.knowledge = ForgeryKnowledge(config, text_encoder)
+            self.refresh_text_features()
+
+    @classmethod
+    def from_preset(cls, name: str, seed: int = 0) -> "KnowledgeGuidedForgeryDetector":
+        """A detector to train, with new weights where none are pretrained.
+
+        Args:
+            name: ``paper`` or ``tiny``.
+            seed: Of the new weights; the global generator is left as it was.
+
+        Raises:
+            ValueError: Unknown name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; expected one of {', '.join(PRESETS)}")
+        return cls.from_config(PRESETS[name], seed)
+
+    @classmethod
+    def from_config(cls, config: KFDConfig, seed: int = 0) -> "KnowledgeGuidedForgeryDetector":
+        """The same for a configuration of one's own."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config)
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | PathLike, with_knowledge: bool = False
+    ) -> "KnowledgeGuidedForgeryDetector":
+        """Read a saved detector, in eval mode; see :mod:`llava_forgery.kfd.checkpoint`."""
+        from llava_forgery.kfd.checkpoint import load_detector
+
+        return load_detector(directory, with_knowledge)
+
+    def save_pretrained(self, directory: str | PathLike) -> None:
+        """Write configuration and weights; see :mod:`llava_forgery.kfd.checkpoint`."""
+        from llava_forgery.kfd.checkpoint import save_detector
+
+        save_detector(self, directory)
+
+    def refresh_text_features(self) -> None:
+        """Compute the two text features anew from the knowledge and keep them."""
+        if self.knowledge is not None:
+            with torch.no_grad():
+                self.text_features.copy_(self.knowledge())
+
+    def train(self, mode: bool = True) -> "KnowledgeGuidedForgeryDetector":
+        """Leaving training mode computes the text features once for all images to come."""
+        leaving = self.training and not mode
+        super().train(mode)
+        if leaving:
+            self.refresh_text_features()
+        return self
+
+    def forward(self, pixel_values: torch.Tensor) -> KFDOutput:
+        """Detect.
+
+        Args:
+            pixel_values: (B, 3, H, W) in [0, 1], H = W = ``config.encoder.image_size``; the
+                encoder normalises them itself.
+
+        Returns:
+            The maps at patch resolution, the mask at the image's size and the score's logits.
+
+        Raises:
+            ValueError: Another shape.
+        """
+        self._check(pixel_values)
+        projected = self.consistency.project(self.encoder(pixel_values))
+        return self._read(self._text_maps(projected), pixel_values.shape[-2:])
+
+    def training_losses(
+        self,
+        forged: torch.Tensor,
+        pristine: torch.Tensor,
+        mask: torch.Tensor,
+        weights: LossWeights,
+    ) -> tuple[KFDOutput, dict[str, torch.Tensor]]:
+        """Stage 1's losses on pairs (equations 3 and 4).
+
+        Forged and pristine images go through the encoder in one pass. A pristine image is both a
+        real sample and the reference of its forgery, so that the reference costs nothing more.
+
+        Args:
+            forged: (B, 3, H, W) in [0, 1].
+            pristine: (B, 3, H, W) in [0, 1].
+            mask: (B, 1, H, W) in [0, 1].
+            weights: Weights of the terms.
+
+        Returns:
+            The output for forged and pristine images, (2B, ...), and the losses.
+        """
+        images = torch.cat([forged, pristine])
+        self._check(images)
+        size = images.shape[-2:]
+        projected = self.consistency.project(self.encoder(images))
+        output = self._read(self._text_maps(projected), size)
+        reference_logits = None
+        if weights.reference:
+            count = len(forged)
+            maps = self.consistency.to_reference(
+                [feature[:count] for feature in projected],
+                [feature[count:] for feature in projected],
+            )
+            with frozen_statistics(self.locator):
+                reference_logits = self._locate(self._enlarge(maps, size), size)
+        label = torch.cat([torch.ones(len(forged)), torch.zeros(len(pristine))])
+        losses = detector_loss(
+            output.mask_logits,
+            output.class_logits,
+            torch.cat([mask, torch.zeros_like(mask)]),
+            label.long().to(images.device),
+            weights,
+            reference_logits,
+        )
+        return output, losses
+
+    def _check(self, pixel_values: torch.Tensor) -> None:
+        side = self.config.encoder.image_size
+        if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"expected pixel_values (B, 3, {side}, {side}) in [0, 1], "
+                f"got {tuple(pixel_values.shape)}; resize the image first"
+            )
+
+    def _text_maps(self, projected: list[torch.Tensor]) -> torch.Tensor:
+        learning = self.training and self.knowledge is not None
+        return self.consistency.to_text(
+            projected, self.knowledge() if learning else self.text_features
+        )
+
+    def _locate(self, maps: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        logits = self.locator(maps)
+        return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+
+    def _enlarge(self, maps: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        """The official heads read maps of the image's size, the lite ones the maps as they are."""
+        if self.config.heads == "lite":
+            return maps
+        flat = F.interpolate(maps.flatten(0, 1), size, mode="bilinear", align_corners=True)
+        return flat.unflatten(0, maps.shape[:2])
+
+    def _read(self, maps: torch.Tensor, size: torch.Size) -> KFDOutput:
+        enlarged = self._enlarge(maps, size)
+        return KFDOutput(
+            consistency_maps=maps,
+            mask_logits=self._locate(enlarged, size),
+            class_logits=self.classifier(enlarged).float(),
+        )
+
+
+def _build_encoders(
+    config: KFDConfig, with_knowledge: bool
+) -> tuple[VisualEncoder, nn.Module | None]:
+    """The image encoder, and the text encoder where it is wanted."""
+    if config.encoder.kind == "timm":
+        text = ByteTextEncoder(config.encoder.text_width) if with_knowledge else None
+        return TimmEncoder(config.encoder), text
+    model = load_open_clip(config.encoder)
+    visual = OpenClipEncoder(model, config.encoder)
+    return visual, OpenClipTextEncoder(model, config.encoder.name) if with_knowledge else None

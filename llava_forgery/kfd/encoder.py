@@ -1,0 +1,126 @@
+"""Image encoders: an image to patch features of several layers.
+
+Source: LVLM-DFD, section 3.1: l layers of a pretrained image encoder.
+"""
+
+from abc import ABC, abstractmethod
+
+import open_clip
+import timm
+import torch
+from torch import nn
+
+from llava_forgery.kfd.config import EncoderConfig
+
+
+class VisualEncoder(nn.Module, ABC):
+    """Maps images to one feature grid for each tapped layer.
+
+    Attributes:
+        widths: Channels of each tapped layer.
+        frozen: Whether the weights stay as they are; a frozen encoder runs in eval mode under
+            ``no_grad`` and its weights are not saved.
+    """
+
+    widths: tuple[int, ...]
+    frozen: bool
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """Encode.
+
+        Args:
+            pixel_values: (B, 3, H, W) in [0, 1], not normalised: the encoder's own mean and
+                standard deviation are applied here.
+
+        Returns:
+            For each tap (B, C_i, h_i, w_i).
+        """
+        normalised = (pixel_values - self.mean) / self.std
+        if self.frozen:
+            with torch.no_grad():
+                return self.features(normalised)
+        return self.features(normalised)
+
+    @abstractmethod
+    def features(self, normalised: torch.Tensor) -> list[torch.Tensor]:
+        """The tapped layers' features (B, C_i, h_i, w_i) of normalised images (B, 3, H, W)."""
+
+    def train(self, mode: bool = True) -> "VisualEncoder":
+        """A frozen encoder stays in eval mode."""
+        return super().train(mode and not self.frozen)
+
+
+class TimmEncoder(VisualEncoder):
+    """A convolutional trunk of timm, trained together with the heads."""
+
+    frozen = False
+
+    def __init__(self, config: EncoderConfig) -> None:
+        trunk = timm.create_model(
+            config.name, pretrained=False, features_only=True, out_indices=config.taps
+        )
+        defaults = trunk.default_cfg
+        super().__init__(defaults["mean"], defaults["std"])
+        # Depthwise convolutions run about a quarter faster on CPU in this layout.
+        self.trunk = trunk.to(memory_format=torch.channels_last)
+        self.widths = tuple(trunk.feature_info.channels())
+
+    def features(self, normalised: torch.Tensor) -> list[torch.Tensor]:
+        return self.trunk(normalised.contiguous(memory_format=torch.channels_last))
+
+
+class OpenClipEncoder(VisualEncoder):
+    """The image tower of an open_clip model, frozen; the class token is dropped."""
+
+    frozen = True
+
+    def __init__(self, model: nn.Module, config: EncoderConfig) -> None:
+        super().__init__(model.visual.image_mean, model.visual.image_std)
+        self.visual = model.visual
+        self.visual.requires_grad_(False)
+        # open_clip counts blocks from 0.
+        self.indices = [tap - 1 for tap in config.taps]
+        self.eval()
+        side = config.image_size
+        features = self.features(next(self.visual.parameters()).new_zeros(1, 3, side, side))
+        self.widths = tuple(feature.shape[1] for feature in features)
+
+    @torch.no_grad()
+    def features(self, normalised: torch.Tensor) -> list[torch.Tensor]:
+        dtype = next(self.visual.parameters()).dtype
+        # All taps come from one pass; blocks after the last tap are not run.
+        result = self.visual.forward_intermediates(
+            normalised.to(dtype),
+            indices=self.indices,
+            stop_early=True,
+            intermediates_only=True,
+            output_fmt="NCHW",
+        )
+        return list(result["image_intermediates"])
+
+
+def load_open_clip(config: EncoderConfig) -> nn.Module:
+    """Both towers of an open_clip model, in eval mode.
+
+    Raises:
+        ValueError: The name is unknown, or ``encoder.image_size`` is not the model's.
+    """
+    known = config.name.startswith(("local-dir:", "hf-hub:")) or (
+        config.name in open_clip.list_models()
+    )
+    if not known:
+        raise ValueError(
+            f"open_clip has no model {config.name!r}; open_clip.list_models() gives the names, "
+            "and 'local-dir:PATH' reads a folder"
+        )
+    model = open_clip.create_model(
+        config.name, pretrained=config.pretrained, force_image_size=config.image_size
+    )
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,162 @@
+"""External knowledge: texts that describe real and fake faces, and the context learned with them.
+
+Source: LVLM-DFD, section 3.1: descriptions D_real and D_fake, augmented with learnable context,
+through a text encoder to F_text (2 x C_text). The learned context stands before the words and goes
+through the text encoder, as the paper has it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import open_clip
+import torch
+from torch import nn
+
+from llava_forgery.kfd.config import KFDConfig
+
+
+class TextEncoder(nn.Module, ABC):
+    """Turns texts with learned context tokens before them into features.
+
+    Attributes:
+        width: Width of the token embeddings, so of the context tokens.
+        text_width: Width of the features.
+        frozen: Whether its own weights stay as they are (the context is learned in any case).
+    """
+
+    width: int
+    text_width: int
+    frozen: bool
+
+    @abstractmethod
+    def encode(self, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Features (N, text_width) of tokens (N, T) with context (n, width) in its places."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str], context_length: int) -> torch.Tensor:
+        """Token ids (N, T) with ``context_length`` places for the context kept free."""
+
+
+class ByteTextEncoder(TextEncoder):
+    """A small transformer over bytes, trained with the detector.
+
+    No pretrained text encoder is at hand for the embedded default; this one is small enough to be
+    trained from nothing together with the trunk.
+    """
+
+    frozen = False
+    CONTEXT, PAD = 256, 257
+
+    def __init__(
+        self, text_width: int, width: int = 64, layers: int = 2, max_length: int = 160
+    ) -> None:
+        super().__init__()
+        self.width, self.text_width, self.max_length = width, text_width, max_length
+        self.embedding = nn.Embedding(258, width)
+        self.position = nn.Parameter(torch.randn(max_length, width) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, text_width))
+
+    def tokenize(self, texts: Sequence[str], context_length: int) -> torch.Tensor:
+        rows = [[self.CONTEXT] * context_length + list(text.encode()) for text in texts]
+        longest = max(len(row) for row in rows)
+        if longest > self.max_length:
+            raise ValueError(
+                f"a description takes {longest} bytes with its context; at most {self.max_length}"
+            )
+        return torch.tensor([row + [self.PAD] * (longest - len(row)) for row in rows])
+
+    def encode(self, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        embedded = _place(self.embedding(tokens), tokens == self.CONTEXT, context)
+        padding = tokens == self.PAD
+        hidden = self.blocks(
+            embedded + self.position[: tokens.shape[1]], src_key_padding_mask=padding
+        )
+        hidden = hidden.masked_fill(padding[..., None], 0)
+        mean = hidden.sum(dim=1) / (~padding).sum(dim=1, keepdim=True)
+        return self.projection(mean)
+
+
+class OpenClipTextEncoder(TextEncoder):
+    """The text tower of an open_clip model, frozen; gradients pass through it to the context."""
+
+    frozen = True
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__()
+        # CLIP keeps the text tower's parts beside the image tower, CustomTextCLIP in `text`. The
+        # image tower is another module's: it is taken off so that it is not held twice.
+        model.visual = None
+        self.model = model
+        self.embedding = getattr(model, "text", model).token_embedding
+        self.width = self.embedding.embedding_dim
+        self.tokenizer = open_clip.get_tokenizer(name, context_length=model.context_length)
+        with torch.no_grad():
+            self.text_width = model.encode_text(self.tokenizer(["face"])).shape[-1]
+
+    def tokenize(self, texts: Sequence[str], context_length: int) -> torch.Tensor:
+        # Plain letters hold the context's places: each is one token and none is the end mark.
+        words = " ".join(["x"] * context_length)
+        tokens = self.tokenizer([f"{words} {text}".strip() for text in texts])
+        letter = self.tokenizer(["x"])[0, 1]
+        if not bool((tokens[:, 1 : 1 + context_length] == letter).all()):
+            raise ValueError("the tokenizer does not keep single letters apart")
+        # A text that was cut ends with the end mark in its last place.
+        if bool((tokens[:, -1] != self.tokenizer(["x"])[0, -1]).any()):
+            raise ValueError(
+                f"a description is too long for {tokens.shape[1]} tokens with {context_length} "
+                "tokens of context; shorten it"
+            )
+        return tokens
+
+    def encode(self, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        # The context goes in at the embedding's output, before the positions are added.
+        places = torch.zeros_like(tokens, dtype=torch.bool)
+        places[:, 1 : 1 + len(context)] = True
+        handle = self.embedding.register_forward_hook(
+            lambda module, inputs, output: _place(output, places, context)
+        )
+        try:
+            return self.model.encode_text(tokens)
+        finally:
+            handle.remove()
+
+
+def _place(embedded: torch.Tensor, places: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    """Embeddings (N, T, C) with the context (n, C) at each row's ``places`` (N, T)."""
+    if len(context) == 0:
+        return embedded
+    values = context.to(embedded.dtype).repeat(len(embedded), 1)
+    return embedded.masked_scatter(places[..., None], values)
+
+
+class ForgeryKnowledge(nn.Module):
+    """The text features of real and fake, with learned context.
+
+    Args:
+        config: Descriptions and length of the context.
+        encoder: The text encoder.
+    """
+
+    def __init__(self, config: KFDConfig, encoder: TextEncoder) -> None:
+        super().__init__()
+        if encoder.text_width != config.encoder.text_width:
+            raise ValueError(
+                f"the text encoder gives features of width {encoder.text_width}, but "
+                f"encoder.text_width is {config.encoder.text_width}"
+            )
+        self.encoder = encoder
+        self.context = nn.Parameter(torch.randn(config.context_length, encoder.width) * 0.02)
+        self.counts = [len(config.descriptions_real), len(config.descriptions_fake)]
+        texts = [*config.descriptions_real, *config.descriptions_fake]
+        tokens = encoder.tokenize(texts, config.context_length)
+        self.register_buffer("tokens", tokens, persistent=False)
+
+    def forward(self) -> torch.Tensor:
+        """F_text (2, C_text): [real, fake], each the mean of its descriptions' unit features."""
+        features = self.encoder.encode(self.tokens, self.context)
+        features = nn.functional.normalize(features.float(), dim=-1)
+        return torch.stack([part.mean(dim=0) for part in features.split(self.counts)])

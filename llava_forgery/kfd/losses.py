@@ -1,0 +1,97 @@
+"""Stage 1's losses (LVLM-DFD, equations 3 and 4)."""
+
+from dataclasses import dataclass
+
+import kornia.losses
+import torch
+import torch.nn.functional as F
+
+
+def dice_loss(logits: torch.Tensor, mask: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
+    r"""Soft Dice loss of a two-channel mask, the mean over both classes.
+
+    For each sample and class :math:`1 - (2 \sum p g + s) / (\sum p + \sum g + s)`. Where a sample
+    has no forged pixel, the forged class has nothing to overlap with, and its Dice would be a
+    constant near 1 that drowns the rest: such a sample counts with its background alone. The same
+    holds for the background of a mask that covers everything.
+
+    Args:
+        logits: (B, 2, H, W), channel 1 forged.
+        mask: (B, 1, H, W) or (B, H, W), in [0, 1].
+        smooth: s, in pixels.
+
+    Returns:
+        Scalar in [0, 1].
+
+    Raises:
+        ValueError: Shapes do not fit.
+    """
+    if mask.ndim == 4 and mask.shape[1] == 1:
+        mask = mask[:, 0]
+    if logits.ndim != 4 or logits.shape[1] != 2 or mask.shape != logits[:, 0].shape:
+        raise ValueError(
+            f"expected logits (B, 2, H, W) and a mask (B, 1, H, W) of the same size, got "
+            f"{tuple(logits.shape)} and {tuple(mask.shape)}"
+        )
+    probability = logits.softmax(dim=1)
+    truth = torch.stack([1 - mask, mask], dim=1).to(probability.dtype)
+    overlap = (probability * truth).sum(dim=(2, 3))
+    total = probability.sum(dim=(2, 3)) + truth.sum(dim=(2, 3))
+    loss = 1 - (2 * overlap + smooth) / (total + smooth)
+    present = (truth.sum(dim=(2, 3)) > 0).to(loss.dtype)
+    return ((loss * present).sum(dim=1) / present.sum(dim=1)).mean()
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of stage 1's terms."""
+
+    reference: float = 1.0
+    """Lambda of equation 3: Dice of the mask from the reference maps."""
+    focal: float = 1.0
+    """Focal loss on the mask, which the official code adds; 0 leaves it out."""
+    classification: float = 1.0
+    """Binary cross-entropy of the score (equation 4)."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 0:
+                raise ValueError(f"the weight {name!r} must not be negative, got {value}")
+
+
+def detector_loss(
+    mask_logits: torch.Tensor,
+    class_logits: torch.Tensor,
+    mask: torch.Tensor,
+    label: torch.Tensor,
+    weights: LossWeights,
+    reference_logits: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """All terms of stage 1 and their weighted sum.
+
+    Args:
+        mask_logits: (B, 2, H, W) from the consistency maps.
+        class_logits: (B, 2), [real, fake].
+        mask: (B, 1, H, W) in [0, 1], 0 everywhere for real images.
+        label: (B,) long, real 0 and fake 1.
+        weights: Weights of the terms.
+        reference_logits: (R, 2, H, W) from the reference maps of the first R samples, if any.
+
+    Returns:
+        ``loss`` and the unweighted ``dice``, ``reference``, ``focal``, ``classification``.
+    """
+    terms = {"dice": dice_loss(mask_logits, mask)}
+    if weights.focal:
+        target = (mask[:, 0] > 0.5).long()
+        terms["focal"] = kornia.losses.focal_loss(
+            mask_logits, target, alpha=None, gamma=2.0, reduction="mean"
+        )
+    # Two-class cross-entropy on [real, fake] is the binary one on the probability of fake.
+    terms["classification"] = F.cross_entropy(class_logits, label)
+    loss = terms["dice"] + weights.classification * terms["classification"]
+    if weights.focal:
+        loss = loss + weights.focal * terms["focal"]
+    if reference_logits is not None:
+        terms["reference"] = dice_loss(reference_logits, mask[: len(reference_logits)])
+        loss = loss + weights.reference * terms["reference"]
+    return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}

@@ -1,0 +1,1 @@
+"""Questions and answers about faces: neutral records, their wordings, and rendering for a host."""

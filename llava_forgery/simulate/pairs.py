@@ -1,0 +1,147 @@
+"""An endless, seeded supply of forged and pristine faces for training and evaluation."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from llava_forgery.constants import REAL
+from llava_forgery.faces.crop import crop_box
+from llava_forgery.faces.records import FaceCrop
+from llava_forgery.simulate.degrade import DegradeConfig, degrade
+from llava_forgery.simulate.simulator import ForgerySimulator, SimulatorConfig
+
+
+class FacePair(NamedTuple):
+    """One simulated forgery with its pristine image."""
+
+    forged: torch.Tensor
+    """(3, S, S) in [0, 1]."""
+    pristine: torch.Tensor
+    """(3, S, S) in [0, 1]."""
+    mask: torch.Tensor
+    """(1, S, S) in [0, 1]."""
+    regions: tuple[str, ...]
+    """Names of the forged regions."""
+    row: int
+    """Row of the face in the data set that the pair was made from."""
+
+
+@dataclass(frozen=True)
+class FramingConfig:
+    """How a face is placed in the picture."""
+
+    margin: tuple[float, float] = (0.1, 0.4)
+    """Space around the landmarks' box on each side, as a share of its longer side, drawn
+    uniformly."""
+    jitter: float = 0.05
+    """Largest move of the face's centre, as a share of the box's longer side."""
+
+    def __post_init__(self) -> None:
+        if self.margin[0] > self.margin[1] or self.margin[0] < 0 or self.jitter < 0:
+            raise ValueError(
+                f"margin must be (low, high), not negative, and jitter not negative, got "
+                f"{self.margin} and {self.jitter}"
+            )
+
+
+CENTRED = FramingConfig(margin=(0.3, 0.3), jitter=0.0)
+"""The framing of evaluation and inference."""
+
+
+class FacePairs(Dataset):
+    """Pair ``i`` depends on the seed, ``i`` and the faces alone: not on workers, order or batches.
+
+    Each round goes over all faces once in an order of its own. The length is as long as one likes,
+    so that a whole training is one pass, which can be resumed at any point.
+
+    Args:
+        faces: Rows of :class:`FaceCrop`, real faces only.
+        length: Number of pairs.
+        size: Side S of the images in pixels.
+        seed: Of everything.
+        simulator: How forgeries are drawn.
+        framing: How the face is placed.
+        degradation: Changes that both images share; None leaves them out.
+
+    Raises:
+        ValueError: No faces, or faces labelled fake.
+    """
+
+    def __init__(
+        self,
+        faces: datasets.Dataset,
+        length: int,
+        size: int = 224,
+        seed: int = 0,
+        simulator: SimulatorConfig | None = None,
+        framing: FramingConfig | None = None,
+        degradation: DegradeConfig | None = None,
+    ) -> None:
+        if len(faces) == 0 or length < 1:
+            raise ValueError(f"expected faces and a length, got {len(faces)} faces and {length}")
+        fakes = sum(label != REAL for label in faces["label"])
+        if fakes:
+            raise ValueError(
+                f"forgeries are simulated from real faces, but {fakes} of {len(faces)} are "
+                "labelled fake; leave them out"
+            )
+        self.faces, self.length, self.size, self.seed = faces, length, size, seed
+        self.simulator = ForgerySimulator(simulator)
+        self.framing = framing or FramingConfig()
+        self.degradation = degradation
+
+    def __len__(self) -> int:
+        return self.length
+
+    def row_of(self, index: int) -> int:
+        """Row of the face that pair ``index`` is made from."""
+        lap, place = divmod(index, len(self.faces))
+        order = np.random.default_rng([self.seed, 0, lap]).permutation(len(self.faces))
+        return int(order[place])
+
+    def __getitem__(self, index: int) -> FacePair:
+        if not 0 <= index < self.length:
+            raise IndexError(f"pair {index} of {self.length}")
+        row = self.row_of(index)
+        face = FaceCrop.from_row(self.faces[row])
+        seed = np.random.SeedSequence([self.seed, 1, index]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(seed) % 2**63)
+        image, landmarks = frame_face(face, self.size, self.framing, generator)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+        forged = self.simulator(pixels, torch.from_numpy(landmarks)[None], [generator])
+        images = torch.cat([forged.image, forged.pristine])
+        mask = forged.mask[0]
+        if self.degradation is not None:
+            images, mirrored = degrade(images, self.degradation, generator)
+            mask = mask.flip(-1) if mirrored else mask
+        return FacePair(images[0], images[1], mask, forged.regions[0], row)
+
+
+def frame_face(
+    face: FaceCrop, size: int, framing: FramingConfig, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a face out of its crop with a drawn margin and position.
+
+    Args:
+        face: With its landmarks.
+        size: Side of the result in pixels.
+        framing: Ranges.
+        generator: CPU generator.
+
+    Returns:
+        Image (size, size, 3) uint8 and landmarks (68, 2) float32 in its pixels.
+    """
+    low, high = face.landmarks.min(axis=0), face.landmarks.max(axis=0)
+    longer = float((high - low).max())
+    draw = torch.rand(3, generator=generator).numpy()
+    margin = framing.margin[0] + (framing.margin[1] - framing.margin[0]) * float(draw[0])
+    side = longer * (1 + 2 * margin)
+    centre = (low + high) / 2 + (2 * draw[1:] - 1) * framing.jitter * longer
+    x, y = centre - side / 2
+    image = crop_box(face.image, (x, y, x + side, y + side), size)
+    landmarks = (face.landmarks - np.array([x, y])) * (size / side)
+    return image, landmarks.astype(np.float32)

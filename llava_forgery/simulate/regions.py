@@ -1,0 +1,101 @@
+"""Facial regions as polygons over the 68 landmarks (iBUG 300-W order).
+
+A region is one polygon or two (left and right); a simulated forgery fills their convex hulls.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from llava_forgery.constants import REGION_NAMES, WHOLE_FACE
+
+JAW = slice(0, 17)
+BROWS = (slice(17, 22), slice(22, 27))
+NOSE = slice(27, 36)
+EYES = (slice(36, 42), slice(42, 48))
+OUTER_LIPS = slice(48, 60)
+
+
+def _grow(points: np.ndarray, x: float, y: float) -> np.ndarray:
+    """Scale points about their centre; 1.0 leaves a direction as it is."""
+    centre = points.mean(axis=0)
+    return centre + (points - centre) * np.array([x, y], dtype=points.dtype)
+
+
+def _eyes(landmarks: np.ndarray) -> list[np.ndarray]:
+    # The contour follows the lids closely; a forged eye takes the lids and the socket along.
+    return [_grow(landmarks[eye], 1.4, 2.2) for eye in EYES]
+
+
+def _eyebrows(landmarks: np.ndarray) -> list[np.ndarray]:
+    # Brow landmarks are a line along the brow: give it the thickness of a third of the gap to the
+    # eye, upwards and downwards along the face's own vertical axis.
+    polygons = []
+    for brow, eye in zip(BROWS, EYES, strict=True):
+        line = landmarks[brow]
+        half = (landmarks[eye].mean(axis=0) - line.mean(axis=0)) / 3
+        polygons.append(np.concatenate([line + half, line - half]))
+    return polygons
+
+
+def _nose(landmarks: np.ndarray) -> list[np.ndarray]:
+    return [_grow(landmarks[NOSE], 1.3, 1.05)]
+
+
+def _mouth(landmarks: np.ndarray) -> list[np.ndarray]:
+    return [_grow(landmarks[OUTER_LIPS], 1.15, 1.3)]
+
+
+def _chin(landmarks: np.ndarray) -> list[np.ndarray]:
+    # From the jaw up to halfway between the lower lip and the chin's tip.
+    jaw = landmarks[5:12]
+    lip, tip = landmarks[57], landmarks[8]
+    top = landmarks[[48, 57, 54]] + (tip - lip) * np.float32(0.4)
+    return [np.concatenate([jaw, top])]
+
+
+def _cheeks(landmarks: np.ndarray) -> list[np.ndarray]:
+    polygons = []
+    for jaw, inner in (((1, 2, 3, 4, 5), (31, 48)), ((15, 14, 13, 12, 11), (35, 54))):
+        eye = landmarks[EYES[0] if jaw[0] == 1 else EYES[1]]
+        # Below the lower lid, by as much as the eye is away from the nostril in a quarter.
+        below = eye.mean(axis=0) + (landmarks[inner[0]] - eye.mean(axis=0)) * np.float32(0.4)
+        polygons.append(np.concatenate([landmarks[list(jaw)], landmarks[list(inner)], below[None]]))
+    return polygons
+
+
+def _face(landmarks: np.ndarray) -> list[np.ndarray]:
+    return [landmarks]
+
+
+_POLYGONS: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
+    "eyes": _eyes,
+    "eyebrows": _eyebrows,
+    "nose": _nose,
+    "mouth": _mouth,
+    "chin": _chin,
+    "cheeks": _cheeks,
+    WHOLE_FACE: _face,
+}
+assert tuple(_POLYGONS) == REGION_NAMES
+
+
+def region_polygons(name: str, landmarks: np.ndarray) -> list[np.ndarray]:
+    """Polygons whose convex hulls make up a region.
+
+    Args:
+        name: One of ``REGION_NAMES``.
+        landmarks: (68, 2) pixels, x right and y down.
+
+    Returns:
+        One or two arrays (N, 2), float32, in pixels; they may reach outside the image.
+
+    Raises:
+        ValueError: Unknown region, or landmarks of another shape.
+    """
+    if name not in _POLYGONS:
+        raise ValueError(f"unknown region {name!r}; expected one of {', '.join(REGION_NAMES)}")
+    landmarks = np.asarray(landmarks, dtype=np.float32)
+    if landmarks.shape != (68, 2):
+        raise ValueError(f"expected landmarks of shape (68, 2), got {landmarks.shape}")
+    return _POLYGONS[name](landmarks)

@@ -1,0 +1,154 @@
+"""Stage 2: train the FPL, and LoRA where wanted, on the host; the detector stays frozen.
+
+    llava-forgery finetune --host HOST --kfd KFD --data CONVERSATIONS --out ADAPTER
+
+Source: LVLM-DFD, section 3.2 and equation 5.
+"""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from peft import set_peft_model_state_dict
+from torch.utils.data import Dataset
+
+from llava_forgery.constants import IGNORE_INDEX
+from llava_forgery.hosts.checkpoint import compare_lora, fill_learner
+from llava_forgery.hosts.transformers_vlm import ForgeryVLM
+from llava_forgery.qa.render import collate, encode
+from llava_forgery.train.conversations import conversation_of, from_bytes
+from llava_forgery.train.trainer import (
+    ForgeryTrainer,
+    Trainable,
+    run_training,
+    training_arguments,
+)
+
+
+class Stage2(Trainable):
+    """The host with the skill, as the Trainer wants it."""
+
+    def __init__(self, vlm: ForgeryVLM) -> None:
+        super().__init__()
+        self.vlm = vlm
+
+    def forward(self, **inputs: Any) -> dict[str, torch.Tensor]:
+        """Cross-entropy on the answers' tokens (equation 5)."""
+        return {"loss": self.vlm(**inputs).loss}
+
+    def save_checkpoint(self, directory: Path) -> None:
+        self.vlm.save_pretrained(directory)
+
+    def load_checkpoint(self, directory: Path) -> None:
+        fill_learner(self.vlm.fpl, directory)
+        if self.vlm.has_lora:
+            set_peft_model_state_dict(self.vlm.host, compare_lora(self.vlm.host, directory))
+
+
+class EncodedConversations(Dataset):
+    """Rows of conversations as the host's inputs.
+
+    Args:
+        rows: From ``build_conversations``.
+        vlm: Gives the processor and the number of placeholders.
+        max_length: Most tokens of a sample; a longer one is an error.
+    """
+
+    def __init__(self, rows: datasets.Dataset, vlm: ForgeryVLM, max_length: int) -> None:
+        self.rows = rows
+        self.processor, self.n_forgery = vlm.processor, vlm.n_forgery
+        self.max_length = max_length
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        row = self.rows[index]
+        image = row["image"].convert("RGB")
+        sample = encode(
+            conversation_of(row),
+            self.processor,
+            images=[image],
+            n_forgery_tokens=self.n_forgery,
+            max_length=self.max_length,
+        )
+        if bool((sample["labels"] == IGNORE_INDEX).all()):
+            raise ValueError(f"sample {index} has no token to learn from: all labels are masked")
+        return {**sample, "forgery_images": from_bytes(image)}
+
+
+class StackedCollator:
+    """Pads the texts and stacks the images."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        samples = [dict(sample) for sample in samples]
+        forgery_images = torch.stack([sample.pop("forgery_images") for sample in samples])
+        batch = collate(samples, pad_id=self.pad_id, padding_side="right")
+        return {**batch, "forgery_images": forgery_images}
+
+
+def train_adapter(
+    vlm: ForgeryVLM,
+    conversations: datasets.Dataset,
+    output_dir: str | PathLike,
+    *,
+    steps: int = 120,
+    batch_size: int = 8,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    save_steps: int | None = 50,
+    max_length: int = 2048,
+    workers: int = 0,
+    resume: bool = False,
+    report_to: str = "none",
+) -> ForgeryVLM:
+    """Train the forgery adapter and write it to ``output_dir``.
+
+    Args:
+        vlm: From ``attach_forgery``; what is trainable there is trained.
+        conversations: From ``build_conversations``.
+        output_dir: Receives the adapter; ``output_dir`` with ``-training`` behind its name
+            receives ``checkpoint-*`` and ``log.json``.
+        steps: Optimiser steps.
+        batch_size: Conversations for each step.
+        learning_rate: Highest value of a warmed-up cosine.
+        weight_decay: AdamW's.
+        seed: Of order and dropout.
+        save_steps: Steps between checkpoints; None saves none.
+        max_length: Most tokens of a sample.
+        workers: Processes that render and tokenise.
+        resume: Continue from the last checkpoint.
+        report_to: ``none``, ``tensorboard`` or ``wandb``.
+
+    Returns:
+        The host with the trained skill, in eval mode.
+    """
+    output_dir = Path(output_dir)
+    arguments = training_arguments(
+        output_dir.with_name(output_dir.name + "-training"),
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        seed=seed,
+        save_steps=save_steps,
+        workers=workers,
+        report_to=report_to,
+    )
+    trainer = ForgeryTrainer(
+        model=Stage2(vlm),
+        args=arguments,
+        train_dataset=EncodedConversations(conversations, vlm, max_length),
+        data_collator=StackedCollator(vlm.processor.tokenizer.pad_token_id),
+    )
+    run_training(trainer, resume)
+    vlm.eval()
+    vlm.save_pretrained(output_dir)
+    return vlm

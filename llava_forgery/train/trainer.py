@@ -1,0 +1,152 @@
+"""What both stages add to the transformers Trainer: our checkpoints, our logs, exact resuming."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from llava_forgery.files import write_json
+
+logger = logging.getLogger(__name__)
+
+# The Trainer writes this file last: a checkpoint without it was interrupted.
+_LAST_FILE = "trainer_state.json"
+
+
+class Trainable(nn.Module, ABC):
+    """A model that the :class:`ForgeryTrainer` trains."""
+
+    @abstractmethod
+    def save_checkpoint(self, directory: Path) -> None:
+        """Write what is trained."""
+
+    @abstractmethod
+    def load_checkpoint(self, directory: Path) -> None:
+        """Read it back, strictly."""
+
+
+class ForgeryTrainer(Trainer):
+    """Saves and reads checkpoints through the model, and logs all of its loss terms.
+
+    The model's forward returns a dict with ``loss`` and any number of further scalars.
+    """
+
+    model: Trainable
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Our losses are means over the batch; the Trainer divides by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> Any:
+        outputs = model(**inputs)
+        for name, value in outputs.items():
+            if name != "loss":
+                self._terms[name].append(value.detach())
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            for name, values in self._terms.items():
+                logs[name] = round(float(torch.stack(values).mean()), 4)
+            self._terms.clear()
+        super().log(logs, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        self.model.save_checkpoint(Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        (model or self.model).load_checkpoint(Path(resume_from_checkpoint))
+
+
+def last_checkpoint(directory: str | PathLike) -> str | None:
+    """The newest whole checkpoint in a training's folder, None if there is none."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        return None
+    for path in directory.glob("checkpoint-*"):
+        if not (path / _LAST_FILE).is_file():
+            logger.warning("%s was interrupted while it was written and is left out", path)
+            path.rename(path.with_name(f"interrupted-{path.name}"))
+    return get_last_checkpoint(str(directory))
+
+
+def training_arguments(
+    output_dir: str | PathLike,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    seed: int,
+    save_steps: int | None,
+    workers: int,
+    report_to: str = "none",
+    **more: Any,
+) -> TrainingArguments:
+    """The Trainer's arguments that both stages share.
+
+    Args:
+        output_dir: The training's folder.
+        steps: Optimiser steps.
+        batch_size: Samples for each step and process.
+        learning_rate: Its highest value; warmed up over a tenth of the steps, then a cosine.
+        weight_decay: AdamW's.
+        seed: Of data order, dropout and the like.
+        save_steps: Steps between checkpoints; None saves none.
+        workers: Processes that prepare data; 0 prepares it in the main process.
+        report_to: ``none``, ``tensorboard`` or ``wandb``.
+        more: Any other of TrainingArguments' fields.
+    """
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 10),
+        weight_decay=weight_decay,
+        seed=seed,
+        save_strategy="no" if save_steps is None else "steps",
+        save_steps=save_steps or 500,
+        save_total_limit=2,
+        logging_steps=10,
+        report_to=report_to,
+        dataloader_num_workers=workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        disable_tqdm=False,
+        **more,
+    )
+
+
+def run_training(trainer: ForgeryTrainer, resume: bool) -> None:
+    """Train, from the last checkpoint where asked, and keep the log as JSON.
+
+    Raises:
+        ValueError: The folder holds checkpoints of an earlier training and ``resume`` is off, so
+            that they would mix.
+    """
+    output_dir = Path(trainer.args.output_dir)
+    checkpoint = last_checkpoint(output_dir)
+    if checkpoint and not resume:
+        raise ValueError(
+            f"{output_dir} holds checkpoints of an earlier training: resume it (--resume), or "
+            "give another folder"
+        )
+    if resume and not checkpoint:
+        logger.warning("%s holds no checkpoint to resume from: starting anew", output_dir)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    write_json(output_dir / "log.json", trainer.state.log_history)

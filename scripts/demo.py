@@ -1,0 +1,197 @@
+"""The embedded default, from faces to an answer, on two CPU cores.
+
+    bash scripts/demo.sh [--faces DIR] [--out DIR]
+
+Makes or reads faces, splits them by identity, trains a tiny detector and the forgery adapter of a
+small LLaVA, evaluates both on people who were not in training, and prints a table. Each step calls
+what the command of the same name calls: prepare or generate-faces, import-efficientnet, train-kfd,
+make-small-llava, build-qa, finetune, evaluate.
+"""
+
+import logging
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from transformers.utils.logging import disable_progress_bar
+
+from llava_forgery.evaluation.simulated import evaluate_simulated
+from llava_forgery.faces.generated import generate_faces
+from llava_forgery.faces.prepare import prepare
+from llava_forgery.faces.records import load_faces
+from llava_forgery.files import write_json
+from llava_forgery.hosts.checkpoint import load_host
+from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.small_llava import build_small_llava
+from llava_forgery.hosts.transformers_vlm import attach_forgery
+from llava_forgery.infer.predictor import ForgeryPredictor
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.kfd.imports import import_efficientnet, load_trunk
+from llava_forgery.simulate.degrade import DegradeConfig
+from llava_forgery.simulate.pairs import CENTRED, FacePairs
+from llava_forgery.train.conversations import build_conversations
+from llava_forgery.train.stage1 import train_kfd
+from llava_forgery.train.stage2 import train_adapter
+
+logger = logging.getLogger("demo")
+
+SEED = 0
+TEST_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything."""
+
+    identities: int
+    kfd_steps: int
+    qa_pairs: int
+    adapter_steps: int
+    test_pairs: int
+
+
+FULL = Sizes(identities=80, kfd_steps=260, qa_pairs=400, adapter_steps=100, test_pairs=100)
+REDUCED = Sizes(identities=16, kfd_steps=12, qa_pairs=16, adapter_steps=4, test_pairs=8)
+
+
+def main(
+    faces: Annotated[
+        Path | None, typer.Option(help="Folder of photographs; drawn faces without it.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo-out"),
+    identity_pattern: Annotated[
+        str,
+        typer.Option(
+            help="Regular expression over a photograph's file name; its group is the identity. By "
+            "default what stands before the first underscore."
+        ),
+    ] = r"^([^_]+)_",
+    reduced: Annotated[
+        bool, typer.Option("--reduced", help="Tiny sizes, to see that everything runs.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the finished steps of an interrupted demo.")
+    ] = False,
+) -> None:
+    """Run the demo and write summary.json, overlays/, dialogue.md and adapter/ into OUT."""
+    started = time.monotonic()
+    sizes = REDUCED if reduced else FULL
+    if out.exists() and any(out.iterdir()) and not resume:
+        raise ValueError(f"{out} is not empty; give another --out, or --resume to go on in it")
+    work = out / "work"
+
+    step("faces")
+    if not (work / "faces/faces").is_dir():
+        if faces is None:
+            generate_faces(
+                work / "faces", identities=sizes.identities, test_share=TEST_SHARE, seed=SEED
+            )
+        else:
+            check_identities(faces, identity_pattern)
+            prepare(
+                faces,
+                work / "faces",
+                identity_pattern=identity_pattern,
+                test_share=TEST_SHARE,
+                seed=SEED,
+            )
+    train, test = (load_faces(work / "faces", split=split) for split in ("train", "test"))
+
+    step("detector (stage 1)")
+    if not (out / "kfd/kfd_config.json").is_file():
+        detector = KnowledgeGuidedForgeryDetector.from_preset("tiny", SEED)
+        import_efficientnet(work / "trunk.safetensors")
+        load_trunk(detector, work / "trunk.safetensors")
+        train_kfd(detector, train, out / "kfd", steps=sizes.kfd_steps, seed=SEED, resume=resume)
+    detector = KnowledgeGuidedForgeryDetector.from_pretrained(out / "kfd")
+    side = detector.config.encoder.image_size
+
+    step("host")
+    if not (out / "host").is_dir():
+        build_small_llava(out / "host", SEED)
+
+    step("forgery adapter (stage 2)")
+    if not (out / "adapter").is_dir():
+        pairs = FacePairs(
+            train, sizes.qa_pairs, size=side, seed=SEED + 1, degradation=DegradeConfig()
+        )
+        conversations = build_conversations(pairs, detector, work / "conversations", seed=SEED)
+        model, processor = load_host(Path.cwd(), str(out / "host"))
+        vlm = attach_forgery(model, processor, detector, lora=LoraSettings(), seed=SEED)
+        train_adapter(
+            vlm, conversations, out / "adapter", steps=sizes.adapter_steps, seed=SEED, resume=resume
+        )
+
+    step("evaluation on people who were not in training")
+    predictor = ForgeryPredictor.from_pretrained(out / "adapter")
+    pairs = FacePairs(test, sizes.test_pairs, size=side, seed=SEED + 2, framing=CENTRED)
+    metrics = evaluate_simulated(predictor, pairs, out)
+    summary = {
+        "faces": len(train) + len(test),
+        "train_identities": len(set(train["identity"])),
+        "test_identities": len(set(test["identity"])),
+        **metrics,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_json(out / "summary.json", summary)
+    print_table(summary, out)
+
+
+def step(name: str) -> None:
+    """Say what comes next."""
+    logger.info("--- %s", name)
+
+
+def check_identities(faces: Path, pattern: str) -> None:
+    """People must be told apart, or the same face stands in training and in test.
+
+    Raises:
+        ValueError: The pattern finds fewer than four people.
+    """
+    names = [path.name for path in faces.rglob("*") if path.is_file()] if faces.is_dir() else []
+    found = {match.group(1) for name in names if (match := re.search(pattern, name))}
+    if names and len(found) < 4:
+        raise ValueError(
+            f"{pattern!r} finds {len(found)} people in the file names of {faces}, at least 4 are "
+            "needed; give --identity-pattern, such as '^(.*)\\.' where every file is another person"
+        )
+
+
+def print_table(summary: dict[str, Any], out: Path) -> None:
+    """The summary for people."""
+    kfd, text = summary["kfd"], summary["text"]
+    rows = [
+        ("detector: AUC", kfd["auc"]),
+        ("detector: average precision", kfd["ap"]),
+        ("detector: mask IoU", kfd["mask_iou"]),
+        ("answer: AUC of P(yes)", text["auc"]),
+        ("answer: average precision", text["ap"]),
+        ("answer: accuracy", text["accuracy"]),
+        ("answer: region F1", summary["regions_f1"]),
+        ("detector and answer agree", summary["agreement"]),
+    ]
+    people = (
+        f"{summary['train_identities']} people in training, {summary['test_identities']} in test"
+    )
+    print(f"\n{summary['faces']} faces, {people}, {summary['images']} test images")
+    for name, value in rows:
+        print(f"  {name:<30}{value:8.3f}")
+    print(f"  {'answer: not understood':<30}{text['unparsed']:8d}")
+    print(f"  {'seconds':<30}{summary['seconds']:8.0f}")
+    print(f"\nPictures in {out / 'overlays'}, a dialogue in {out / 'dialogue.md'}. Try:")
+    print(f"  llava-forgery detect PHOTO --model {out / 'adapter'} --overlay maps")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.ERROR)
+    disable_progress_bar()
+    try:
+        typer.run(main)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

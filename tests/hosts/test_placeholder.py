@@ -1,0 +1,74 @@
+import pytest
+import torch
+from torch import nn
+
+from llava_forgery.hosts.placeholder import PlaceholderHooks, check_counts
+
+TOKEN = 99
+
+
+@pytest.fixture
+def embedding():
+    torch.manual_seed(0)
+    return nn.Embedding(10, 4)
+
+
+def _ids(*rows):
+    return torch.tensor([[TOKEN if x == "*" else int(x) for x in row] for row in rows])
+
+
+def test_rows_are_replaced_in_order_and_nothing_else(embedding):
+    hooks = PlaceholderHooks(embedding, TOKEN)
+    vectors = torch.arange(16.0).reshape(2, 2, 4)
+    ids = _ids("1**2", "*3*4")
+    with hooks.use(vectors):
+        result = embedding(ids)
+    torch.testing.assert_close(result[0, 1:3], vectors[0])
+    torch.testing.assert_close(result[1, [0, 2]], vectors[1])
+    torch.testing.assert_close(result[0, 0], embedding.weight[1])
+    torch.testing.assert_close(result[1, 3], embedding.weight[4])
+
+
+def test_gradient_reaches_the_vectors_and_not_row_zero(embedding):
+    hooks = PlaceholderHooks(embedding, TOKEN)
+    vectors = torch.randn(1, 2, 4, requires_grad=True)
+    with hooks.use(vectors):
+        embedding(_ids("5**")).sum().backward()
+    torch.testing.assert_close(vectors.grad, torch.ones(1, 2, 4))
+    assert float(embedding.weight.grad[0].abs().sum()) == 0
+    assert float(embedding.weight.grad[5].sum()) == 4
+
+
+def test_beams_repeat_each_samples_vectors(embedding):
+    hooks = PlaceholderHooks(embedding, TOKEN)
+    vectors = torch.arange(8.0).reshape(2, 1, 4)
+    with hooks.use(vectors):
+        result = embedding(_ids("*", "*", "*", "*"))
+    torch.testing.assert_close(result[:, 0], vectors[[0, 0, 1, 1], 0])
+
+
+def test_steps_without_placeholders_pass(embedding):
+    hooks = PlaceholderHooks(embedding, TOKEN)
+    with hooks.use(torch.zeros(1, 2, 4)):
+        torch.testing.assert_close(embedding(_ids("7"))[0, 0], embedding.weight[7])
+
+
+def test_short_first_sample_is_named_with_both_numbers(embedding):
+    hooks = PlaceholderHooks(embedding, TOKEN)
+    with hooks.use(torch.zeros(2, 2, 4)), pytest.raises(ValueError, match="sample 0 has 1 .* 2"):
+        embedding(_ids("1*2", "**3"))
+    with pytest.raises(ValueError, match="sample 1 has 3 .* 2"):
+        check_counts(_ids("**4", "***"), TOKEN, [2, 2])
+
+
+def test_host_called_directly_with_placeholders_is_an_error(embedding):
+    PlaceholderHooks(embedding, TOKEN)
+    with pytest.raises(RuntimeError, match="attach_forgery"):
+        embedding(_ids("1*"))
+
+
+def test_removed_hooks_leave_the_embedding_as_it_was(embedding):
+    hooks = PlaceholderHooks(embedding, TOKEN)
+    hooks.remove()
+    assert not embedding._forward_hooks
+    assert not embedding._forward_pre_hooks

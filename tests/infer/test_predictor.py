@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers_vlm import attach_forgery
+from llava_forgery.infer.batch import judge_files, list_images
+from llava_forgery.infer.overlay import heat_overlay, paste_mask, photograph_overlay, save_png
+from llava_forgery.infer.predictor import ForgeryPredictor
+from llava_forgery.infer.verdict import Verdict
+from llava_forgery.qa.build import build_prompt
+from llava_forgery.qa.render import candidate_ids, encode
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    host, processor = tiny.llava()
+    vlm = attach_forgery(host, processor, tiny.kfd(), lora=LoraSettings(r=2, alpha=4))
+    return ForgeryPredictor(vlm, max_new_tokens=5)
+
+
+class OneFace:
+    """A detector that finds the landmarks it is given."""
+
+    def __init__(self, *faces):
+        self.faces = faces
+
+    def detect(self, image):
+        from llava_forgery.faces.detect import DetectedFace
+
+        return [DetectedFace((0.0, 0.0, 9.0, 9.0), points, 1.0) for points in self.faces]
+
+
+def _verdict(score=0.9, p_yes=0.8, box=(10.0, 20.0, 42.0, 52.0)):
+    mask = np.zeros((16, 16), np.float32)
+    mask[4:12, 4:12] = 1
+    agree = (score >= 0.5) == (p_yes >= 0.5)
+    return Verdict(score, p_yes, "Yes.", ("nose",), agree, mask, box)
+
+
+def test_verdict_of_a_crop(predictor):
+    verdict = predictor.predict(tiny.picture(1), cropped=True)
+    assert 0 <= verdict.score <= 1
+    assert 0 <= verdict.p_yes <= 1
+    assert verdict.mask.shape == (tiny.SIZE, tiny.SIZE)
+    assert verdict.box == (0.0, 0.0, 64.0, 64.0)
+    assert verdict.agree == ((verdict.score >= 0.5) == (verdict.p_yes >= 0.5))
+    pixels = torch.from_numpy(tiny.picture(1)).permute(2, 0, 1)[None].float() / 255
+    assert verdict.score == pytest.approx(float(predictor.vlm.detect(pixels).score), abs=1e-6)
+
+
+def test_p_yes_is_the_likelihood_of_the_two_answers(predictor):
+    """From a plain forward over prompt and answer, without generate."""
+    vlm, image = predictor.vlm, tiny.picture(2)
+    verdict = predictor.predict(image, cropped=True)
+    prompt = build_prompt(verdict.score)
+    sample = encode(prompt, vlm.processor, images=[Image.fromarray(image)],
+                    n_forgery_tokens=vlm.n_forgery)  # fmt: skip
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        batch = {name: tensor[None] for name, tensor in sample.items()}
+        log_p = vlm(**batch, forgery_images=pixels).logits[0, -1].log_softmax(dim=0)
+    yes, no = (log_p[i].exp() for i in candidate_ids(prompt, vlm.processor, vlm.n_forgery))
+    assert verdict.p_yes == pytest.approx(float(yes / (yes + no)), abs=1e-5)
+
+
+def test_several_faces_are_judged_in_their_own_squares(predictor):
+    photo = np.concatenate([tiny.picture(1, 128), tiny.picture(2, 128)], axis=1)
+    left, right = tiny.landmarks(128), tiny.landmarks(128) + np.float32([128, 0])
+    both = ForgeryPredictor(predictor.vlm, OneFace(left, right), max_new_tokens=4)
+    verdicts = both.predict_all(photo)
+    assert len(verdicts) == 2
+    centres = [(v.box[0] + v.box[2]) / 2 for v in verdicts]
+    assert centres[0] == pytest.approx(64, abs=2)
+    assert centres[1] == pytest.approx(192, abs=2)
+    alone = ForgeryPredictor(predictor.vlm, OneFace(right), max_new_tokens=4).predict(photo)
+    assert alone.p_yes == pytest.approx(verdicts[1].p_yes, abs=1e-4)
+    assert alone.score == pytest.approx(verdicts[1].score, abs=1e-5)
+    assert alone.answer == verdicts[1].answer
+
+
+def test_crop_that_is_not_square_keeps_its_proportions(predictor):
+    wide = np.concatenate([tiny.picture(1), tiny.picture(1)], axis=1)
+    (face,) = predictor.find_faces(wide, cropped=True)
+    assert face.box == (0.0, -32.0, 128.0, 96.0)
+    assert face.image.shape == (64, 64, 3)
+
+
+def test_no_face_and_wrong_arrays_are_errors(predictor):
+    nobody = ForgeryPredictor(predictor.vlm, OneFace())
+    with pytest.raises(ValueError, match="--cropped"):
+        nobody.predict(tiny.picture())
+    with pytest.raises(ValueError, match="multiply floats"):
+        predictor.predict(tiny.picture() / 255, cropped=True)
+
+
+def test_dialogue_keeps_what_was_said(predictor):
+    dialogue = predictor.dialogue(tiny.picture(3), cropped=True)
+    first = dialogue.ask("Is this a deepfake image?")
+    second = dialogue.ask("  Where is the artifact? ")
+    assert isinstance(first, str)
+    assert [m.role for m in dialogue.messages] == ["user", "assistant"] * 2
+    assert dialogue.messages[0].text.endswith("Is this a deepfake image?")
+    assert f"the forgery score is {dialogue.score:.2f}" in dialogue.messages[0].text
+    assert dialogue.messages[2].text == "Where is the artifact?"
+    assert dialogue.messages[3].text == second
+    with pytest.raises(ValueError, match="empty"):
+        dialogue.ask("  ")
+
+
+def test_first_answer_of_a_dialogue_is_the_verdicts(predictor):
+    image = tiny.picture(4)
+    verdict = predictor.predict(image, cropped=True)
+    assert predictor.dialogue(image, cropped=True).ask("Is this a deepfake image?") == (
+        verdict.answer
+    )
+
+
+def test_files_that_cannot_be_read_do_not_stop_the_others(predictor, tmp_path):
+    (tmp_path / "photos/empty").mkdir(parents=True)
+    Image.fromarray(tiny.picture(1)).save(tmp_path / "photos/b.png")
+    (tmp_path / "photos/a.jpg").write_bytes(b"no picture")
+    paths = [tmp_path / "photos", tmp_path / "photos/empty", tmp_path / "nowhere.png"]
+    results = list(judge_files(predictor, paths, cropped=True, overlay_dir=tmp_path / "maps"))
+    assert [r.error is None for r in results] == [False, True, False, False]
+    assert "a.jpg" in results[0].error
+    assert "holds no images" in results[2].error
+    assert "nowhere.png" in results[3].error
+    entry = results[1].to_dict()
+    assert set(entry) == {"file", "error", "faces"}
+    assert set(entry["faces"][0]) == {
+        "box", "score", "p_yes", "answer", "regions", "agree", "overlay"
+    }  # fmt: skip
+    with Image.open(entry["faces"][0]["overlay"]) as picture:
+        assert picture.text["Software"] == "llava-forgery"
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(predictor, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(tiny.picture(1)).save(tmp_path / folder / "a.png")
+    paths = [tmp_path / "one", tmp_path / "two"]
+    assert len(list(list_images(paths))) == 2
+    list(judge_files(predictor, paths, cropped=True, overlay_dir=tmp_path / "maps"))
+    assert len(list((tmp_path / "maps").glob("a-*.png"))) == 2
+
+
+def test_mask_is_pasted_at_the_box():
+    pasted = paste_mask(_verdict(), 80, 100)
+    rows, columns = np.nonzero(pasted > 0.5)
+    # The mask's middle half of a box of 32 pixels at (10, 20).
+    assert (columns.min(), columns.max() + 1) == (18, 34)
+    assert (rows.min(), rows.max() + 1) == (28, 44)
+    outside = paste_mask(_verdict(box=(-16.0, -16.0, 16.0, 16.0)), 80, 100)
+    assert outside[0, 0] == pytest.approx(1, abs=0.1)
+
+
+def test_overlay_colours_the_forged_area_alone():
+    image = np.full((32, 32, 3), 90, np.uint8)
+    mask = np.zeros((32, 32), np.float32)
+    mask[8:16, 8:16] = 1
+    drawn = heat_overlay(image, mask)
+    assert np.array_equal(drawn[20:], image[20:])
+    assert not np.array_equal(drawn[10, 10], image[10, 10])
+
+
+def test_disagreement_is_written_into_the_picture(tmp_path):
+    sheet = photograph_overlay(tiny.picture(0, 200), [_verdict(p_yes=0.1)])
+    assert sheet.size == (400, 228)
+    save_png(sheet, tmp_path / "a.png", "note")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.text["Description"] == "note"
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.png"]

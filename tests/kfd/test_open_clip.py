@@ -1,0 +1,119 @@
+"""The open_clip encoder, on a tiny CLIP saved to disk as open_clip stores its models."""
+
+import json
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llava_forgery.kfd.config import EncoderConfig, KFDConfig
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.kfd.encoder import load_open_clip
+from llava_forgery.kfd.knowledge import OpenClipTextEncoder
+from llava_forgery.kfd.losses import LossWeights
+
+MODEL = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**MODEL)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": MODEL, "preprocess_cfg": {}})
+    )
+    return folder
+
+
+def _config(folder):
+    encoder = EncoderConfig("open_clip", f"local-dir:{folder}", None, (1, 3), 24, 32)
+    return KFDConfig(encoder=encoder, context_length=3)
+
+
+@pytest.fixture(scope="module")
+def detector(folder):
+    return KnowledgeGuidedForgeryDetector.from_config(_config(folder)).eval()
+
+
+def test_patch_tokens_of_the_tapped_blocks(detector, folder):
+    """The taps are the blocks' outputs, counted from 1, without the class token."""
+    model = load_open_clip(_config(folder).encoder)
+    outputs = []
+    for block in model.visual.transformer.resblocks:
+        block.register_forward_hook(lambda m, i, o: outputs.append(o))
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        model.visual((images - detector.encoder.mean) / detector.encoder.std)
+        taps = detector.encoder(images)
+    for tap, number in zip(taps, (1, 3), strict=True):
+        expected = outputs[number - 1][:, 1:].transpose(1, 2).reshape(2, 32, 4, 4)
+        torch.testing.assert_close(tap, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_towers_are_frozen_and_the_context_learns(detector):
+    detector.train()
+    assert not detector.encoder.training
+    assert not any(p.requires_grad for p in detector.encoder.parameters())
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., 8:16, 8:16] = 1
+    _, losses = detector.training_losses(
+        torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32), mask, LossWeights()
+    )
+    losses["loss"].backward()
+    assert float(detector.knowledge.context.grad.abs().sum()) > 0
+    trained = {n.split(".")[0] for n, p in detector.named_parameters() if p.requires_grad}
+    assert trained == {"consistency", "locator", "classifier", "knowledge"}
+    assert [n for n, p in detector.knowledge.named_parameters() if p.requires_grad] == ["context"]
+    detector.zero_grad()
+    detector.eval()
+
+
+def test_context_stands_before_the_words_inside_the_text_encoder(folder):
+    """Context rows that equal the letters' own embeddings change nothing; others do."""
+    model = load_open_clip(_config(folder).encoder)
+    encoder = OpenClipTextEncoder(model, f"local-dir:{folder}")
+    tokens = encoder.tokenize(["a real face"], 3)
+    plain = model.encode_text(tokens)
+    letters = encoder.embedding(tokens[0, 1:4])
+    torch.testing.assert_close(encoder.encode(tokens, letters), plain)
+    changed = encoder.encode(tokens, letters + 1)
+    assert torch.cosine_similarity(changed, plain).item() < 0.999
+
+
+def test_too_long_description_is_an_error(folder):
+    model = load_open_clip(_config(folder).encoder)
+    encoder = OpenClipTextEncoder(model, f"local-dir:{folder}")
+    with pytest.raises(ValueError, match="too long"):
+        encoder.tokenize(["word " * 90], 3)
+
+
+def test_checkpoint_holds_no_tower_and_knows_its_tower(detector, folder, tmp_path):
+    detector.save_pretrained(tmp_path / "kfd")
+    names = set(load_file(tmp_path / "kfd" / "kfd.safetensors"))
+    assert not any(name.startswith(("encoder.", "knowledge.")) for name in names)
+    assert set(load_file(tmp_path / "kfd" / "knowledge.safetensors")) == {"context"}
+    loaded = KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd")
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(detector(images).class_logits, loaded(images).class_logits)
+
+    weights = folder / "open_clip_model.safetensors"
+    original = weights.read_bytes()
+    try:
+        torch.manual_seed(1)
+        save_file(open_clip.CLIP(**MODEL).state_dict(), weights)
+        with pytest.raises(ValueError, match="trained on other weights"):
+            KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd")
+    finally:
+        weights.write_bytes(original)
+
+
+def test_unknown_model_is_named():
+    with pytest.raises(ValueError, match="no model 'ViT-Z'"):
+        load_open_clip(EncoderConfig(name="ViT-Z"))

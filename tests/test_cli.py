@@ -1,0 +1,84 @@
+"""The command, on a tiny adapter and host saved to disk."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from llava_forgery.hosts.checkpoint import load_host
+from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers_vlm import attach_forgery
+from llava_forgery.infer.predictor import ForgeryPredictor
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """host/, adapter/, other-host/ and face.png."""
+    folder = tmp_path_factory.mktemp("cli")
+    for name, seed in (("host", 0), ("other-host", 1)):
+        host, processor = tiny.llava(seed)
+        host.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+    model, processor = load_host(folder, str(folder / "host"))
+    vlm = attach_forgery(model, processor, tiny.kfd(), lora=LoraSettings(r=2, alpha=4))
+    vlm.save_pretrained(folder / "adapter")
+    Image.fromarray(tiny.picture(1)).save(folder / "face.png")
+    return folder
+
+
+def _run(*arguments, text=None):
+    command = [sys.executable, "-c", "from llava_forgery.cli import main; main()"]
+    return subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, input=text, timeout=300
+    )
+
+
+def test_detect_in_a_new_process_says_what_the_library_says(folder):
+    result = _run("detect", folder / "face.png", "--model", folder / "adapter", "--cropped",
+                  "--json")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (entry,) = json.loads(result.stdout)
+    predictor = ForgeryPredictor.from_pretrained(folder / "adapter")
+    verdict = predictor.predict(folder / "face.png", cropped=True)
+    assert entry["error"] is None
+    assert entry["faces"][0]["score"] == pytest.approx(verdict.score, abs=1e-4)
+    assert entry["faces"][0]["p_yes"] == pytest.approx(verdict.p_yes, abs=1e-4)
+    assert entry["faces"][0]["answer"] == verdict.answer
+    assert entry["faces"][0]["overlay"] is None
+
+
+def test_exit_status_1_when_a_file_was_not_judged(folder, tmp_path):
+    (tmp_path / "broken.jpg").write_text("no picture")
+    result = _run("detect", tmp_path / "broken.jpg", folder / "face.png", "--model",
+                  folder / "adapter", "--cropped")  # fmt: skip
+    assert result.returncode == 1
+    assert "broken.jpg: not judged" in result.stdout
+    assert "score" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nowhere"], "no folder nowhere"),
+        (["--model", "ADAPTER", "--host", "OTHER"], "other weights"),
+        ([], "Missing option '--model'"),
+    ],
+)
+def test_wrong_use_is_exit_status_2(folder, arguments, message):
+    names = {"ADAPTER": folder / "adapter", "OTHER": folder / "other-host"}
+    arguments = [names.get(argument, argument) for argument in arguments]
+    result = _run("detect", folder / "face.png", "--cropped", *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_chat_answers_several_questions(folder):
+    result = _run("chat", folder / "face.png", "--model", folder / "adapter", "--cropped",
+                  text="Is it fake?\nWhere?\n\n")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "Score of the detector: 0." in result.stdout
+    assert result.stdout.count("> ") == 3

@@ -1,0 +1,135 @@
+"""Both stages on the smallest models: what is trained, saved, resumed."""
+
+import json
+import shutil
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava_forgery.constants import FAKE, REAL
+from llava_forgery.faces.records import FEATURES
+from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers_vlm import attach_forgery
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.train.conversations import build_conversations, conversation_of, from_bytes
+from llava_forgery.train.stage1 import train_kfd
+from llava_forgery.train.stage2 import EncodedConversations, train_adapter
+from llava_forgery.train.trainer import last_checkpoint
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def faces():
+    rows = [tiny.face(i).to_row() for i in range(4)]
+    return datasets.Dataset.from_list(rows, features=FEATURES)
+
+
+@pytest.fixture(scope="module")
+def conversations(faces, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qa") / "conversations"
+    return build_conversations(FacePairs(faces, 6, size=tiny.SIZE), tiny.kfd(), folder, seed=1)
+
+
+def _train_kfd(faces, folder, **options):
+    options = {"steps": 4, "batch_size": 2, "workers": 0, "save_steps": 2, **options}
+    detector = KnowledgeGuidedForgeryDetector.from_config(tiny.kfd_config())
+    return train_kfd(detector, faces, folder, **options)
+
+
+def _same(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_stage_1_trains_saves_and_logs(faces, tmp_path):
+    before = tiny.kfd().state_dict()
+    detector = _train_kfd(faces, tmp_path)
+    assert not detector.training
+    changed = {n for n, t in detector.state_dict().items() if not torch.equal(t, before[n])}
+    for part in ("encoder.", "consistency.", "locator.", "classifier.", "knowledge.context"):
+        assert any(name.startswith(part) for name in changed), part
+    loaded = KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path)
+    images = torch.rand(2, 3, tiny.SIZE, tiny.SIZE)
+    assert torch.equal(loaded(images).class_logits, detector(images).class_logits)
+    log = json.loads((tmp_path / "log.json").read_text())
+    assert log[-1]["step"] == 4
+
+
+def test_stage_1_resumed_equals_uninterrupted(faces, tmp_path):
+    whole = _train_kfd(faces, tmp_path / "whole").state_dict()
+    shutil.copytree(tmp_path / "whole/checkpoint-2", tmp_path / "cut/checkpoint-2")
+    # What an interruption while saving leaves behind.
+    (tmp_path / "cut/checkpoint-3").mkdir()
+    with pytest.raises(ValueError, match="--resume"):
+        _train_kfd(faces, tmp_path / "cut")
+    resumed = _train_kfd(faces, tmp_path / "cut", resume=True).state_dict()
+    assert _same(whole, resumed)
+
+
+def test_interrupted_checkpoint_is_left_out(tmp_path):
+    for name in ("checkpoint-2", "checkpoint-10"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-2/trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_conversations_cite_the_detectors_score_of_the_stored_picture(conversations):
+    detector = tiny.kfd()
+    assert len(conversations) == 12
+    assert sorted(set(conversations["label"])) == [REAL, FAKE]
+    for row in conversations:
+        conversation = conversation_of(row)
+        with torch.no_grad():
+            score = float(detector(from_bytes(row["image"])[None]).score)
+        assert score == pytest.approx(row["score"], abs=1e-5)
+        assert f"the forgery score is {row['score']:.2f}." in conversation.messages[0].text
+        assert conversation.messages[1].text.startswith("Yes" if row["label"] else "No")
+
+
+def _vlm(lora):
+    host, processor = tiny.llava()
+    settings = LoraSettings(r=2, alpha=4, dropout=0.0) if lora else None
+    return attach_forgery(host, processor, tiny.kfd(), lora=settings)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_stage_2_changes_what_it_should_and_nothing_else(conversations, tmp_path, lora):
+    vlm = _vlm(lora)
+    before = {name: tensor.clone() for name, tensor in vlm.state_dict().items()}
+    train_adapter(vlm, conversations, tmp_path / "adapter", steps=3, batch_size=2, save_steps=None)
+    changed = {n for n, t in vlm.state_dict().items() if not torch.equal(t, before[n])}
+    assert changed
+    assert changed <= set(_vlm(lora).trainable_names())
+    assert any(name.startswith("fpl.") for name in changed)
+    assert any(".lora_B." in name for name in changed) == lora
+    saved = load_file(tmp_path / "adapter/fpl.safetensors")
+    assert _same(saved, vlm.fpl.state_dict())
+
+
+def test_stage_2_resumed_equals_uninterrupted(conversations, tmp_path):
+    options = {"steps": 4, "batch_size": 2, "save_steps": 2}
+    train_adapter(_vlm(True), conversations, tmp_path / "whole", **options)
+    shutil.copytree(
+        tmp_path / "whole-training/checkpoint-2", tmp_path / "cut-training/checkpoint-2"
+    )
+    train_adapter(_vlm(True), conversations, tmp_path / "cut", resume=True, **options)
+    for name in ("fpl.safetensors", "lora/adapter_model.safetensors"):
+        assert _same(load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name))
+
+
+def test_samples_hold_what_host_and_detector_see(conversations):
+    vlm = _vlm(False)
+    sample = EncodedConversations(conversations, vlm, 512)[0]
+    assert sample["pixel_values"].shape == (3, 32, 32)
+    assert sample["forgery_images"].shape == (3, tiny.SIZE, tiny.SIZE)
+    assert int((sample["input_ids"] == vlm.token_id).sum()) == vlm.n_forgery
+    answers = vlm.processor.tokenizer.decode(sample["labels"][sample["labels"] != -100])
+    assert conversation_of(conversations[0]).messages[1].text in answers
+
+
+def test_too_long_samples_are_an_error(conversations):
+    with pytest.raises(ValueError, match="max_length"):
+        EncodedConversations(conversations, _vlm(False), 20)[0]
