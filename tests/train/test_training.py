@@ -16,7 +16,12 @@ from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.conversations import build_conversations, conversation_of, from_bytes
 from llava_forgery.train.stage1 import train_kfd
-from llava_forgery.train.stage2 import EncodedConversations, train_adapter
+from llava_forgery.train.stage2 import (
+    EncodedConversations,
+    StackedCollator,
+    Stage2,
+    train_adapter,
+)
 from llava_forgery.train.trainer import last_checkpoint
 from tests import tiny
 
@@ -118,6 +123,16 @@ def test_stage_2_resumed_equals_uninterrupted(conversations, tmp_path):
     train_adapter(_vlm(True), conversations, tmp_path / "cut", resume=True, **options)
     for name in ("fpl.safetensors", "lora/adapter_model.safetensors"):
         assert _same(load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name))
+
+
+def test_stage_2_loss_is_the_hosts_own(conversations):
+    """Logits of the answers alone give the loss that the host computes from all of them."""
+    vlm = _vlm(False)
+    samples = EncodedConversations(conversations, vlm, 512)
+    batch = StackedCollator(vlm.processor.tokenizer.pad_token_id)([samples[i] for i in range(4)])
+    with torch.no_grad():
+        expected = vlm(**batch).loss
+        torch.testing.assert_close(Stage2(vlm)(**batch)["loss"], expected)
 
 
 def test_samples_hold_what_host_and_detector_see(conversations):
