@@ -190,6 +190,9 @@ def finetune(
     lora_r: Annotated[int, typer.Option(help="LoRA's rank.")] = 32,
     lora_alpha: Annotated[int, typer.Option(help="LoRA's scale.")] = 32,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100,
+    align_steps: Annotated[
+        int, typer.Option(help="Steps of the FPL's warm start without the host; 0: none.")
+    ] = 400,
     batch_size: Annotated[int, typer.Option(help="Conversations for each step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     seed: Seed = 0,
@@ -214,6 +217,7 @@ def finetune(
         datasets.load_from_disk(str(data)),
         out,
         steps=steps,
+        align_steps=align_steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,

@@ -50,12 +50,17 @@ class Sizes:
     identities: int
     kfd_steps: int
     qa_pairs: int
+    align_steps: int
     adapter_steps: int
     test_pairs: int
 
 
-FULL = Sizes(identities=80, kfd_steps=200, qa_pairs=200, adapter_steps=100, test_pairs=60)
-REDUCED = Sizes(identities=16, kfd_steps=12, qa_pairs=16, adapter_steps=4, test_pairs=8)
+FULL = Sizes(
+    identities=80, kfd_steps=200, qa_pairs=220, align_steps=400, adapter_steps=110, test_pairs=60
+)
+REDUCED = Sizes(
+    identities=16, kfd_steps=12, qa_pairs=16, align_steps=20, adapter_steps=4, test_pairs=8
+)
 # Small batches: on two cores a step's time grows with its tokens, and more steps learn more.
 CONVERSATIONS_PER_STEP = 4
 ADAPTER_LEARNING_RATE = 2e-3
@@ -130,6 +135,7 @@ def main(
             conversations,
             out / "adapter",
             steps=sizes.adapter_steps,
+            align_steps=sizes.align_steps,
             batch_size=CONVERSATIONS_PER_STEP,
             learning_rate=ADAPTER_LEARNING_RATE,
             seed=SEED,

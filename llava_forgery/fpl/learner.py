@@ -16,6 +16,8 @@ from llava_forgery.kfd.detector import KFDOutput
 # Both kinds give a grid of 3 x 3 vectors for the mask and for the maps (n_2 = n_3 = 9).
 GRID = 3
 PAPER_SIZE = 224
+# Finer maps are reduced to this side for the lite networks: regions of a face remain apart.
+LITE_SIZE = 24
 
 
 class PaperGrid(nn.Sequential):
@@ -31,22 +33,37 @@ class PaperGrid(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(512, hidden_size, 5))
 
 
-class LiteGrid(nn.Sequential):
-    """Three strided convolutions, pooled to 3 x 3, then a linear layer to C at each place.
+class LiteGrid(nn.Module):
+    """Three small convolutions, pooled to 3 x 3; then each vector is made from all nine places.
 
-    Group norm instead of batch norm: stage 2 runs on batches of a few samples.
+    No norm: how strong a map is says as much as where, and stage 2 runs on batches of a few
+    samples.
     """
 
-    def __init__(self, channels: int, hidden_size: int) -> None:
-        layers: list[nn.Module] = []
-        widths = (channels, 32, 64, 128)
-        for before, after in pairwise(widths):
-            layers += [
-                nn.Conv2d(before, after, 3, padding=1, stride=1 if before == channels else 2),
-                nn.GroupNorm(8, after),
-                nn.GELU(),
-            ]
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(GRID), nn.Conv2d(128, hidden_size, 1))
+    def __init__(self, channels: int, hidden_size: int, latent: int = 64) -> None:
+        super().__init__()
+        places = GRID * GRID
+        self.trunk = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(32, 64, 3, padding=1, stride=2),
+            nn.GELU(),
+            nn.Conv2d(64, 128, 3, padding=1, stride=2),
+            nn.GELU(),
+            nn.AdaptiveAvgPool2d(GRID),
+            nn.Flatten(),
+        )
+        self.head = nn.Sequential(
+            nn.Linear(128 * places, places * latent),
+            nn.GELU(),
+            nn.Unflatten(1, (places, latent)),
+            nn.Linear(latent, hidden_size),
+        )
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps (B, channels, h, w) to (B, C, 3, 3), as the paper's grid gives them."""
+        vectors = self.head(self.trunk(maps))
+        return vectors.transpose(1, 2).unflatten(2, (GRID, GRID))
 
 
 class ForgeryPromptLearner(nn.Module):
@@ -67,6 +84,8 @@ class ForgeryPromptLearner(nn.Module):
         vectors = config.n_base + 2 * GRID * GRID + 1
         # The vectors are the channels; the kernel runs along the embedding's width.
         self.fuse = nn.Conv1d(vectors, config.n_forgery, 3, padding=1)
+        if config.kind == "lite":
+            self._start_apart()
 
     @classmethod
     def from_config(cls, config: FPLConfig, seed: int = 0) -> "ForgeryPromptLearner":
@@ -74,6 +93,20 @@ class ForgeryPromptLearner(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(config)
+
+    @torch.no_grad()
+    def _start_apart(self) -> None:
+        """Let each output begin as one vector of every kind, plus the score's.
+
+        A random start mixes all of them into all outputs alike, which takes long to undo.
+        """
+        self.fuse.weight.mul_(0.1)
+        self.fuse.bias.zero_()
+        n_base, places = self.config.n_base, GRID * GRID
+        for output in range(self.config.n_forgery):
+            kinds = (output % n_base, n_base + output % places, n_base + places + output % places)
+            for vector in (*kinds, n_base + 2 * places):
+                self.fuse.weight[output, vector, 1] = 1.0
 
     @torch.no_grad()
     def match_scale(self, embedding: torch.Tensor) -> None:
@@ -122,10 +155,10 @@ class ForgeryPromptLearner(nn.Module):
             mask = F.interpolate(mask, size, mode="bilinear", align_corners=True)
             flat = F.interpolate(flat, size, mode="bilinear", align_corners=True)
         else:
-            # The mask has no more detail than the maps it was read from; the maps come in units
-            # of the temperature.
-            mask = F.adaptive_avg_pool2d(mask, flat.shape[-2:])
-            flat = flat / 10
+            size = tuple(min(side, LITE_SIZE) for side in flat.shape[-2:])
+            mask = F.adaptive_avg_pool2d(mask, size)
+            # The maps come in units of the temperature.
+            flat = F.adaptive_avg_pool2d(flat, size) / 10
         probabilities = detection.class_logits.detach().softmax(dim=1).to(dtype)
         vectors = torch.cat(
             [

@@ -20,10 +20,12 @@ from llava_forgery.constants import IGNORE_INDEX
 from llava_forgery.hosts.checkpoint import compare_lora, fill_learner
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.qa.render import collate, encode
+from llava_forgery.train.alignment import align_learner
 from llava_forgery.train.conversations import conversation_of, from_bytes
 from llava_forgery.train.trainer import (
     ForgeryTrainer,
     Trainable,
+    last_checkpoint,
     run_training,
     training_arguments,
 )
@@ -115,6 +117,7 @@ def train_adapter(
     output_dir: str | PathLike,
     *,
     steps: int = 120,
+    align_steps: int = 0,
     batch_size: int = 8,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
@@ -133,6 +136,8 @@ def train_adapter(
         output_dir: Receives the adapter; ``output_dir`` with ``-training`` behind its name
             receives ``checkpoint-*`` and ``log.json``.
         steps: Optimiser steps.
+        align_steps: Steps of the FPL's warm start (:mod:`llava_forgery.train.alignment`) before
+            them; 0 leaves it out, and so does resuming.
         batch_size: Conversations for each step.
         learning_rate: Highest value of a warmed-up cosine.
         weight_decay: AdamW's.
@@ -147,8 +152,11 @@ def train_adapter(
         The host with the trained skill, in eval mode.
     """
     output_dir = Path(output_dir)
+    training_dir = output_dir.with_name(output_dir.name + "-training")
+    if align_steps and not (resume and last_checkpoint(training_dir)):
+        align_learner(vlm, conversations, steps=align_steps, seed=seed)
     arguments = training_arguments(
-        output_dir.with_name(output_dir.name + "-training"),
+        training_dir,
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,

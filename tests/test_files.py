@@ -1,0 +1,64 @@
+import json
+
+import pytest
+import torch
+
+from llava_forgery.files import atomic_path, read_json, write_json
+from llava_forgery.optional import packaged_file, require
+from llava_forgery.weights import load_tensors, save_tensors
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+
+    def interrupted():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert read_json(path) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_is_replaced_as_a_whole(tmp_path):
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "old").touch()
+    with atomic_path(target) as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+    assert [p.name for p in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+    with pytest.raises(FileNotFoundError, match="nothing was written"), atomic_path(target):
+        pass
+    assert (target / "new").exists()
+
+
+def test_json_refuses_nan_and_names_a_broken_file(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"auc": float("nan")})
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(ValueError, match=r"b\.json is not valid JSON"):
+        read_json(tmp_path / "b.json")
+    write_json(tmp_path / "c.json", {"name": "é"})
+    assert json.loads((tmp_path / "c.json").read_text()) == {"name": "é"}
+
+
+def test_tensors_are_read_strictly(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"a": torch.ones(2), "b": torch.zeros(3)})
+    assert torch.equal(load_tensors(path, {"a": torch.zeros(2), "b": torch.ones(3)})["a"],
+                       torch.ones(2))  # fmt: skip
+    with pytest.raises(ValueError, match=r"missing c; unknown b; a has shape \(2,\), expected"):
+        load_tensors(path, {"a": torch.zeros(5), "c": torch.zeros(1)})
+
+
+def test_missing_package_is_named_with_its_extra():
+    with pytest.raises(ImportError, match=r"flying needs .*llava-forgery\[wings\]"):
+        require("no_such_package", extra="wings", feature="flying")
+    with pytest.raises(FileNotFoundError, match="pip install wings"):
+        packaged_file("no_such_package", "*.dat", "flying", "wings")
+    assert packaged_file("pytest", "__main__.py", "testing", "pytest").name == "__main__.py"
