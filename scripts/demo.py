@@ -56,7 +56,7 @@ class Sizes:
 
 
 FULL = Sizes(
-    identities=80, kfd_steps=200, qa_pairs=220, align_steps=400, adapter_steps=110, test_pairs=60
+    identities=80, kfd_steps=200, qa_pairs=500, align_steps=500, adapter_steps=100, test_pairs=60
 )
 REDUCED = Sizes(
     identities=16, kfd_steps=12, qa_pairs=16, align_steps=20, adapter_steps=4, test_pairs=8
@@ -64,6 +64,7 @@ REDUCED = Sizes(
 # Small batches: on two cores a step's time grows with its tokens, and more steps learn more.
 CONVERSATIONS_PER_STEP = 4
 ADAPTER_LEARNING_RATE = 2e-3
+LORA = LoraSettings(r=32, alpha=64, dropout=0.05)
 
 
 def main(
@@ -129,7 +130,7 @@ def main(
         )
         conversations = build_conversations(pairs, detector, work / "conversations", seed=SEED)
         model, processor = load_host(Path.cwd(), str(out / "host"))
-        vlm = attach_forgery(model, processor, detector, lora=LoraSettings(), seed=SEED)
+        vlm = attach_forgery(model, processor, detector, lora=LORA, seed=SEED)
         train_adapter(
             vlm,
             conversations,

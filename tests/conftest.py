@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# A name that is not on the disk is an error at once, not after the hub's retries.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 
 @pytest.fixture(scope="session")
 def london_dir() -> Path:

@@ -26,12 +26,13 @@ def dice_loss(logits: torch.Tensor, mask: torch.Tensor, smooth: float = 1.0) -> 
     Raises:
         ValueError: Shapes do not fit.
     """
+    given = tuple(mask.shape)
     if mask.ndim == 4 and mask.shape[1] == 1:
         mask = mask[:, 0]
     if logits.ndim != 4 or logits.shape[1] != 2 or mask.shape != logits[:, 0].shape:
         raise ValueError(
             f"expected logits (B, 2, H, W) and a mask (B, 1, H, W) of the same size, got "
-            f"{tuple(logits.shape)} and {tuple(mask.shape)}"
+            f"{tuple(logits.shape)} and {given}"
         )
     probability = logits.softmax(dim=1)
     truth = torch.stack([1 - mask, mask], dim=1).to(probability.dtype)

@@ -246,7 +246,7 @@ def test_host_is_found_beside_a_moved_adapter(tmp_path):
 
 def test_missing_host_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="'nowhere/at-all' could not be loaded"):
-        load_host(tmp_path, "nowhere/at-all", local_files_only=True)
+        load_host(tmp_path, "nowhere/at-all")
 
 
 def test_attaching_twice_is_an_error():

@@ -117,7 +117,7 @@ def test_text_features_follow_training_and_are_a_buffer_at_inference():
     before = detector.text_features.clone()
     detector.train()
     with torch.no_grad():
-        detector.knowledge.context.add_(1.0)
+        detector.knowledge.context.normal_()
     detector.eval()
     assert not torch.allclose(before, detector.text_features)
     torch.testing.assert_close(detector.text_features, detector.knowledge().detach())

@@ -26,7 +26,7 @@ def test_pair_is_the_same_whatever_the_order_and_the_workers(faces):
     for one, two in zip(backwards, loader, strict=True):
         assert torch.equal(one.forged, two.forged)
         assert torch.equal(one.mask, two.mask)
-        assert one.regions == two.regions
+        assert one.regions == tuple(two.regions)
 
 
 def test_seed_and_index_change_the_pair(faces):

@@ -78,7 +78,7 @@ def test_faint_forgeries_are_drawn_anew():
              "saturation": (1.0, 1.0), "angle": 0.0, "shift": 0.0, "scale": (1.0, 1.0),
              "sharpness": (-1.0, 1.0)}  # fmt: skip
     weak = _forge(count=4, min_difference=0.0, **faint)
-    strong = _forge(count=4, min_difference=4.0, max_draws=16, **faint)
+    strong = _forge(count=4, min_difference=12.0, max_draws=16, **faint)
 
     def change(forged):
         inside = (forged.mask > 0.5).expand_as(forged.image)
