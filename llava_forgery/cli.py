@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -241,11 +242,10 @@ def evaluate(
     """Measure a model on forgeries simulated from the test faces."""
     from llava_forgery.evaluation.simulated import evaluate_simulated
     from llava_forgery.faces.records import load_faces
-    from llava_forgery.infer.predictor import ForgeryPredictor
     from llava_forgery.simulate.pairs import CENTRED, FacePairs
 
     rows = load_faces(faces, split="test")
-    predictor = ForgeryPredictor.from_pretrained(model, host, device)
+    predictor = _load_predictor(model, host, device)
     source = FacePairs(
         rows, pairs or 2 * len(rows), size=predictor.size, seed=seed, framing=CENTRED
     )
@@ -272,9 +272,8 @@ def detect(
     Exit status: 0 when every file was judged, 1 when some were not, 2 for wrong use.
     """
     from llava_forgery.infer.batch import judge_files
-    from llava_forgery.infer.predictor import ForgeryPredictor
 
-    predictor = ForgeryPredictor.from_pretrained(model, host, device)
+    predictor = _load_predictor(model, host, device)
     results = []
     for result in judge_files(predictor, paths, cropped=cropped, overlay_dir=overlay):
         results.append(result)
@@ -284,6 +283,18 @@ def detect(
         typer.echo(json.dumps([r.to_dict() for r in results], indent=2, ensure_ascii=False))
     if any(result.error for result in results):
         raise typer.Exit(1)
+
+
+def _load_predictor(model: Path, host: str | None, device: str | None):
+    """Load quietly: a bar for the reading of weights says nothing about the user's files."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from llava_forgery.infer.predictor import ForgeryPredictor
+
+    disable_progress_bar()
+    # peft asks transformers for a name that is to go: nothing that a user can change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    return ForgeryPredictor.from_pretrained(model, host, device)
 
 
 def _lines(result) -> list[str]:
@@ -308,9 +319,7 @@ def chat(
     device: Device = None,
 ) -> None:
     """Talk about the largest face of a photograph; an empty line or Ctrl-D ends it."""
-    from llava_forgery.infer.predictor import ForgeryPredictor
-
-    predictor = ForgeryPredictor.from_pretrained(model, host, device)
+    predictor = _load_predictor(model, host, device)
     dialogue = predictor.dialogue(image, cropped)
     typer.echo(f"Score of the detector: {dialogue.score:.3f} (0 real, 1 fake). Ask a question.")
     while True:

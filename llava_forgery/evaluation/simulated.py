@@ -140,7 +140,7 @@ def _draw(pair: FacePair, verdicts: tuple[Verdict, Verdict], path: Path) -> None
     mask = to_bytes(pair.mask.expand(3, -1, -1))
     sheet = side_by_side(
         [
-            (f"forged: {join_regions(pair.regions)}", forged),
+            (f"forged:\n{join_regions(pair.regions)}", forged),
             (caption_of(verdicts[0]), heat_overlay(forged, verdicts[0].mask)),
             ("true mask", mask),
             ("pristine", pristine),

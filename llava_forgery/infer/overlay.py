@@ -10,7 +10,8 @@ from PIL.PngImagePlugin import PngInfo
 from llava_forgery.files import atomic_path
 from llava_forgery.infer.verdict import Verdict
 
-CAPTION = 28
+# Height of a caption of two lines.
+CAPTION = 46
 
 
 def heat_overlay(image: np.ndarray, mask: np.ndarray, strength: float = 0.6) -> np.ndarray:
@@ -76,8 +77,8 @@ def side_by_side(panels: list[tuple[str, np.ndarray]]) -> Image.Image:
 
 
 def caption_of(verdict: Verdict) -> str:
-    """Score and P(yes) in a line."""
-    tail = "" if verdict.agree else "  DISAGREE"
+    """Score and P(yes), and a second line where they disagree."""
+    tail = "" if verdict.agree else "\n(they disagree)"
     return f"score {verdict.score:.2f}  P(yes) {verdict.p_yes:.2f}{tail}"
 
 

@@ -168,7 +168,7 @@ def test_overlay_colours_the_forged_area_alone():
 
 def test_disagreement_is_written_into_the_picture(tmp_path):
     sheet = photograph_overlay(tiny.picture(0, 200), [_verdict(p_yes=0.1)])
-    assert sheet.size == (400, 228)
+    assert sheet.size == (400, 246)
     save_png(sheet, tmp_path / "a.png", "note")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.text["Description"] == "note"
