@@ -110,10 +110,10 @@ def assemble_llava(
     last = host.model.multi_modal_projector.linear_2
     with torch.no_grad():
         last.weight.mul_(words / 2)
-    host.generation_config.eos_token_id = tokenizer.eos_token_id
-    host.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    host.generation_config.eos_token_id = tokenizer.eos_token_id
+    host.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
