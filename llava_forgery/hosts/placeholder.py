@@ -1,10 +1,10 @@
 """Placeholder tokens and the hooks that put vectors in their places.
 
-The prompt holds n placeholder tokens for each sample; hooks on the host's input embedding replace
+The prompt holds placeholder tokens for each sample; hooks on the host's input embedding replace
 their rows by the given vectors. Nothing of the host is replaced, renamed or saved.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -28,7 +28,7 @@ class PlaceholderHooks:
 
     def __init__(self, embedding: nn.Module, token_id: int) -> None:
         self.token_id = token_id
-        self._vectors: torch.Tensor | None = None
+        self._vectors: tuple[torch.Tensor, ...] | None = None
         self._places: torch.Tensor | None = None
         self._handles = [
             embedding.register_forward_pre_hook(self._before),
@@ -42,14 +42,15 @@ class PlaceholderHooks:
         self._handles = []
 
     @contextmanager
-    def use(self, vectors: torch.Tensor) -> Iterator[None]:
+    def use(self, vectors: torch.Tensor | Sequence[torch.Tensor]) -> Iterator[None]:
         """Set the vectors.
 
         Args:
-            vectors: (B, n, C), n for each sample of the batch. Calls with k * B rows (beams,
-                several answers for each prompt) repeat each sample's vectors k times.
+            vectors: For each sample of the batch its (n, C) vectors, in the order of its
+                placeholders; n may differ between samples. Calls with k * B rows (beams, several
+                answers for each prompt) repeat each sample's vectors k times.
         """
-        self._vectors = vectors
+        self._vectors = tuple(vectors)
         try:
             yield
         finally:
@@ -69,8 +70,11 @@ class PlaceholderHooks:
         if self._places is None:
             return None
         places, self._places = self._places, None
-        vectors = self._vectors.repeat_interleave(len(places) // len(self._vectors), dim=0)
-        vectors = vectors.to(output.device, output.dtype)
+        repeats = len(places) // len(self._vectors)
+        # Counts were compared row by row, so the flat order of the scatter cannot run over from
+        # one sample into the next.
+        rows = [sample for sample in self._vectors for _ in range(repeats)]
+        vectors = torch.cat(rows).to(output.device, output.dtype)
         return output.masked_scatter(places[..., None], vectors)
 
     def _check(self, ids: torch.Tensor) -> None:
@@ -79,10 +83,12 @@ class PlaceholderHooks:
                 "the prompt holds forgery placeholders, but the host was called directly; call "
                 "the model that attach_forgery returned, with forgery_images"
             )
-        rows, (samples, count) = len(ids), self._vectors.shape[:2]
+        rows, samples = len(ids), len(self._vectors)
         if rows % samples:
-            raise ValueError(f"{rows} prompts cannot be shared out among {samples} images")
-        check_counts(ids, self.token_id, [count] * rows)
+            raise ValueError(f"{rows} prompts cannot be shared out among {samples} samples")
+        repeats = rows // samples
+        expected = [len(sample) for sample in self._vectors for _ in range(repeats)]
+        check_counts(ids, self.token_id, expected)
 
 
 def check_counts(input_ids: torch.Tensor, token_id: int, expected: list[int]) -> None:

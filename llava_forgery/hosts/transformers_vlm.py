@@ -7,8 +7,8 @@ E_forgery of each sample's image takes their places at prefill.
 Source: LVLM-DFD, sections 3.2 and 3.3.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -22,9 +22,10 @@ from transformers.modeling_outputs import ModelOutput
 from llava_forgery.constants import FORGERY_TOKEN
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.hosts.families import HostFamily, family_of
 from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.lora import LoraSettings, lora_config
-from llava_forgery.hosts.placeholder import PlaceholderHooks, check_counts
+from llava_forgery.hosts.placeholder import PlaceholderHooks, check_counts, count_placeholders
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 
 
@@ -36,6 +37,7 @@ class ForgeryVLM(nn.Module):
         processor: The host's processor, whose tokenizer knows ``<forgery>``.
         kfd: The frozen detector.
         fpl: The learner.
+        family: What is known of the host's kind.
         fingerprint: Of the bare host.
         host_name: Where the bare host came from: a folder or a hub name.
     """
@@ -46,13 +48,16 @@ class ForgeryVLM(nn.Module):
         processor: ProcessorMixin,
         kfd: KnowledgeGuidedForgeryDetector,
         fpl: ForgeryPromptLearner,
+        family: HostFamily,
         fingerprint: dict[str, Any],
         host_name: str,
+        trained_before: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
         self.host, self.kfd, self.fpl = host, kfd, fpl
         self.processor = processor
-        self.fingerprint, self.host_name = fingerprint, host_name
+        self.family, self.fingerprint, self.host_name = family, fingerprint, host_name
+        self._trained_before = trained_before
         self.token_id = processor.tokenizer.convert_tokens_to_ids(FORGERY_TOKEN)
         self._hooks = PlaceholderHooks(host.get_input_embeddings(), self.token_id)
 
@@ -68,7 +73,7 @@ class ForgeryVLM(nn.Module):
 
     @property
     def n_forgery(self) -> int:
-        """n_f: placeholders that each sample's prompt must hold."""
+        """n_f: placeholders that a prompt must hold for each of its images."""
         return self.fpl.config.n_forgery
 
     def trainable_names(self) -> list[str]:
@@ -83,7 +88,7 @@ class ForgeryVLM(nn.Module):
 
     @torch.no_grad()
     def detect(self, forgery_images: torch.Tensor) -> KFDOutput:
-        """The detector's output for images (B, 3, S, S) in [0, 1]."""
+        """The detector's output for images (N, 3, S, S) in [0, 1]."""
         reference = next(self.kfd.consistency.parameters())
         return self.kfd(forgery_images.to(reference.device, reference.dtype))
 
@@ -92,24 +97,28 @@ class ForgeryVLM(nn.Module):
         input_ids: torch.Tensor,
         forgery_images: torch.Tensor | None = None,
         detection: KFDOutput | None = None,
+        images_per_sample: Sequence[int] | torch.Tensor | None = None,
         **host_inputs: Any,
     ) -> ModelOutput:
         """The host's forward with E_forgery at the placeholders.
 
         Args:
-            input_ids: (B, T), each row with n_f placeholders.
-            forgery_images: (B, 3, S, S) in [0, 1] for the detector; or
+            input_ids: (B, T), each row with n_f placeholders for each of its images.
+            forgery_images: (N, 3, S, S) in [0, 1] for the detector: the images of all samples in
+                their order; or
             detection: the detector's output for them, where it is known already.
+            images_per_sample: How many of the N images belong to each of the B samples; one each
+                by default.
             host_inputs: What the host takes: ``attention_mask``, ``pixel_values``, ``labels`` ...
 
         Returns:
             The host's output.
 
         Raises:
-            ValueError: A row's placeholders are not n_f, or neither or both of
-                ``forgery_images`` and ``detection`` are given.
+            ValueError: A sample's placeholders or images are not as many as they must be, or
+                neither or both of ``forgery_images`` and ``detection`` are given.
         """
-        with self._skilled(input_ids, forgery_images, detection):
+        with self._skilled(input_ids, forgery_images, detection, images_per_sample):
             return self.host(input_ids=input_ids, **host_inputs)
 
     def generate(
@@ -117,21 +126,44 @@ class ForgeryVLM(nn.Module):
         input_ids: torch.Tensor,
         forgery_images: torch.Tensor | None = None,
         detection: KFDOutput | None = None,
+        images_per_sample: Sequence[int] | torch.Tensor | None = None,
         **host_inputs: Any,
     ) -> Any:
-        """The host's ``generate`` with E_forgery at the placeholders; never emits a placeholder."""
+        """The host's ``generate`` with E_forgery at the placeholders; never emits a placeholder.
+
+        Args:
+            input_ids: As for :meth:`forward`; the whole prompt also where ``past_key_values``
+                holds the first part of it.
+            forgery_images: As for :meth:`forward`; neither they nor ``detection`` are needed where
+                ``past_key_values`` reaches behind the last placeholder.
+            detection: As for :meth:`forward`.
+            images_per_sample: As for :meth:`forward`.
+            host_inputs: What the host's ``generate`` takes.
+
+        Raises:
+            RuntimeError: The model is in training mode.
+            ValueError: As :meth:`forward`.
+        """
         if self.training:
             raise RuntimeError("call eval() before generate()")
         suppressed = [*(host_inputs.pop("suppress_tokens", None) or []), self.token_id]
-        with self._skilled(input_ids, forgery_images, detection):
-            return self.host.generate(
-                input_ids=input_ids, suppress_tokens=suppressed, **host_inputs
-            )
+        generate, skill = self.host.generate, None
+        cache = host_inputs.get("past_key_values")
+        known = 0 if cache is None else cache.get_seq_length()
+        if known and not any(count_placeholders(input_ids[:, known:], self.token_id)):
+            generate, skill = self._continuation(), nullcontext()
+        else:
+            skill = self._skilled(input_ids, forgery_images, detection, images_per_sample)
+        with skill:
+            return generate(input_ids=input_ids, suppress_tokens=suppressed, **host_inputs)
 
     def detach(self) -> PreTrainedModel:
         """Take hooks and LoRA off and return the bare host, as it was."""
         self._hooks.remove()
-        return self.host.unload() if self.has_lora else self.host
+        bare = self.host.unload() if self.has_lora else self.host
+        for name, parameter in bare.named_parameters():
+            parameter.requires_grad_(name in self._trained_before)
+        return bare
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write the forgery adapter; see :mod:`llava_forgery.hosts.checkpoint`."""
@@ -145,18 +177,66 @@ class ForgeryVLM(nn.Module):
         input_ids: torch.Tensor,
         forgery_images: torch.Tensor | None,
         detection: KFDOutput | None,
+        images_per_sample: Sequence[int] | torch.Tensor | None,
     ) -> Iterator[None]:
         if (forgery_images is None) == (detection is None):
-            raise ValueError("give either forgery_images or detection, one entry for each sample")
+            raise ValueError("give either forgery_images or detection, one entry for each image")
+        images = len(forgery_images if detection is None else detection.class_logits)
+        # Before the detector and the host are called: an error inside them would be hard to read.
+        counts = self._count_images(input_ids, images, images_per_sample)
         if detection is None:
             detection = self.detect(forgery_images)
-        samples = len(detection.class_logits)
-        if samples != len(input_ids):
-            raise ValueError(f"got {len(input_ids)} prompts but {samples} images for the detector")
-        # Before the host is called: an error inside its layers would be hard to read.
-        check_counts(input_ids, self.token_id, [self.n_forgery] * samples)
-        with self._hooks.use(self.fpl(detection)):
+        vectors = self.fpl(detection).split(counts)
+        with self._hooks.use([sample.flatten(0, 1) for sample in vectors]):
             yield
+
+    def _count_images(
+        self,
+        input_ids: torch.Tensor,
+        images: int,
+        images_per_sample: Sequence[int] | torch.Tensor | None,
+    ) -> list[int]:
+        """Images of each sample, compared with the images given and with the placeholders."""
+        samples = len(input_ids)
+        counts = [1] * samples if images_per_sample is None else [int(n) for n in images_per_sample]
+        if len(counts) != samples or any(n < 1 for n in counts):
+            raise ValueError(
+                f"images_per_sample must hold a number of at least 1 for each of the {samples} "
+                f"prompts, got {counts}"
+            )
+        left = images
+        for sample, count in enumerate(counts):
+            if left < count:
+                raise ValueError(
+                    f"sample {sample} has {count} images by images_per_sample (one each by "
+                    f"default), but only {left} of the {images} forgery images are left for it"
+                )
+            left -= count
+        if left:
+            raise ValueError(
+                f"{samples} prompts have {sum(counts)} images by images_per_sample (one each by "
+                f"default), but there are {images} forgery images"
+            )
+        check_counts(input_ids, self.token_id, [self.n_forgery * count for count in counts])
+        return counts
+
+    def _continuation(self) -> Callable[..., Any]:
+        """The ``generate`` that goes on from a cache.
+
+        Raises:
+            ValueError: The family does not allow it.
+        """
+        bare = self.host.get_base_model() if self.has_lora else self.host
+        if self.family.later_turns == "recompute":
+            raise ValueError(
+                f"{self.family.name} hosts do not go on from past_key_values; give the whole "
+                "prompt with its images and no cache"
+            )
+        for name in self.family.remembers:
+            setattr(bare.model, name, None)
+        if self.family.later_turns == "language_model":
+            return bare.language_model.generate
+        return self.host.generate
 
 
 def attach_forgery(
@@ -174,7 +254,7 @@ def attach_forgery(
 
     Args:
         model: A transformers image-text-to-text model.
-        processor: Its processor, with a chat template.
+        processor: Its processor.
         kfd: A trained detector.
         fpl: A learner, or its configuration for a new one; by default a new ``lite`` one of the
             host's width.
@@ -186,8 +266,10 @@ def attach_forgery(
         The module that takes ``forgery_images`` beside the host's own inputs.
 
     Raises:
-        ValueError: The tokenizer owns ``<forgery>`` already, or sizes do not fit.
+        ValueError: The host is of a family that was not tried, the tokenizer owns ``<forgery>``
+            already, or sizes do not fit.
     """
+    family = family_of(model)
     tokenizer = processor.tokenizer
     if FORGERY_TOKEN in tokenizer.get_vocab():
         raise ValueError(
@@ -215,6 +297,7 @@ def attach_forgery(
             f"{kfd.config.num_layers}: it belongs to another detector"
         )
     tokenizer.add_tokens([FORGERY_TOKEN], special_tokens=True)
+    trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
     model.requires_grad_(False)
     kfd.requires_grad_(False).eval()
     name = model.name_or_path
@@ -224,4 +307,6 @@ def attach_forgery(
             torch.manual_seed(seed)
             host = get_peft_model(model, lora_config(model, lora))
     device = model.get_input_embeddings().weight.device
-    return ForgeryVLM(host, processor, kfd.to(device), learner.to(device), fingerprint, name)
+    return ForgeryVLM(
+        host, processor, kfd.to(device), learner.to(device), family, fingerprint, name, trained
+    )

@@ -1,19 +1,30 @@
 """Talking about one face, over several turns."""
 
+import logging
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
+from transformers.generation.streamers import BaseStreamer
 
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.qa.build import detection_prompt
 from llava_forgery.qa.conversation import Conversation, Message
-from llava_forgery.qa.render import encode
+from llava_forgery.qa.processors import PER_TOKEN
+from llava_forgery.qa.render import collate, encode
+
+logger = logging.getLogger(__name__)
 
 NOTHING_SAID = "(The model gave no answer.)"
 
 
 class Dialogue:
-    """A dialogue about one face; the detector looks at it once.
+    """A dialogue about one face; detector and vision tower look at it once.
+
+    The first turn leaves the host's keys and values behind; later turns go on from them where the
+    family allows it (``HostFamily.later_turns``) and the new prompt begins with what they hold.
+    Otherwise a turn is computed anew, with the same answer.
 
     Made by ``ForgeryPredictor.dialogue``.
 
@@ -21,21 +32,35 @@ class Dialogue:
         vlm: In eval mode.
         image: (S, S, 3) uint8, the face.
         max_new_tokens: Most tokens of an answer.
+        reuse_cache: False computes every turn anew, for comparison or to save memory between
+            turns.
 
     Attributes:
         score: The detector's score of the face.
         messages: What was said so far.
+        reused_tokens: Tokens of the last turn's prompt that were not computed again.
     """
 
-    def __init__(self, vlm: ForgeryVLM, image: np.ndarray, max_new_tokens: int = 64) -> None:
+    def __init__(
+        self,
+        vlm: ForgeryVLM,
+        image: np.ndarray,
+        max_new_tokens: int = 64,
+        reuse_cache: bool = True,
+    ) -> None:
         self.vlm, self.image, self.max_new_tokens = vlm, image, max_new_tokens
+        self.reuse_cache = reuse_cache and vlm.family.later_turns != "recompute"
         pixels = torch.from_numpy(image).permute(2, 0, 1).float()[None] / 255
         self._detection = vlm.detect(pixels)
         self.score = float(self._detection.score[0])
         self.messages: tuple[Message, ...] = ()
+        self.reused_tokens = 0
+        self._cache: Any = None
+        self._cached_ids = torch.empty(0, dtype=torch.long)
+        self._first_prompt = 0
 
     @torch.inference_mode()
-    def ask(self, text: str) -> str:
+    def ask(self, text: str, streamer: BaseStreamer | None = None) -> str:
         """Ask a question and get the answer; both join the dialogue.
 
         The first question is put behind the task description and the detector's result, as in
@@ -43,6 +68,7 @@ class Dialogue:
 
         Args:
             text: The question.
+            streamer: Receives the answer's tokens as they are written, as transformers has it.
 
         Raises:
             ValueError: An empty question.
@@ -53,22 +79,68 @@ class Dialogue:
         first = not self.messages
         question = detection_prompt(self.score, question=text) if first else text
         messages = (*self.messages, Message("user", question))
+        tokenizer = self.vlm.processor.tokenizer
         encoded = encode(
             Conversation(messages, label=None),
             self.vlm.processor,
             images=[Image.fromarray(self.image)],
             n_forgery_tokens=self.vlm.n_forgery,
         )
-        inputs = {name: tensor[None].to(self.vlm.device) for name, tensor in encoded.items()}
-        length = inputs["input_ids"].shape[1]
-        ids = self.vlm.generate(
-            detection=self._detection,
+        inputs: dict[str, Any] = collate([encoded], tokenizer.pad_token_id, padding_side="left")
+        inputs = {name: tensor.to(self.vlm.device) for name, tensor in inputs.items()}
+        ids = inputs["input_ids"][0]
+        if first:
+            self._first_prompt = len(ids)
+        # What fails half-way must not be gone on from.
+        cache, self._cache = self._cut_cache(ids), None
+        self.reused_tokens = 0 if cache is None else cache.get_seq_length()
+        if cache is None:
+            inputs["detection"] = self._detection
+        else:
+            kept = {"input_ids", *PER_TOKEN, *self.vlm.family.keeps}
+            inputs = {name: tensor for name, tensor in inputs.items() if name in kept}
+            inputs["past_key_values"] = cache
+        output = self.vlm.generate(
             **inputs,
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
+            use_cache=True,
+            return_dict_in_generate=True,
+            streamer=streamer,
         )
-        answer = self.vlm.processor.tokenizer.decode(ids[0, length:], skip_special_tokens=True)
+        said = output.sequences[0]
+        if self.reuse_cache:
+            self._cache = output.past_key_values
+            self._cached_ids = said[: self._cache.get_seq_length()]
         # A host may end its turn at once; the next prompt needs words in every turn.
-        answer = answer.strip() or NOTHING_SAID
+        answer = tokenizer.decode(said[len(ids) :], skip_special_tokens=True).strip()
+        answer = answer or NOTHING_SAID
         self.messages = (*messages, Message("assistant", answer))
         return answer
+
+    def _cut_cache(self, ids: torch.Tensor) -> Any:
+        """The cache with what the prompt (T,) begins with, or None if that is of no use.
+
+        Chat templates may word earlier turns anew, and a decoded answer may be tokenised
+        otherwise than it was written: only the ids can tell.
+        """
+        if self._cache is None:
+            return None
+        length = min(len(self._cached_ids), len(ids))
+        alike = (self._cached_ids[:length] == ids[:length]).long()
+        # The last token of the prompt is computed in any case: it gives the answer's first.
+        common = min(int(alike.cumprod(dim=0).sum()), len(ids) - 1)
+        if self.vlm.family.prefix_sees_itself:
+            needed = self._first_prompt
+        else:
+            needed = int((ids == self.vlm.token_id).nonzero()[-1]) + 1
+        if common < needed:
+            logger.debug("%d tokens in common, %d needed: computed anew", common, needed)
+            return None
+        try:
+            self._cache.crop(common - self._cache.get_seq_length())
+        except RuntimeError as error:
+            # Layers with a sliding window that is full have forgotten what lies before it.
+            logger.debug("the cache cannot be cut (%s): computed anew", error)
+            return None
+        return self._cache

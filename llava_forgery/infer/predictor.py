@@ -175,14 +175,21 @@ class ForgeryPredictor:
             for i, face in enumerate(faces)
         ]
 
-    def dialogue(self, image: Photograph, cropped: bool = False) -> Dialogue:
+    def dialogue(
+        self, image: Photograph, cropped: bool = False, reuse_cache: bool = True
+    ) -> Dialogue:
         """A dialogue about the largest face; its first question is the detection prompt's.
+
+        Args:
+            image: As for :meth:`predict`.
+            cropped: As for :meth:`predict`.
+            reuse_cache: False computes every turn anew.
 
         Raises:
             ValueError: As :meth:`predict`.
         """
         face = self.find_faces(image, cropped)[0]
-        return Dialogue(self.vlm, face.image, self.max_new_tokens)
+        return Dialogue(self.vlm, face.image, self.max_new_tokens, reuse_cache)
 
     def _prompts(
         self, faces: Sequence[JudgedFace], scores: Sequence[float]

@@ -1,9 +1,11 @@
 """A conversation in the host's own chat template: the text, and where in it the answers are.
 
 The placeholders stand behind the image and before the text of the first question (LVLM-DFD,
-section 3.3): ``<image>\\n<forgery>...<forgery>\\n[task description] [KFD result] [question]``.
+section 3.3): ``<image>\\n<forgery>...<forgery>\\n[task description] [KFD result] [question]``. Of
+several images each has its own placeholders behind it.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +14,14 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from llava_forgery.constants import FORGERY_TOKEN, IMAGE_TOKEN
 from llava_forgery.qa.conversation import Conversation
+from llava_forgery.qa.processors import conventions_of
 
 Processor = ProcessorMixin | PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as the host's text, the image still one token."""
+    """A conversation as the host's text, each image still one token."""
 
     text: str
     answer_spans: tuple[tuple[int, int], ...]
@@ -27,26 +30,33 @@ class Rendered:
 
 
 def chat_messages(
-    conversation: Conversation, n_forgery_tokens: int, with_image: bool = True
+    conversation: Conversation, n_forgery_tokens: int, n_images: int = 1
 ) -> list[dict[str, Any]]:
     """Messages in transformers' content-list format.
 
     Args:
         conversation: What is said.
-        n_forgery_tokens: n_f, placeholders in the first question; 0 for none.
-        with_image: Whether the first question shows the image.
+        n_forgery_tokens: n_f, placeholders behind each image of the first question; 0 for none.
+        n_images: Images that the first question shows. Without any, the placeholders of one
+            remain.
     """
+    if n_images < 0:
+        raise ValueError(f"n_images must be at least 0, got {n_images}")
     if n_forgery_tokens < 0:
         raise ValueError(f"n_forgery_tokens must be at least 0, got {n_forgery_tokens}")
     messages = [
         {"role": message.role, "content": [{"type": "text", "text": message.text}]}
         for message in conversation.messages
     ]
-    first = messages[0]["content"]
-    if n_forgery_tokens:
-        first[0]["text"] = FORGERY_TOKEN * n_forgery_tokens + "\n" + first[0]["text"]
-    if with_image:
-        first.insert(0, {"type": "image"})
+    placeholders = FORGERY_TOKEN * n_forgery_tokens + "\n" if n_forgery_tokens else ""
+    first: list[dict[str, str]] = []
+    for _ in range(n_images):
+        first += [{"type": "image"}, {"type": "text", "text": placeholders}]
+    if not n_images:
+        first = [{"type": "text", "text": placeholders}]
+    # The question goes on behind the last placeholders, in one part with them.
+    first[-1]["text"] += messages[0]["content"][0]["text"]
+    messages[0]["content"] = [part for part in first if part.get("text") != ""]
     return messages
 
 
@@ -55,7 +65,7 @@ def render_text(
     processor: Processor,
     n_forgery_tokens: int = 9,
     *,
-    with_image: bool = True,
+    n_images: int = 1,
     add_generation_prompt: bool | None = None,
 ) -> str:
     """The text of a conversation in the host's chat template.
@@ -64,13 +74,13 @@ def render_text(
         conversation: What is said.
         processor: The host's; a bare tokenizer serves for a language model.
         n_forgery_tokens: n_f.
-        with_image: Whether the first question shows the image.
+        n_images: Images that the first question shows.
         add_generation_prompt: Whether the head of the next answer follows; by default it does
             where the conversation ends with a question.
 
     Raises:
-        ValueError: There is no chat template, it loses or doubles image or placeholders, or a
-            message holds one of the tokenizer's special tokens.
+        ValueError: There is no chat template, it loses, doubles or parts images and placeholders,
+            or a message holds one of the tokenizer's special tokens.
     """
     if add_generation_prompt is None:
         add_generation_prompt = conversation.is_prompt
@@ -79,17 +89,24 @@ def render_text(
         held = [token for token in special_tokens(tokenizer) if token in message.text]
         if held:
             raise ValueError(f"the message {message.text!r} holds the special tokens {held}")
-    messages = chat_messages(conversation, n_forgery_tokens, with_image)
+    messages = chat_messages(conversation, n_forgery_tokens, n_images)
     text = _apply_template(processor, messages, add_generation_prompt)
+    image = _image_token(processor)
     for token, expected in (
-        (_image_token(processor), int(with_image)),
-        (FORGERY_TOKEN, n_forgery_tokens),
+        (image, n_images),
+        (FORGERY_TOKEN, n_forgery_tokens * max(n_images, 1)),
     ):
         if text.count(token) != expected:
             raise ValueError(
                 f"the chat template gave {text.count(token)} times {token}, expected {expected}; "
                 f"the text is {text!r}"
             )
+    order = re.findall(f"{re.escape(image)}|{re.escape(FORGERY_TOKEN)}", text)
+    if n_images and order != ([image] + [FORGERY_TOKEN] * n_forgery_tokens) * n_images:
+        raise ValueError(
+            "the chat template does not leave the placeholders behind their images; the text is "
+            f"{text!r}"
+        )
     return text
 
 
@@ -98,15 +115,15 @@ def render(
     processor: Processor,
     n_forgery_tokens: int = 9,
     *,
-    with_image: bool = True,
+    n_images: int = 1,
 ) -> Rendered:
     """The text and where in it the answers are; see :func:`render_text`.
 
     Raises:
         ValueError: As :func:`render_text`; or an answer cannot be found in the template's text.
     """
-    text = render_text(conversation, processor, n_forgery_tokens, with_image=with_image)
-    messages = chat_messages(conversation, n_forgery_tokens, with_image)
+    text = render_text(conversation, processor, n_forgery_tokens, n_images=n_images)
+    messages = chat_messages(conversation, n_forgery_tokens, n_images)
     spans = []
     for i, message in enumerate(conversation.messages):
         if message.role == "assistant":
@@ -120,7 +137,7 @@ def tokenizer_of(processor: Processor) -> PreTrainedTokenizerBase:
 
 
 def _image_token(processor: Processor) -> str:
-    return getattr(processor, "image_token", IMAGE_TOKEN)
+    return str(getattr(processor, "image_token", IMAGE_TOKEN))
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
@@ -133,24 +150,47 @@ def _apply_template(
     processor: Processor, messages: list[dict[str, Any]], add_generation_prompt: bool
 ) -> str:
     owner = processor if getattr(processor, "chat_template", None) else tokenizer_of(processor)
-    if not owner.chat_template:
+    template = owner.chat_template or conventions_of(processor).chat_template
+    if not template:
         raise ValueError("neither the processor nor its tokenizer has a chat template; set one")
-    if not _takes_lists(owner):
+    if not owner.chat_template:
+        owner = tokenizer_of(processor)
+    if not _takes_lists(owner, template):
         messages = [
             {"role": m["role"], "content": _as_string(m["content"], _image_token(processor))}
             for m in messages
         ]
-    return owner.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=add_generation_prompt
+    text = owner.apply_chat_template(
+        messages,
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
     )
+    return _pair(text, _image_token(processor))
 
 
-def _takes_lists(owner: Processor) -> bool:
+def _pair(text: str, image: str) -> str:
+    """The text with each image before its own placeholders: some templates, as LLaVA's, write all
+    images of a message before all its texts."""
+    image, run = re.escape(image), f"(?:{re.escape(FORGERY_TOKEN)})+"
+    found = re.search(rf"({image}(?:\s*{image})+)(\s*)({run}(?:\s+{run})+)", text)
+    if not found:
+        return text
+    images, runs = re.findall(image, found[1]), re.findall(run, found[3])
+    if len(images) != len(runs):
+        return text
+    pairs = [one + found[2] + placeholders for one, placeholders in zip(images, runs, strict=True)]
+    return text[: found.start()] + "\n".join(pairs) + text[found.end() :]
+
+
+def _takes_lists(owner: Processor, template: str) -> bool:
     """Whether the template reads content lists, as those of processors do; else it takes strings,
     and a list would fail or be printed as Python prints it."""
     probe = [{"role": "user", "content": [{"type": "text", "text": "probe"}]}]
     try:
-        text = owner.apply_chat_template(probe, tokenize=False, add_generation_prompt=False)
+        text = owner.apply_chat_template(
+            probe, chat_template=template, tokenize=False, add_generation_prompt=False
+        )
     except (TypeError, jinja2.TemplateError):
         return False
     return "probe" in text and "'type'" not in text

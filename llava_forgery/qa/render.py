@@ -18,6 +18,12 @@ from llava_forgery.qa.chat import (
     tokenizer_of,
 )
 from llava_forgery.qa.conversation import Conversation, Message
+from llava_forgery.qa.processors import (
+    PER_TOKEN,
+    adds_special_tokens,
+    conventions_of,
+    join,
+)
 
 __all__ = [
     "Rendered",
@@ -29,9 +35,6 @@ __all__ = [
     "render_text",
 ]
 
-# Padded beside the ids, with 0; everything else that a processor gives is stacked.
-_PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
-
 
 def encode(
     conversation: Conversation,
@@ -40,7 +43,7 @@ def encode(
     n_forgery_tokens: int = 9,
     max_length: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """One sample as the host takes it, without the batch dimension.
+    """One sample as the host takes it.
 
     Supervised are each answer's tokens and the special token that ends its turn, nothing else.
     Where the template ends no turn (as llava-1.5-hf's), the last answer gets the tokenizer's
@@ -50,31 +53,35 @@ def encode(
         conversation: Training data; or a prompt, which gets the head of the next answer and no
             labels.
         processor: The host's, with ``<forgery>`` in its tokenizer.
-        images: The one image that the conversation is about; None leaves it out of the prompt.
-        n_forgery_tokens: n_f.
+        images: What the conversation is about, in the order in which the first question shows
+            them; None leaves them out of the prompt.
+        n_forgery_tokens: n_f, behind each image.
         max_length: Most tokens; nothing is ever cut.
 
     Returns:
         ``input_ids`` (T,), ``attention_mask`` (T,), ``labels`` (T,) unless it is a prompt, and
-        what the processor makes of the image, such as ``pixel_values`` (3, H, W).
+        what the processor makes of the images, with images, tiles or patches in the first
+        dimension, such as ``pixel_values`` (images, 3, H, W).
 
     Raises:
         ValueError: The sample is longer than ``max_length``, the template or the tokenizer makes
             it impossible to tell the answers' tokens, or placeholders get lost.
     """
-    if images is not None and len(images) != 1:
-        raise ValueError(f"a conversation is about 1 image, got {len(images)}")
+    if images is not None and not images:
+        raise ValueError("images is empty; give at least one, or None for a prompt without")
     tokenizer = tokenizer_of(processor)
-    rendered = render(conversation, processor, n_forgery_tokens, with_image=images is not None)
-    text, spans = rendered.text, []
+    n_images = len(images) if images else 0
+    rendered = render(conversation, processor, n_forgery_tokens, n_images=n_images)
+    text, spans = rendered.text, rendered.answer_spans
     if not conversation.is_prompt:
         text, spans = _close_turns(rendered, tokenizer)
     ids, offsets = _tokenise(tokenizer, text)
-    supervised = _tokens_of(spans, text, offsets)
+    suffix = bool(images) and conventions_of(processor).answers_are_suffix
+    said = _tokens_of(spans, text, offsets) if suffix or not conversation.is_prompt else []
     if images is None:
         sample = {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids)).long()}
     else:
-        sample = _process(processor, text, images)
+        sample = _process(processor, text, images, conversation.messages[0].text)
     expanded = sample["input_ids"].tolist()
     if max_length is not None and len(expanded) > max_length:
         raise ValueError(
@@ -83,25 +90,31 @@ def encode(
         )
     placeholder = tokenizer.convert_tokens_to_ids(FORGERY_TOKEN)
     known = placeholder not in (None, tokenizer.unk_token_id)
-    found = expanded.count(placeholder) if known else 0
-    if found != n_forgery_tokens:
+    found, expected = (
+        expanded.count(placeholder) if known else 0,
+        n_forgery_tokens * (n_images or 1),
+    )
+    if found != expected:
         raise ValueError(
-            f"tokenising left {found} of {n_forgery_tokens} placeholders {FORGERY_TOKEN}: the "
+            f"tokenising left {found} of {expected} placeholders {FORGERY_TOKEN}: the "
             "tokenizer must know it as a special token, which attach_forgery sees to"
         )
-    if not conversation.is_prompt:
-        # The image stands before the first answer: its expansion moves every answer alike.
+    if said:
+        # The images stand before the first answer: their expansion moves every answer alike.
         shift = len(expanded) - len(ids)
-        first = supervised[0]
+        first = said[0]
         if shift < 0 or expanded[first + shift :] != ids[first:]:
             raise ValueError(
                 "the processor's expansion of the image changed the tokens of the answers, from "
                 f"{ids[first:]} to {expanded[max(first + shift, 0) :]}; labels cannot be placed"
             )
-        labels = torch.full_like(sample["input_ids"], IGNORE_INDEX)
-        places = torch.tensor(supervised) + shift
-        labels[places] = sample["input_ids"][places]
-        sample["labels"] = labels
+        if suffix:
+            sample["token_type_ids"][first + shift :] = 1
+        if not conversation.is_prompt:
+            labels = torch.full_like(sample["input_ids"], IGNORE_INDEX)
+            places = torch.tensor(said) + shift
+            labels[places] = sample["input_ids"][places]
+            sample["labels"] = labels
     return sample
 
 
@@ -110,7 +123,7 @@ def candidate_ids(
     processor: Processor,
     n_forgery_tokens: int = 9,
     *,
-    with_image: bool = True,
+    n_images: int = 1,
 ) -> tuple[int, int]:
     """Ids of the tokens with which "Yes" and "No" begin after a prompt.
 
@@ -121,7 +134,7 @@ def candidate_ids(
         prompt: A conversation that ends with a question.
         processor: The host's.
         n_forgery_tokens: n_f.
-        with_image: Whether the prompt shows the image.
+        n_images: Images that the prompt shows.
 
     Raises:
         ValueError: The answers do not continue the prompt's tokens with one token that tells
@@ -130,7 +143,7 @@ def candidate_ids(
     if not prompt.is_prompt:
         raise ValueError("expected a conversation that ends with a question")
     tokenizer = tokenizer_of(processor)
-    text = render_text(prompt, processor, n_forgery_tokens, with_image=with_image)
+    text = render_text(prompt, processor, n_forgery_tokens, n_images=n_images)
     head, _ = _tokenise(tokenizer, text)
     special = {tokenizer.convert_tokens_to_ids(token) for token in special_tokens(tokenizer)}
     found = []
@@ -138,7 +151,7 @@ def candidate_ids(
         firsts = set()
         for answer in (word, f"{word}.", f"{word}, it"):
             said = Conversation((*prompt.messages, Message("assistant", answer)), label=None)
-            rendered = render(said, processor, n_forgery_tokens, with_image=with_image)
+            rendered = render(said, processor, n_forgery_tokens, n_images=n_images)
             start, end = rendered.answer_spans[-1]
             if rendered.text[:start] != text:
                 raise ValueError(
@@ -177,10 +190,11 @@ def collate(
         padding_side: "right" for training, "left" for generation.
 
     Returns:
-        Each key with a batch dimension in front.
+        What has one value for each token as (B, T); images, tiles and patches of all samples in a
+        row, as :mod:`llava_forgery.qa.processors` has it.
 
     Raises:
-        ValueError: The samples differ in keys or in the shape of what is stacked.
+        ValueError: The samples differ in keys, or in the shape of what must be alike.
     """
     if not samples:
         raise ValueError("there is no sample to collate")
@@ -192,8 +206,7 @@ def collate(
     for i, sample in enumerate(samples):
         if set(sample) != keys:
             raise ValueError(f"sample {i} has the keys {sorted(sample)}, sample 0 {sorted(keys)}")
-    fill = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORE_INDEX}
-    fill |= dict.fromkeys(_PER_TOKEN, 0)
+    fill = {"input_ids": pad_id, **PER_TOKEN}
     batch = {}
     for key in samples[0]:
         values = [sample[key] for sample in samples]
@@ -201,10 +214,8 @@ def collate(
             batch[key] = torch.nn.utils.rnn.pad_sequence(
                 values, batch_first=True, padding_value=fill[key], padding_side=padding_side
             )
-        elif len({value.shape for value in values}) > 1:
-            raise ValueError(f"{key} differs in shape: {[tuple(v.shape) for v in values]}")
         else:
-            batch[key] = torch.stack(values)
+            batch[key] = join(key, values)
     return batch
 
 
@@ -232,11 +243,6 @@ def _close_turns(
     return text, spans
 
 
-def _adds_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Whether tokenising adds them; not where the template has written the first one already."""
-    return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
-
-
 def _tokenise(
     tokenizer: PreTrainedTokenizerBase, text: str
 ) -> tuple[list[int], list[tuple[int, int]]]:
@@ -246,7 +252,7 @@ def _tokenise(
             f"{type(tokenizer).__name__} does not say where its tokens stand in the text; load "
             "the fast tokenizer"
         )
-    added = _adds_special_tokens(tokenizer, text)
+    added = adds_special_tokens(tokenizer, text)
     encoded = tokenizer(text, add_special_tokens=added, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     # A prompt that ends with an end-of-text token would be over before it is answered.
@@ -278,21 +284,20 @@ def _tokens_of(
 
 
 def _process(
-    processor: Processor, text: str, images: Sequence[Image.Image]
+    processor: Processor, text: str, images: Sequence[Image.Image], question: str
 ) -> dict[str, torch.Tensor]:
-    """What the processor gives, without the batch dimension."""
+    """What the processor gives for one sample; its tokens without the batch dimension."""
     if tokenizer_of(processor) is processor:
         raise ValueError("a tokenizer cannot take images; pass the host's processor")
-    batch = processor(
-        text=[text],
-        images=list(images),
-        add_special_tokens=_adds_special_tokens(processor.tokenizer, text),
-        return_tensors="pt",
-    )
+    batch = conventions_of(processor).process(processor, text, images, question)
+    sample = {}
     for name, value in batch.items():
-        if len(value) != 1:
-            raise ValueError(
-                f"the processor gave {name} of shape {tuple(value.shape)} for one sample, "
-                "expected 1 in front; hosts that pack their images are not supported"
-            )
-    return {name: value[0] for name, value in batch.items()}
+        if name == "input_ids" or name in PER_TOKEN:
+            if len(value) != 1:
+                raise ValueError(
+                    f"the processor gave {name} of shape {tuple(value.shape)} for one sample, "
+                    "expected 1 in front"
+                )
+            value = value[0]
+        sample[name] = value
+    return sample

@@ -270,7 +270,7 @@ def test_wrong_calls_are_errors():
     images = inputs.pop("forgery_images")
     with pytest.raises(ValueError, match="either forgery_images or detection"):
         vlm(**inputs)
-    with pytest.raises(ValueError, match="2 prompts but 1 images"):
+    with pytest.raises(ValueError, match="sample 1 has 1 images .* only 0 of the 1"):
         vlm(**inputs, forgery_images=images[:1])
     cut = dict(inputs)
     keep = cut["input_ids"][0] != vlm.token_id

@@ -11,7 +11,7 @@ from llava_forgery.infer.overlay import heat_overlay, paste_mask, photograph_ove
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict
 from llava_forgery.qa.build import build_prompt
-from llava_forgery.qa.render import candidate_ids, encode
+from llava_forgery.qa.render import candidate_ids, collate, encode
 from tests import tiny
 
 
@@ -61,7 +61,7 @@ def test_p_yes_is_the_likelihood_of_the_two_answers(predictor):
                     n_forgery_tokens=vlm.n_forgery)  # fmt: skip
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
-        batch = {name: tensor[None] for name, tensor in sample.items()}
+        batch = collate([sample], vlm.processor.tokenizer.pad_token_id)
         log_p = vlm(**batch, forgery_images=pixels).logits[0, -1].log_softmax(dim=0)
     yes, no = (log_p[i].exp() for i in candidate_ids(prompt, vlm.processor, vlm.n_forgery))
     assert verdict.p_yes == pytest.approx(float(yes / (yes + no)), abs=1e-5)

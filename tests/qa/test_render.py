@@ -218,7 +218,7 @@ def test_chat_messages():
         },
         {"role": "assistant", "content": [{"type": "text", "text": "No."}]},
     ]
-    plain = chat_messages(prompt, 0, with_image=False)
+    plain = chat_messages(prompt, 0, n_images=0)
     assert plain[0]["content"] == [{"type": "text", "text": "Fake?"}]
     with pytest.raises(ValueError, match="at least 0"):
         chat_messages(prompt, -1)
@@ -340,7 +340,7 @@ def test_nothing_is_cut():
 
 def test_one_image():
     for images in ([], [IMAGE, IMAGE]):
-        with pytest.raises(ValueError, match=f"about 1 image, got {len(images)}"):
+        with pytest.raises(ValueError, match=f"images is empty {len(images)}"):
             encode(conversation(), processor_of("small_llava"), images)
 
 
