@@ -369,6 +369,7 @@ def _instructblip(words):
         qformer_config=hf.InstructBlipQFormerConfig(
             vocab_size=len(qformer_words), hidden_size=16, num_hidden_layers=2,
             num_attention_heads=2, intermediate_size=24, encoder_hidden_size=16,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         ).to_dict(),
         text_config=_text(words).to_dict(),
         num_query_tokens=4,

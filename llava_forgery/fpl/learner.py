@@ -109,7 +109,7 @@ class ForgeryPromptLearner(nn.Module):
                 self.fuse.weight[output, vector, 1] = 1.0
 
     @torch.no_grad()
-    def match_scale(self, embedding: torch.Tensor) -> None:
+    def match_scale(self, embedding: torch.Tensor, gain: float = 1.0) -> None:
         """Bring the start of E_forgery to the size of a host's token embeddings.
 
         A language model barely hears vectors far smaller than its words and is drowned by far
@@ -117,6 +117,7 @@ class ForgeryPromptLearner(nn.Module):
 
         Args:
             embedding: (V, C), the host's input embedding.
+            gain: What the host multiplies its rows by, where it does.
         """
         device, dtype = self.base.device, self.base.dtype
         maps = torch.zeros(1, self.config.num_layers, 2, 16, 16, device=device, dtype=dtype)
@@ -125,7 +126,7 @@ class ForgeryPromptLearner(nn.Module):
         self.eval()
         vectors = self(KFDOutput(maps, flat, flat.new_zeros(1, 2)))
         self.train(training)
-        wanted = embedding.float().pow(2).mean().sqrt()
+        wanted = gain * embedding.float().pow(2).mean().sqrt()
         factor = (wanted / vectors.float().pow(2).mean().sqrt()).to(dtype)
         self.fuse.weight.mul_(factor)
         self.fuse.bias.mul_(factor)

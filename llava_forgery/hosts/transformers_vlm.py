@@ -283,7 +283,9 @@ def attach_forgery(
     if isinstance(fpl, FPLConfig):
         fpl = replace(fpl, hidden_size=width)
         learner = ForgeryPromptLearner.from_config(fpl, seed)
-        learner.match_scale(model.get_input_embeddings().weight)
+        embedding = model.get_input_embeddings()
+        # Gemma's families multiply the rows of their embedding by the square root of its width.
+        learner.match_scale(embedding.weight, float(getattr(embedding, "embed_scale", 1.0)))
     else:
         learner = fpl
     if learner.config.hidden_size != width:

@@ -64,10 +64,11 @@ def opening_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
 @torch.no_grad()
 def word_vectors(vlm: ForgeryVLM) -> dict[str, torch.Tensor]:
     """(C,) float32 for each word: the mean of the host's embeddings of its opening tokens."""
-    weight = vlm.host.get_input_embeddings().weight
+    # Through the module, not its weight: Gemma's families multiply the rows.
+    embedding = vlm.host.get_input_embeddings()
     tokens = opening_tokens(vlm.processor.tokenizer)
     return {
-        name: weight[torch.tensor(ids, device=weight.device)].float().mean(dim=0)
+        name: embedding(torch.tensor(ids, device=vlm.device)).float().mean(dim=0)
         for name, ids in tokens.items()
     }
 

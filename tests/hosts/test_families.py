@@ -1,0 +1,393 @@
+"""The contract that every known family keeps."""
+
+import random
+
+import pytest
+import torch
+from PIL import Image
+
+from llava_forgery.constants import FAKE, FORGERY_TOKEN, IGNORE_INDEX
+from llava_forgery.hosts.checkpoint import load_adapter
+from llava_forgery.hosts.families import (
+    HostFamily,
+    family_of,
+    host_table,
+    known_families,
+    register_family,
+)
+from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers_vlm import ForgeryVLM, attach_forgery
+from llava_forgery.qa.build import build_conversation, build_prompt
+from llava_forgery.qa.chat import special_tokens
+from llava_forgery.qa.conversation import Conversation, Message
+from llava_forgery.qa.render import collate, encode
+from tests import tiny, tiny_hosts
+
+LORA = LoraSettings(r=2, alpha=4, dropout=0.0)
+N_FORGERY = 9
+
+# Where each family's language model lies, written out: the code asks get_decoder.
+DECODERS = dict.fromkeys(tiny_hosts.FAMILIES, "model.language_model") | {
+    "idefics3": "model.text_model",
+    "smolvlm": "model.text_model",
+    "instructblip": "language_model.model",
+}
+
+
+def attach(model_type: str, lora: LoraSettings | None = LORA, seed: int = 0) -> ForgeryVLM:
+    host, processor = tiny_hosts.build(model_type)
+    return attach_forgery(host, processor, tiny.kfd(), lora=lora, seed=seed).eval()
+
+
+def perturb(vlm: ForgeryVLM) -> ForgeryVLM:
+    """Trained weights that all differ from a new model's."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in vlm.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return vlm
+
+
+def photograph(seed: int, width: int = 32, height: int = 32) -> Image.Image:
+    return Image.fromarray(tiny.picture(seed, 64)).resize((width, height))
+
+
+# One image and a short question; then two images of other shapes, so of other tiles.
+PHOTOGRAPHS = ((photograph(0),), (photograph(1, 64, 32), photograph(2, 40, 64)))
+QUESTIONS = ("Fake?", None)
+
+
+def sample_of(vlm: ForgeryVLM, index: int) -> dict[str, torch.Tensor]:
+    return encode(
+        build_prompt(0.1 + 0.35 * index, question=QUESTIONS[index]),
+        vlm.processor,
+        images=PHOTOGRAPHS[index],
+        n_forgery_tokens=vlm.n_forgery,
+    )
+
+
+def faces(count: int = 3) -> torch.Tensor:
+    images = torch.stack([torch.from_numpy(tiny.picture(i)) for i in range(count)])
+    return images.permute(0, 3, 1, 2).float() / 255
+
+
+def batch_of(vlm: ForgeryVLM) -> dict[str, torch.Tensor]:
+    """Both samples, the first padded on the left."""
+    samples = [sample_of(vlm, index) for index in range(2)]
+    batch = collate(samples, vlm.processor.tokenizer.pad_token_id, padding_side="left")
+    return {**batch, "forgery_images": faces(), "images_per_sample": [1, 2]}
+
+
+def alone(vlm: ForgeryVLM, index: int) -> dict[str, torch.Tensor]:
+    batch = collate([sample_of(vlm, index)], vlm.processor.tokenizer.pad_token_id)
+    images = faces()[:1] if index == 0 else faces()[1:]
+    return {**batch, "forgery_images": images, "images_per_sample": [len(images)]}
+
+
+@pytest.fixture(scope="module", params=tiny_hosts.FAMILIES)
+def vlm(request) -> ForgeryVLM:
+    """One for all tests that change nothing of it."""
+    return perturb(attach(request.param))
+
+
+@pytest.fixture(params=tiny_hosts.FAMILIES)
+def model_type(request) -> str:
+    return request.param
+
+
+def test_all_families_are_tested():
+    assert [family.model_type for family in known_families()] == list(tiny_hosts.FAMILIES)
+
+
+def test_logits_equal_those_of_rows_in_the_embedding(vlm):
+    """A batch of unlike samples; the other side is the bare host with real, larger vocabulary."""
+    batch = batch_of(vlm)
+    images, counts = batch.pop("forgery_images"), batch.pop("images_per_sample")
+    with torch.no_grad():
+        found = vlm(**batch, forgery_images=images, images_per_sample=counts).logits
+        vectors = vlm.fpl(vlm.detect(images)).flatten(0, 1)
+        other = perturb(attach(vlm.family.model_type))
+        host = other.host.merge_and_unload()
+        other._hooks.remove()
+        words = host.get_input_embeddings().num_embeddings
+        host.resize_token_embeddings(words + len(vectors), mean_resizing=False)
+        embedding = host.get_input_embeddings()
+        # Gemma's families multiply what they look up; the skill's vectors go in as they are.
+        embedding.weight[words:] = vectors / getattr(embedding, "embed_scale", 1.0)
+        places = batch["input_ids"] == vlm.token_id
+        assert int(places.sum()) == len(vectors) == 3 * N_FORGERY
+        batch["input_ids"][places] = torch.arange(words, words + len(vectors))
+        expected = host(**batch).logits[..., :words]
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
+
+
+def test_a_sample_in_a_padded_batch_equals_the_sample_alone(vlm):
+    batch = batch_of(vlm)
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    assert lengths[0] < lengths[1]
+    with torch.no_grad():
+        together = vlm(**batch).logits
+        for index, length in enumerate(lengths):
+            found = vlm(**alone(vlm, index)).logits[0]
+            torch.testing.assert_close(found, together[index, -length:], atol=1e-4, rtol=1e-4)
+
+
+def test_each_image_reaches_its_own_sample(vlm):
+    batch = batch_of(vlm)
+    with torch.no_grad():
+        before = vlm(**batch).logits[:, -1]
+        for image, sample in ((0, 0), (1, 1), (2, 1)):
+            changed = dict(batch, forgery_images=batch["forgery_images"].clone())
+            changed["forgery_images"][image] = 1 - changed["forgery_images"][image]
+            after = vlm(**changed).logits[:, -1]
+            assert not torch.allclose(after[sample], before[sample], atol=1e-4)
+            torch.testing.assert_close(after[1 - sample], before[1 - sample])
+
+
+def test_greedy_answers_equal_a_loop_over_forward(vlm):
+    for index in range(2):
+        inputs = alone(vlm, index)
+        length = inputs["input_ids"].shape[1]
+        ids = vlm.generate(**inputs, max_new_tokens=4, do_sample=False)
+        assert torch.equal(ids[:, :length], inputs["input_ids"])
+        current = dict(inputs)
+        for token in ids[0, length:].tolist():
+            with torch.no_grad():
+                logits = vlm(**current).logits[0, -1]
+            assert int(logits.argmax()) == token
+            for name, value in (("input_ids", token), ("attention_mask", 1),
+                                ("token_type_ids", 1), ("mm_token_type_ids", 0)):  # fmt: skip
+                if name in current:
+                    # A written token is causal for PaliGemma (1) and no image for Gemma 3 (0).
+                    if name == "token_type_ids" and not vlm.family.prefix_sees_itself:
+                        value = 0
+                    current[name] = torch.cat([current[name], torch.tensor([[value]])], dim=1)
+
+
+def test_a_batch_is_answered_as_its_samples_are(vlm):
+    batch = batch_of(vlm)
+    length = batch["input_ids"].shape[1]
+    options = {"max_new_tokens": 5, "do_sample": False}
+    together = vlm.generate(**batch, **options)[:, length:]
+    pad = vlm.processor.tokenizer.pad_token_id
+    for index in range(2):
+        inputs = alone(vlm, index)
+        answer = vlm.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
+        assert together[index].tolist() == answer + [pad] * (together.shape[1] - len(answer))
+
+
+def test_beams_never_write_a_placeholder(vlm):
+    batch = batch_of(vlm)
+    ids = vlm.generate(
+        **batch, max_new_tokens=4, do_sample=False, num_beams=3, num_return_sequences=2
+    )
+    assert len(ids) == 4
+    assert not bool((ids[:, batch["input_ids"].shape[1] :] == vlm.token_id).any())
+
+
+def _training_sample(vlm: ForgeryVLM, conversation: Conversation) -> dict[str, torch.Tensor]:
+    sample = encode(conversation, vlm.processor, PHOTOGRAPHS[1], n_forgery_tokens=N_FORGERY)
+    return collate([sample], vlm.processor.tokenizer.pad_token_id)
+
+
+def test_exactly_the_answers_are_supervised(vlm):
+    item = build_conversation(FAKE, ("nose",), rng=random.Random(1), score=0.9, follow_ups=2)
+    answers = [message.text for message in item.messages if message.role == "assistant"]
+    assert len(answers) == 3
+    sample = _training_sample(vlm, item)
+    ids, labels = sample["input_ids"][0].tolist(), sample["labels"][0].tolist()
+    runs: list[list[int]] = []
+    for i, label in enumerate(labels):
+        if label == IGNORE_INDEX:
+            continue
+        assert label == ids[i]
+        if i == 0 or labels[i - 1] == IGNORE_INDEX:
+            runs.append([])
+        runs[-1].append(label)
+    tokenizer = vlm.processor.tokenizer
+    assert [tokenizer.decode(run, skip_special_tokens=True).strip() for run in runs] == answers
+    # Each run ends with one special token, which ends the turn.
+    marks = set(tokenizer.convert_tokens_to_ids(list(special_tokens(tokenizer))))
+    for run in runs:
+        special = [token in marks for token in run]
+        assert special == [False] * (len(run) - 1) + [True]
+
+
+def test_no_answer_shows_before_it_is_given(vlm):
+    """Not through a bidirectional prefix, nor through a Q-Former that reads the prompt."""
+
+    def said(*answers: str) -> Conversation:
+        prompt = build_prompt(0.7).messages[0].text
+        turns = (prompt, answers[0], "Where is the artifact?", answers[1])
+        roles = ("user", "assistant") * 2
+        return Conversation(tuple(map(Message, roles, turns)), FAKE, ("nose",))
+
+    one = _training_sample(vlm, said("Yes, it is.", "At the nose."))
+    two = _training_sample(vlm, said("Yes, it is.", "Look at the nose and nowhere else."))
+    three = _training_sample(vlm, said("No.", "At the nose."))
+    images = {"forgery_images": faces()[:2], "images_per_sample": [2]}
+
+    def logits(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            inputs = {name: value for name, value in batch.items() if name != "labels"}
+            return vlm(**inputs, **images).logits[0]
+
+    base = logits(one)
+    for other in (two, three):
+        a, b = one["input_ids"][0], other["input_ids"][0]
+        size = min(len(a), len(b))
+        common = int((a[:size] == b[:size]).long().cumprod(0).sum())
+        assert int((one["labels"][0] != IGNORE_INDEX).nonzero()[0]) <= common < size
+        torch.testing.assert_close(logits(other)[:common], base[:common], atol=1e-4, rtol=1e-4)
+
+
+def test_exactly_fpl_and_the_language_models_lora_are_trained(model_type):
+    vlm = attach(model_type)
+    lora = {
+        f"host.base_model.model.{DECODERS[model_type]}.layers.{layer}.self_attn.{name}_proj"
+        f".lora_{part}.default.weight"
+        for layer in range(2)
+        for name in "qkvo"
+        for part in "AB"
+    }
+    fpl = {f"fpl.{name}" for name, _ in vlm.fpl.named_parameters()}
+    assert set(vlm.trainable_names()) == lora | fpl
+
+
+@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "prompt_tuning"])
+def test_checkpointing_leaves_every_gradient(model_type, lora):
+    def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
+        vlm = perturb(attach(model_type, lora)).train()
+        if checkpointing:
+            vlm.host.gradient_checkpointing_enable()
+        item = build_conversation(FAKE, ("nose",), rng=random.Random(1), score=0.9)
+        batch = _training_sample(vlm, item)
+        vlm(**batch, forgery_images=faces()[:2], images_per_sample=[2]).loss.backward()
+        found = {n: p.grad for n, p in vlm.named_parameters() if p.grad is not None}
+        assert set(found) == set(vlm.trainable_names())
+        return found
+
+    plain, checkpointed = gradients(False), gradients(True)
+    for name, gradient in plain.items():
+        assert float(gradient.abs().max()) > 0, name
+        torch.testing.assert_close(checkpointed[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_saved_and_loaded_adapter_gives_the_same_logits(vlm, tmp_path):
+    batch = batch_of(vlm)
+    with torch.no_grad():
+        expected = vlm(**batch).logits
+    vlm.save_pretrained(tmp_path / "adapter")
+    host, processor = tiny_hosts.build(vlm.family.model_type)
+    loaded = load_adapter(tmp_path / "adapter", host, processor)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_adapter_of_another_family_is_refused(tmp_path):
+    attach("qwen2_vl").save_pretrained(tmp_path / "adapter")
+    host, processor = tiny_hosts.build("qwen2_5_vl")
+    with pytest.raises(ValueError, match="host with class Qwen2VLFor.*, this one has Qwen2_5_VL"):
+        load_adapter(tmp_path / "adapter", host, processor)
+
+
+def hooks_of(host: torch.nn.Module) -> dict[str, tuple[list[int], list[int]]]:
+    return {
+        name: (list(module._forward_hooks), list(module._forward_pre_hooks))
+        for name, module in host.named_modules()
+    }
+
+
+def test_detach_gives_the_bare_host_back_bit_for_bit(model_type):
+    host, processor = tiny_hosts.build(model_type)
+    frozen = next(iter(dict(host.named_parameters())))
+    host.get_parameter(frozen).requires_grad_(False)
+    state = {name: tensor.clone() for name, tensor in host.state_dict().items()}
+    wanted = {name: p.requires_grad for name, p in host.named_parameters()}
+    prompt = Conversation((Message("user", "Fake?"),), None)
+    bare_batch = collate(
+        [encode(prompt, processor, PHOTOGRAPHS[0], n_forgery_tokens=0)],
+        processor.tokenizer.pad_token_id,
+    )
+    with torch.no_grad():
+        logits = host(**bare_batch).logits
+    # transformers hangs hooks of its own on some hosts when they first run.
+    hooks = hooks_of(host)
+    vlm = perturb(attach_forgery(host, processor, tiny.kfd(), lora=LORA)).eval()
+    batch = batch_of(vlm)
+    vlm.generate(**batch, max_new_tokens=2, do_sample=False)
+    bare = vlm.detach()
+    assert bare is host
+    assert list(bare.state_dict()) == list(state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in bare.state_dict().items())
+    assert {name: p.requires_grad for name, p in bare.named_parameters()} == wanted
+    assert hooks_of(bare) == hooks
+    with torch.no_grad():
+        assert torch.equal(bare(**bare_batch).logits, logits)
+
+
+def test_wrong_counts_are_named_before_the_host_is_called(vlm):
+    batch = batch_of(vlm)
+
+    class Untouched(torch.nn.Module):
+        def forward(self, *args, **kwargs):
+            raise AssertionError("the host was called")
+
+    host, vlm.host = vlm.host, Untouched()
+    try:
+        short = dict(batch, input_ids=batch["input_ids"].clone())
+        place = int((short["input_ids"][0] == vlm.token_id).nonzero()[0])
+        short["input_ids"][0, place] = 5
+        with pytest.raises(ValueError, match=r"sample 0 has 8 forgery .* but 9"):
+            vlm(**short)
+        short["input_ids"][0, batch["input_ids"][0] == vlm.token_id] = 5
+        with pytest.raises(ValueError, match=r"sample 0 has 0 forgery .* but 9"):
+            vlm(**short)
+        long = dict(batch, input_ids=batch["input_ids"].clone())
+        long["input_ids"][1, -3:] = vlm.token_id
+        with pytest.raises(ValueError, match=r"sample 1 has 21 forgery .* but 18"):
+            vlm(**long)
+        # Enough in all, but the first sample's go to the second.
+        with pytest.raises(ValueError, match=r"sample 0 has 9 forgery .* but 18"):
+            vlm(**dict(batch, images_per_sample=[2, 1]))
+        with pytest.raises(ValueError, match=r"sample 1 has 2 images .* only 1 of the 2"):
+            vlm(**dict(batch, forgery_images=faces()[:2]))
+        with pytest.raises(ValueError, match=r"3 images by .* 4 forgery images"):
+            vlm(**dict(batch, forgery_images=faces(4)))
+        for wrong in ([1], [3, 0]):
+            with pytest.raises(ValueError, match="at least 1 for each of the 2 prompts"):
+                vlm(**dict(batch, images_per_sample=wrong))
+    finally:
+        vlm.host = host
+
+
+def test_unknown_family_is_an_error_that_says_what_to_do():
+    host, _ = tiny_hosts.build("llava")
+    host.config.model_type = "made_up"
+    with pytest.raises(ValueError, match=r"'made_up' were not tried; known are llava, .*register"):
+        family_of(host)
+
+
+def test_families_are_registered_once():
+    llava = family_of(tiny_hosts.build("llava")[0])
+    register_family(llava)
+    with pytest.raises(ValueError, match="'llava' is known already"):
+        register_family(HostFamily("llava", "Another"))
+    with pytest.raises(ValueError, match="later_turns must be"):
+        HostFamily("new", "New", "sometimes")
+    with pytest.raises(ValueError, match="needs model_type and name"):
+        HostFamily("", "New")
+
+
+def test_table_has_a_line_for_each_family():
+    lines = host_table().splitlines()
+    assert len(lines) == 2 + len(tiny_hosts.FAMILIES)
+    assert all(line.count("|") == 5 for line in lines)
+
+
+def test_tokenizer_that_owns_the_placeholder():
+    host, processor = tiny_hosts.build("qwen2_vl")
+    processor.tokenizer.add_tokens([FORGERY_TOKEN])
+    with pytest.raises(ValueError, match="owns <forgery> already"):
+        attach_forgery(host, processor, tiny.kfd())
