@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from transformers.models.smolvlm import processing_smolvlm
@@ -414,3 +415,14 @@ FAMILIES = {
     "paligemma": TinyHost(_paligemma),
     "instructblip": TinyHost(_instructblip),
 }
+
+# One of each kind for the fast tests: plain images, packed patches, tiles, a prefix that sees
+# itself, a Q-Former. All twelve run with `-m slow`.
+SMOKE = ("llava", "qwen2_5_vl", "idefics3", "paligemma", "instructblip")
+
+
+def family_params() -> list:
+    """All families for ``parametrize``, those outside ``SMOKE`` marked as slow."""
+    return [
+        name if name in SMOKE else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES
+    ]

@@ -1,0 +1,14 @@
+"""Print the README's table of hosts from the records in llava_forgery/hosts/families.py.
+
+python scripts/make_host_table.py
+"""
+
+from llava_forgery.hosts.families import host_table
+
+
+def main() -> None:
+    print(host_table(), end="")
+
+
+if __name__ == "__main__":
+    main()
