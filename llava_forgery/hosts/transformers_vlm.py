@@ -134,7 +134,7 @@ class ForgeryVLM(nn.Module):
         Args:
             input_ids: As for :meth:`forward`; the whole prompt also where ``past_key_values``
                 holds the first part of it.
-            forgery_images: As for :meth:`forward`; neither they nor ``detection`` are needed where
+            forgery_images: As for :meth:`forward`; neither they nor ``detection`` where
                 ``past_key_values`` reaches behind the last placeholder.
             detection: As for :meth:`forward`.
             images_per_sample: As for :meth:`forward`.
@@ -147,12 +147,17 @@ class ForgeryVLM(nn.Module):
         if self.training:
             raise RuntimeError("call eval() before generate()")
         suppressed = [*(host_inputs.pop("suppress_tokens", None) or []), self.token_id]
-        generate, skill = self.host.generate, None
         cache = host_inputs.get("past_key_values")
         known = 0 if cache is None else cache.get_seq_length()
         if known and not any(count_placeholders(input_ids[:, known:], self.token_id)):
+            if forgery_images is not None or detection is not None:
+                raise ValueError(
+                    "past_key_values reaches behind the placeholders, so that forgery_images or "
+                    "detection would not be read; leave them out, or the cache"
+                )
             generate, skill = self._continuation(), nullcontext()
         else:
+            generate = self.host.generate
             skill = self._skilled(input_ids, forgery_images, detection, images_per_sample)
         with skill:
             return generate(input_ids=input_ids, suppress_tokens=suppressed, **host_inputs)

@@ -90,10 +90,8 @@ def encode(
         )
     placeholder = tokenizer.convert_tokens_to_ids(FORGERY_TOKEN)
     known = placeholder not in (None, tokenizer.unk_token_id)
-    found, expected = (
-        expanded.count(placeholder) if known else 0,
-        n_forgery_tokens * (n_images or 1),
-    )
+    found = expanded.count(placeholder) if known else 0
+    expected = n_forgery_tokens * max(n_images, 1)
     if found != expected:
         raise ValueError(
             f"tokenising left {found} of {expected} placeholders {FORGERY_TOKEN}: the "

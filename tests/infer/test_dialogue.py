@@ -151,3 +151,5 @@ def test_families_without_the_cache_compute_anew():
     ids = torch.tensor([[5, 6]])
     with pytest.raises(ValueError, match="LLaVA 1.5 hosts do not go on from past_key_values"):
         vlm.generate(ids, past_key_values=other._cache)
+    with pytest.raises(ValueError, match="detection would not be read"):
+        other.vlm.generate(ids, detection=other._detection, past_key_values=other._cache)
