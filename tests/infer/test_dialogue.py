@@ -6,30 +6,19 @@ import pytest
 import torch
 from PIL import Image
 
-from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.hosts.transformers_vlm import ForgeryVLM, attach_forgery
+from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.qa.render import collate, encode
 from tests import tiny, tiny_hosts
+from tests.hosts.contract import attach, perturb
 
 QUESTIONS = ("Is this a deepfake image?", "Where is the artifact?", "Why?")
 
 
-def attach(model_type: str) -> ForgeryVLM:
-    host, processor = tiny_hosts.build(model_type)
-    vlm = attach_forgery(host, processor, tiny.kfd(), lora=LoraSettings(r=2, alpha=4)).eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in vlm.host.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return vlm
-
-
 @pytest.fixture(scope="module", params=tiny_hosts.family_params())
 def vlm(request) -> ForgeryVLM:
-    return attach(request.param)
+    return perturb(attach(request.param))
 
 
 class Pixels:
