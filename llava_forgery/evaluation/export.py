@@ -1,0 +1,93 @@
+"""Data sets for evaluation elsewhere, as lmms-eval reads them: image, label, regions, video.
+
+Written is a Hugging Face data set with the one split ``test``.
+"""
+
+from collections.abc import Callable, Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import datasets
+from tqdm import tqdm
+
+from llava_forgery.constants import FAKE, REAL
+from llava_forgery.files import atomic_path, write_json
+from llava_forgery.rows import write_rows
+from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.train.conversations import to_bytes
+
+SPLIT = "test"
+FEATURES = datasets.Features(
+    {
+        "image": datasets.Image(),
+        "label": datasets.Value("int8"),
+        "regions": datasets.List(datasets.Value("string")),
+        "video_id": datasets.Value("string"),
+        "identity": datasets.Value("string"),
+        "source": datasets.Value("string"),
+    }
+)
+
+
+def export_simulated(pairs: FacePairs, output_dir: str | PathLike) -> int:
+    """Write the forged and the pristine image of each pair, one behind the other.
+
+    All forgeries of one photograph count as a video, and its pristine images as another.
+
+    Args:
+        pairs: Of people who were not in training.
+        output_dir: A data set there is replaced.
+
+    Returns:
+        The number of images.
+    """
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for pair in tqdm((pairs[i] for i in range(len(pairs))), desc="forge", total=len(pairs)):
+            face = faces[pair.row]
+            for label, image, regions in (
+                (FAKE, pair.forged, pair.regions),
+                (REAL, pair.pristine, ()),
+            ):
+                kind = "forged" if label == FAKE else "pristine"
+                yield {
+                    "image": to_bytes(image),
+                    "label": label,
+                    "regions": list(regions),
+                    "video_id": f"{face['video_id']}/{kind}",
+                    "identity": face["identity"],
+                    "source": face["source"],
+                }
+
+    faces = pairs.faces.remove_columns("image")
+    _write(rows, output_dir)
+    return 2 * len(pairs)
+
+
+def export_faces(faces: datasets.Dataset, output_dir: str | PathLike) -> int:
+    """Write faces with their own labels, such as a prepared benchmark's; no regions are known.
+
+    Args:
+        faces: Rows of ``FaceCrop``.
+        output_dir: A data set there is replaced.
+
+    Returns:
+        The number of images.
+    """
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for face in faces:
+            kept = {name: face[name] for name in FEATURES if name != "regions"}
+            yield {**kept, "regions": []}
+
+    _write(rows, output_dir)
+    return len(faces)
+
+
+def _write(rows: Callable[[], Iterator[dict[str, Any]]], output_dir: str | PathLike) -> None:
+    with atomic_path(Path(output_dir)) as temporary:
+        temporary.mkdir()
+        write_rows(rows, FEATURES, temporary / SPLIT)
+        # What makes it a DatasetDict, which lmms-eval asks for.
+        write_json(temporary / "dataset_dict.json", {"splits": [SPLIT]})

@@ -1,0 +1,83 @@
+"""What passes between a model and a task of lmms-eval, which exchange texts alone.
+
+A *report* is a line behind the answer with the two numbers that the words do not say. The model
+writes it where the task asks for it with the generation argument ``report``::
+
+    Yes. This is a deepfake image, and the artifact is at the nose.
+    [p_yes=0.8312 score=0.9104]
+
+A *transcript* is a dialogue as one question, for models that take no more than that::
+
+    User: Is this a deepfake image?
+    Assistant: Yes. This is a deepfake image.
+    User: Where is the artifact?
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from llava_forgery.infer.dialogue import NOTHING_SAID
+from llava_forgery.qa.conversation import ROLES, Message
+
+_NUMBER = r"[0-9.]+(?:e-?[0-9]+)?"
+_REPORT = re.compile(rf"\s*\[p_yes=({_NUMBER}) score=({_NUMBER})\]\s*$")
+_TURN = re.compile(r"(User|Assistant): (\S.*)")
+
+
+class Report(NamedTuple):
+    """An answer taken apart; the numbers are None where it came without them."""
+
+    text: str
+    p_yes: float | None
+    """The model's probability of "Yes" (fake) against "No", in [0, 1]."""
+    score: float | None
+    """The detector's, in [0, 1]."""
+
+
+def write_report(text: str, p_yes: float, score: float) -> str:
+    """The answer with a report behind it; the numbers come back exactly."""
+    return f"{text}\n[p_yes={p_yes!r} score={score!r}]"
+
+
+def read_report(text: str) -> Report:
+    """Take an answer apart; the inverse of :func:`write_report`."""
+    found = _REPORT.search(text)
+    if found is None:
+        return Report(text.strip(), None, None)
+    return Report(text[: found.start()].strip(), float(found[1]), float(found[2]))
+
+
+def write_transcript(turns: Sequence[str]) -> str:
+    """A dialogue as one text.
+
+    Args:
+        turns: What user and assistant say in turn; the last is the user's.
+
+    Raises:
+        ValueError: The last turn is the assistant's, or a question is empty.
+    """
+    if len(turns) % 2 == 0:
+        raise ValueError(f"a transcript ends with the user's turn, got {len(turns)} turns")
+    lines = []
+    for i, turn in enumerate(turns):
+        # A turn is a line; a model that says nothing has had its turn nevertheless.
+        said = " ".join(turn.split())
+        if not said and i % 2 == 0:
+            raise ValueError(f"the question in turn {i} is empty")
+        lines.append(f"{ROLES[i % 2].capitalize()}: {said or NOTHING_SAID}")
+    return "\n".join(lines)
+
+
+def read_transcript(text: str) -> tuple[Message, ...]:
+    """The turns of :func:`write_transcript`; any other text is one question.
+
+    Raises:
+        ValueError: The text is empty.
+    """
+    lines = [_TURN.fullmatch(line) for line in text.strip().split("\n")]
+    if len(lines) >= 3 and len(lines) % 2 and all(lines):
+        messages = tuple(Message(line[1].lower(), line[2].strip()) for line in lines)
+        if all(message.role == ROLES[i % 2] for i, message in enumerate(messages)):
+            return messages
+    return (Message("user", text.strip()),)

@@ -1,0 +1,46 @@
+import datasets
+import numpy as np
+import pytest
+
+from llava_forgery.constants import FAKE, REAL
+from llava_forgery.evaluation.export import export_faces, export_simulated
+from llava_forgery.faces.records import load_faces, save_faces
+from llava_forgery.simulate.pairs import CENTRED, FacePairs
+from llava_forgery.train.conversations import to_bytes
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faces")
+    save_faces([tiny.face(i, "test") for i in range(2)], folder, {})
+    return load_faces(folder)
+
+
+def test_simulated_forgeries(faces, tmp_path):
+    pairs = FacePairs(faces, 4, size=48, seed=3, framing=CENTRED)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/old").touch()
+    assert export_simulated(pairs, tmp_path / "data") == 8
+    found = datasets.load_from_disk(str(tmp_path / "data"))
+    assert list(found) == ["test"]
+    rows = found["test"]
+    # Alternating, so that the first few images of the set are of both classes.
+    assert rows["label"][:] == [FAKE, REAL] * 4
+    for i, row in enumerate(rows):
+        pair = pairs[i // 2]
+        image = to_bytes(pair.forged if row["label"] == FAKE else pair.pristine)
+        assert np.array_equal(np.array(row["image"]), image)
+        assert tuple(row["regions"]) == (pair.regions if row["label"] == FAKE else ())
+        assert row["identity"] == faces[pair.row]["identity"]
+    videos = dict(zip(rows["video_id"][:], rows["label"][:], strict=True))
+    assert videos == {"p0/forged": 1, "p0/pristine": 0, "p1/forged": 1, "p1/pristine": 0}
+    assert not (tmp_path / "data/old").exists()
+
+
+def test_faces_with_their_own_labels(faces, tmp_path):
+    assert export_faces(faces, tmp_path / "data") == 2
+    rows = datasets.load_from_disk(str(tmp_path / "data"))["test"]
+    assert rows["video_id"][:] == ["p0", "p1"]
+    assert rows["regions"][:] == [[], []]
+    assert np.array_equal(np.array(rows[1]["image"]), np.array(faces[1]["image"]))

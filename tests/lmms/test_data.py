@@ -1,0 +1,74 @@
+import json
+
+import datasets
+import pytest
+from PIL import Image
+
+from llava_forgery.lmms.data import VARIABLE, locate
+from llava_forgery.lmms.tasks import pictures
+from tests import tiny
+
+ROW = {"image": "faces/a.png", "label": 1, "video_id": "v"}
+
+
+@pytest.fixture
+def look(monkeypatch):
+    def run(path):
+        monkeypatch.setenv(VARIABLE, str(path))
+        return locate()
+
+    return run
+
+
+def test_folder_of_export_eval(data, look):
+    path, options = look(data)
+    assert options == {"load_from_disk": True}
+    assert datasets.load_from_disk(path)["test"].column_names[0] == "image"
+
+
+def test_manifest_with_images_beside_it(tmp_path, look):
+    (tmp_path / "faces").mkdir()
+    Image.fromarray(tiny.picture(1)).save(tmp_path / "faces/a.png")
+    manifest = tmp_path / "set.jsonl"
+    manifest.write_text("\n" + json.dumps(ROW) + "\n")
+    path, options = look(manifest)
+    assert (path, options) == ("json", {"data_files": {"test": str(manifest)}})
+    (picture,) = pictures(ROW)
+    assert picture.size == (tiny.SIZE, tiny.SIZE)
+    assert picture.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (json.dumps({"image": "a.png", "label": 1}), "lacks video_id"),
+        ("label,image", "is not JSON"),
+        ("", "is not JSON"),
+        ("[1]", "a JSON object in each line"),
+    ],
+)
+def test_manifests_that_cannot_be_read(tmp_path, look, text, message):
+    (tmp_path / "set.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        look(tmp_path / "set.jsonl")
+
+
+def test_data_sets_that_do_not_fit(tmp_path, look, pairs):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        look(tmp_path / "nowhere")
+    pairs.faces.save_to_disk(str(tmp_path / "faces"))
+    with pytest.raises(ValueError, match="export-eval"):
+        look(tmp_path / "faces")
+    rows = datasets.Dataset.from_list([{"label": 1, "video_id": "v"}])
+    datasets.DatasetDict({"val": rows}).save_to_disk(str(tmp_path / "val"))
+    with pytest.raises(ValueError, match="the splits val"):
+        look(tmp_path / "val")
+    datasets.DatasetDict({"test": rows}).save_to_disk(str(tmp_path / "test"))
+    with pytest.raises(ValueError, match="lacks image"):
+        look(tmp_path / "test")
+
+
+def test_no_path(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(ValueError, match=f"set {VARIABLE}"):
+        locate()
