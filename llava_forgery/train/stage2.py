@@ -57,6 +57,10 @@ class Stage2(Trainable):
         )
         return {"loss": loss}
 
+    def saved_parameters(self) -> list[torch.nn.Parameter]:
+        trained = [p for p in self.vlm.parameters() if p.requires_grad]
+        return [*trained, *self.vlm.kfd.parameters()]
+
     def save_checkpoint(self, directory: Path) -> None:
         self.vlm.save_pretrained(directory)
 
@@ -119,6 +123,7 @@ def train_adapter(
     steps: int = 120,
     align_steps: int = 0,
     batch_size: int = 8,
+    accumulate: int = 1,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
     seed: int = 0,
@@ -127,6 +132,8 @@ def train_adapter(
     workers: int = 0,
     resume: bool = False,
     report_to: str = "none",
+    gradient_checkpointing: bool = False,
+    deepspeed: str | PathLike | None = None,
 ) -> ForgeryVLM:
     """Train the forgery adapter and write it to ``output_dir``.
 
@@ -138,7 +145,8 @@ def train_adapter(
         steps: Optimiser steps.
         align_steps: Steps of the FPL's warm start (:mod:`llava_forgery.train.alignment`) before
             them; 0 leaves it out, and so does resuming.
-        batch_size: Conversations for each step.
+        batch_size: Conversations for each pass and process.
+        accumulate: Passes whose gradients make one step.
         learning_rate: Highest value of a warmed-up cosine.
         weight_decay: AdamW's.
         seed: Of order and dropout.
@@ -147,14 +155,15 @@ def train_adapter(
         workers: Processes that render and tokenise.
         resume: Continue from the last checkpoint.
         report_to: ``none``, ``tensorboard`` or ``wandb``.
+        gradient_checkpointing: Compute the host's layers twice to keep less of them in memory.
+        deepspeed: DeepSpeed's JSON file, where several processes train.
 
     Returns:
-        The host with the trained skill, in eval mode.
+        The host with the trained skill, in eval mode. Under ZeRO-3 its weights remain shared out
+        among the processes: load the adapter to use it.
     """
     output_dir = Path(output_dir)
     training_dir = output_dir.with_name(output_dir.name + "-training")
-    if align_steps and not (resume and last_checkpoint(training_dir)):
-        align_learner(vlm, conversations, steps=align_steps, seed=seed)
     arguments = training_arguments(
         training_dir,
         steps=steps,
@@ -165,7 +174,16 @@ def train_adapter(
         save_steps=save_steps,
         workers=workers,
         report_to=report_to,
+        deepspeed=deepspeed,
+        gradient_accumulation_steps=accumulate,
     )
+    with arguments.main_process_first():
+        resumes = resume and last_checkpoint(training_dir)
+    if align_steps and not resumes:
+        # Every process does the same: it takes seconds, and needs no exchange.
+        align_learner(vlm, conversations, steps=align_steps, seed=seed)
+    if gradient_checkpointing:
+        vlm.host.gradient_checkpointing_enable()
     trainer = ForgeryTrainer(
         model=Stage2(vlm),
         args=arguments,
@@ -174,5 +192,5 @@ def train_adapter(
     )
     run_training(trainer, resume)
     vlm.eval()
-    vlm.save_pretrained(output_dir)
+    trainer.save_model(output_dir)
     return vlm
