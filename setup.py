@@ -46,6 +46,8 @@ setup(
         "faces": FACES,
         "train": TRAIN,
         "demo": DEMO,
+        "quantization": ["bitsandbytes>=0.50"],
+        "deepspeed": [*TRAIN, "deepspeed>=0.19"],
         "dev": ["pytest>=9.0", "ruff==0.17.5"],
     },
     entry_points={"console_scripts": ["llava-forgery=llava_forgery.cli:main"]},

@@ -207,6 +207,7 @@ def finetune(
     ] = True,
     lora_r: Annotated[int, typer.Option(help="LoRA's rank.")] = 32,
     lora_alpha: Annotated[int, typer.Option(help="LoRA's scale.")] = 32,
+    lora_dropout: Annotated[float, typer.Option(help="LoRA's dropout.")] = 0.1,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100,
     align_steps: Annotated[
         int, typer.Option(help="Steps of the FPL's warm start without the host; 0: none.")
@@ -214,6 +215,7 @@ def finetune(
     batch_size: Annotated[int, typer.Option(help="Conversations for each step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     accumulate: Annotated[int, typer.Option(help="Passes whose gradients make one step.")] = 1,
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     gradient_checkpointing: Annotated[
         bool, typer.Option(help="Compute the host's layers twice to keep less in memory.")
     ] = False,
@@ -235,7 +237,7 @@ def finetune(
 
     detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd)
     model, processor = load_host(Path.cwd(), host, quantization, dtype=dtype)
-    settings = LoraSettings(r=lora_r, alpha=lora_alpha) if lora else None
+    settings = LoraSettings(r=lora_r, alpha=lora_alpha, dropout=lora_dropout) if lora else None
     vlm = attach_forgery(model, processor, detector, lora=settings, seed=seed)
     train_adapter(
         vlm,
@@ -245,6 +247,7 @@ def finetune(
         align_steps=align_steps,
         batch_size=batch_size,
         accumulate=accumulate,
+        save_steps=save_steps,
         learning_rate=learning_rate,
         seed=seed,
         resume=resume,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
@@ -39,7 +40,8 @@ def encode_answer(
 ) -> dict[str, torch.Tensor]:
     """Question, image and the answer for a label as the host takes them, labels on the answer.
 
-    Through the host's chat template; a host that has none, as InstructBLIP, gets the bare question.
+    Through the host's chat template. A host that has none, as InstructBLIP, reads question and
+    answer one behind the other, as the paper's code has it.
 
     Args:
         processor: Knows ``[*]``.
@@ -113,14 +115,17 @@ class PseudoWordTraining(Trainable):
         self.vlm = vlm
 
     def forward(self, labels: torch.Tensor, **inputs: Any) -> dict[str, torch.Tensor]:
-        """Language modelling loss: the mean over the answers' tokens.
+        """Language modelling loss: the mean over an answer's tokens, then over the photos.
+
+        So each photo counts alike, however many tokens its answer has.
 
         Args:
             labels: (B, T), -100 outside the answers.
             inputs: What the host takes.
         """
         log_likelihoods = answer_log_likelihoods(self.vlm, labels, **inputs)
-        return {"loss": -log_likelihoods.sum() / (labels != IGNORE_INDEX).sum()}
+        tokens = (labels != IGNORE_INDEX).sum(dim=1)
+        return {"loss": -(log_likelihoods.sum(dim=1) / tokens).mean()}
 
     def saved_parameters(self) -> list[torch.nn.Parameter]:
         return list(self.vlm.word.parameters())
@@ -150,13 +155,26 @@ class LabelledAnswers(Dataset):
 
 
 class AnswerCollator:
-    """Pads the texts and stacks the images."""
+    """Pads the texts behind their ends and stacks the rest."""
 
     def __init__(self, processor: ProcessorMixin) -> None:
         self.pad_id = processor.tokenizer.pad_token_id
+        self.with_template = _has_template(processor)
 
     def __call__(self, samples: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        return collate(samples, pad_id=self.pad_id, padding_side="right")
+        if self.with_template:
+            return collate(samples, pad_id=self.pad_id, padding_side="right")
+        # Without a template all samples ask the same question: only their answers differ.
+        fill = {"input_ids": self.pad_id, "attention_mask": 0, "labels": IGNORE_INDEX}
+        batch = {}
+        for key in samples[0]:
+            values = [sample[key] for sample in samples]
+            batch[key] = (
+                pad_sequence(values, batch_first=True, padding_value=fill[key])
+                if key in fill
+                else torch.stack(values)
+            )
+        return batch
 
 
 def train_pseudo_word(

@@ -13,7 +13,13 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from llava_forgery.files import write_json
-from llava_forgery.train.zero import deepspeed_file, load_engine, save_engine, whole_parameters
+from llava_forgery.train.zero import (
+    deepspeed_file,
+    lay_out,
+    load_engine,
+    save_engine,
+    whole_parameters,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -93,13 +99,15 @@ class ForgeryTrainer(Trainer):
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> Any:
-        if not (self.is_deepspeed_enabled and resume_from_checkpoint):
+        if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(
                 max_steps, train_dataloader, resume_from_checkpoint
             )
+        lay_out(self.model)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        load_engine(self.model_wrapped, resume_from_checkpoint)
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        if resume_from_checkpoint:
+            load_engine(self.model_wrapped, resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
 
@@ -163,6 +171,8 @@ def training_arguments(
         remove_unused_columns=False,
         disable_tqdm=False,
         deepspeed=deepspeed_file(deepspeed),
+        # Without it the Trainer counts one process where DeepSpeed runs on CPUs.
+        use_cpu=deepspeed is not None and not torch.cuda.is_available(),
         **more,
     )
 

@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -55,6 +56,14 @@ def whole_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[bool]:
         yield not several or dist.get_rank() == 0
     if several:
         dist.barrier()
+
+
+def lay_out(model: nn.Module) -> None:
+    """Bring all weights into the plain order of memory: DeepSpeed sends them as rows of bytes."""
+    for parameter in model.parameters():
+        # `contiguous()` would not do: it takes kernels of 1 x 1 as they lie.
+        if parameter.dim() and parameter.stride(-1) != 1:
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
 def save_engine(engine: Any, directory: str) -> None:
