@@ -6,6 +6,7 @@ Source: LVLM-DFD, section 3.2 and equation 5.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from llava_forgery.train.trainer import (
     run_training,
     training_arguments,
 )
+from llava_forgery.train.zero import kept_aside
 
 
 class Stage2(Trainable):
@@ -58,8 +60,7 @@ class Stage2(Trainable):
         return {"loss": loss}
 
     def saved_parameters(self) -> list[torch.nn.Parameter]:
-        trained = [p for p in self.vlm.parameters() if p.requires_grad]
-        return [*trained, *self.vlm.kfd.parameters()]
+        return [p for p in self.vlm.parameters() if p.requires_grad]
 
     def save_checkpoint(self, directory: Path) -> None:
         self.vlm.save_pretrained(directory)
@@ -184,13 +185,15 @@ def train_adapter(
         align_learner(vlm, conversations, steps=align_steps, seed=seed)
     if gradient_checkpointing:
         vlm.host.gradient_checkpointing_enable()
-    trainer = ForgeryTrainer(
-        model=Stage2(vlm),
-        args=arguments,
-        train_dataset=EncodedConversations(conversations, vlm, max_length),
-        data_collator=StackedCollator(vlm.processor.tokenizer.pad_token_id),
-    )
-    run_training(trainer, resume)
-    vlm.eval()
-    trainer.save_model(output_dir)
+    hidden = kept_aside(vlm, "kfd", arguments.device) if deepspeed else nullcontext()
+    with hidden:
+        trainer = ForgeryTrainer(
+            model=Stage2(vlm),
+            args=arguments,
+            train_dataset=EncodedConversations(conversations, vlm, max_length),
+            data_collator=StackedCollator(vlm.processor.tokenizer.pad_token_id),
+        )
+        run_training(trainer, resume)
+        vlm.eval()
+        trainer.save_model(output_dir)
     return vlm

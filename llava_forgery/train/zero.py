@@ -66,6 +66,27 @@ def lay_out(model: nn.Module) -> None:
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
+@contextmanager
+def kept_aside(module: nn.Module, name: str, device: torch.device) -> Iterator[None]:
+    """Hide a frozen submodule from DeepSpeed, which would share it out, cast it and send it.
+
+    It remains an attribute that can be called, in its own dtype and whole on each device. DeepSpeed
+    cannot send parameters without dimensions, such as a temperature.
+
+    Args:
+        module: Its owner.
+        name: Its name.
+        device: Where it is to lie, since nothing else moves it there.
+    """
+    part = module._modules.pop(name)
+    module.__dict__[name] = part.to(device)
+    try:
+        yield
+    finally:
+        del module.__dict__[name]
+        setattr(module, name, part)
+
+
 def save_engine(engine: Any, directory: str) -> None:
     """Write DeepSpeed's state for resuming; the frozen weights, so the host, stay out of it."""
     engine.save_checkpoint(directory, exclude_frozen_parameters=True)
