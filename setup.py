@@ -49,6 +49,8 @@ setup(
         "train": TRAIN,
         "demo": DEMO,
         "eval": EVAL,
+        "quantization": ["bitsandbytes>=0.50"],
+        "deepspeed": [*TRAIN, "deepspeed>=0.19"],
         "dev": ["pytest>=9.0", "ruff==0.17.5"],
     },
     entry_points={

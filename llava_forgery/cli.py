@@ -33,6 +33,23 @@ Cropped = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")]
 ReportTo = Annotated[str, typer.Option("--report-to", help="none, tensorboard or wandb.")]
+Quantization = Annotated[
+    str | None, typer.Option("--quantization", help="4bit or 8bit: hold the host's weights so.")
+]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="Of the host's weights: auto, float32, bfloat16, float16.")
+]
+DeepSpeed = Annotated[
+    Path | None,
+    typer.Option("--deepspeed", help="DeepSpeed's JSON file, such as scripts/zero2.json."),
+]
+Images = Annotated[
+    list[Path],
+    typer.Option(
+        "--data", help="Folder with real/ and fake/, or CSV path,label[,set]; repeatable."
+    ),
+]
+Word = Annotated[Path, typer.Option("--word", help="Folder of a pseudo-word.")]
 
 
 @app.command()
@@ -204,6 +221,7 @@ def finetune(
     ] = True,
     lora_r: Annotated[int, typer.Option(help="LoRA's rank.")] = 32,
     lora_alpha: Annotated[int, typer.Option(help="LoRA's scale.")] = 32,
+    lora_dropout: Annotated[float, typer.Option(help="LoRA's dropout.")] = 0.1,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100,
     align_steps: Annotated[
         int, typer.Option(help="Steps of the FPL's warm start without the host; 0: none.")
@@ -213,6 +231,14 @@ def finetune(
     fpl_learning_rate: Annotated[
         float | None, typer.Option(help="The FPL's; by default a tenth of it after a warm start.")
     ] = None,
+    accumulate: Annotated[int, typer.Option(help="Passes whose gradients make one step.")] = 1,
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option(help="Compute the host's layers twice to keep less in memory.")
+    ] = False,
+    dtype: Dtype = "auto",
+    quantization: Quantization = None,
+    deepspeed: DeepSpeed = None,
     seed: Seed = 0,
     resume: Resume = False,
     report_to: ReportTo = "none",
@@ -227,8 +253,8 @@ def finetune(
     from llava_forgery.train.stage2 import train_adapter
 
     detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd)
-    model, processor = load_host(Path.cwd(), host)
-    settings = LoraSettings(r=lora_r, alpha=lora_alpha) if lora else None
+    model, processor = load_host(Path.cwd(), host, quantization, dtype=dtype)
+    settings = LoraSettings(r=lora_r, alpha=lora_alpha, dropout=lora_dropout) if lora else None
     vlm = attach_forgery(model, processor, detector, lora=settings, seed=seed)
     train_adapter(
         vlm,
@@ -237,12 +263,116 @@ def finetune(
         steps=steps,
         align_steps=align_steps,
         batch_size=batch_size,
+        accumulate=accumulate,
+        save_steps=save_steps,
         learning_rate=learning_rate,
         fpl_learning_rate=fpl_learning_rate,
         seed=seed,
         resume=resume,
         report_to=report_to,
+        gradient_checkpointing=gradient_checkpointing,
+        deepspeed=deepspeed,
     )
+
+
+@app.command()
+def forge(
+    faces: Faces,
+    out: Out,
+    pairs: Annotated[int, typer.Option(help="Forged faces; as many pristine ones.")] = 400,
+    split: Annotated[str, typer.Option(help="Whose faces: train or test.")] = "train",
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 224,
+    seed: Seed = 1,
+) -> None:
+    """Write simulated forgeries and pristine faces as the folders real/ and fake/."""
+    from llava_forgery.faces.records import load_faces
+    from llava_forgery.simulate.pairs import FacePairs
+    from llava_forgery.train.forge import forge_folders
+
+    forge_folders(FacePairs(load_faces(faces, split=split), pairs, size=size, seed=seed), out)
+
+
+@app.command()
+def train_pseudo_word(
+    host: Annotated[str, typer.Option("--host", help="Host's folder or hub name.")],
+    data: Images,
+    out: Out,
+    question: Annotated[str, typer.Option(help="Without the pseudo-word.")] = "Is this photo real?",
+    placement: Annotated[
+        str, typer.Option(help="Where [*] goes: postfix, prefix or replace (of 'real').")
+    ] = "postfix",
+    real_answer: Annotated[str, typer.Option(help="Answer for a real photo.")] = "yes",
+    fake_answer: Annotated[str, typer.Option(help="Answer for a fake one.")] = "no",
+    initial_word: Annotated[
+        str | None, typer.Option(help="Word to start from; default: drawn like the vocabulary.")
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the photos.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Photos for each step and process.")] = 6,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-5,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.05,
+    save_steps: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints; default: none.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that read photos.")] = 0,
+    dtype: Dtype = "auto",
+    quantization: Quantization = None,
+    deepspeed: DeepSpeed = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    report_to: ReportTo = "none",
+) -> None:
+    """AntifakePrompt: train the embedding of one pseudo-word on real and fake photos."""
+    from llava_forgery.hosts.checkpoint import load_host
+    from llava_forgery.hosts.pseudo_word import PseudoWordConfig, attach_pseudo_word
+    from llava_forgery.train.labelled import read_sources
+    from llava_forgery.train.pseudo_word import train_pseudo_word as run
+
+    config = PseudoWordConfig(question, placement, real_answer, fake_answer, initial_word)
+    images = read_sources(data)
+    model, processor = load_host(Path.cwd(), host, quantization, dtype=dtype)
+    run(
+        attach_pseudo_word(model, processor, config, seed),
+        images,
+        out,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        seed=seed,
+        save_steps=save_steps,
+        workers=workers,
+        resume=resume,
+        report_to=report_to,
+        deepspeed=deepspeed,
+    )
+
+
+@app.command()
+def evaluate_pseudo_word(
+    word: Word,
+    data: Images,
+    out: Out,
+    batch_size: Annotated[int, typer.Option(help="Photos at once.")] = 8,
+    host: Host = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    quantization: Quantization = None,
+) -> None:
+    """Accuracy of a pseudo-word by folder, of those in training and the others apart."""
+    from llava_forgery.evaluation.pseudo_word import evaluate_pseudo_word as run
+    from llava_forgery.evaluation.pseudo_word import table_of
+    from llava_forgery.hosts.checkpoint import load_host, place_host
+    from llava_forgery.hosts.pseudo_word_checkpoint import (
+        load_pseudo_word,
+        read_pseudo_word_config,
+    )
+    from llava_forgery.train.labelled import read_sources
+
+    images = read_sources(data)
+    name = host or read_pseudo_word_config(word)["host"]["name_or_path"]
+    model, processor = load_host(word, name, quantization, dtype=dtype)
+    vlm = load_pseudo_word(word, place_host(model, device), processor)
+    typer.echo(table_of(run(vlm, images, out, batch_size=batch_size)))
 
 
 @app.command()
@@ -389,3 +519,8 @@ def main() -> None:
     except (ValueError, FileNotFoundError, ImportError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+
+
+# For launchers that start a module in several processes, such as torchrun and deepspeed.
+if __name__ == "__main__":
+    main()

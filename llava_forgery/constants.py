@@ -9,6 +9,7 @@ IGNORE_INDEX = -100
 
 IMAGE_TOKEN = "<image>"
 FORGERY_TOKEN = "<forgery>"
+PSEUDO_WORD = "[*]"
 
 # Regions that a simulated forgery can touch, in the order in which answers name them. "face" is
 # the whole inner face: it covers the others and never stands beside them.

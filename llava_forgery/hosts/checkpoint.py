@@ -22,6 +22,7 @@ from llava_forgery.files import atomic_path, read_json, write_json
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.fingerprint import check_fingerprint
+from llava_forgery.hosts.quantized import quantization_config
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM, attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.weights import compare_tensors, load_tensors, save_tensors
@@ -51,7 +52,7 @@ def save_adapter(model: ForgeryVLM, directory: str | PathLike) -> None:
             {
                 "format": FORMAT,
                 "host": {
-                    "name_or_path": _portable(model.host_name, directory),
+                    "name_or_path": portable_name(model.host_name, directory),
                     **model.fingerprint,
                 },
                 "fpl": model.fpl.config.to_dict(),
@@ -60,7 +61,7 @@ def save_adapter(model: ForgeryVLM, directory: str | PathLike) -> None:
         )
 
 
-def _portable(host_name: str, directory: Path) -> str:
+def portable_name(host_name: str, directory: Path) -> str:
     """A local host as a path relative to the adapter, so that both can be moved together."""
     if Path(host_name).is_dir():
         return os.path.relpath(Path(host_name).resolve(), directory.resolve())
@@ -94,21 +95,28 @@ def read_adapter_config(directory: str | PathLike) -> dict[str, Any]:
 
 
 def load_host(
-    directory: Path, name_or_path: str, **options: Any
+    directory: Path, name_or_path: str, quantization: str | None = None, **options: Any
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The bare host that an adapter names, or that the user gives.
 
     Args:
         directory: The adapter's, against which a relative path is read first.
         name_or_path: A folder or a hub name.
+        quantization: "4bit" or "8bit" for the language model's linear layers; None leaves them
+            as they are (:mod:`llava_forgery.hosts.quantized`).
         options: For ``from_pretrained``, such as ``dtype`` and ``device_map``.
 
     Raises:
         FileNotFoundError: Neither a folder nor something that transformers can load.
+        ImportError: Quantisation is asked for and bitsandbytes is not installed.
     """
     beside = directory / name_or_path
     source = str(beside.resolve()) if beside.is_dir() else name_or_path
     try:
+        if quantization is not None:
+            options["quantization_config"] = quantization_config(
+                source, quantization, options.get("dtype", "auto")
+            )
         processor = AutoProcessor.from_pretrained(source)
         model = AutoModelForImageTextToText.from_pretrained(source, **options)
     except OSError as error:
@@ -117,6 +125,18 @@ def load_host(
             "its folder or hub name (host=..., or --host)"
         ) from error
     return model, processor
+
+
+def place_host(model: PreTrainedModel, device: str | torch.device | None) -> PreTrainedModel:
+    """Bring a host to a device, a GPU if there is one by default.
+
+    A quantised host lies where it was loaded: transformers has placed it.
+    """
+    if getattr(model, "is_quantized", False):
+        return model
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device)
 
 
 def load_adapter(

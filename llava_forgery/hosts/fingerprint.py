@@ -16,6 +16,21 @@ TOLERANCE = 1e-2
 
 
 @torch.no_grad()
+def embedding_probe(weight: torch.Tensor) -> list[float]:
+    """A few values of an embedding (V, C), spread over the vocabulary."""
+    # Padding rows at the end may be zero in any checkpoint.
+    rows = torch.linspace(0, 0.9 * (len(weight) - 1), PROBES).long()
+    columns = torch.arange(PROBES) % weight.shape[1]
+    values = weight[rows.to(weight.device), columns.to(weight.device)].float().cpu()
+    return [round(value, 8) for value in values.tolist()]
+
+
+def probe_difference(want: list[float], have: list[float]) -> float:
+    """Largest difference of two probes, as a share of their size."""
+    want, have = torch.tensor(want), torch.tensor(have)
+    return float((want - have).abs().max() / want.abs().mean().clamp(min=1e-12))
+
+
 def host_fingerprint(host: nn.Module) -> dict[str, Any]:
     """Class, sizes and some embedding values of a transformers host.
 
@@ -24,17 +39,13 @@ def host_fingerprint(host: nn.Module) -> dict[str, Any]:
     """
     weight = host.get_input_embeddings().weight
     text = host.config.get_text_config()
-    # Rows spread over the vocabulary; padding rows at its end may be zero in any checkpoint.
-    rows = torch.linspace(0, 0.9 * (len(weight) - 1), PROBES).long()
-    columns = torch.arange(PROBES) % weight.shape[1]
-    values = weight[rows.to(weight.device), columns.to(weight.device)].float().cpu()
     return {
         "class": type(host).__name__,
         "model_type": host.config.model_type,
         "hidden_size": weight.shape[1],
         "vocab_size": weight.shape[0],
         "num_hidden_layers": text.num_hidden_layers,
-        "embedding_probe": [round(value, 8) for value in values.tolist()],
+        "embedding_probe": embedding_probe(weight),
     }
 
 
@@ -52,10 +63,7 @@ def check_fingerprint(host: nn.Module, expected: dict[str, Any], adapter: str) -
                 f"{adapter} was trained for a host with {key} {want}, this one has "
                 f"{found.get(key)}; {remedy}"
             )
-    want = torch.tensor(expected["embedding_probe"])
-    have = torch.tensor(found["embedding_probe"])
-    scale = want.abs().mean().clamp(min=1e-12)
-    difference = float((want - have).abs().max() / scale)
+    difference = probe_difference(expected["embedding_probe"], found["embedding_probe"])
     if difference > TOLERANCE:
         raise ValueError(
             f"{adapter} was trained for a host of the same sizes but with other weights (input "

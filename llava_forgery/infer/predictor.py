@@ -14,7 +14,12 @@ from llava_forgery.evaluation.answers import parse_answer
 from llava_forgery.faces.crop import crop_box, crop_square
 from llava_forgery.faces.detect import FaceDetector, get_detector
 from llava_forgery.faces.images import read_image
-from llava_forgery.hosts.checkpoint import load_adapter, load_host, read_adapter_config
+from llava_forgery.hosts.checkpoint import (
+    load_adapter,
+    load_host,
+    place_host,
+    read_adapter_config,
+)
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.infer.verdict import THRESHOLD, Verdict
@@ -60,6 +65,7 @@ class ForgeryPredictor:
         host: str | PreTrainedModel | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str = "auto",
+        quantization: str | None = None,
     ) -> "ForgeryPredictor":
         """Load an adapter and its host.
 
@@ -68,6 +74,7 @@ class ForgeryPredictor:
             host: Folder or hub name of the bare host; by default the one the adapter names.
             device: Where to; a GPU if there is one by default.
             dtype: Of the host's weights, as transformers takes it.
+            quantization: "4bit" or "8bit"; None leaves the weights as they are.
 
         Raises:
             FileNotFoundError: Adapter or host is missing.
@@ -75,10 +82,8 @@ class ForgeryPredictor:
         """
         config = read_adapter_config(adapter_dir)
         name = host or config["host"]["name_or_path"]
-        model, processor = load_host(Path(adapter_dir), name, dtype=dtype)
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(load_adapter(adapter_dir, model.to(device), processor))
+        model, processor = load_host(Path(adapter_dir), name, quantization, dtype=dtype)
+        return cls(load_adapter(adapter_dir, place_host(model, device), processor))
 
     @property
     def size(self) -> int:

@@ -6,6 +6,7 @@ Source: LVLM-DFD, section 3.2 and equation 5.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from llava_forgery.train.trainer import (
     run_training,
     training_arguments,
 )
+from llava_forgery.train.zero import kept_aside
 
 
 class Stage2(Trainable):
@@ -57,6 +59,9 @@ class Stage2(Trainable):
             logits.flatten(0, 1).float(), labels[:, first:].flatten(), ignore_index=IGNORE_INDEX
         )
         return {"loss": loss}
+
+    def saved_parameters(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.vlm.parameters() if p.requires_grad]
 
     def save_checkpoint(self, directory: Path) -> None:
         self.vlm.save_pretrained(directory)
@@ -125,6 +130,7 @@ def train_adapter(
     steps: int = 120,
     align_steps: int = 0,
     batch_size: int = 8,
+    accumulate: int = 1,
     learning_rate: float = 1e-3,
     fpl_learning_rate: float | None = None,
     weight_decay: float = 0.0,
@@ -134,6 +140,8 @@ def train_adapter(
     workers: int = 0,
     resume: bool = False,
     report_to: str = "none",
+    gradient_checkpointing: bool = False,
+    deepspeed: str | PathLike | None = None,
 ) -> ForgeryVLM:
     """Train the forgery adapter and write it to ``output_dir``.
 
@@ -145,7 +153,8 @@ def train_adapter(
         steps: Optimiser steps.
         align_steps: Steps of the FPL's warm start (:mod:`llava_forgery.train.alignment`) before
             them; 0 leaves it out, and so does resuming.
-        batch_size: Conversations for each step.
+        batch_size: Conversations for each pass and process.
+        accumulate: Passes whose gradients make one step.
         learning_rate: Highest value of a warmed-up cosine.
         fpl_learning_rate: The FPL's; by default a tenth of ``learning_rate`` after a warm start,
             whose words the host's first gradients would undo, else the same.
@@ -156,16 +165,15 @@ def train_adapter(
         workers: Processes that render and tokenise.
         resume: Continue from the last checkpoint.
         report_to: ``none``, ``tensorboard`` or ``wandb``.
+        gradient_checkpointing: Compute the host's layers twice to keep less of them in memory.
+        deepspeed: DeepSpeed's JSON file, where several processes train.
 
     Returns:
-        The host with the trained skill, in eval mode.
+        The host with the trained skill, in eval mode. Under ZeRO-3 its weights remain shared out
+        among the processes: load the adapter to use it.
     """
     output_dir = Path(output_dir)
     training_dir = output_dir.with_name(output_dir.name + "-training")
-    if align_steps and not (resume and last_checkpoint(training_dir)):
-        align_learner(vlm, conversations, steps=align_steps, seed=seed)
-    if fpl_learning_rate is None and align_steps:
-        fpl_learning_rate = learning_rate / 10
     arguments = training_arguments(
         training_dir,
         steps=steps,
@@ -176,14 +184,27 @@ def train_adapter(
         save_steps=save_steps,
         workers=workers,
         report_to=report_to,
+        deepspeed=deepspeed,
+        gradient_accumulation_steps=accumulate,
     )
-    trainer = ForgeryTrainer(
-        model=Stage2(vlm, fpl_learning_rate),
-        args=arguments,
-        train_dataset=EncodedConversations(conversations, vlm, max_length),
-        data_collator=StackedCollator(vlm.processor.tokenizer.pad_token_id),
-    )
-    run_training(trainer, resume)
-    vlm.eval()
-    vlm.save_pretrained(output_dir)
+    with arguments.main_process_first():
+        resumes = resume and last_checkpoint(training_dir)
+    if align_steps and not resumes:
+        # Every process does the same: it takes seconds, and needs no exchange.
+        align_learner(vlm, conversations, steps=align_steps, seed=seed)
+    if fpl_learning_rate is None and align_steps:
+        fpl_learning_rate = learning_rate / 10
+    if gradient_checkpointing:
+        vlm.host.gradient_checkpointing_enable()
+    hidden = kept_aside(vlm, "kfd", arguments.device) if deepspeed else nullcontext()
+    with hidden:
+        trainer = ForgeryTrainer(
+            model=Stage2(vlm, fpl_learning_rate),
+            args=arguments,
+            train_dataset=EncodedConversations(conversations, vlm, max_length),
+            data_collator=StackedCollator(vlm.processor.tokenizer.pad_token_id),
+        )
+        run_training(trainer, resume)
+        vlm.eval()
+        trainer.save_model(output_dir)
     return vlm

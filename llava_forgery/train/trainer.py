@@ -13,11 +13,19 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from llava_forgery.files import write_json
+from llava_forgery.train.zero import (
+    deepspeed_file,
+    lay_out,
+    load_engine,
+    save_engine,
+    whole_parameters,
+)
 
 logger = logging.getLogger(__name__)
 
 # The Trainer writes this file last: a checkpoint without it was interrupted.
 _LAST_FILE = "trainer_state.json"
+_SCHEDULE = "scheduler.pt"
 
 
 class Trainable(nn.Module, ABC):
@@ -34,6 +42,10 @@ class Trainable(nn.Module, ABC):
     def learning_rates(self) -> dict[nn.Parameter, float]:
         """Highest learning rates of parameters that have one of their own."""
         return {}
+
+    def saved_parameters(self) -> list[nn.Parameter]:
+        """What :meth:`save_checkpoint` reads; under ZeRO-3 everything else is empty then."""
+        return list(self.parameters())
 
 
 class ForgeryTrainer(Trainer):
@@ -79,13 +91,41 @@ class ForgeryTrainer(Trainer):
             self._terms.clear()
         super().log(logs, *args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        self.model.save_checkpoint(Path(output_dir or self.args.output_dir))
+    def save_model(
+        self, output_dir: str | PathLike | None = None, _internal_call: bool = False
+    ) -> None:
+        """Write the model; all processes call it, the first one writes."""
+        with whole_parameters(self.model.saved_parameters()) as writes:
+            if writes:
+                self.model.save_checkpoint(Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         (model or self.model).load_checkpoint(Path(resume_from_checkpoint))
+
+    # The Trainer knows how to leave the host out of DeepSpeed's checkpoints for peft's models only.
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_engine(self.model_wrapped, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULE)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
+        lay_out(self.model)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint:
+            load_engine(self.model_wrapped, resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
 
 def last_checkpoint(directory: str | PathLike) -> str | None:
@@ -111,13 +151,14 @@ def training_arguments(
     save_steps: int | None,
     workers: int,
     report_to: str = "none",
+    deepspeed: str | PathLike | None = None,
     **more: Any,
 ) -> TrainingArguments:
     """The Trainer's arguments that both stages share.
 
     Args:
         output_dir: The training's folder.
-        steps: Optimiser steps.
+        steps: Optimiser steps; -1 leaves them to ``num_train_epochs``.
         batch_size: Samples for each step and process.
         learning_rate: Its highest value; warmed up over a tenth of the steps, then a cosine.
         weight_decay: AdamW's.
@@ -125,6 +166,7 @@ def training_arguments(
         save_steps: Steps between checkpoints; None saves none.
         workers: Processes that prepare data; 0 prepares it in the main process.
         report_to: ``none``, ``tensorboard`` or ``wandb``.
+        deepspeed: DeepSpeed's JSON file; None trains without it.
         more: Any other of TrainingArguments' fields.
     """
     return TrainingArguments(
@@ -133,7 +175,7 @@ def training_arguments(
         per_device_train_batch_size=batch_size,
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, steps // 10),
+        warmup_steps=max(1, steps // 10) if steps > 0 else 0.1,
         weight_decay=weight_decay,
         seed=seed,
         save_strategy="no" if save_steps is None else "steps",
@@ -145,6 +187,9 @@ def training_arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         disable_tqdm=False,
+        deepspeed=deepspeed_file(deepspeed),
+        # Without it the Trainer counts one process where DeepSpeed runs on CPUs.
+        use_cpu=deepspeed is not None and not torch.cuda.is_available(),
         **more,
     )
 
@@ -157,7 +202,9 @@ def run_training(trainer: ForgeryTrainer, resume: bool) -> None:
             that they would mix.
     """
     output_dir = Path(trainer.args.output_dir)
-    checkpoint = last_checkpoint(output_dir)
+    # The first process tidies up what was interrupted, the others look after it.
+    with trainer.args.main_process_first():
+        checkpoint = last_checkpoint(output_dir)
     if checkpoint and not resume:
         raise ValueError(
             f"{output_dir} holds checkpoints of an earlier training: resume it (--resume), or "
@@ -166,4 +213,5 @@ def run_training(trainer: ForgeryTrainer, resume: bool) -> None:
     if resume and not checkpoint:
         logger.warning("%s holds no checkpoint to resume from: starting anew", output_dir)
     trainer.train(resume_from_checkpoint=checkpoint)
-    write_json(output_dir / "log.json", trainer.state.log_history)
+    if trainer.is_world_process_zero():
+        write_json(output_dir / "log.json", trainer.state.log_history)

@@ -1,0 +1,334 @@
+"""AntifakePrompt's pseudo-word: one token of the prompt whose embedding alone is trained.
+
+``attach_pseudo_word`` hangs hooks on a host's input embedding: wherever ``[*]`` stands in a prompt,
+its row is a learned vector. The host is not replaced, resized, saved or trained. On InstructBLIP
+the question reaches the Q-Former as well, whose own embedding gets a vector of its own: 768 + 4096
+= 4,864 parameters with Vicuna-7B.
+
+Source: AntifakePrompt (arXiv:2310.17419), section 3; nctu-eva-lab/AntifakePrompt at 957c1e1.
+"""
+
+import re
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.tokenization_utils_base import AddedToken
+
+from llava_forgery.constants import PSEUDO_WORD
+from llava_forgery.hosts.fingerprint import embedding_probe, host_fingerprint
+from llava_forgery.hosts.transformers_vlm import ForgeryVLM
+
+PLACEMENTS = ("postfix", "prefix", "replace")
+LANGUAGE_MODEL, QFORMER = "language_model", "qformer"
+
+
+@dataclass(frozen=True)
+class PseudoWordConfig:
+    """The question, its answers, and what the vector starts from.
+
+    The polarity is the paper's: ``real_answer`` says that the photo is real, so the likelihood of
+    ``fake_answer`` gives P(fake). Labels stay real = 0, fake = 1.
+    """
+
+    question: str = "Is this photo real?"
+    """Without the pseudo-word."""
+    placement: str = "postfix"
+    """Where it goes: ``postfix`` before the question mark, ``prefix`` before the question,
+    ``replace`` in the place of the word ``real``."""
+    real_answer: str = "yes"
+    """The whole answer for a real photo."""
+    fake_answer: str = "no"
+    """The whole answer for a fake one."""
+    initial_word: str | None = None
+    """Word whose embedding the vector starts from; None draws it like the vocabulary's."""
+
+    def __post_init__(self) -> None:
+        if self.placement not in PLACEMENTS:
+            raise ValueError(
+                f"placement must be one of {', '.join(PLACEMENTS)}, got {self.placement!r}"
+            )
+        for name in ("question", "real_answer", "fake_answer"):
+            text = getattr(self, name)
+            if not text or text != text.strip() or PSEUDO_WORD in text:
+                raise ValueError(
+                    f"{name} must be a text without margins and without {PSEUDO_WORD}, which the "
+                    f"placement puts in; got {text!r}"
+                )
+        if self.real_answer == self.fake_answer:
+            raise ValueError(f"real and fake are answered alike: {self.real_answer!r}")
+        if self.placement == "replace" and len(re.findall(r"\breal\b", self.question)) != 1:
+            raise ValueError(
+                f"placement 'replace' needs one 'real' in the question, got {self.question!r}"
+            )
+
+    @property
+    def prompt(self) -> str:
+        """The question with the pseudo-word, such as ``Is this photo real [*]?``."""
+        if self.placement == "prefix":
+            return f"{PSEUDO_WORD} {self.question}"
+        if self.placement == "replace":
+            return re.sub(r"\breal\b", PSEUDO_WORD, self.question)
+        stem = self.question.rstrip("?")
+        return f"{stem} {PSEUDO_WORD}{self.question[len(stem) :]}"
+
+    @property
+    def answers(self) -> tuple[str, str]:
+        """The answer for each label: real, fake."""
+        return self.real_answer, self.fake_answer
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+class LearnedVector(nn.Module):
+    """One row in the place of an embedding's; a module, so that ZeRO-3 gathers it when called."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self) -> torch.Tensor:
+        """(C,) float32."""
+        # A copy: under ZeRO-3 the parameter itself is taken apart again after this call.
+        return self.weight.clone()
+
+
+class PseudoWord(nn.Module):
+    """The learned vectors: ``language_model`` (C,), and ``qformer`` where the host has one.
+
+    Args:
+        widths: Width of each embedding.
+    """
+
+    def __init__(self, widths: dict[str, int]) -> None:
+        super().__init__()
+        self.vectors = nn.ModuleDict({name: LearnedVector(w) for name, w in widths.items()})
+
+
+class PseudoWordHooks:
+    """Hooks on one embedding module that put a vector wherever the token's id stands.
+
+    Unlike the forgery placeholders, whose vectors belong to a sample's image, the vector is the
+    same for every place and is always there: whatever calls the host sees it.
+
+    Args:
+        embedding: An input embedding.
+        token_id: The pseudo-word's id; may lie outside the vocabulary.
+        vector: Gives the row.
+    """
+
+    def __init__(self, embedding: nn.Module, token_id: int, vector: LearnedVector) -> None:
+        self.token_id, self.vector = token_id, vector
+        self._places: torch.Tensor | None = None
+        self._handles = [
+            embedding.register_forward_pre_hook(self._before),
+            embedding.register_forward_hook(self._after),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off; the embedding is then as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _before(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple | None:
+        places = inputs[0] == self.token_id
+        self._places = places if bool(places.any()) else None
+        if self._places is None:
+            return None
+        # Any id inside the vocabulary will do: the row is replaced afterwards.
+        return (inputs[0].masked_fill(places, 0), *inputs[1:])
+
+    def _after(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        if self._places is None:
+            return None
+        places, self._places = self._places, None
+        row = self.vector().to(output.device, output.dtype)
+        return torch.where(places.to(output.device)[..., None], row, output)
+
+
+class PseudoWordVLM(nn.Module):
+    """A host that knows the pseudo-word; made by :func:`attach_pseudo_word`.
+
+    Attributes:
+        model: The host, or the :class:`ForgeryVLM` that owns it.
+        word: The learned vectors, all that is trainable.
+        processor: Its tokenizers know ``[*]``.
+        config: Question and answers.
+        fingerprint: Of the bare host.
+        host_name: Where the bare host came from.
+        more_embeddings: Probes of further embeddings that read the question; the fingerprint
+            knows the language model's alone.
+        sources: Data the word was trained on, by name; what an evaluation calls held-in.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | ForgeryVLM,
+        processor: ProcessorMixin,
+        word: PseudoWord,
+        config: PseudoWordConfig,
+        fingerprint: dict[str, Any],
+        host_name: str,
+    ) -> None:
+        super().__init__()
+        self.model, self.word = model, word
+        self.processor, self.config = processor, config
+        self.fingerprint, self.host_name = fingerprint, host_name
+        self.sources: tuple[str, ...] = ()
+        embeddings = pseudo_word_embeddings(bare_host(model), processor)
+        self.more_embeddings = {
+            name: embedding_probe(embedding.weight)
+            for name, (embedding, _) in embeddings.items()
+            if name != LANGUAGE_MODEL
+        }
+        self._hooks = [
+            PseudoWordHooks(embedding, token_id_of(tokenizer), word.vectors[name])
+            for name, (embedding, tokenizer) in embeddings.items()
+        ]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the host lies."""
+        return bare_host(self.model).get_input_embeddings().weight.device
+
+    def trainable_names(self) -> list[str]:
+        """Names of the parameters that training changes."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def forward(self, **inputs: Any) -> Any:
+        """The forward of what the word was attached to."""
+        return self.model(**inputs)
+
+    def generate(self, **inputs: Any) -> Any:
+        """Its ``generate``, which never emits the pseudo-word."""
+        suppressed = [
+            *(inputs.pop("suppress_tokens", None) or []),
+            token_id_of(self.processor.tokenizer),
+        ]
+        return self.model.generate(suppress_tokens=suppressed, **inputs)
+
+    def detach(self) -> PreTrainedModel | ForgeryVLM:
+        """Take the hooks off and return what the word was attached to, as it was."""
+        for hooks in self._hooks:
+            hooks.remove()
+        return self.model
+
+    def save_pretrained(self, directory: str | PathLike) -> None:
+        """Write the word; see :mod:`llava_forgery.hosts.pseudo_word_checkpoint`."""
+        from llava_forgery.hosts.pseudo_word_checkpoint import save_pseudo_word
+
+        save_pseudo_word(self, directory)
+
+
+def bare_host(model: PreTrainedModel | PeftModel | ForgeryVLM) -> PreTrainedModel:
+    """The host inside; LoRA's layers stay in it."""
+    host = model.host if isinstance(model, ForgeryVLM) else model
+    return host.get_base_model() if isinstance(host, PeftModel) else host
+
+
+def token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of ``[*]``."""
+    return tokenizer.convert_tokens_to_ids(PSEUDO_WORD)
+
+
+def pseudo_word_embeddings(
+    host: PreTrainedModel, processor: ProcessorMixin
+) -> dict[str, tuple[nn.Module, PreTrainedTokenizerBase]]:
+    """Each input embedding that reads the question, with its tokenizer.
+
+    Args:
+        host: A transformers image-text-to-text model.
+        processor: Its processor; one with a ``qformer_tokenizer`` says that the Q-Former reads
+            the question too.
+
+    Raises:
+        ValueError: The processor has a Q-Former's tokenizer but the host has no Q-Former.
+    """
+    found = {LANGUAGE_MODEL: (host.get_input_embeddings(), processor.tokenizer)}
+    tokenizer = getattr(processor, "qformer_tokenizer", None)
+    if tokenizer is not None:
+        suffix = f"{QFORMER}.embeddings.word_embeddings"
+        modules = [m for name, m in host.named_modules() if f".{name}".endswith(f".{suffix}")]
+        if len(modules) != 1:
+            raise ValueError(
+                f"the processor has a Q-Former's tokenizer, but {type(host).__name__} has "
+                f"{len(modules)} modules named {suffix}; give the host's own processor"
+            )
+        found[QFORMER] = (modules[0], tokenizer)
+    return found
+
+
+@torch.no_grad()
+def initial_vector(
+    embedding: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    word: str | None,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """(C,) float32 that a vector starts from: a word's, or drawn like the vocabulary's rows."""
+    weight = embedding.weight
+    if word is not None:
+        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        if not ids or tokenizer.unk_token_id in ids:
+            raise ValueError(f"the tokenizer does not know the initial word {word!r}: ids {ids}")
+        return weight[torch.tensor(ids, device=weight.device)].float().mean(dim=0).cpu()
+    # A sample of the rows tells their spread.
+    rows = weight[:: max(1, len(weight) // 1024)].float()
+    noise = torch.randn(weight.shape[1], generator=generator)
+    return rows.mean(dim=0).cpu() + noise * rows.std(dim=0).cpu()
+
+
+def attach_pseudo_word(
+    model: PreTrainedModel | ForgeryVLM,
+    processor: ProcessorMixin,
+    config: PseudoWordConfig | None = None,
+    seed: int = 0,
+) -> PseudoWordVLM:
+    """Teach a loaded host, or a host that has the forgery skill, a pseudo-word.
+
+    Everything but the word's vectors is frozen. ``[*]`` is added to the processor's tokenizers;
+    no embedding is resized.
+
+    Args:
+        model: A transformers image-text-to-text model, or what ``attach_forgery`` returned.
+        processor: Its processor.
+        config: Question, placement, answers and initial word; the paper's by default.
+        seed: Of the vectors, where there is no initial word.
+
+    Returns:
+        The module that is called like ``model``.
+
+    Raises:
+        ValueError: A tokenizer owns ``[*]`` already, or the initial word is unknown.
+    """
+    config = config or PseudoWordConfig()
+    host = bare_host(model)
+    embeddings = pseudo_word_embeddings(host, processor)
+    for _, tokenizer in embeddings.values():
+        if PSEUDO_WORD in tokenizer.get_vocab():
+            raise ValueError(
+                f"the tokenizer owns {PSEUDO_WORD} already: a pseudo-word is attached, or the host "
+                "was saved with it; load host and processor anew"
+            )
+    generator = torch.Generator().manual_seed(seed)
+    word = PseudoWord({name: module.weight.shape[1] for name, (module, _) in embeddings.items()})
+    for name, (module, tokenizer) in embeddings.items():
+        start = initial_vector(module, tokenizer, config.initial_word, generator)
+        word.vectors[name].weight.data.copy_(start)
+        # Not special: it stands in texts that users write. Not normalised: no tokenizer may put
+        # a space or a lower case into it.
+        tokenizer.add_tokens([AddedToken(PSEUDO_WORD, special=False, normalized=False)])
+    model.requires_grad_(False)
+    if isinstance(model, ForgeryVLM):
+        fingerprint, name = model.fingerprint, model.host_name
+    else:
+        fingerprint, name = host_fingerprint(model), model.name_or_path
+    device = host.get_input_embeddings().weight.device
+    return PseudoWordVLM(model, processor, word.to(device), config, fingerprint, name)

@@ -1,0 +1,48 @@
+"""Simulated forgeries and their pristine faces as two folders of pictures, ``real/`` and ``fake/``.
+
+    llava-forgery forge --faces FACES --out DATA
+
+For what reads folders, such as the pseudo-word's training. Every picture's metadata says what it
+is, a simulated forgery or a crop of a photograph.
+"""
+
+from os import PathLike
+from pathlib import Path
+
+from PIL import Image
+from tqdm import trange
+
+from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
+from llava_forgery.files import atomic_path
+from llava_forgery.infer.overlay import save_png
+from llava_forgery.qa.templates import join_regions
+from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.train.conversations import to_bytes
+
+FORGED = (
+    "simulated forgery at the {regions}, made by llava-forgery to train detectors; not a real "
+    "photograph"
+)
+PRISTINE = "crop of {source}, without forgery"
+
+
+def forge_folders(pairs: FacePairs, output_dir: str | PathLike) -> None:
+    """Write ``fake/NAME-00000.png`` and ``real/NAME-00000.png`` of each pair.
+
+    Args:
+        pairs: What to forge.
+        output_dir: A folder there is replaced as a whole.
+    """
+    sources = pairs.faces["source"]
+    with atomic_path(output_dir) as temporary:
+        for index in trange(len(pairs), desc="forge", unit="pair"):
+            pair = pairs[index]
+            source = Path(sources[pair.row]).name
+            name = f"{Path(source).stem}-{index:05d}.png"
+            note = FORGED.format(regions=join_regions(pair.regions))
+            for label, image, text in (
+                (FAKE, pair.forged, note),
+                (REAL, pair.pristine, PRISTINE.format(source=source)),
+            ):
+                path = temporary / LABEL_NAMES[label] / name
+                save_png(Image.fromarray(to_bytes(image)), path, text)

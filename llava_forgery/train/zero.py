@@ -1,0 +1,107 @@
+"""Several processes under DeepSpeed: who writes, and weights that are shared out among them.
+
+ZeRO-2 shares out the optimiser's state and the gradients; ZeRO-3 the weights too, so that a
+parameter is empty outside its own module's call. The host is loaded whole by each process (in its
+main memory) and shared out when training starts: fingerprint and first values need whole weights.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from llava_forgery.optional import require
+
+
+def deepspeed_file(path: str | PathLike | None) -> str | None:
+    """Check that DeepSpeed is there to read its JSON file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImportError: DeepSpeed is not installed; the message names the extra.
+    """
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"there is no file {path}; scripts/zero2.json and scripts/zero3.json are ready to use"
+        )
+    require("deepspeed", extra="deepspeed", feature="training with --deepspeed")
+    return str(path)
+
+
+@contextmanager
+def whole_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[bool]:
+    """Put shared-out parameters together; every process must enter.
+
+    Args:
+        parameters: What is to be read inside; others may be empty there.
+
+    Yields:
+        Whether this process is the one that writes. The others wait for it at the end.
+    """
+    shared = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    gathered: Any = nullcontext()
+    if shared:
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters(shared)
+    several = dist.is_available() and dist.is_initialized()
+    with gathered:
+        yield not several or dist.get_rank() == 0
+    if several:
+        dist.barrier()
+
+
+def lay_out(model: nn.Module) -> None:
+    """Bring all weights into the plain order of memory: DeepSpeed sends them as rows of bytes."""
+    for parameter in model.parameters():
+        # `contiguous()` would not do: it takes kernels of 1 x 1 as they lie.
+        if parameter.dim() and parameter.stride(-1) != 1:
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def kept_aside(module: nn.Module, name: str, device: torch.device) -> Iterator[None]:
+    """Hide a frozen submodule from DeepSpeed, which would share it out, cast it and send it.
+
+    It remains an attribute that can be called, in its own dtype and whole on each device. DeepSpeed
+    cannot send parameters without dimensions, such as a temperature.
+
+    Args:
+        module: Its owner.
+        name: Its name.
+        device: Where it is to lie, since nothing else moves it there.
+    """
+    part = module._modules.pop(name)
+    module.__dict__[name] = part.to(device)
+    try:
+        yield
+    finally:
+        del module.__dict__[name]
+        setattr(module, name, part)
+
+
+def save_engine(engine: Any, directory: str) -> None:
+    """Write DeepSpeed's state for resuming; the frozen weights, so the host, stay out of it."""
+    engine.save_checkpoint(directory, exclude_frozen_parameters=True)
+
+
+def load_engine(engine: Any, directory: str) -> None:
+    """Read what :func:`save_engine` wrote.
+
+    Raises:
+        ValueError: There is nothing to read.
+    """
+    # Not strict, since the frozen weights are not there; the trained ones come from the optimiser's
+    # own state, which DeepSpeed checks.
+    path, _ = engine.load_checkpoint(directory, load_module_strict=False)
+    if path is None:
+        raise ValueError(
+            f"{directory} holds no state of DeepSpeed: it was written without --deepspeed"
+        )
