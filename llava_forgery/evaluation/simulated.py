@@ -11,12 +11,14 @@ from tqdm import tqdm
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.evaluation.answers import parse_answer
+from llava_forgery.evaluation.intervals import bootstrap_interval
+from llava_forgery.evaluation.masks import mask_iou
 from llava_forgery.evaluation.metrics import (
     accuracy,
     agreement,
     auc,
     average_precision,
-    mask_iou,
+    equal_error_rate,
     region_scores,
 )
 from llava_forgery.files import write_json, write_text
@@ -49,8 +51,9 @@ def evaluate_simulated(
         overlays: Number of pictures.
 
     Returns:
-        ``kfd {auc, ap, mask_iou}``, ``text {auc, ap, accuracy, unparsed}``, ``regions_f1``,
-        ``agreement`` and ``images``. Mask IoU is the mean over forged images at threshold 0.5.
+        ``kfd {auc, auc_interval, ap, eer, mask_iou}``, ``text {auc, auc_interval, ap, eer,
+        accuracy, unparsed}``, ``regions_f1``, ``agreement`` and ``images``. Mask IoU is the mean
+        over forged images at threshold 0.5; the intervals (95 %) draw people, not images.
     """
     output_dir = Path(output_dir)
     records, ious = [], []
@@ -81,25 +84,31 @@ def summarise(records: list[dict[str, Any]], iou: float) -> dict[str, Any]:
     scores = np.array([record["score"] for record in records])
     p_yes = np.array([record["p_yes"] for record in records])
     predictions = [record["answer_label"] for record in records]
+    people = [record["identity"] for record in records]
     fakes = [record for record in records if record["label"] == FAKE]
     named = region_scores(
         [tuple(r["answer_regions"]) for r in fakes], [tuple(r["regions"]) for r in fakes]
     )
     return {
         "images": len(records),
-        "kfd": {
-            "auc": auc(labels, scores),
-            "ap": average_precision(labels, scores),
-            "mask_iou": iou,
-        },
+        "kfd": {**_ranking(labels, scores, people), "mask_iou": iou},
         "text": {
-            "auc": auc(labels, p_yes),
-            "ap": average_precision(labels, p_yes),
+            **_ranking(labels, p_yes, people),
             "accuracy": accuracy(labels, predictions),
             "unparsed": sum(prediction is None for prediction in predictions),
         },
         "regions_f1": named.f1,
         "agreement": agreement(scores, p_yes),
+    }
+
+
+def _ranking(labels: np.ndarray, scores: np.ndarray, people: list[str]) -> dict[str, Any]:
+    interval = bootstrap_interval(auc, labels, scores, groups=people)
+    return {
+        "auc": interval.value,
+        "auc_interval": [interval.low, interval.high],
+        "ap": average_precision(labels, scores),
+        "eer": equal_error_rate(labels, scores),
     }
 
 
