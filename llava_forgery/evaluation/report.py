@@ -1,4 +1,4 @@
-"""All figures of a detector's scores at once, of frames and of videos, with intervals."""
+"""All figures of a detector's scores, or of answers in free text, at once."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from llava_forgery.constants import FAKE, REAL
+from llava_forgery.evaluation.answers import parse_answer
 from llava_forgery.evaluation.checks import (
     checked_labels,
     finite_values,
@@ -21,6 +22,7 @@ from llava_forgery.evaluation.metrics import (
     calibration_error,
     equal_error_rate,
     error_rates,
+    region_scores,
     tpr_at_fpr,
 )
 from llava_forgery.evaluation.video import parent_folder, video_level
@@ -85,6 +87,42 @@ def detection_report(
     if video_ids is not None:
         videos = video_level(scores, video_ids, labels, reduce, k=k, grouping=grouping)
         report["video"] = _figures(videos.labels, videos.scores, None, *options)
+    return report
+
+
+def answer_report(
+    labels: ArrayLike, answers: Sequence[str], regions: Sequence[Sequence[str]] | None = None
+) -> dict[str, Any]:
+    """Figures of answers to "Is this a deepfake image?", read by :func:`parse_answer`.
+
+    Args:
+        labels: (N,) of 0 and 1.
+        answers: (N,) free texts. One that says neither counts as wrong, and is counted.
+        regions: (N,) forged regions of each image, none for a real one; None leaves the regions'
+            figures out.
+
+    Returns:
+        ``count``, ``accuracy``, ``unparsed`` and, over the fake images, ``region_precision``,
+        ``region_recall`` and ``region_f1``.
+
+    Raises:
+        ValueError: Lengths differ, a label is not valid, or a fake image has no region.
+    """
+    if isinstance(answers, str):
+        raise ValueError("expected a sequence of answers, got a single text")
+    labels = checked_labels(labels)
+    same_length(labels=labels, answers=answers)
+    parsed = [parse_answer(answer) for answer in answers]
+    report: dict[str, Any] = {
+        "count": len(labels),
+        "accuracy": accuracy(labels, [answer.label for answer in parsed]),
+        "unparsed": sum(answer.label is None for answer in parsed),
+    }
+    if regions is not None:
+        same_length(labels=labels, regions=regions)
+        fakes = np.flatnonzero(labels == FAKE)
+        found = region_scores([parsed[i].regions for i in fakes], [regions[i] for i in fakes])
+        report |= {f"region_{name}": value for name, value in found._asdict().items()}
     return report
 
 

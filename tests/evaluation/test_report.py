@@ -5,7 +5,7 @@ import pytest
 
 from llava_forgery.evaluation.checks import OneClassError
 from llava_forgery.evaluation.metrics import auc, calibration_error, equal_error_rate, tpr_at_fpr
-from llava_forgery.evaluation.report import detection_report
+from llava_forgery.evaluation.report import answer_report, detection_report
 from llava_forgery.evaluation.video import video_level
 
 
@@ -65,3 +65,27 @@ def test_scores_that_are_no_probabilities():
 def test_one_class_is_an_error():
     with pytest.raises(OneClassError, match="needs real and fake images"):
         detection_report([1, 1], [0.1, 0.2])
+
+
+def test_answers_that_say_nothing_are_wrong_and_counted():
+    answers = ["Yes, at the nose and mouth.", "I cannot tell.", "No.", "Yes."]
+    report = answer_report([1, 1, 0, 0], answers)
+    assert report == {"count": 4, "accuracy": 0.5, "unparsed": 1}
+
+
+def test_regions_are_scored_over_the_fakes():
+    answers = ["Yes, at the nose and mouth.", "Fake, at the chin.", "No."]
+    report = answer_report([1, 1, 0], answers, [("nose",), ("eyes", "chin"), ()])
+    # Of three named, two are right; of three forged, two are named.
+    assert report["region_precision"] == pytest.approx(2 / 3)
+    assert report["region_recall"] == pytest.approx(2 / 3)
+    assert report["region_f1"] == pytest.approx(2 / 3)
+
+
+def test_answers_are_checked():
+    with pytest.raises(ValueError, match="single text"):
+        answer_report([1], "Yes.")
+    with pytest.raises(ValueError, match="lengths differ"):
+        answer_report([1, 0], ["Yes."])
+    with pytest.raises(ValueError, match="image 0 has no forged region"):
+        answer_report([1], ["Yes."], [()])
