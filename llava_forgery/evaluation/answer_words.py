@@ -85,7 +85,7 @@ FAKE_WORDS = re.compile(
     r"tamper\w*|alter(?:ed|ations?|ing)|edit(?:ed|ing|s)?|modifi(?:ed|cations?)|doctored|"
     r"retouch\w+|falsified|synthetic\w*|synthesi[sz]ed|artificial\w*|splic\w+|blend(?:ed|ing)|"
     r"generated|fabricated|swap(?:s|ped|ping)?|photoshop\w*|arti?e?facts?|inauthentic|unreal|"
-    r"composite[ds]?|morph(?:ed|ing)|airbrush\w*|cgi|counterfeit|bogus|phone?y|"
+    r"composite[ds]?|pasted|morph(?:ed|ing)|airbrush\w*|cgi|counterfeit|bogus|phone?y|"
     r"(?:created|made|produced) (?:by|with|using) (?:an? )?(?:ai|gan|computer|software|artificial)|"
     r"inconsistenc\w+|anomal(?:y|ies)|irregularit\w+)\b"
 )
@@ -97,7 +97,7 @@ REAL_WORDS = re.compile(
 # They place a region on a side, but give no verdict on the image.
 ODD = re.compile(
     r"\b(?:mismatch\w*|boundar\w+|seams?|blurr?\w*|unnatural\w*|inconsistent\w*|differ\w*|"
-    r"distort\w+|warped|odd|strange|suspicious\w*|discolou?r\w+|smear\w+|affected|replaced)\b"
+    r"distort\w+|warped|odd|strange|suspicious\w*|discolou?r\w+|smear\w+|affected|replaced|(?:something|looks?|seems?) (?:off|wrong))\b"
 )
 EVEN = re.compile(
     r"\b(?:natural\w*|normal|fine|consistent\w*|clean|intact|unaffected|unchanged|ok(?:ay)?|"
@@ -111,7 +111,7 @@ NOT = re.compile(
 UNKNOWN = re.compile(
     r"\bwhether\b|(?<!as )\bif\b|\bun(?:sure|clear|certain|able)\b|"
     r"\b(?<!would )not (?:\w+ )?(?:sure|certain|clear|able|know|enough|tell|say|"
-    r"determine|judge|decide|confirm|rule|help|assist|comment|provide)\b|"
+    r"determine|judge|decide|confirm|necessarily|rule|help|assist|comment|provide)\b|"
     r"\b(?:hard|difficult|impossible) to\b|"
     # Of deepfakes in general, or advice.
     r"\b(?:often|usually|typically|commonly|generally|in general)\b|"

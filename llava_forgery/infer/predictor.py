@@ -18,6 +18,7 @@ from llava_forgery.hosts.checkpoint import load_adapter, load_host, read_adapter
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.infer.verdict import THRESHOLD, Verdict
+from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.qa.render import candidate_ids, collate, encode
 
@@ -140,10 +141,7 @@ class ForgeryPredictor:
         if not faces:
             return []
         vlm = self.vlm
-        images = torch.stack(
-            [torch.from_numpy(face.image).permute(2, 0, 1).float() / 255 for face in faces]
-        )
-        detection = vlm.detect(images)
+        detection = self._detect(faces)
         scores = detection.score.tolist()
         batch, candidates = self._prompts(faces, scores)
         prompt_length = batch["input_ids"].shape[1]
@@ -174,6 +172,27 @@ class ForgeryPredictor:
             )
             for i, face in enumerate(faces)
         ]
+
+    @torch.inference_mode()
+    def rate(self, faces: Sequence[JudgedFace]) -> tuple[list[float], list[float]]:
+        """Scores and P(yes) of faces in one forward pass, without writing the answers.
+
+        Returns:
+            The detector's scores and the language model's P(yes), each in [0, 1]; the same that
+            :meth:`judge` gives, at a fraction of its time.
+        """
+        if not faces:
+            return [], []
+        detection = self._detect(faces)
+        scores = detection.score.tolist()
+        batch, candidates = self._prompts(faces, scores)
+        # Padded in front: the last token of every row is the prompt's last.
+        logits = self.vlm(detection=detection, **batch).logits[:, -1].float()
+        return scores, torch.softmax(logits[:, list(candidates)], dim=1)[:, 0].tolist()
+
+    def _detect(self, faces: Sequence[JudgedFace]) -> KFDOutput:
+        images = [torch.from_numpy(face.image).permute(2, 0, 1).float() / 255 for face in faces]
+        return self.vlm.detect(torch.stack(images))
 
     def dialogue(self, image: Photograph, cropped: bool = False) -> Dialogue:
         """A dialogue about the largest face; its first question is the detection prompt's.
