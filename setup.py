@@ -14,6 +14,7 @@ TRAIN = ["accelerate>=1.15", "tensorboard>=2.20"]
 # The demo's weights come from packages that must be installed without what they depend on:
 # see scripts/venv.sh.
 DEMO = ["gguf>=0.19"]
+EVAL = ["evaluate>=0.4.6", "grad-cam>=1.5.5", "matplotlib>=3.10"]
 
 setup(
     name="llava-forgery",
@@ -39,6 +40,7 @@ setup(
         "numpy>=2.0",
         "safetensors>=0.6",
         "scikit-learn>=1.7",
+        "scipy>=1.15",
         "tqdm>=4.67",
         "typer>=0.20",
     ],
@@ -46,6 +48,7 @@ setup(
         "faces": FACES,
         "train": TRAIN,
         "demo": DEMO,
+        "eval": EVAL,
         "dev": ["pytest>=9.0", "ruff==0.17.5"],
     },
     entry_points={"console_scripts": ["llava-forgery=llava_forgery.cli:main"]},

@@ -97,7 +97,8 @@ REAL_WORDS = re.compile(
 # They place a region on a side, but give no verdict on the image.
 ODD = re.compile(
     r"\b(?:mismatch\w*|boundar\w+|seams?|blurr?\w*|unnatural\w*|inconsistent\w*|differ\w*|"
-    r"distort\w+|warped|odd|strange|suspicious\w*|discolou?r\w+|smear\w+|affected|replaced|(?:something|looks?|seems?) (?:off|wrong))\b"
+    r"distort\w+|warped|odd|strange|suspicious\w*|discolou?r\w+|smear\w+|affected|replaced|"
+    r"(?:something|looks?|seems?) (?:off|wrong))\b"
 )
 EVEN = re.compile(
     r"\b(?:natural\w*|normal|fine|consistent\w*|clean|intact|unaffected|unchanged|ok(?:ay)?|"

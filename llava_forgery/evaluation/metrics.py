@@ -1,7 +1,7 @@
-"""Measures of scores and answers, one number each.
+"""Measures of scores and answers, one number each; those of masks and videos by import.
 
-Pure functions of arrays. Labels are 0 (real) and 1 (fake); higher scores mean fake. Measures of
-videos are in :mod:`.video`, of masks in :mod:`.masks`, their intervals in :mod:`.intervals`.
+Pure functions of arrays. Labels are 0 (real) and 1 (fake); higher scores mean fake. Intervals of
+the measures are in :mod:`.intervals`.
 
 The ranking measures are written out in NumPy, since a bootstrap calls them thousands of times and
 scikit-learn's checks of its arguments take some thirty times as long as these lines. The tests hold
@@ -21,6 +21,28 @@ from llava_forgery.evaluation.checks import (
     probabilities,
     same_length,
 )
+from llava_forgery.evaluation.masks import mask_dice, mask_iou, pixel_auc
+from llava_forgery.evaluation.video import VideoScores, video_level
+
+__all__ = [
+    "RegionScores",
+    "RocCurve",
+    "VideoScores",
+    "accuracy",
+    "agreement",
+    "auc",
+    "average_precision",
+    "calibration_error",
+    "equal_error_rate",
+    "error_rates",
+    "mask_dice",
+    "mask_iou",
+    "pixel_auc",
+    "region_scores",
+    "roc",
+    "tpr_at_fpr",
+    "video_level",
+]
 
 
 class RegionScores(NamedTuple):

@@ -12,13 +12,13 @@ from tqdm import tqdm
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.evaluation.answers import parse_answer
 from llava_forgery.evaluation.intervals import bootstrap_interval
-from llava_forgery.evaluation.masks import mask_iou
 from llava_forgery.evaluation.metrics import (
     accuracy,
     agreement,
     auc,
     average_precision,
     equal_error_rate,
+    mask_iou,
     region_scores,
 )
 from llava_forgery.files import write_json, write_text
@@ -100,6 +100,28 @@ def summarise(records: list[dict[str, Any]], iou: float) -> dict[str, Any]:
         "regions_f1": named.f1,
         "agreement": agreement(scores, p_yes),
     }
+
+
+def draw_roc(output_dir: str | PathLike) -> None:
+    """Draw ``roc.png`` beside the ``records.jsonl`` that :func:`evaluate_simulated` wrote.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    from llava_forgery.evaluation.figures import roc_figure, save_figure
+
+    output_dir = Path(output_dir)
+    lines = (output_dir / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    figure = roc_figure(
+        [record["label"] for record in records],
+        {
+            "kfd": [record["score"] for record in records],
+            "p_yes": [record["p_yes"] for record in records],
+        },
+        groups=[record["identity"] for record in records],
+    )
+    save_figure(figure, output_dir / "roc.png", "ROC curves on simulated forgeries")
 
 
 def _ranking(labels: np.ndarray, scores: np.ndarray, people: list[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from llava_forgery.infer.verdict import THRESHOLD, Verdict
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.qa.render import candidate_ids, collate, encode
+from llava_forgery.train.conversations import from_bytes
 
 # The framing in the middle of what stage 1 trains on; see simulate.pairs.
 MARGIN = 0.3
@@ -191,8 +192,7 @@ class ForgeryPredictor:
         return scores, torch.softmax(logits[:, list(candidates)], dim=1)[:, 0].tolist()
 
     def _detect(self, faces: Sequence[JudgedFace]) -> KFDOutput:
-        images = [torch.from_numpy(face.image).permute(2, 0, 1).float() / 255 for face in faces]
-        return self.vlm.detect(torch.stack(images))
+        return self.vlm.detect(torch.stack([from_bytes(face.image) for face in faces]))
 
     def dialogue(self, image: Photograph, cropped: bool = False) -> Dialogue:
         """A dialogue about the largest face; its first question is the detection prompt's.
