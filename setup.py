@@ -14,8 +14,14 @@ TRAIN = ["accelerate>=1.15", "tensorboard>=2.20"]
 # The demo's weights come from packages that must be installed without what they depend on:
 # see scripts/venv.sh.
 DEMO = ["gguf>=0.19"]
-# decord: lmms-eval's own llava_hf needs it, which stands beside ours in a comparison.
-EVAL = ["lmms-eval>=0.7.3", "decord>=0.6"]
+EVAL = [
+    "evaluate>=0.4.6",
+    "grad-cam>=1.5.5",
+    "matplotlib>=3.10",
+    "lmms-eval>=0.7.3",
+    # lmms-eval's own llava_hf needs it, which stands beside ours in a comparison.
+    "decord>=0.6",
+]
 
 setup(
     name="llava-forgery",
@@ -41,6 +47,7 @@ setup(
         "numpy>=2.0",
         "safetensors>=0.6",
         "scikit-learn>=1.7",
+        "scipy>=1.15",
         "tqdm>=4.67",
         "typer>=0.20",
     ],

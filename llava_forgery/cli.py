@@ -383,12 +383,15 @@ def evaluate(
     pairs: Annotated[
         int | None, typer.Option(help="Forged faces; default: two for each test face.")
     ] = None,
+    roc: Annotated[
+        bool, typer.Option("--roc", help="Draw roc.png too, the ROC curves with intervals.")
+    ] = False,
     host: Host = None,
     device: Device = None,
     seed: Seed = 2,
 ) -> None:
     """Measure a model on forgeries simulated from the test faces."""
-    from llava_forgery.evaluation.simulated import evaluate_simulated
+    from llava_forgery.evaluation.simulated import draw_roc, evaluate_simulated
     from llava_forgery.faces.records import load_faces
     from llava_forgery.simulate.pairs import CENTRED, FacePairs
 
@@ -398,6 +401,8 @@ def evaluate(
         rows, pairs or 2 * len(rows), size=predictor.size, seed=seed, framing=CENTRED
     )
     metrics = evaluate_simulated(predictor, source, out)
+    if roc:
+        draw_roc(out)
     typer.echo(json.dumps(metrics, indent=2))
 
 
@@ -428,6 +433,93 @@ def export_eval(
         source = FacePairs(rows, pairs or 2 * len(rows), size=size, seed=seed, framing=CENTRED)
         count = export_simulated(source, out)
     typer.echo(f"{count} images in {out}", err=True)
+
+
+@app.command()
+def robustness(
+    model: Annotated[
+        Path, typer.Option("--model", help="Folder of a forgery adapter, or of a detector.")
+    ],
+    faces: Faces,
+    out: Out,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    pairs: Annotated[
+        int | None,
+        typer.Option(help="Forged faces where all are real; default: two for each face."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Kind of change, may be repeated; default: all."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 16,
+    host: Host = None,
+    device: Device = None,
+    seed: Seed = 2,
+) -> None:
+    """Measure how compression, blur and other changes of the pictures lower the AUC.
+
+    Faces of both labels are judged as they are; real faces alone are forged by the simulator.
+    """
+    from llava_forgery.evaluation.images import evaluation_images
+    from llava_forgery.evaluation.perturb import choose_perturbations
+    from llava_forgery.evaluation.robustness import measure_robustness, write_robustness
+    from llava_forgery.evaluation.scorers import load_scorer
+    from llava_forgery.faces.records import load_faces
+
+    kinds = choose_perturbations(only)
+    rows = load_faces(faces, split=split)
+    _be_quiet()
+    scorer = load_scorer(model, host, device)
+    images = evaluation_images(rows, scorer.size, pairs=pairs, seed=seed)
+    points = measure_robustness(scorer, images, kinds, seed=seed, batch_size=batch_size)
+    about = {
+        "model": str(model),
+        "faces": str(faces),
+        "split": split,
+        "source": images.source,
+        "images": len(images),
+        "seed": seed,
+    }
+    write_robustness(points, out, about)
+    for point in points:
+        typer.echo(
+            f"{point.score:6} {point.perturbation:10} level {point.level}  "
+            f"AUC {point.auc:.3f} [{point.low:.3f}, {point.high:.3f}]"
+        )
+
+
+@app.command()
+def explain(
+    model: Model,
+    out: Out,
+    image: Annotated[Path | None, typer.Argument(help="Photograph.")] = None,
+    faces: Annotated[
+        Path | None,
+        typer.Option("--faces", help="Instead of a photograph: forge a test face of this folder."),
+    ] = None,
+    pair: Annotated[int, typer.Option(help="With --faces: number of the forgery.")] = 0,
+    cropped: Cropped = False,
+    host: Host = None,
+    device: Device = None,
+    seed: Seed = 2,
+) -> None:
+    """Draw why the largest face is called what it is: mask, Grad-CAM, consistency maps."""
+    from llava_forgery.faces.records import load_faces
+    from llava_forgery.infer.explain import explain_pair, explain_photograph
+    from llava_forgery.simulate.pairs import CENTRED, FacePairs
+
+    if (image is None) == (faces is None):
+        raise ValueError("give either a photograph or --faces")
+    if image is not None:
+        written = explain_photograph(_load_predictor(model, host, device), image, out, cropped)
+    else:
+        rows = load_faces(faces, split="test")
+        predictor = _load_predictor(model, host, device)
+        # The forgeries that `evaluate` judges under the same seed.
+        pairs = FacePairs(rows, pair + 1, size=predictor.size, seed=seed, framing=CENTRED)
+        written = explain_pair(predictor, pairs[pair], out)
+    for path in written:
+        typer.echo(path)
 
 
 @app.command()
@@ -462,15 +554,19 @@ def detect(
         raise typer.Exit(1)
 
 
-def _load_predictor(model: Path, host: str | None, device: str | None):
-    """Load quietly: a bar for the reading of weights says nothing about the user's files."""
+def _be_quiet() -> None:
+    """A bar for the reading of weights says nothing about the user's files."""
     from transformers.utils.logging import disable_progress_bar
-
-    from llava_forgery.infer.predictor import ForgeryPredictor
 
     disable_progress_bar()
     # peft asks transformers for a name that is to go: nothing that a user can change.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def _load_predictor(model: Path, host: str | None, device: str | None):
+    from llava_forgery.infer.predictor import ForgeryPredictor
+
+    _be_quiet()
     return ForgeryPredictor.from_pretrained(model, host, device)
 
 

@@ -1,18 +1,48 @@
-"""Measures of scores, answers, masks and named regions.
+"""Measures of scores and answers, one number each; those of masks and videos by import.
 
-Pure functions of arrays. Labels are 0 (real) and 1 (fake); higher scores mean fake.
+Pure functions of arrays. Labels are 0 (real) and 1 (fake); higher scores mean fake. Intervals of
+the measures are in :mod:`.intervals`.
+
+The ranking measures are written out in NumPy, since a bootstrap calls them thousands of times and
+scikit-learn's checks of its arguments take some thirty times as long as these lines. The tests hold
+them to scikit-learn's within 1e-9.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from llava_forgery.constants import FAKE, REAL
+from llava_forgery.evaluation.checks import (
+    checked_labels,
+    finite_values,
+    probabilities,
+    same_length,
+)
+from llava_forgery.evaluation.masks import mask_dice, mask_iou, pixel_auc
+from llava_forgery.evaluation.video import VideoScores, video_level
 
-_REDUCTIONS = {"mean": np.mean, "median": np.median, "max": np.max}
+__all__ = [
+    "RegionScores",
+    "RocCurve",
+    "VideoScores",
+    "accuracy",
+    "agreement",
+    "auc",
+    "average_precision",
+    "calibration_error",
+    "equal_error_rate",
+    "error_rates",
+    "mask_dice",
+    "mask_iou",
+    "pixel_auc",
+    "region_scores",
+    "roc",
+    "tpr_at_fpr",
+    "video_level",
+]
 
 
 class RegionScores(NamedTuple):
@@ -23,12 +53,13 @@ class RegionScores(NamedTuple):
     f1: float
 
 
-class VideoScores(NamedTuple):
-    """One entry for each video, in the order in which the videos first appear."""
+class RocCurve(NamedTuple):
+    """A point for every threshold, from (0, 0) to (1, 1)."""
 
-    scores: np.ndarray
-    labels: np.ndarray
-    video_ids: tuple[Hashable, ...]
+    fpr: np.ndarray
+    """Share of the real images that are called fake; rises."""
+    tpr: np.ndarray
+    """Share of the fake images that are called fake; rises."""
 
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -39,18 +70,63 @@ def auc(labels: ArrayLike, scores: ArrayLike) -> float:
         scores: (N,) finite.
 
     Raises:
-        ValueError: Lengths differ, a value is not valid, or one class is missing.
+        ValueError: Lengths differ or a value is not valid.
+        OneClassError: One class is missing.
     """
-    labels, scores = _labels(labels, both="AUC"), _values(scores, "scores")
-    _same_length(labels=labels, scores=scores)
-    return float(roc_auc_score(labels, scores))
+    curve = _roc(*_ranked(labels, scores, "AUC"))
+    return float(np.trapezoid(curve.tpr, curve.fpr))
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Average precision with fake as the positive class; arguments and errors as :func:`auc`."""
-    labels, scores = _labels(labels, both="average precision"), _values(scores, "scores")
-    _same_length(labels=labels, scores=scores)
-    return float(average_precision_score(labels, scores, pos_label=FAKE))
+    """Average precision with fake as the positive class; arguments and errors as :func:`auc`.
+
+    The mean of the precision over the steps of the recall, without interpolation.
+    """
+    found, alarms = _counts(*_ranked(labels, scores, "average precision"))
+    precision = found / (found + alarms)
+    return float(np.sum(np.diff(found, prepend=0) / found[-1] * precision))
+
+
+def roc(labels: ArrayLike, scores: ArrayLike) -> RocCurve:
+    """The ROC curve with all its points; arguments and errors as :func:`auc`."""
+    return _roc(*_ranked(labels, scores, "the ROC curve"))
+
+
+def equal_error_rate(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Error rate where as many real images are called fake as fake ones real, in [0, 1].
+
+    The point is taken on the straight line between the two neighbouring points of the ROC curve.
+    DeepfakeBench (``training/metrics/utils.py`` at 35cc2d4) takes the false-positive rate of the
+    nearer of the two instead. Arguments and errors as :func:`auc`.
+    """
+    fpr, tpr = _roc(*_ranked(labels, scores, "the equal error rate"))
+    # Rises from -1 to 1.
+    excess = fpr - (1 - tpr)
+    after = int(np.argmax(excess >= 0))
+    before = after - 1
+    share = -excess[before] / (excess[after] - excess[before])
+    return float(fpr[before] + share * (fpr[after] - fpr[before]))
+
+
+def tpr_at_fpr(labels: ArrayLike, scores: ArrayLike, fpr: float) -> float:
+    """Largest share of the fakes that a threshold finds with at most this false-positive rate.
+
+    Nothing is interpolated: the threshold exists. With fewer than ``1 / fpr`` real images it is
+    one without any false alarm.
+
+    Args:
+        labels: (N,) of 0 and 1, both present.
+        scores: (N,) finite.
+        fpr: Share of the real images that may be called fake, in (0, 1), such as 0.01.
+
+    Raises:
+        ValueError: As :func:`auc`, or ``fpr`` is out of range.
+        OneClassError: One class is missing.
+    """
+    if not 0 < fpr < 1:
+        raise ValueError(f"fpr must lie between 0 and 1, such as 0.01, got {fpr}")
+    curve = _roc(*_ranked(labels, scores, f"TPR at {fpr:.0%} FPR"))
+    return float(curve.tpr[curve.fpr <= fpr].max())
 
 
 def accuracy(labels: ArrayLike, predictions: Sequence[int | None] | np.ndarray) -> float:
@@ -59,34 +135,79 @@ def accuracy(labels: ArrayLike, predictions: Sequence[int | None] | np.ndarray) 
     Raises:
         ValueError: Lengths differ, there is nothing to count, or a value is not valid.
     """
-    labels = _labels(labels)
+    labels = checked_labels(labels)
     plain = np.array([-1 if p is None else p for p in predictions])
-    _same_length(labels=labels, predictions=plain)
+    same_length(labels=labels, predictions=plain)
     if not np.isin(plain, (-1, REAL, FAKE)).all():
         raise ValueError(f"predictions must be 0, 1, -1 or None, got {sorted(set(plain.tolist()))}")
     return float((plain == labels).mean())
 
 
-def mask_iou(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Intersection over union of masks: each image's, then the mean over the images.
-
-    Two empty masks agree and count as 1; an empty one against one that is not counts as 0.
+def error_rates(
+    labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5
+) -> tuple[float | None, float | None]:
+    """False-alarm rate (real called fake) and miss rate (fake called real) at a threshold.
 
     Args:
-        predicted: (N, H, W) bool.
-        true: (N, H, W) bool.
+        labels: (N,) of 0 and 1.
+        scores: (N,) finite.
+        threshold: From here on an image is called fake.
+
+    Returns:
+        Each in [0, 1], and None where the class it is a share of is missing.
 
     Raises:
-        ValueError: Shape or dtype differ from that, or N is 0.
+        ValueError: Lengths differ or a value is not valid.
     """
-    intersection, union, _ = _overlap(predicted, true)
-    return float(np.where(union > 0, intersection / np.maximum(union, 1), 1.0).mean())
+    labels, scores = checked_labels(labels), finite_values(scores, "scores")
+    same_length(labels=labels, scores=scores)
+    called_fake = scores >= threshold
+    alarms, found = called_fake[labels == REAL], called_fake[labels == FAKE]
+    return (
+        float(alarms.mean()) if len(alarms) else None,
+        float(1 - found.mean()) if len(found) else None,
+    )
 
 
-def mask_dice(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Dice coefficient 2 |A and B| / (|A| + |B|) of masks; the rest as :func:`mask_iou`."""
-    intersection, _, total = _overlap(predicted, true)
-    return float(np.where(total > 0, 2 * intersection / np.maximum(total, 1), 1.0).mean())
+def calibration_error(labels: ArrayLike, p_fake: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error of the probability of fake, in [0, 1].
+
+    [0, 1] is cut into bins of equal width (each includes its upper edge, the first also 0). In
+    each, the mean probability is set against the share of fakes; the gaps are averaged, weighted
+    by the number of images. Guo et al. 2017 (arXiv:1706.04599, equation 3) do the same with the
+    probability of the predicted class; this one also sees a shift that the two classes share.
+
+    Args:
+        labels: (N,) of 0 and 1.
+        p_fake: (N,) in [0, 1].
+        bins: Number of bins.
+
+    Raises:
+        ValueError: Lengths differ, a value is not valid, or there is no bin.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    labels, p_fake = checked_labels(labels), probabilities(p_fake, "p_fake")
+    same_length(labels=labels, p_fake=p_fake)
+    place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], p_fake)
+    gaps = np.bincount(place, weights=p_fake - labels, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def agreement(scores: ArrayLike, p_yes: ArrayLike, threshold: float = 0.5) -> float:
+    """Share of images whose score and P(yes) lie on the same side of the threshold.
+
+    Args:
+        scores: (N,) in [0, 1], the detector's.
+        p_yes: (N,) in [0, 1], the language model's.
+        threshold: From here on the image is called fake.
+
+    Raises:
+        ValueError: Lengths differ, there is nothing to count, or a value is not in [0, 1].
+    """
+    scores, p_yes = probabilities(scores, "scores"), probabilities(p_yes, "p_yes")
+    same_length(scores=scores, p_yes=p_yes)
+    return float(((scores >= threshold) == (p_yes >= threshold)).mean())
 
 
 def region_scores(
@@ -108,7 +229,7 @@ def region_scores(
     """
     if isinstance(predicted, str) or isinstance(true, str):
         raise ValueError("expected a sequence of region names for each image, got a string")
-    _same_length(predicted=predicted, true=true)
+    same_length(predicted=predicted, true=true)
     hits = named = forged = 0
     for i, (names, truth) in enumerate(zip(predicted, true, strict=True)):
         if not truth:
@@ -122,102 +243,27 @@ def region_scores(
     return RegionScores(precision, recall, f1)
 
 
-def agreement(scores: ArrayLike, p_yes: ArrayLike, threshold: float = 0.5) -> float:
-    """Share of images whose score and P(yes) lie on the same side of the threshold.
-
-    Args:
-        scores: (N,) in [0, 1], the detector's.
-        p_yes: (N,) in [0, 1], the language model's.
-        threshold: From here on the image is called fake.
-
-    Raises:
-        ValueError: Lengths differ, there is nothing to count, or a value is not in [0, 1].
-    """
-    scores, p_yes = _values(scores, "scores"), _values(p_yes, "p_yes")
-    _same_length(scores=scores, p_yes=p_yes)
-    for name, values in (("scores", scores), ("p_yes", p_yes)):
-        if values.min() < 0 or values.max() > 1:
-            raise ValueError(
-                f"{name} must lie in [0, 1], got {values.min():.3g} to {values.max():.3g}"
-            )
-    return float(((scores >= threshold) == (p_yes >= threshold)).mean())
+def _ranked(labels: ArrayLike, scores: ArrayLike, measure: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels with both classes and scores, checked."""
+    labels, scores = checked_labels(labels, both=measure), finite_values(scores, "scores")
+    same_length(labels=labels, scores=scores)
+    return labels, scores
 
 
-def video_level(
-    scores: ArrayLike, video_ids: Sequence[Hashable], labels: ArrayLike, reduce: str = "mean"
-) -> VideoScores:
-    """Scores of videos from the scores of their frames.
-
-    Args:
-        scores: (N,) one for each frame.
-        video_ids: (N,) of which video the frame is. The same name for two videos merges them.
-        labels: (N,) alike within a video.
-        reduce: "mean", "median" or "max".
-
-    Raises:
-        ValueError: Lengths differ, a value is not valid, or a video's frames differ in label.
-    """
-    if reduce not in _REDUCTIONS:
-        raise ValueError(f"reduce must be one of {', '.join(_REDUCTIONS)}, got {reduce!r}")
-    scores, labels = _values(scores, "scores"), _labels(labels)
-    _same_length(scores=scores, video_ids=video_ids, labels=labels)
-    frames: dict[Hashable, list[int]] = {}
-    for i, video in enumerate(video_ids):
-        frames.setdefault(video, []).append(i)
-    for video, rows in frames.items():
-        if len(set(labels[rows].tolist())) > 1:
-            raise ValueError(
-                f"the frames of video {video!r} differ in label; are two videos named alike?"
-            )
-    return VideoScores(
-        scores=np.array([_REDUCTIONS[reduce](scores[rows]) for rows in frames.values()]),
-        labels=np.array([labels[rows[0]] for rows in frames.values()]),
-        video_ids=tuple(frames),
-    )
+def _counts(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fakes found and false alarms at each distinct score as the threshold, the highest first."""
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    # Equal scores are called fake together.
+    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
+    found = np.cumsum(labels[order] == FAKE)[last]
+    return found, last + 1 - found
 
 
-def _values(values: ArrayLike, name: str) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"{name} must be of shape (N,) with N > 0, got {values.shape}")
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        raise ValueError(f"{name} must be finite, got {values[bad[0]]} at position {bad[0]}")
-    return values
-
-
-def _labels(labels: ArrayLike, both: str | None = None) -> np.ndarray:
-    """(N,) int64; ``both`` names the measure that needs the two classes."""
-    values = _values(labels, "labels")
-    found = sorted(set(values.tolist()))
-    if not set(found) <= {REAL, FAKE}:
-        raise ValueError(f"labels must be 0 (real) or 1 (fake), got {found}")
-    if both and len(found) < 2:
-        raise ValueError(f"{both} needs real and fake images, got labels {found} alone")
-    return values.astype(np.int64)
-
-
-def _same_length(**arrays: Sequence | np.ndarray) -> None:
-    lengths = {name: len(array) for name, array in arrays.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"lengths differ: {lengths}")
-    if not any(lengths.values()):
-        raise ValueError(f"{' and '.join(lengths)} are empty")
-
-
-def _overlap(predicted: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(N,) areas in pixels: of the intersection, of the union, and of both masks added."""
-    for name, mask in (("predicted", predicted), ("true", true)):
-        if mask.ndim != 3 or mask.dtype != bool or not len(mask):
-            raise ValueError(
-                f"{name} must be (N, H, W) bool with N > 0, got {mask.shape} {mask.dtype}; "
-                "compare with a threshold first"
-            )
-    if predicted.shape != true.shape:
-        raise ValueError(f"masks differ in shape: predicted {predicted.shape}, true {true.shape}")
-    areas = (1, 2)
-    return (
-        (predicted & true).sum(axis=areas),
-        (predicted | true).sum(axis=areas),
-        predicted.sum(axis=areas) + true.sum(axis=areas),
+def _roc(labels: np.ndarray, scores: np.ndarray) -> RocCurve:
+    found, alarms = _counts(labels, scores)
+    start = np.zeros(1)
+    return RocCurve(
+        fpr=np.concatenate([start, alarms / alarms[-1]]),
+        tpr=np.concatenate([start, found / found[-1]]),
     )

@@ -11,11 +11,13 @@ from tqdm import tqdm
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.evaluation.answers import parse_answer
+from llava_forgery.evaluation.intervals import bootstrap_interval
 from llava_forgery.evaluation.metrics import (
     accuracy,
     agreement,
     auc,
     average_precision,
+    equal_error_rate,
     mask_iou,
     region_scores,
 )
@@ -49,8 +51,9 @@ def evaluate_simulated(
         overlays: Number of pictures.
 
     Returns:
-        ``kfd {auc, ap, mask_iou}``, ``text {auc, ap, accuracy, unparsed}``, ``regions_f1``,
-        ``agreement`` and ``images``. Mask IoU is the mean over forged images at threshold 0.5.
+        ``kfd {auc, auc_interval, ap, eer, mask_iou}``, ``text {auc, auc_interval, ap, eer,
+        accuracy, unparsed}``, ``regions_f1``, ``agreement`` and ``images``. Mask IoU is the mean
+        over forged images at threshold 0.5; the intervals (95 %) draw people, not images.
     """
     output_dir = Path(output_dir)
     records, ious = [], []
@@ -81,25 +84,53 @@ def summarise(records: list[dict[str, Any]], iou: float) -> dict[str, Any]:
     scores = np.array([record["score"] for record in records])
     p_yes = np.array([record["p_yes"] for record in records])
     predictions = [record["answer_label"] for record in records]
+    people = [record["identity"] for record in records]
     fakes = [record for record in records if record["label"] == FAKE]
     named = region_scores(
         [tuple(r["answer_regions"]) for r in fakes], [tuple(r["regions"]) for r in fakes]
     )
     return {
         "images": len(records),
-        "kfd": {
-            "auc": auc(labels, scores),
-            "ap": average_precision(labels, scores),
-            "mask_iou": iou,
-        },
+        "kfd": {**_ranking(labels, scores, people), "mask_iou": iou},
         "text": {
-            "auc": auc(labels, p_yes),
-            "ap": average_precision(labels, p_yes),
+            **_ranking(labels, p_yes, people),
             "accuracy": accuracy(labels, predictions),
             "unparsed": sum(prediction is None for prediction in predictions),
         },
         "regions_f1": named.f1,
         "agreement": agreement(scores, p_yes),
+    }
+
+
+def draw_roc(output_dir: str | PathLike) -> None:
+    """Draw ``roc.png`` beside the ``records.jsonl`` that :func:`evaluate_simulated` wrote.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    from llava_forgery.evaluation.figures import roc_figure, save_figure
+
+    output_dir = Path(output_dir)
+    lines = (output_dir / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    figure = roc_figure(
+        [record["label"] for record in records],
+        {
+            "kfd": [record["score"] for record in records],
+            "p_yes": [record["p_yes"] for record in records],
+        },
+        groups=[record["identity"] for record in records],
+    )
+    save_figure(figure, output_dir / "roc.png", "ROC curves on simulated forgeries")
+
+
+def _ranking(labels: np.ndarray, scores: np.ndarray, people: list[str]) -> dict[str, Any]:
+    interval = bootstrap_interval(auc, labels, scores, groups=people)
+    return {
+        "auc": interval.value,
+        "auc_interval": [interval.low, interval.high],
+        "ap": average_precision(labels, scores),
+        "eer": equal_error_rate(labels, scores),
     }
 
 

@@ -149,8 +149,13 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
             ValueError: Another shape.
         """
         self._check(pixel_values)
-        projected = self.consistency.project(self.encoder(pixel_values))
-        return self._read(self._text_maps(projected), pixel_values.shape[-2:])
+        return self.read_features(self.encoder(pixel_values))
+
+    def read_features(self, features: list[torch.Tensor]) -> KFDOutput:
+        """Detect on what the encoder gave, for each tap (B, C_i, h_i, w_i)."""
+        side = self.config.encoder.image_size
+        projected = self.consistency.project(features)
+        return self._read(self._text_maps(projected), torch.Size((side, side)))
 
     def training_losses(
         self,

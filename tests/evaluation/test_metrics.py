@@ -1,17 +1,24 @@
-"""Measures against values computed by hand."""
+"""Measures against values computed by hand, and against scikit-learn and SciPy."""
 
 import numpy as np
 import pytest
+from scipy.interpolate import interp1d
+from scipy.optimize import brentq
+from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
+from llava_forgery.evaluation.checks import OneClassError
 from llava_forgery.evaluation.metrics import (
     accuracy,
     agreement,
     auc,
     average_precision,
-    mask_dice,
-    mask_iou,
+    calibration_error,
+    equal_error_rate,
+    error_rates,
     region_scores,
-    video_level,
+    roc,
+    tpr_at_fpr,
 )
 
 LABELS = [0, 0, 1, 1]
@@ -29,7 +36,104 @@ def test_average_precision():
     assert average_precision(LABELS, [0.1, 0.4, 0.35, 0.8]) == pytest.approx(5 / 6)
 
 
-@pytest.mark.parametrize("measure", [auc, average_precision])
+def test_equal_error_rate():
+    # At 0.4 one of two real ones is an alarm, at 0.35 still one fake of two is found by 0.4: 1/2.
+    assert equal_error_rate(LABELS, [0.1, 0.4, 0.35, 0.8]) == pytest.approx(0.5)
+    assert equal_error_rate(LABELS, [0.1, 0.2, 0.8, 0.9]) == 0.0
+    assert equal_error_rate(LABELS, [0.9, 0.8, 0.2, 0.1]) == 1.0
+    # No threshold tells anything apart: the chord of the curve meets the diagonal in its middle.
+    assert equal_error_rate([0, 0, 1], [0.5, 0.5, 0.5]) == 0.5
+
+
+def test_tpr_at_fpr_takes_a_threshold_that_exists():
+    labels = [0] * 10 + [1] * 4
+    scores = [*np.arange(10) / 10, 0.95, 0.85, 0.75, 0.05]
+    # Above all real ones lies one fake; with one alarm in ten, two; with two, three.
+    assert tpr_at_fpr(labels, scores, 0.01) == 0.25
+    assert tpr_at_fpr(labels, scores, 0.0999) == 0.25
+    assert tpr_at_fpr(labels, scores, 0.1) == 0.5
+    assert tpr_at_fpr(labels, scores, 0.2) == 0.75
+    for fpr in (0, 1, 5):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            tpr_at_fpr(labels, scores, fpr)
+
+
+def random_scores(seed):
+    """Labels and scores with ties, of classes of different size."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(rng.integers(30, 400)) < rng.uniform(0.1, 0.9)).astype(int)
+    labels[:2] = 0, 1
+    scores = rng.normal(labels * rng.uniform(0, 2), 1).round(int(rng.integers(1, 4)))
+    return labels, scores
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ranking_equals_scikit_learn(seed):
+    labels, scores = random_scores(seed)
+    assert auc(labels, scores) == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-9)
+    expected = sk.average_precision_score(labels, scores)
+    assert average_precision(labels, scores) == pytest.approx(expected, abs=1e-9)
+    fpr, tpr, _ = sk.roc_curve(labels, scores)
+    crossing = brentq(lambda x: 1 - x - interp1d(fpr, tpr)(x), 0, 1, xtol=1e-13)
+    assert equal_error_rate(labels, scores) == pytest.approx(crossing, abs=1e-9)
+    for target in (0.01, 0.05):
+        found = max(t for f, t in zip(fpr, tpr, strict=True) if f <= target)
+        assert tpr_at_fpr(labels, scores, target) >= found - 1e-9
+        # By counting, over all thresholds.
+        best = 0.0
+        for threshold in [*scores, np.inf]:
+            called = scores >= threshold
+            if called[labels == 0].mean() <= target:
+                best = max(best, called[labels == 1].mean())
+        assert tpr_at_fpr(labels, scores, target) == pytest.approx(best, abs=1e-9)
+    curve = roc(labels, scores)
+    assert sk.auc(curve.fpr, curve.tpr) == pytest.approx(auc(labels, scores), abs=1e-9)
+    called = (scores >= 0.5).astype(int)
+    assert accuracy(labels, called) == pytest.approx(sk.accuracy_score(labels, called), abs=1e-9)
+    (true_real, alarms), (missed, found) = sk.confusion_matrix(labels, called)
+    rates = (alarms / (alarms + true_real), missed / (missed + found))
+    assert error_rates(labels, scores) == pytest.approx(rates, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_calibration_error_equals_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    p_fake = np.concatenate([rng.random(200), np.linspace(0, 1, 16)])
+    labels = (rng.random(216) < p_fake**2).astype(int)
+    true, predicted = calibration_curve(labels, p_fake, n_bins=15)
+    place = np.searchsorted(np.linspace(0, 1, 16)[1:-1], p_fake)
+    weights = np.bincount(place, minlength=15)
+    expected = np.average(np.abs(true - predicted), weights=weights[weights > 0])
+    assert calibration_error(labels, p_fake) == pytest.approx(expected, abs=1e-9)
+
+
+def test_calibration_error():
+    # Ten images at 0.8 of which six are fake, and ten at 0.1 of which one is.
+    labels = [1] * 6 + [0] * 4 + [1] + [0] * 9
+    p_fake = [0.8] * 10 + [0.1] * 10
+    assert calibration_error(labels, p_fake) == pytest.approx(0.1)
+    assert calibration_error([0, 1], [0.0, 1.0]) == 0.0
+    assert calibration_error([1, 0], [0.0, 1.0]) == 1.0
+    with pytest.raises(ValueError, match=r"p_fake must lie in \[0, 1\]"):
+        calibration_error([0, 1], [0.0, 1.2])
+    with pytest.raises(ValueError, match="bins must be at least 1"):
+        calibration_error([0, 1], [0.0, 1.0], bins=0)
+
+
+def test_error_rates_of_one_class():
+    assert error_rates([0, 0], [0.5, 0.1]) == (0.5, None)
+    assert error_rates([1, 1], [0.5, 0.1]) == (None, 0.5)
+
+
+def test_single_class_is_an_error_of_its_own():
+    for measure in (auc, average_precision, equal_error_rate, roc):
+        with pytest.raises(OneClassError, match="needs real and fake images, got labels"):
+            measure([0, 0], [0.1, 0.2])
+    with pytest.raises(OneClassError, match="TPR at 5% FPR needs real and fake"):
+        tpr_at_fpr([1, 1], [0.1, 0.2], 0.05)
+
+
+@pytest.mark.parametrize("measure", [auc, average_precision, equal_error_rate, roc])
 @pytest.mark.parametrize(
     ("labels", "scores", "message"),
     [
@@ -62,39 +166,6 @@ def test_accuracy_is_checked(predictions, message):
         accuracy([0, 1], predictions)
 
 
-def mask(*rows):
-    return np.array(rows, dtype=bool)
-
-
-def test_mask_overlap():
-    predicted = np.stack([mask([1, 1], [0, 0]), mask([1, 0], [0, 0]), mask([0, 0], [0, 0])])
-    true = np.stack([mask([1, 0], [1, 0]), mask([1, 0], [0, 0]), mask([0, 0], [0, 1])])
-    # 1 of 3 pixels, all, none.
-    assert mask_iou(predicted, true) == pytest.approx((1 / 3 + 1 + 0) / 3)
-    assert mask_dice(predicted, true) == pytest.approx((1 / 2 + 1 + 0) / 3)
-
-
-def test_two_empty_masks_agree():
-    empty = np.zeros((2, 3, 3), dtype=bool)
-    assert mask_iou(empty, empty) == 1.0
-    assert mask_dice(empty, empty) == 1.0
-
-
-@pytest.mark.parametrize("measure", [mask_iou, mask_dice])
-@pytest.mark.parametrize(
-    ("predicted", "true", "message"),
-    [
-        (np.zeros((1, 2, 2)), np.zeros((1, 2, 2), bool), "predicted must be .* threshold"),
-        (np.zeros((2, 2), bool), np.zeros((2, 2), bool), r"must be \(N, H, W\)"),
-        (np.zeros((0, 2, 2), bool), np.zeros((0, 2, 2), bool), "N > 0"),
-        (np.zeros((1, 2, 2), bool), np.zeros((1, 2, 3), bool), "differ in shape"),
-    ],
-)
-def test_masks_are_checked(measure, predicted, true, message):
-    with pytest.raises(ValueError, match=message):
-        measure(predicted, true)
-
-
 def test_region_scores():
     scores = region_scores(
         [("eyes", "nose"), (), ("face",)], [("nose", "mouth"), ("chin",), ("face",)]
@@ -124,28 +195,3 @@ def test_agreement():
     assert agreement([0.2], [0.4], threshold=0.3) == 0.0
     with pytest.raises(ValueError, match=r"p_yes must lie in \[0, 1\], got 2 to 2"):
         agreement([0.5], [2])
-
-
-def test_video_level():
-    scores = [0.2, 0.9, 0.4, 0.5]
-    videos = ["b", "a", "b", "a"]
-    mean = video_level(scores, videos, [0, 1, 0, 1])
-    np.testing.assert_allclose(mean.scores, [0.3, 0.7])
-    assert mean.labels.tolist() == [0, 1]
-    assert mean.video_ids == ("b", "a")
-    highest = video_level(scores, videos, [0, 1, 0, 1], reduce="max")
-    np.testing.assert_allclose(highest.scores, [0.4, 0.9])
-    assert auc(mean.labels, mean.scores) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("videos", "labels", "reduce", "message"),
-    [
-        (["a", "a"], [0, 1], "mean", "the frames of video 'a' differ in label"),
-        (["a"], [0, 1], "mean", "lengths differ"),
-        (["a", "b"], [0, 1], "sum", "reduce must be one of mean, median, max"),
-    ],
-)
-def test_video_level_is_checked(videos, labels, reduce, message):
-    with pytest.raises(ValueError, match=message):
-        video_level([0.1, 0.2], videos, labels, reduce=reduce)

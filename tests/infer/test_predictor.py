@@ -67,6 +67,17 @@ def test_p_yes_is_the_likelihood_of_the_two_answers(predictor):
     assert verdict.p_yes == pytest.approx(float(yes / (yes + no)), abs=1e-5)
 
 
+def test_rating_gives_what_judging_gives(predictor):
+    """Prompts of different length (scores 0.05 and 0.5 are cited) are padded and read alike."""
+    faces = [predictor.find_faces(tiny.picture(i), cropped=True)[0] for i in range(3)]
+    verdicts = predictor.judge(faces)
+    scores, p_yes = predictor.rate(faces)
+    assert scores == pytest.approx([v.score for v in verdicts], abs=1e-6)
+    assert p_yes == pytest.approx([v.p_yes for v in verdicts], abs=1e-5)
+    assert len(set(p_yes)) == 3
+    assert predictor.rate([]) == ([], [])
+
+
 def test_several_faces_are_judged_in_their_own_squares(predictor):
     photo = np.concatenate([tiny.picture(1, 128), tiny.picture(2, 128)], axis=1)
     left, right = tiny.landmarks(128), tiny.landmarks(128) + np.float32([128, 0])

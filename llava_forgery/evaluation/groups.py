@@ -1,0 +1,107 @@
+"""Does a detector treat everybody alike? The same figures for each group."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import binomtest
+
+from llava_forgery.constants import FAKE, REAL
+from llava_forgery.evaluation.checks import checked_labels, finite_values, same_length
+from llava_forgery.evaluation.metrics import accuracy, auc, error_rates
+from llava_forgery.evaluation.video import rows_of
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """Figures of one group; None where the group lacks the class that a figure is about."""
+
+    group: Hashable
+    """Value of the attribute, such as a method's name; None is the row of all images."""
+    real: int
+    """Number of real images."""
+    fake: int
+    """Number of fake images."""
+    auc: float | None
+    """Area under the ROC curve."""
+    accuracy: float
+    """Share of images on the right side of the threshold."""
+    false_alarms: float | None
+    """Share of the real images that are called fake."""
+    false_alarms_interval: tuple[float, float] | None
+    """Wilson's 95 % interval of it: a small group shows as a wide one."""
+    misses: float | None
+    """Share of the fake images that are called real."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and for tables."""
+        return asdict(self)
+
+
+def group_table(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    groups: Sequence[Hashable],
+    threshold: float = 0.5,
+    *,
+    share_real: bool = False,
+) -> list[GroupScores]:
+    """Figures of each group, in the order in which the groups first appear, and of all, last.
+
+    Args:
+        labels: (N,) of 0 and 1.
+        scores: (N,) finite, higher for fake.
+        groups: (N,) attribute of the person, method, split ... Frames of one video share a score's
+            mistakes: pool them first (``video_level``), or the intervals are too narrow.
+        threshold: From here on an image is called fake; the same for all groups.
+        share_real: Set each group's fakes against the real images of all groups, as for groups by
+            method of forgery. Groups without fakes then have no row.
+
+    Raises:
+        ValueError: Lengths differ or a value is not valid.
+    """
+    labels, scores = checked_labels(labels), finite_values(scores, "scores")
+    same_length(labels=labels, scores=scores, groups=groups)
+    real = np.flatnonzero(labels == REAL)
+    table = []
+    for group, members in rows_of(groups).items():
+        rows = np.array(members)
+        if share_real:
+            rows = rows[labels[rows] == FAKE]
+            if not len(rows):
+                continue
+            rows = np.concatenate([real, rows])
+        table.append(_figures(group, labels[rows], scores[rows], threshold))
+    return [*table, _figures(None, labels, scores, threshold)]
+
+
+def false_alarm_gap(table: Sequence[GroupScores]) -> float | None:
+    """Largest less smallest false-alarm rate of the groups; None with fewer than two to compare."""
+    rates = [row.false_alarms for row in table if row.group is not None]
+    known = [rate for rate in rates if rate is not None]
+    return max(known) - min(known) if len(known) > 1 else None
+
+
+def _figures(
+    group: Hashable, labels: np.ndarray, scores: np.ndarray, threshold: float
+) -> GroupScores:
+    fake = int((labels == FAKE).sum())
+    real = len(labels) - fake
+    false_alarms, misses = error_rates(labels, scores, threshold)
+    interval = None
+    if real:
+        alarms = int((scores[labels == REAL] >= threshold).sum())
+        ends = binomtest(alarms, real).proportion_ci(0.95, method="wilson")
+        interval = (float(ends.low), float(ends.high))
+    return GroupScores(
+        group=group,
+        real=real,
+        fake=fake,
+        auc=auc(labels, scores) if real and fake else None,
+        accuracy=accuracy(labels, (scores >= threshold).astype(int)),
+        false_alarms=false_alarms,
+        false_alarms_interval=interval,
+        misses=misses,
+    )

@@ -1,0 +1,121 @@
+"""Face images with labels for measurements, whatever they come from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import torch
+
+from llava_forgery.constants import FAKE, REAL
+from llava_forgery.faces.records import FaceCrop
+from llava_forgery.simulate.pairs import CENTRED, FacePair, FacePairs, frame_face
+from llava_forgery.train.conversations import to_bytes
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One face as a detector sees it."""
+
+    image: np.ndarray
+    """(S, S, 3) uint8."""
+    label: int
+    """0 real, 1 fake."""
+    key: str
+    """Names the image; everything random that is done to it hangs on this name."""
+    group: str
+    """What is resampled together in intervals: the video, or the photograph it was forged from."""
+
+    def __post_init__(self) -> None:
+        if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
+            raise ValueError(
+                f"image must be (S, S, 3) uint8, got {self.image.shape} {self.image.dtype}"
+            )
+        if self.label not in (REAL, FAKE):
+            raise ValueError(f"label must be {REAL} (real) or {FAKE} (fake), got {self.label!r}")
+
+
+class ManifestImages(Sequence[LabelledImage]):
+    """Prepared faces with their own labels, such as a benchmark's.
+
+    Args:
+        faces: Rows of ``FaceCrop``, real and fake.
+        size: Side S of the images in pixels; faces are framed as in inference.
+
+    Raises:
+        ValueError: One class is missing.
+    """
+
+    source = "labelled faces"
+
+    def __init__(self, faces: datasets.Dataset, size: int) -> None:
+        self.labels = [int(label) for label in faces["label"]]
+        if len(set(self.labels)) < 2:
+            raise ValueError(
+                f"expected real and fake faces, got labels {sorted(set(self.labels))} alone; real "
+                "faces alone can be forged: PairImages"
+            )
+        self.faces, self.size = faces, size
+        self.groups = list(faces["video_id"])
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        face = FaceCrop.from_row(self.faces[index])
+        # The centred framing draws nothing.
+        image, _ = frame_face(face, self.size, CENTRED, torch.Generator())
+        return LabelledImage(image, face.label, f"{face.source}#{index}", face.video_id)
+
+
+class PairImages(Sequence[LabelledImage]):
+    """Simulated forgeries, each followed by its pristine image.
+
+    Both have one key, so that what is done to them at random is the same for both.
+    """
+
+    source = "simulated forgeries"
+
+    def __init__(self, pairs: FacePairs) -> None:
+        self.pairs = pairs
+        self.labels = [FAKE, REAL] * len(pairs)
+        videos = pairs.faces["video_id"]
+        self.groups = [videos[pairs.row_of(i // 2)] for i in range(2 * len(pairs))]
+        self._last: tuple[int, FacePair] | None = None
+
+    def __len__(self) -> int:
+        return 2 * len(self.pairs)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        place = index // 2
+        if self._last is None or self._last[0] != place:
+            self._last = (place, self.pairs[place])
+        pair = self._last[1]
+        image = pair.pristine if index % 2 else pair.forged
+        return LabelledImage(
+            to_bytes(image), self.labels[index], f"pair {place}", self.groups[index]
+        )
+
+
+def evaluation_images(
+    faces: datasets.Dataset, size: int, *, pairs: int | None = None, seed: int = 2
+) -> ManifestImages | PairImages:
+    """Faces of both classes as they are; real faces alone are forged by the simulator.
+
+    Args:
+        faces: Rows of ``FaceCrop``, of people who were not in training.
+        size: Side S of the images in pixels.
+        pairs: Simulated forgeries; two for each face by default. Only for real faces alone.
+        seed: Of the simulator.
+
+    Raises:
+        ValueError: ``pairs`` is given for faces of both classes, or all faces are fake.
+    """
+    if set(faces["label"]) == {REAL, FAKE}:
+        if pairs is not None:
+            raise ValueError(
+                "these faces hold fakes already and are judged as they are; leave pairs out"
+            )
+        return ManifestImages(faces, size)
+    count = 2 * len(faces) if pairs is None else pairs
+    return PairImages(FacePairs(faces, count, size=size, seed=seed, framing=CENTRED))

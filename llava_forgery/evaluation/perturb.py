@@ -1,0 +1,159 @@
+"""What happens to pictures on their way to a detector, each in five documented strengths.
+
+Strengths rise from hardly visible to what is seen at worst in the wild. Lengths in pixels are
+given for a side of 224 and grow with the image. The same kinds of change are usual in the
+literature (DeeperForensics-1.0, arXiv:2001.03024, has seven in five levels); the strengths here are
+our own.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import kornia.enhance
+import kornia.filters
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional as tv
+
+from llava_forgery.simulate import augment
+from llava_forgery.train.conversations import from_bytes, to_bytes
+
+LEVELS = 5
+REFERENCE_SIDE = 224
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """One kind of change."""
+
+    name: str
+    """Short, for tables and files."""
+    unit: str
+    """What a strength is, as a figure's axis says it."""
+    strengths: tuple[float, ...]
+    """Five, the weakest first."""
+    apply: Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]
+    """From (1, 3, S, S) in [0, 1], a strength and a CPU generator to the same shape and range."""
+
+    def __post_init__(self) -> None:
+        if len(self.strengths) != LEVELS:
+            raise ValueError(f"{self.name} must have {LEVELS} strengths, got {self.strengths}")
+
+
+def _jpeg(image: torch.Tensor, quality: float, generator: torch.Generator) -> torch.Tensor:
+    return augment.compress_jpeg(image, torch.tensor([quality]))
+
+
+def _resize(image: torch.Tensor, factor: float, generator: torch.Generator) -> torch.Tensor:
+    return augment.downscale(image, torch.tensor([factor]))
+
+
+def _blur(image: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    sigma *= image.shape[-1] / REFERENCE_SIDE
+    kernel = 2 * math.ceil(3 * sigma) + 1
+    return kornia.filters.gaussian_blur2d(image, (kernel, kernel), (sigma, sigma))
+
+
+def _noise(image: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.randn(image.shape, generator=generator)
+    return augment.add_noise(image, noise, torch.tensor([sigma]))
+
+
+def _gamma(image: torch.Tensor, gamma: float, generator: torch.Generator) -> torch.Tensor:
+    # Half the pictures darker, half lighter: a detector may lean on either.
+    darker = bool(torch.rand((), generator=generator) < 0.5)
+    return kornia.enhance.adjust_gamma(image, gamma if darker else 1 / gamma)
+
+
+def _crop(image: torch.Tensor, cut: float, generator: torch.Generator) -> torch.Tensor:
+    side = image.shape[-1]
+    kept = max(1, round(side * (1 - cut)))
+    top, left = (int(torch.randint(side - kept + 1, (), generator=generator)) for _ in range(2))
+    cropped = tv.resized_crop(image, top, left, kept, kept, [side, side], antialias=True)
+    return cropped.clamp(0, 1)
+
+
+# Size on the screen, gamma of the display, share cut off, JPEG quality; by level.
+_SCREENSHOTS = (
+    (0.95, 1.02, 0.01, 95.0),
+    (0.85, 1.05, 0.02, 85.0),
+    (0.70, 1.10, 0.04, 75.0),
+    (0.55, 1.15, 0.06, 60.0),
+    (0.40, 1.25, 0.08, 45.0),
+)
+
+
+def _screenshot(image: torch.Tensor, level: float, generator: torch.Generator) -> torch.Tensor:
+    """Shown smaller by a viewer, captured askew, saved, sent on, and saved again."""
+    scale, gamma, cut, quality = _SCREENSHOTS[int(level) - 1]
+    side = image.shape[-1]
+    shown = max(8, round(side * scale))
+    image = tv.resize(image, [shown, shown], antialias=True).clamp(0, 1)
+    image = kornia.enhance.adjust_gamma(image, gamma)
+    image = _crop(image, cut, generator)
+    image = _jpeg(image, quality, generator)
+    image = tv.resize(image, [side, side], antialias=True).clamp(0, 1)
+    return _jpeg(image, quality, generator)
+
+
+PERTURBATIONS = (
+    Perturbation("jpeg", "JPEG quality", (90, 75, 60, 45, 30), _jpeg),
+    Perturbation("resize", "reduced by, and enlarged again", (1.5, 2, 3, 4, 6), _resize),
+    Perturbation("blur", "Gaussian blur, sigma in pixels", (0.5, 1, 1.5, 2, 3), _blur),
+    Perturbation("noise", "Gaussian noise, sigma", (0.01, 0.02, 0.04, 0.07, 0.1), _noise),
+    Perturbation("gamma", "gamma, or 1 / gamma", (1.2, 1.5, 1.8, 2.2, 2.6), _gamma),
+    Perturbation("crop", "share of the side cut off", (0.05, 0.1, 0.15, 0.2, 0.25), _crop),
+    Perturbation("screenshot", "screenshot chain, level", (1, 2, 3, 4, 5), _screenshot),
+)
+
+
+def perturb(
+    image: np.ndarray, perturbation: Perturbation, level: int, key: str, seed: int = 0
+) -> np.ndarray:
+    """Change one image; the same for equal arguments, whatever was changed before.
+
+    Noise and positions hang on the key, the kind and the seed, not on the level: a curve over the
+    levels shows the strength alone.
+
+    Args:
+        image: (S, S, 3) uint8.
+        perturbation: Kind of change.
+        level: 0 leaves the image as it is, 1 to 5 are its strengths.
+        key: Names the image.
+        seed: Of the measurement.
+
+    Returns:
+        (S, S, 3) uint8.
+
+    Raises:
+        ValueError: The image is no square of that kind, or the level is out of range.
+    """
+    side = len(image)
+    if image.dtype != np.uint8 or image.shape != (side, side, 3):
+        raise ValueError(f"expected (S, S, 3) uint8, got {image.shape} {image.dtype}")
+    if not 0 <= level <= LEVELS:
+        raise ValueError(f"level must be 0 to {LEVELS}, got {level}")
+    if level == 0:
+        return image
+    words = [zlib.crc32(text.encode()) for text in (perturbation.name, key)]
+    state = np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(state) % 2**63)
+    strength = perturbation.strengths[level - 1]
+    return to_bytes(perturbation.apply(from_bytes(image)[None], strength, generator)[0])
+
+
+def choose_perturbations(names: Sequence[str] | None) -> tuple[Perturbation, ...]:
+    """Perturbations by name, in their own order; all for None.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    known = {p.name: p for p in PERTURBATIONS}
+    if names is None:
+        return PERTURBATIONS
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ValueError(f"unknown perturbations {unknown}; expected some of {', '.join(known)}")
+    return tuple(p for p in PERTURBATIONS if p.name in names)

@@ -1,0 +1,165 @@
+"""All figures of a detector's scores, or of answers in free text, at once."""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from llava_forgery.constants import FAKE, REAL
+from llava_forgery.evaluation.answers import parse_answer
+from llava_forgery.evaluation.checks import (
+    checked_labels,
+    finite_values,
+    probabilities,
+    same_length,
+)
+from llava_forgery.evaluation.intervals import bootstrap, percentiles
+from llava_forgery.evaluation.metrics import (
+    accuracy,
+    auc,
+    average_precision,
+    calibration_error,
+    equal_error_rate,
+    error_rates,
+    region_scores,
+    tpr_at_fpr,
+)
+from llava_forgery.evaluation.video import parent_folder, video_level
+
+RANKING = {
+    "auc": auc,
+    "ap": average_precision,
+    "eer": equal_error_rate,
+    "tpr_at_fpr_1": lambda labels, scores: tpr_at_fpr(labels, scores, 0.01),
+    "tpr_at_fpr_5": lambda labels, scores: tpr_at_fpr(labels, scores, 0.05),
+}
+"""Figures that need scores in the right order alone."""
+
+
+def detection_report(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    video_ids: Sequence[Hashable] | None = None,
+    *,
+    reduce: str = "mean",
+    k: int = 5,
+    grouping: str = "video_id",
+    threshold: float = 0.5,
+    are_probabilities: bool = True,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Figures of frames and, where ``video_ids`` are given, of videos.
+
+    Args:
+        labels: (N,) of 0 and 1, both present.
+        scores: (N,) finite, higher for fake.
+        video_ids: (N,), as :func:`video_level` takes them; the intervals then draw videos.
+        reduce: How frames are pooled.
+        k: For ``reduce="top_k"``.
+        grouping: "video_id" or "deepfakebench".
+        threshold: From here on an image is called fake.
+        are_probabilities: Scores lie in [0, 1]; adds ``ece``.
+        resamples: For the intervals; 0 for none.
+        confidence: Of the intervals.
+        seed: Of the intervals.
+
+    Returns:
+        ``frame`` and ``video`` (None without ids), each with ``count``, ``real``, ``fake``,
+        ``auc``, ``ap``, ``eer``, ``tpr_at_fpr_1``, ``tpr_at_fpr_5``, ``accuracy``,
+        ``false_alarms``, ``misses``, ``ece`` where scores are probabilities, and, unless
+        ``resamples`` is 0, ``intervals`` (name to [low, high] for the first five) and ``redrawn``.
+
+    Raises:
+        ValueError: As the measures.
+        OneClassError: One class is missing, among the frames or among the videos.
+    """
+    labels = checked_labels(labels, both="a report on detection")
+    scores = (probabilities if are_probabilities else finite_values)(scores, "scores")
+    same_length(labels=labels, scores=scores)
+    groups = video_ids
+    if video_ids is not None and grouping == "deepfakebench":
+        groups = [parent_folder(path) for path in video_ids]
+    options = (threshold, are_probabilities, resamples, confidence, seed)
+    report = {"frame": _figures(labels, scores, groups, *options), "video": None}
+    if video_ids is not None:
+        videos = video_level(scores, video_ids, labels, reduce, k=k, grouping=grouping)
+        report["video"] = _figures(videos.labels, videos.scores, None, *options)
+    return report
+
+
+def answer_report(
+    labels: ArrayLike, answers: Sequence[str], regions: Sequence[Sequence[str]] | None = None
+) -> dict[str, Any]:
+    """Figures of answers to "Is this a deepfake image?", read by :func:`parse_answer`.
+
+    Args:
+        labels: (N,) of 0 and 1.
+        answers: (N,) free texts. One that says neither counts as wrong, and is counted.
+        regions: (N,) forged regions of each image, none for a real one; None leaves the regions'
+            figures out.
+
+    Returns:
+        ``count``, ``accuracy``, ``unparsed`` and, over the fake images, ``region_precision``,
+        ``region_recall`` and ``region_f1``.
+
+    Raises:
+        ValueError: Lengths differ, a label is not valid, or a fake image has no region.
+    """
+    if isinstance(answers, str):
+        raise ValueError("expected a sequence of answers, got a single text")
+    labels = checked_labels(labels)
+    same_length(labels=labels, answers=answers)
+    parsed = [parse_answer(answer) for answer in answers]
+    report: dict[str, Any] = {
+        "count": len(labels),
+        "accuracy": accuracy(labels, [answer.label for answer in parsed]),
+        "unparsed": sum(answer.label is None for answer in parsed),
+    }
+    if regions is not None:
+        same_length(labels=labels, regions=regions)
+        fakes = np.flatnonzero(labels == FAKE)
+        found = region_scores([parsed[i].regions for i in fakes], [regions[i] for i in fakes])
+        report |= {f"region_{name}": value for name, value in found._asdict().items()}
+    return report
+
+
+def _figures(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    groups: Sequence[Hashable] | None,
+    threshold: float,
+    are_probabilities: bool,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, Any]:
+    false_alarms, misses = error_rates(labels, scores, threshold)
+    figures: dict[str, Any] = {
+        "count": len(labels),
+        "real": int((labels == REAL).sum()),
+        "fake": int((labels == FAKE).sum()),
+        **{name: measure(labels, scores) for name, measure in RANKING.items()},
+        "accuracy": accuracy(labels, (scores >= threshold).astype(int)),
+        "false_alarms": false_alarms,
+        "misses": misses,
+    }
+    if are_probabilities:
+        figures["ece"] = calibration_error(labels, scores)
+    if resamples:
+        # All figures are of the same resamples, so that their intervals can be compared.
+        values, figures["redrawn"] = bootstrap(
+            lambda *drawn: [measure(*drawn) for measure in RANKING.values()],
+            labels,
+            scores,
+            groups=groups,
+            resamples=resamples,
+            seed=seed,
+        )
+        low, high = percentiles(values, confidence)
+        figures["intervals"] = {
+            name: [float(low[i]), float(high[i])] for i, name in enumerate(RANKING)
+        }
+    return figures

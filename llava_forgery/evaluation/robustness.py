@@ -1,0 +1,137 @@
+"""AUC of a detector against the strength of what happens to the pictures."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from llava_forgery.evaluation.checks import checked_labels
+from llava_forgery.evaluation.images import ManifestImages, PairImages
+from llava_forgery.evaluation.intervals import bootstrap_interval
+from llava_forgery.evaluation.metrics import auc
+from llava_forgery.evaluation.perturb import LEVELS, PERTURBATIONS, Perturbation, perturb
+from llava_forgery.evaluation.scorers import Scorer
+from llava_forgery.files import write_json, write_text
+
+UNTOUCHED = "none"
+
+
+@dataclass(frozen=True)
+class RobustnessPoint:
+    """One point of one curve."""
+
+    score: str
+    """Whose: ``"kfd"`` or ``"p_yes"``."""
+    perturbation: str
+    """Kind of change; ``"none"`` for the images as they are."""
+    level: int
+    """0 for the images as they are, 1 to 5."""
+    strength: float | None
+    """In the kind's own unit; None for the images as they are."""
+    auc: float
+    """Of single images."""
+    low: float
+    """Lower end of its 95 % interval, drawn by video."""
+    high: float
+    """Upper end."""
+
+
+def measure_robustness(
+    scorer: Scorer,
+    images: ManifestImages | PairImages,
+    perturbations: Sequence[Perturbation] = PERTURBATIONS,
+    *,
+    seed: int = 0,
+    batch_size: int = 16,
+    resamples: int = 500,
+) -> list[RobustnessPoint]:
+    """Judge every image untouched and under each change.
+
+    The change is applied to the square that the detector sees, so that a strength means the same
+    for photographs of any size.
+
+    Args:
+        scorer: Detector, or host with the skill.
+        images: Of both classes, of the scorer's size.
+        perturbations: Kinds of change.
+        seed: Of what is random in them, and of the intervals.
+        batch_size: Images that are judged at once.
+        resamples: For the intervals.
+
+    Returns:
+        For each score the untouched point, then five for each kind.
+
+    Raises:
+        ValueError: One class is missing, or there is nothing to do.
+    """
+    if not perturbations:
+        raise ValueError("expected at least one kind of change")
+    labels = checked_labels(images.labels, both="robustness")
+    steps: list[tuple[Perturbation | None, int]] = [(None, 0)]
+    steps += [(p, level) for p in perturbations for level in range(1, LEVELS + 1)]
+    found: list[dict[str, list[float]]] = [{name: [] for name in scorer.names} for _ in steps]
+    for start in tqdm(range(0, len(images), batch_size), desc="robustness", unit="batch"):
+        batch = [images[i] for i in range(start, min(start + batch_size, len(images)))]
+        for (kind, level), scores in zip(steps, found, strict=True):
+            changed = [
+                one.image if kind is None else perturb(one.image, kind, level, one.key, seed)
+                for one in batch
+            ]
+            for name, values in scorer(changed).items():
+                scores[name] += values
+    points = []
+    for name in scorer.names:
+        for (kind, level), scores in zip(steps, found, strict=True):
+            interval = bootstrap_interval(
+                auc,
+                labels,
+                np.array(scores[name]),
+                groups=images.groups,
+                resamples=resamples,
+                seed=seed,
+            )
+            points.append(
+                RobustnessPoint(
+                    score=name,
+                    perturbation=UNTOUCHED if kind is None else kind.name,
+                    level=level,
+                    strength=None if kind is None else float(kind.strengths[level - 1]),
+                    auc=interval.value,
+                    low=interval.low,
+                    high=interval.high,
+                )
+            )
+    return points
+
+
+def write_robustness(
+    points: Iterable[RobustnessPoint], output_dir: str | PathLike, about: dict[str, Any]
+) -> None:
+    """Write ``robustness.json``, ``robustness.csv`` and ``robustness.png``.
+
+    Args:
+        points: From :func:`measure_robustness`.
+        output_dir: Folder; files there are replaced.
+        about: What was measured, for the JSON: model, images, seed ...
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    from llava_forgery.evaluation.figures import robustness_figure, save_figure
+
+    rows = [asdict(point) for point in points]
+    output_dir = Path(output_dir)
+    write_json(output_dir / "robustness.json", {**about, "points": rows})
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [f.name for f in fields(RobustnessPoint)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(output_dir / "robustness.csv", table.getvalue())
+    figure = robustness_figure([RobustnessPoint(**row) for row in rows])
+    save_figure(figure, output_dir / "robustness.png", "AUC against the strength of changes")

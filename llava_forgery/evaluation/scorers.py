@@ -1,0 +1,86 @@
+"""What gives scores to face images: a detector alone, or a host with the skill."""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from llava_forgery.hosts.checkpoint import CONFIG as ADAPTER_CONFIG
+from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace
+from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.train.conversations import from_bytes
+
+
+class Scorer(Protocol):
+    """Scores of images, one list for each of ``names``."""
+
+    names: tuple[str, ...]
+    """``"kfd"``: the detector's score; ``"p_yes"``: the language model's."""
+    size: int
+    """Side S of the images in pixels."""
+
+    def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
+        """Scores in [0, 1] of images (S, S, 3) uint8, in one batch."""
+
+
+class DetectorScorer:
+    """The KFD's score; see :class:`Scorer`."""
+
+    names: tuple[str, ...] = ("kfd",)
+
+    def __init__(self, kfd: KnowledgeGuidedForgeryDetector) -> None:
+        self.kfd = kfd.eval()
+        self.size = kfd.config.encoder.image_size
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
+        reference = next(self.kfd.consistency.parameters())
+        pixels = torch.stack([from_bytes(image) for image in images])
+        return {"kfd": self.kfd(pixels.to(reference)).score.tolist()}
+
+
+class AdapterScorer:
+    """The KFD's score and P(yes), without written answers; see :class:`Scorer`."""
+
+    names: tuple[str, ...] = ("kfd", "p_yes")
+
+    def __init__(self, predictor: ForgeryPredictor) -> None:
+        self.predictor = predictor
+        self.size = predictor.size
+
+    def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
+        box = (0.0, 0.0, float(self.size), float(self.size))
+        scores, p_yes = self.predictor.rate([JudgedFace(image, box) for image in images])
+        return {"kfd": scores, "p_yes": p_yes}
+
+
+def load_scorer(
+    directory: str | PathLike, host: str | None = None, device: str | torch.device | None = None
+) -> DetectorScorer | AdapterScorer:
+    """Load a detector's folder, or a forgery adapter's with its host.
+
+    Args:
+        directory: Written by ``train-kfd`` or by ``finetune``.
+        host: For an adapter: folder or hub name of the host; by default the one it names.
+        device: Where to; a GPU if there is one by default.
+
+    Raises:
+        FileNotFoundError: The folder holds neither.
+        ValueError: A file is damaged, or a host is given for a detector.
+    """
+    directory = Path(directory)
+    if (directory / ADAPTER_CONFIG).is_file():
+        return AdapterScorer(ForgeryPredictor.from_pretrained(directory, host, device))
+    if not (directory / KFD_CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{directory} holds neither {ADAPTER_CONFIG} (a forgery adapter) nor {KFD_CONFIG} (a "
+            "detector); give a folder that `llava-forgery finetune` or `train-kfd` wrote"
+        )
+    if host is not None:
+        raise ValueError(f"{directory} is a detector, which needs no host; leave host out")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return DetectorScorer(KnowledgeGuidedForgeryDetector.from_pretrained(directory).to(device))

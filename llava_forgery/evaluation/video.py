@@ -1,0 +1,126 @@
+"""From the scores of frames to the scores of videos."""
+
+import logging
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from llava_forgery.constants import FAKE
+from llava_forgery.evaluation.checks import checked_labels, finite_values, same_length
+
+logger = logging.getLogger(__name__)
+
+REDUCTIONS = ("mean", "median", "max", "top_k")
+GROUPINGS = ("video_id", "deepfakebench")
+
+
+class VideoScores(NamedTuple):
+    """One entry for each video, in the order in which the videos first appear."""
+
+    scores: np.ndarray
+    labels: np.ndarray
+    video_ids: tuple[Hashable, ...]
+    mixed: tuple[Hashable, ...] = ()
+    """Groups that hold real and fake frames; only ``grouping="deepfakebench"`` lets them be."""
+
+
+def video_level(
+    scores: ArrayLike,
+    video_ids: Sequence[Hashable],
+    labels: ArrayLike,
+    reduce: str = "mean",
+    *,
+    k: int = 5,
+    grouping: str = "video_id",
+) -> VideoScores:
+    """Scores of videos from the scores of their frames.
+
+    Two ways to say which frames are one video:
+
+    - ``"video_id"``, ours: frames with equal ids. A video that has real and fake frames is an
+      error.
+    - ``"deepfakebench"``, for comparison with its published figures: ids are the frames' paths,
+      and a video is the name of a frame's parent folder, whatever stands before it. FaceForensics++
+      has folders of one name under each manipulation (``Deepfakes/.../000_003``,
+      ``Face2Face/.../000_003``), so its four forgeries of a pair become one video with one mean
+      score: fewer fakes count, and a method that is missed hides behind the three that are found.
+      Where real and fake folders share a name, the merged video counts as real. Source:
+      ``training/metrics/utils.py`` of SCLBD/DeepfakeBench at 35cc2d4. Its mean is the only
+      reduction here.
+
+    Args:
+        scores: (N,) one for each frame.
+        video_ids: (N,) of which video the frame is; paths for ``"deepfakebench"``.
+        labels: (N,) alike within a video.
+        reduce: "mean", "median", "max" or "top_k", the mean of the ``k`` highest.
+        k: For "top_k"; a video with fewer frames takes them all.
+        grouping: "video_id" or "deepfakebench".
+
+    Raises:
+        ValueError: Lengths differ, a value is not valid, or a video's frames differ in label.
+    """
+    _check_options(reduce, k, grouping)
+    scores, labels = finite_values(scores, "scores"), checked_labels(labels)
+    same_length(scores=scores, video_ids=video_ids, labels=labels)
+    if grouping == "deepfakebench":
+        video_ids = [parent_folder(path) for path in video_ids]
+    frames = rows_of(video_ids)
+    mixed = tuple(v for v, rows in frames.items() if len(set(labels[rows].tolist())) > 1)
+    if mixed and grouping == "video_id":
+        raise ValueError(
+            f"the frames of video {mixed[0]!r} differ in label; are two videos named alike?"
+        )
+    if mixed:
+        logger.warning(
+            "%d of %d groups hold real and fake frames and count as real, as in DeepfakeBench",
+            len(mixed),
+            len(frames),
+        )
+    return VideoScores(
+        scores=np.array([_reduce(scores[rows], reduce, k) for rows in frames.values()]),
+        labels=np.array([int((labels[rows] == FAKE).all()) for rows in frames.values()]),
+        video_ids=tuple(frames),
+        mixed=mixed,
+    )
+
+
+def parent_folder(path: Hashable) -> str:
+    """Name of the folder that a frame lies in; paths have slashes, or backslashes alone.
+
+    Raises:
+        ValueError: Not a path with a folder in it.
+    """
+    parts = str(path).split("\\" if "\\" in str(path) else "/")
+    if len(parts) < 2 or not parts[-2]:
+        raise ValueError(
+            f"grouping 'deepfakebench' reads the video off the frame's path, got {path!r}; "
+            "expected one such as 'Deepfakes/c23/frames/000_003/017.png'"
+        )
+    return parts[-2]
+
+
+def rows_of(ids: Sequence[Hashable]) -> dict[Hashable, list[int]]:
+    """Positions of each id, in the order in which the ids first appear."""
+    rows: dict[Hashable, list[int]] = {}
+    for i, name in enumerate(ids):
+        rows.setdefault(name, []).append(i)
+    return rows
+
+
+def _check_options(reduce: str, k: int, grouping: str) -> None:
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
+    if grouping not in GROUPINGS:
+        raise ValueError(f"grouping must be one of {', '.join(GROUPINGS)}, got {grouping!r}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if grouping == "deepfakebench" and reduce != "mean":
+        raise ValueError(f"DeepfakeBench pools frames by their mean alone, got reduce={reduce!r}")
+
+
+def _reduce(scores: np.ndarray, reduce: str, k: int) -> float:
+    if reduce == "top_k":
+        return float(np.sort(scores)[-k:].mean())
+    return float({"mean": np.mean, "median": np.median, "max": np.max}[reduce](scores))

@@ -1,0 +1,62 @@
+import json
+
+import numpy as np
+import pytest
+
+from llava_forgery.evaluation.groups import false_alarm_gap, group_table
+from llava_forgery.evaluation.metrics import auc
+
+LABELS = [0, 0, 1, 1, 0, 0, 1]
+SCORES = [0.1, 0.6, 0.7, 0.4, 0.2, 0.3, 0.9]
+GROUPS = ["a", "a", "a", "a", "b", "b", "b"]
+
+
+def test_figures_of_each_group():
+    a, b, everyone = group_table(LABELS, SCORES, GROUPS)
+    assert (a.group, a.real, a.fake, a.auc, a.accuracy) == ("a", 2, 2, 0.75, 0.5)
+    assert (a.false_alarms, a.misses) == (0.5, 0.5)
+    assert (b.group, b.auc, b.accuracy, b.false_alarms, b.misses) == ("b", 1.0, 1.0, 0.0, 0.0)
+    assert everyone.group is None
+    assert everyone.auc == auc(LABELS, SCORES)
+    assert everyone.false_alarms == 0.25
+    json.dumps(a.to_dict(), allow_nan=False)
+
+
+def test_a_small_group_has_a_wide_interval():
+    few = group_table([0] * 4, [0.9, 0.1, 0.1, 0.1], ["a"] * 4)[0]
+    many = group_table([0] * 400, [0.9, 0.1, 0.1, 0.1] * 100, ["a"] * 400)[0]
+    widths = [high - low for low, high in (few.false_alarms_interval, many.false_alarms_interval)]
+    assert few.false_alarms == many.false_alarms == 0.25
+    # Wilson's interval of 1 in 4 (by hand: centre 0.3726, half width 0.3270).
+    assert few.false_alarms_interval == pytest.approx((0.0456, 0.6994), abs=1e-3)
+    assert widths[1] < widths[0] / 5
+
+
+def test_groups_of_one_class_have_no_auc():
+    real, fake, _ = group_table([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.9], ["r", "r", "f", "f"])
+    assert (real.auc, real.misses, real.false_alarms) == (None, None, 0.0)
+    assert (fake.auc, fake.false_alarms, fake.false_alarms_interval) == (None, None, None)
+    assert fake.misses == 0.5
+    assert false_alarm_gap([real, fake]) is None
+
+
+def test_methods_are_set_against_all_real_images():
+    labels, scores = [0, 0, 1, 1, 1, 1], [0.1, 0.5, 0.9, 0.8, 0.3, 0.2]
+    methods = ["youtube", "actors", "swap", "swap", "reenact", "reenact"]
+    table = group_table(labels, scores, methods, share_real=True)
+    assert [row.group for row in table] == ["swap", "reenact", None]
+    assert [row.auc for row in table[:2]] == [1.0, 0.5]
+    assert [row.real for row in table] == [2, 2, 2]
+
+
+def test_gap_between_groups():
+    table = group_table(LABELS, SCORES, GROUPS)
+    assert false_alarm_gap(table) == 0.5
+    assert false_alarm_gap(group_table([0, 1], [0.9, 0.1], ["a", "a"])) is None
+
+
+def test_groups_are_checked():
+    with pytest.raises(ValueError, match="lengths differ"):
+        group_table([0, 1], [0.1, 0.2], ["a"])
+    with pytest.raises(ValueError, match="finite"):
+        group_table([0, 1], [0.1, np.nan], ["a", "a"])
