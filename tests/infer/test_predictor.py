@@ -12,7 +12,8 @@ from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.qa.render import candidate_ids, collate, encode
-from tests import tiny
+from tests import tiny, tiny_hosts
+from tests.hosts.contract import attach
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,17 @@ def test_p_yes_is_the_likelihood_of_the_two_answers(predictor):
         log_p = vlm(**batch, forgery_images=pixels).logits[0, -1].log_softmax(dim=0)
     yes, no = (log_p[i].exp() for i in candidate_ids(prompt, vlm.processor, vlm.n_forgery))
     assert verdict.p_yes == pytest.approx(float(yes / (yes + no)), abs=1e-5)
+
+
+@pytest.mark.parametrize("model_type", tiny_hosts.family_params())
+def test_a_batch_of_faces_is_judged_by_every_family(model_type):
+    predictor = ForgeryPredictor(attach(model_type), max_new_tokens=3)
+    images = [tiny.picture(1), tiny.picture(2)]
+    found = [predictor.find_faces(image, cropped=True)[0] for image in images]
+    for image, verdict in zip(images, predictor.judge(found), strict=True):
+        alone = predictor.predict(image, cropped=True)
+        assert alone.p_yes == pytest.approx(verdict.p_yes, abs=1e-4)
+        assert alone.answer == verdict.answer
 
 
 def test_several_faces_are_judged_in_their_own_squares(predictor):
