@@ -271,10 +271,15 @@ def attach_forgery(
         The module that takes ``forgery_images`` beside the host's own inputs.
 
     Raises:
-        ValueError: The host is of a family that was not tried, the tokenizer owns ``<forgery>``
-            already, or sizes do not fit.
+        ValueError: The host is of a family that was not tried or has an encoder-decoder language
+            model, the tokenizer owns ``<forgery>`` already, or sizes do not fit.
     """
     family = family_of(model)
+    if model.config.get_text_config().is_encoder_decoder:
+        raise ValueError(
+            f"this {family.name} host has an encoder-decoder language model, which takes prompt "
+            "and answer apart; use one with a decoder alone, such as InstructBLIP with Vicuna"
+        )
     tokenizer = processor.tokenizer
     if FORGERY_TOKEN in tokenizer.get_vocab():
         raise ValueError(

@@ -78,6 +78,15 @@ def test_a_sample_in_a_padded_batch_equals_the_sample_alone(vlm):
             torch.testing.assert_close(found, together[index, -length:], atol=1e-4, rtol=1e-4)
 
 
+def test_a_new_prompt_is_about_as_loud_as_words(model_type):
+    """Also where the host multiplies the rows of its embedding, as Gemma's families do."""
+    vlm = attach(model_type)
+    with torch.no_grad():
+        vectors = vlm.fpl(vlm.detect(faces()))
+        words = vlm.host.get_input_embeddings()(torch.arange(500))
+    assert 0.4 < float(vectors.std() / words.std()) < 2.5
+
+
 def test_each_image_reaches_its_own_sample(vlm):
     batch = batch_of(vlm)
     with torch.no_grad():
@@ -232,4 +241,11 @@ def test_tokenizer_that_owns_the_placeholder():
     host, processor = tiny_hosts.build("qwen2_vl")
     processor.tokenizer.add_tokens([FORGERY_TOKEN])
     with pytest.raises(ValueError, match="owns <forgery> already"):
+        attach_forgery(host, processor, tiny.kfd())
+
+
+def test_encoder_decoder_language_model_is_refused():
+    host, processor = tiny_hosts.build("instructblip")
+    host.config.text_config.is_encoder_decoder = True
+    with pytest.raises(ValueError, match="InstructBLIP host has an encoder-decoder"):
         attach_forgery(host, processor, tiny.kfd())

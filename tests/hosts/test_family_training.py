@@ -12,6 +12,7 @@ from llava_forgery.qa.build import build_conversation, build_prompt
 from llava_forgery.qa.chat import special_tokens
 from llava_forgery.qa.conversation import Conversation, Message
 from llava_forgery.qa.render import collate, encode
+from llava_forgery.train.stage2 import Stage2
 from tests import tiny_hosts
 from tests.hosts.contract import (
     LORA,
@@ -96,6 +97,16 @@ def test_no_answer_shows_before_it_is_given(vlm):
         common = int((a[:size] == b[:size]).long().cumprod(0).sum())
         assert int((one["labels"][0] != IGNORE_INDEX).nonzero()[0]) <= common < size
         torch.testing.assert_close(logits(other)[:common], base[:common], atol=1e-4, rtol=1e-4)
+
+
+def test_loss_of_stage_2_is_the_hosts_own(vlm):
+    item = build_conversation(FAKE, ("nose",), rng=random.Random(1), score=0.9, follow_ups=1)
+    batch = _training_sample(vlm, item)
+    images = {"forgery_images": faces()[:2], "images_per_sample": [2]}
+    with torch.no_grad():
+        expected = vlm(**batch, **images).loss
+        found = Stage2(vlm)(**batch, **images)["loss"]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_exactly_fpl_and_the_language_models_lora_are_trained(model_type):

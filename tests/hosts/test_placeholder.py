@@ -47,6 +47,21 @@ def test_beams_repeat_each_samples_vectors(embedding):
     torch.testing.assert_close(result[:, 0], vectors[[0, 0, 1, 1], 0])
 
 
+def test_samples_may_have_unlike_numbers_of_vectors(embedding):
+    hooks = PlaceholderHooks(embedding, TOKEN)
+    vectors = [torch.full((1, 4), 1.0), torch.arange(8.0).reshape(2, 4)]
+    with hooks.use(vectors):
+        result = embedding(_ids("*12", "3**"))
+        beams = embedding(_ids("*1", "*2", "**", "**"))
+        # As many in all, but the second sample's would fall into the first.
+        with pytest.raises(ValueError, match="sample 0 has 2 .* 1"):
+            embedding(_ids("**1", "23*"))
+    torch.testing.assert_close(result[0, :1], vectors[0])
+    torch.testing.assert_close(result[1, 1:], vectors[1])
+    torch.testing.assert_close(beams[:2, 0], vectors[0].expand(2, 4))
+    torch.testing.assert_close(beams[2:], vectors[1].expand(2, 2, 4))
+
+
 def test_steps_without_placeholders_pass(embedding):
     hooks = PlaceholderHooks(embedding, TOKEN)
     with hooks.use(torch.zeros(1, 2, 4)):

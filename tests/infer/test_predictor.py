@@ -12,7 +12,8 @@ from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.qa.render import candidate_ids, collate, encode
-from tests import tiny
+from tests import tiny, tiny_hosts
+from tests.hosts.contract import attach
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,17 @@ def test_rating_gives_what_judging_gives(predictor):
     assert p_yes == pytest.approx([v.p_yes for v in verdicts], abs=1e-5)
     assert len(set(p_yes)) == 3
     assert predictor.rate([]) == ([], [])
+
+
+@pytest.mark.parametrize("model_type", tiny_hosts.family_params())
+def test_a_batch_of_faces_is_judged_by_every_family(model_type):
+    predictor = ForgeryPredictor(attach(model_type), max_new_tokens=3)
+    images = [tiny.picture(1), tiny.picture(2)]
+    found = [predictor.find_faces(image, cropped=True)[0] for image in images]
+    for image, verdict in zip(images, predictor.judge(found), strict=True):
+        alone = predictor.predict(image, cropped=True)
+        assert alone.p_yes == pytest.approx(verdict.p_yes, abs=1e-4)
+        assert alone.answer == verdict.answer
 
 
 def test_several_faces_are_judged_in_their_own_squares(predictor):
