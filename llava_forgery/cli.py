@@ -153,7 +153,7 @@ def train_kfd(
     """Stage 1: train the detector on forgeries simulated from the training faces."""
     from llava_forgery.faces.records import load_faces
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-    from llava_forgery.kfd.host_tower import host_config, parse_taps
+    from llava_forgery.kfd.host_config import host_config, parse_taps
     from llava_forgery.kfd.imports import load_trunk
     from llava_forgery.train.stage1 import train_kfd as run
 

@@ -17,7 +17,7 @@ from transformers import (
 from llava_forgery.constants import IMAGE_TOKEN
 from llava_forgery.hosts.small_llava import CHAT_TEMPLATE
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-from llava_forgery.kfd.host_tower import host_config
+from llava_forgery.kfd.host_config import host_config
 from tests import tiny
 
 SIDE, PATCH, LAYERS = 32, 4, 4

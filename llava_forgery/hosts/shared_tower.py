@@ -15,10 +15,10 @@ from transformers.modeling_outputs import ModelOutput
 
 from llava_forgery.kfd.checkpoint import encoder_probe, same_probe
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
+from llava_forgery.kfd.host_config import check_processor
 from llava_forgery.kfd.host_tower import (
     OWN_ENCODER,
     HostEncoder,
-    check_processor,
     check_tower,
     tapped,
     vision_tower,
@@ -79,9 +79,7 @@ class SharedTower:
                 "or train a detector for this one (train-kfd --host)"
             )
         if model.name_or_path:
-            kfd.config = replace(
-                kfd.config, encoder=replace(config, name=model.name_or_path)
-            )
+            kfd.config = replace(kfd.config, encoder=replace(config, name=model.name_or_path))
 
     @property
     def tower(self) -> PreTrainedModel:

@@ -47,7 +47,7 @@ class EncoderConfig:
     """``open_clip``: any CLIP model, frozen. ``timm``: a convolutional trunk, trained, beside a
     small byte-level text encoder, trained as well: for tests and the embedded default. ``host``:
     the vision tower of a transformers host, frozen, so that one encoding serves host and
-    detector; :func:`llava_forgery.kfd.host_tower.host_config` reads such a configuration."""
+    detector; :func:`llava_forgery.kfd.host_config.host_config` reads such a configuration."""
     name: str = "ViT-H-14"
     """Name of the model in open_clip (or ``local-dir:PATH``) or in timm; folder or hub name of the
     host."""
@@ -88,7 +88,7 @@ class EncoderConfig:
         if (self.tower is not None) != (self.kind == "host"):
             raise ValueError(
                 f"encoder.tower is for encoders of kind 'host' and needed there, got kind "
-                f"{self.kind!r} and tower {self.tower}; llava_forgery.kfd.host_tower.host_config "
+                f"{self.kind!r} and tower {self.tower}; llava_forgery.kfd.host_config.host_config "
                 "reads it from a host"
             )
         if self.tower is None:

@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -279,4 +278,5 @@ def test_features_of_a_detection_replace_the_pixels(hosts):
         del inputs["pixel_values"]
         found = vlm(**inputs, detection=detection).logits
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert all(np.array_equal(a, b) for a, b in zip(kept, detection.image_features.pooler_output))
+    now = detection.image_features.pooler_output
+    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))

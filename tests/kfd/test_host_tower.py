@@ -11,13 +11,8 @@ from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil
 
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-from llava_forgery.kfd.host_tower import (
-    check_processor,
-    host_config,
-    load_tower,
-    parse_taps,
-    spread_taps,
-)
+from llava_forgery.kfd.host_config import check_processor, host_config, parse_taps, spread_taps
+from llava_forgery.kfd.host_tower import load_tower
 from llava_forgery.kfd.losses import LossWeights
 from tests import tiny, tiny_towers
 from tests.tiny_towers import KINDS, SIDE
@@ -57,7 +52,7 @@ def test_configuration_is_the_hosts(hosts):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tower_alone_is_the_hosts_in_its_dtype(tmp_path, kind):
-    host, processor = tiny_towers.llava(kind)
+    host, _ = tiny_towers.llava(kind)
     host.half().save_pretrained(tmp_path)
     tower = load_tower(str(tmp_path))
     expected = host.get_encoder(modality="image").state_dict()
