@@ -17,8 +17,8 @@ from llava_forgery.kfd.checkpoint import encoder_probe, same_probe
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_config import check_processor
 from llava_forgery.kfd.host_tower import (
-    OWN_ENCODER,
     HostEncoder,
+    check_interface,
     check_tower,
     tapped,
     vision_tower,
@@ -62,7 +62,7 @@ class SharedTower:
         assert isinstance(encoder, HostEncoder)
         tower = vision_tower(model)
         check_tower(tower, config)
-        self._check_interface()
+        check_interface(model)
         check_processor(processor.image_processor, config, type(model).__name__)
         if encoder.probe is None:
             encoder.probe = encoder_probe(encoder, config.image_size)
@@ -177,24 +177,6 @@ class SharedTower:
                 "pixel_values are not of the images that the detection was made on: one encoding "
                 f"serves host and detector (shapes {tuple(pixel_values.shape)} and "
                 f"{tuple(known.shape)}); detect on the pictures that the prompt shows"
-            )
-
-    def _check_interface(self) -> None:
-        """The host must take finished features, and make them of ``pixel_values`` alone."""
-        name = type(self._model).__name__
-        if "mm_encoder_outputs" not in inspect.signature(self._model.forward).parameters:
-            raise ValueError(f"{name} takes no finished image features; {OWN_ENCODER}")
-        parameters = inspect.signature(self._model.base_model.get_image_features).parameters
-        needed = {
-            name
-            for name, parameter in parameters.items()
-            if parameter.default is parameter.empty
-            and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        }
-        if needed != {"pixel_values"}:
-            raise ValueError(
-                f"{name} makes its image features of {', '.join(sorted(needed))}, not of "
-                f"pixel_values alone, so its tower cannot be shared; {OWN_ENCODER}"
             )
 
 

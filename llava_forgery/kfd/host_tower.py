@@ -5,6 +5,7 @@ its hidden states reach the detector without a second encoding
 (:mod:`llava_forgery.hosts.shared_tower`). Never is it saved with the detector.
 """
 
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -171,6 +172,28 @@ def check_tower(tower: PreTrainedModel, config: EncoderConfig) -> None:
             )
 
 
+def check_interface(host: PreTrainedModel) -> None:
+    """A host must take finished image features, and make them of ``pixel_values`` alone.
+
+    Raises:
+        ValueError: It does not, so that one encoding cannot serve host and detector.
+    """
+    name = type(host).__name__
+    if "mm_encoder_outputs" not in inspect.signature(host.forward).parameters:
+        raise ValueError(f"{name} takes no finished image features; {OWN_ENCODER}")
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(host.base_model.get_image_features).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    if needed != ["pixel_values"]:
+        raise ValueError(
+            f"{name} makes its image features of {', '.join(needed)}, not of pixel_values alone, "
+            f"so its tower cannot be shared; {OWN_ENCODER}"
+        )
+
+
 def load_tower(host: str) -> PreTrainedModel:
     """A host's vision tower alone, in the dtype of its checkpoint.
 
@@ -179,13 +202,15 @@ def load_tower(host: str) -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: transformers finds no such host.
-        ValueError: The checkpoint does not hold the whole tower.
+        ValueError: The tower cannot be shared with the host, or the checkpoint does not hold the
+            whole of it.
     """
     try:
         config = AutoConfig.from_pretrained(host)
         # Without weights, to learn the tower's class and what it is called.
         with torch.device("meta"):
             skeleton = AutoModelForImageTextToText.from_config(config)
+        check_interface(skeleton)
         skeleton_tower = vision_tower(skeleton)
         path = next(name for name, part in skeleton.named_modules() if part is skeleton_tower)
         name = re.escape(path.rsplit(".", 1)[-1])

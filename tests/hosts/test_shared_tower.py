@@ -245,7 +245,7 @@ def test_a_host_with_another_tower_is_refused(hosts):
         return original(host.model, pixel_values, image_sizes=image_sizes, **options)
 
     host.model.get_image_features = with_sizes
-    with pytest.raises(ValueError, match="of image_sizes, pixel_values"):
+    with pytest.raises(ValueError, match="of pixel_values, image_sizes, not"):
         attach(host, processor)
 
 
@@ -263,7 +263,7 @@ def test_wrong_calls_are_errors(hosts):
         vlm(**without)
     with pytest.raises(ValueError, match=r"\(N, 3, 32, 32\)"):
         vlm(**without, pixel_values=inputs["pixel_values"][:, None])
-    with pytest.raises(ValueError, match="2 prompts but 1 images"):
+    with pytest.raises(ValueError, match="sample 1 has 1 images .* only 0"):
         vlm(**without, pixel_values=inputs["pixel_values"][:1])
 
 
