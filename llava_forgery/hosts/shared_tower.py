@@ -107,7 +107,10 @@ class SharedTower:
                 pixel_values=pixel_values, return_dict=True, **options
             )
         with torch.no_grad():
-            output = self._kfd.read_features(self._kfd.encoder.arrange(states))
+            # A host that is spread over devices may have its tower on another one.
+            device = self._kfd.encoder.mean.device
+            grids = [grid.to(device) for grid in self._kfd.encoder.arrange(states)]
+            output = self._kfd.read_features(grids)
         return SharedDetection(
             **vars(output), pixel_values=pixel_values, image_features=_without_states(features)
         )

@@ -113,7 +113,10 @@ class StackedCollator:
         self.pad_id = pad_id
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return collate(samples, pad_id=self.pad_id, padding_side="right")
+        samples = [dict(sample) for sample in samples]
+        images = [sample.pop("forgery_images") for sample in samples if "forgery_images" in sample]
+        batch = collate(samples, pad_id=self.pad_id, padding_side="right")
+        return {**batch, "forgery_images": torch.stack(images)} if images else batch
 
 
 def train_adapter(

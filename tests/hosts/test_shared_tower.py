@@ -267,6 +267,27 @@ def test_wrong_calls_are_errors(hosts):
         vlm(**without, pixel_values=inputs["pixel_values"][:1])
 
 
+def test_several_images_for_a_prompt(hosts):
+    """Two images in the first prompt, one in the second: one encoding of all three."""
+    vlm = _vlm(hosts)
+    pictures = [Image.fromarray(tiny.picture(i, SIDE)) for i in range(3)]
+    samples = [
+        encode(build_prompt(0.5), vlm.processor, images=shown, n_forgery_tokens=vlm.n_forgery)
+        for shown in (pictures[:2], pictures[2:])
+    ]
+    inputs = collate(samples, vlm.processor.tokenizer.pad_token_id, padding_side="left")
+    alone = KnowledgeGuidedForgeryDetector.from_pretrained(hosts["clip"][1])
+    counts = {"images_per_sample": [2, 1]}
+    with torch.no_grad():
+        expected = alone(_pictures(3))
+        separate = vlm(**inputs, detection=expected, **counts).logits
+        encodings = Encodings(vlm)
+        torch.testing.assert_close(vlm(**inputs, **counts).logits, separate, atol=1e-4, rtol=1e-4)
+    assert (encodings.calls, encodings.images) == (1, 3)
+    with pytest.raises(ValueError, match="3 forgery images"):
+        vlm(**inputs)
+
+
 def test_features_of_a_detection_replace_the_pixels(hosts):
     """So that a prompt can be run without its picture at hand."""
     vlm = _vlm(hosts)

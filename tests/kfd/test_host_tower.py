@@ -150,6 +150,24 @@ def test_another_tower_is_refused(hosts, tmp_path):
         KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "own", host=other)
 
 
+def test_the_same_tower_in_another_dtype_is_recognised(tmp_path):
+    """With weights as small as transformers makes them; larger ones amplify the rounding."""
+    host, processor = tiny_towers.llava()
+    with torch.no_grad():
+        for parameter in host.get_encoder(modality="image").parameters():
+            parameter.mul_(1 / 8 if parameter.ndim > 1 else 1)
+    host.save_pretrained(tmp_path / "host")
+    processor.save_pretrained(tmp_path / "host")
+    tiny_towers.kfd(str(tmp_path / "host")).save_pretrained(tmp_path / "kfd")
+    host.bfloat16().save_pretrained(tmp_path / "half")
+    processor.save_pretrained(tmp_path / "half")
+    loaded = KnowledgeGuidedForgeryDetector.from_pretrained(
+        tmp_path / "kfd", host=str(tmp_path / "half")
+    )
+    assert loaded.encoder.tower.dtype == torch.bfloat16
+    assert loaded(_images()).score.dtype == torch.float32
+
+
 def test_wrong_wishes_are_errors(hosts, tmp_path):
     with pytest.raises(ValueError, match=r"1 \.\.\. 4, .* got \(2, 5\)"):
         host_config(hosts["clip"], taps=(2, 5))
