@@ -166,8 +166,6 @@ class ForgeryVLM(nn.Module):
         """
         if self.training:
             raise RuntimeError("call eval() before generate()")
-        if self._shared is not None:
-            detection, host_inputs = self._shared.prepare(forgery_images, detection, host_inputs)
         suppressed = [*(host_inputs.pop("suppress_tokens", None) or []), self.token_id]
         cache = host_inputs.get("past_key_values")
         known = 0 if cache is None else cache.get_seq_length()
@@ -179,6 +177,10 @@ class ForgeryVLM(nn.Module):
                 )
             generate, skill = self._continuation(), nullcontext()
         else:
+            if self._shared is not None:
+                detection, host_inputs = self._shared.prepare(
+                    forgery_images, detection, host_inputs
+                )
             generate = self.host.generate
             skill = self._skilled(input_ids, forgery_images, detection, images_per_sample)
         with skill:
