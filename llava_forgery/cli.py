@@ -131,7 +131,31 @@ def make_small_llava(out: Out, seed: Seed = 0) -> None:
 def train_kfd(
     faces: Faces,
     out: Out,
-    preset: Annotated[str, typer.Option(help="tiny or paper.")] = "tiny",
+    preset: Annotated[
+        str | None, typer.Option(help="tiny or paper; default: tiny, unless --host is given.")
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host",
+            help="Host's folder or hub name: the detector reads that host's own vision tower, so "
+            "that an image is encoded once for both.",
+        ),
+    ] = None,
+    taps: Annotated[
+        str | None,
+        typer.Option(help="With --host: blocks to read, as 12,18,24; default: 1/2, 3/4, last."),
+    ] = None,
+    text_model: Annotated[
+        str | None,
+        typer.Option(
+            help="With --host: open_clip model whose text tower reads the descriptions; default: "
+            "a small one that is trained."
+        ),
+    ] = None,
+    text_weights: Annotated[
+        str | None, typer.Option(help="open_clip's weights tag of --text-model, or a path.")
+    ] = None,
     trunk_weights: Annotated[
         Path | None, typer.Option(help="safetensors to start a timm trunk from.")
     ] = None,
@@ -146,11 +170,22 @@ def train_kfd(
     """Stage 1: train the detector on forgeries simulated from the training faces."""
     from llava_forgery.faces.records import load_faces
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+    from llava_forgery.kfd.host_config import host_config, parse_taps
     from llava_forgery.kfd.imports import load_trunk
     from llava_forgery.train.stage1 import train_kfd as run
 
+    if host is None and (taps or text_model or text_weights):
+        raise ValueError("--taps, --text-model and --text-weights are for --host")
+    if host is not None and preset is not None:
+        raise ValueError("give either --preset or --host: the host decides the detector's sizes")
     rows = load_faces(faces, split="train")
-    detector = KnowledgeGuidedForgeryDetector.from_preset(preset, seed)
+    if host is None:
+        detector = KnowledgeGuidedForgeryDetector.from_preset(preset or "tiny", seed)
+    else:
+        config = host_config(
+            host, taps=parse_taps(taps), text_model=text_model, text_weights=text_weights
+        )
+        detector = KnowledgeGuidedForgeryDetector.from_config(config, seed)
     if trunk_weights is not None:
         load_trunk(detector, trunk_weights)
     run(
@@ -182,6 +217,14 @@ def build_qa(
     kfd_results: Annotated[
         float, typer.Option(help="Probability of the sentence that cites the score.")
     ] = 1.0,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host",
+            help="For a detector on a host's vision tower: that host's folder or hub name; "
+            "default: where it was trained.",
+        ),
+    ] = None,
     seed: Seed = 1,
 ) -> None:
     """Make the training conversations: forge, score, ask, answer."""
@@ -191,7 +234,7 @@ def build_qa(
     from llava_forgery.simulate.pairs import FacePairs
     from llava_forgery.train.conversations import build_conversations
 
-    detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd)
+    detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, host=host)
     source = FacePairs(
         load_faces(faces, split="train"),
         pairs,
@@ -252,7 +295,8 @@ def finetune(
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
     from llava_forgery.train.stage2 import train_adapter
 
-    detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd)
+    # A detector on the host's own tower finds it in the host.
+    detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, with_tower=False)
     model, processor = load_host(Path.cwd(), host, quantization, dtype=dtype)
     settings = LoraSettings(r=lora_r, alpha=lora_alpha, dropout=lora_dropout) if lora else None
     vlm = attach_forgery(model, processor, detector, lora=settings, seed=seed)

@@ -54,6 +54,24 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def portable_name(name: str, directory: str | os.PathLike) -> str:
+    """A local folder as a path relative to ``directory``, so that both can be moved together.
+
+    Args:
+        name: A folder, or anything else, such as a hub name, which stays as it is.
+        directory: The folder whose files are to hold the name.
+    """
+    if name and Path(name).is_dir():
+        return os.path.relpath(Path(name).resolve(), Path(directory).resolve())
+    return name
+
+
+def resolve_name(name: str, directory: str | os.PathLike) -> str:
+    """The inverse of :func:`portable_name`: a folder beside ``directory``, if there is one."""
+    beside = Path(directory) / name
+    return str(beside.resolve()) if name and beside.is_dir() else name
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file.
 

@@ -8,7 +8,6 @@ Layout::
     lora/                  peft's own layout, where LoRA was trained
 """
 
-import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,13 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from llava_forgery.files import atomic_path, read_json, write_json
+from llava_forgery.files import (
+    atomic_path,
+    portable_name,
+    read_json,
+    resolve_name,
+    write_json,
+)
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.fingerprint import check_fingerprint
@@ -59,13 +64,6 @@ def save_adapter(model: ForgeryVLM, directory: str | PathLike) -> None:
                 "lora": model.has_lora,
             },
         )
-
-
-def portable_name(host_name: str, directory: Path) -> str:
-    """A local host as a path relative to the adapter, so that both can be moved together."""
-    if Path(host_name).is_dir():
-        return os.path.relpath(Path(host_name).resolve(), directory.resolve())
-    return host_name
 
 
 def read_adapter_config(directory: str | PathLike) -> dict[str, Any]:
@@ -110,8 +108,7 @@ def load_host(
         FileNotFoundError: Neither a folder nor something that transformers can load.
         ImportError: Quantisation is asked for and bitsandbytes is not installed.
     """
-    beside = directory / name_or_path
-    source = str(beside.resolve()) if beside.is_dir() else name_or_path
+    source = resolve_name(name_or_path, directory)
     try:
         if quantization is not None:
             options["quantization_config"] = quantization_config(
@@ -164,7 +161,8 @@ def load_adapter(
     config = read_adapter_config(directory)
     expected = {key: value for key, value in config["host"].items() if key != "name_or_path"}
     check_fingerprint(model, expected, str(directory))
-    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(directory / KFD)
+    # A detector on the host's own tower finds it in the host.
+    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(directory / KFD, with_tower=False)
     fpl = ForgeryPromptLearner(FPLConfig.from_dict(config["fpl"]))
     fill_learner(fpl, directory)
     vlm = attach_forgery(model, processor, kfd, fpl)

@@ -12,8 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from llava_forgery.files import atomic_path, read_json, write_json
-from llava_forgery.hosts.checkpoint import portable_name
+from llava_forgery.files import atomic_path, portable_name, read_json, write_json
 from llava_forgery.hosts.fingerprint import (
     TOLERANCE,
     check_fingerprint,

@@ -26,7 +26,9 @@ from llava_forgery.hosts.families import HostFamily, family_of
 from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.lora import LoraSettings, lora_config
 from llava_forgery.hosts.placeholder import PlaceholderHooks, check_counts, count_placeholders
+from llava_forgery.hosts.shared_tower import SharedTower
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
+from llava_forgery.kfd.host_tower import HostEncoder
 
 
 class ForgeryVLM(nn.Module):
@@ -52,8 +54,10 @@ class ForgeryVLM(nn.Module):
         fingerprint: dict[str, Any],
         host_name: str,
         trained_before: frozenset[str] = frozenset(),
+        shared: SharedTower | None = None,
     ) -> None:
         super().__init__()
+        self._shared = shared
         self.host, self.kfd, self.fpl = host, kfd, fpl
         self.processor = processor
         self.family, self.fingerprint, self.host_name = family, fingerprint, host_name
@@ -76,19 +80,33 @@ class ForgeryVLM(nn.Module):
         """n_f: placeholders that a prompt must hold for each of its images."""
         return self.fpl.config.n_forgery
 
+    @property
+    def shares_tower(self) -> bool:
+        """Whether the detector reads the host's own vision tower: calls then take no
+        ``forgery_images``, and each image is encoded once."""
+        return self._shared is not None
+
     def trainable_names(self) -> list[str]:
         """Names of the parameters that training changes: the FPL's and LoRA's."""
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def train(self, mode: bool = True) -> "ForgeryVLM":
-        """The detector is frozen and stays in eval mode."""
+        """The detector is frozen and stays in eval mode, and so does a tower that it reads."""
         super().train(mode)
         self.kfd.eval()
+        if self._shared is not None:
+            self._shared.tower.eval()
         return self
 
     @torch.no_grad()
     def detect(self, forgery_images: torch.Tensor) -> KFDOutput:
-        """The detector's output for images (N, 3, S, S) in [0, 1]."""
+        """The detector's output for images (N, 3, S, S) in [0, 1].
+
+        Where it reads the host's tower, the output keeps the host's features of the images:
+        handed on as ``detection``, it spares the host a second encoding.
+        """
+        if self._shared is not None:
+            return self._shared.encode_images(forgery_images)
         reference = next(self.kfd.consistency.parameters())
         return self.kfd(forgery_images.to(reference.device, reference.dtype))
 
@@ -105,7 +123,7 @@ class ForgeryVLM(nn.Module):
         Args:
             input_ids: (B, T), each row with n_f placeholders for each of its images.
             forgery_images: (N, 3, S, S) in [0, 1] for the detector: the images of all samples in
-                their order; or
+                their order; none where it reads the host's own tower, and so ``pixel_values``; or
             detection: the detector's output for them, where it is known already.
             images_per_sample: How many of the N images belong to each of the B samples; one each
                 by default.
@@ -118,6 +136,8 @@ class ForgeryVLM(nn.Module):
             ValueError: A sample's placeholders or images are not as many as they must be, or
                 neither or both of ``forgery_images`` and ``detection`` are given.
         """
+        if self._shared is not None:
+            detection, host_inputs = self._shared.prepare(forgery_images, detection, host_inputs)
         with self._skilled(input_ids, forgery_images, detection, images_per_sample):
             return self.host(input_ids=input_ids, **host_inputs)
 
@@ -157,6 +177,10 @@ class ForgeryVLM(nn.Module):
                 )
             generate, skill = self._continuation(), nullcontext()
         else:
+            if self._shared is not None:
+                detection, host_inputs = self._shared.prepare(
+                    forgery_images, detection, host_inputs
+                )
             generate = self.host.generate
             skill = self._skilled(input_ids, forgery_images, detection, images_per_sample)
         with skill:
@@ -308,6 +332,9 @@ def attach_forgery(
             f"this FPL reads {learner.config.num_layers} consistency maps, the detector gives "
             f"{kfd.config.num_layers}: it belongs to another detector"
         )
+    # Refuses a host that does not fit, so before anything is changed.
+    own_tower = isinstance(kfd.encoder, HostEncoder)
+    shared = SharedTower(model, processor, kfd) if own_tower else None
     tokenizer.add_tokens([FORGERY_TOKEN], special_tokens=True)
     trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
     model.requires_grad_(False)
@@ -320,5 +347,13 @@ def attach_forgery(
             host = get_peft_model(model, lora_config(model, lora))
     device = model.get_input_embeddings().weight.device
     return ForgeryVLM(
-        host, processor, kfd.to(device), learner.to(device), family, fingerprint, name, trained
+        host,
+        processor,
+        kfd.to(device),
+        learner.to(device),
+        family,
+        fingerprint,
+        name,
+        trained,
+        shared,
     )

@@ -3,28 +3,71 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-ENCODERS = ("open_clip", "timm")
+ENCODERS = ("open_clip", "timm", "host")
 HEADS = ("paper", "lite")
+
+
+@dataclass(frozen=True)
+class HostTower:
+    """What a host's vision tower must be like for the detector that was made for it."""
+
+    model_type: str
+    """transformers' name of the tower's architecture, such as ``clip_vision_model``."""
+    width: int
+    """Channels of its hidden states."""
+    layers: int
+    """Number of its blocks."""
+    patch_size: int
+    """Side of a patch in pixels."""
+    mean: tuple[float, float, float]
+    """Of the host's image processor, for pixels in [0, 1]."""
+    std: tuple[float, float, float]
+    """Likewise."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "patch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"encoder.tower.{name} must be at least 1, got {getattr(self, name)}"
+                )
+        for name in ("mean", "std"):
+            values = tuple(float(value) for value in getattr(self, name))
+            if len(values) != 3 or (name == "std" and min(values) <= 0):
+                raise ValueError(
+                    f"encoder.tower.{name} must be three numbers (std over 0), got {values}"
+                )
+            object.__setattr__(self, name, values)
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
     """The image tower and the text tower that the detector looks through."""
 
-    kind: Literal["open_clip", "timm"] = "open_clip"
+    kind: Literal["open_clip", "timm", "host"] = "open_clip"
     """``open_clip``: any CLIP model, frozen. ``timm``: a convolutional trunk, trained, beside a
-    small byte-level text encoder, trained as well: for tests and the embedded default."""
+    small byte-level text encoder, trained as well: for tests and the embedded default. ``host``:
+    the vision tower of a transformers host, frozen, so that one encoding serves host and
+    detector; :func:`llava_forgery.kfd.host_config.host_config` reads such a configuration."""
     name: str = "ViT-H-14"
-    """Name of the model in open_clip (or ``local-dir:PATH``) or in timm."""
+    """Name of the model in open_clip (or ``local-dir:PATH``) or in timm; folder or hub name of the
+    host."""
     pretrained: str | None = None
-    """open_clip's weights tag or a path; needed to load a saved detector with a frozen tower."""
+    """open_clip's weights tag or a path; needed to load a saved detector with a frozen tower. With
+    a host's tower, those of ``text_model``."""
     taps: tuple[int, ...] = (16, 24, 32)
-    """open_clip: blocks after which patch features are taken, counted from 1; timm: indices of the
-    feature stages, counted from 0."""
+    """open_clip and host: blocks after which patch features are taken, counted from 1; timm:
+    indices of the feature stages, counted from 0."""
     text_width: int = 1024
     """Width of the text features, to which the linear layers bring the patch features."""
     image_size: int = 224
     """Side of the square input in pixels."""
+    text_model: str | None = None
+    """For a host's tower alone: the open_clip model whose frozen text tower encodes the
+    descriptions. None: the small byte-level encoder, trained with the detector. (The image tower
+    and the text features meet in the linear layers, so any text encoder will do; CLIP's own knows
+    the words beforehand.)"""
+    tower: HostTower | None = None
+    """For a host's tower alone: what it is like."""
 
     def __post_init__(self) -> None:
         if self.kind not in ENCODERS:
@@ -37,6 +80,33 @@ class EncoderConfig:
                 f"{self.text_width} and {self.image_size}"
             )
         object.__setattr__(self, "taps", tuple(self.taps))
+        if isinstance(self.tower, dict):
+            object.__setattr__(self, "tower", HostTower(**self.tower))
+        self._check_tower()
+
+    def _check_tower(self) -> None:
+        if (self.tower is not None) != (self.kind == "host"):
+            raise ValueError(
+                f"encoder.tower is for encoders of kind 'host' and needed there, got kind "
+                f"{self.kind!r} and tower {self.tower}; llava_forgery.kfd.host_config.host_config "
+                "reads it from a host"
+            )
+        if self.tower is None:
+            if self.text_model is not None:
+                raise ValueError(
+                    f"encoder.text_model is for encoders of kind 'host', got kind {self.kind!r}"
+                )
+            return
+        if self.taps[0] < 1 or self.taps[-1] > self.tower.layers:
+            raise ValueError(
+                f"encoder.taps must lie in 1 ... {self.tower.layers}, the blocks of the host's "
+                f"tower, got {self.taps}"
+            )
+        if self.image_size % self.tower.patch_size:
+            raise ValueError(
+                f"encoder.image_size {self.image_size} is not a multiple of the tower's patch of "
+                f"{self.tower.patch_size} pixels"
+            )
 
 
 @dataclass(frozen=True)

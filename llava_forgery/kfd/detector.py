@@ -3,14 +3,14 @@
 Source: LVLM-DFD, section 3.1 and figure 3.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llava_forgery.kfd.config import PRESETS, KFDConfig
+from llava_forgery.kfd.config import PRESETS, EncoderConfig, KFDConfig
 from llava_forgery.kfd.consistency import ConsistencyMaps
 from llava_forgery.kfd.encoder import OpenClipEncoder, TimmEncoder, VisualEncoder, load_open_clip
 from llava_forgery.kfd.heads import (
@@ -19,6 +19,7 @@ from llava_forgery.kfd.heads import (
     PaperLocator,
     frozen_statistics,
 )
+from llava_forgery.kfd.host_tower import HostEncoder, load_tower
 from llava_forgery.kfd.knowledge import ByteTextEncoder, ForgeryKnowledge, OpenClipTextEncoder
 from llava_forgery.kfd.losses import LossWeights, detector_loss
 
@@ -60,14 +61,20 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
         config: Sizes, towers and texts.
         with_knowledge: Build the text encoder and the learned context, which training needs.
             Without it the two text features are a buffer that a checkpoint fills.
+        with_tower: For an encoder of kind ``host``: load the tower. Without it, attach_forgery
+            finds the tower in the host.
     """
 
     text_features: torch.Tensor
 
-    def __init__(self, config: KFDConfig, with_knowledge: bool = True) -> None:
+    def __init__(
+        self, config: KFDConfig, with_knowledge: bool = True, with_tower: bool = True
+    ) -> None:
         super().__init__()
         self.config = config
         self.encoder, text_encoder = _build_encoders(config, with_knowledge)
+        if with_tower and isinstance(self.encoder, HostEncoder):
+            self.encoder.adopt(load_tower(config.encoder.name))
         self.consistency = ConsistencyMaps(
             self.encoder.widths, config.encoder.text_width, config.temperature
         )
@@ -108,12 +115,16 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | PathLike, with_knowledge: bool = False
+        cls,
+        directory: str | PathLike,
+        with_knowledge: bool = False,
+        with_tower: bool = True,
+        host: str | None = None,
     ) -> "KnowledgeGuidedForgeryDetector":
         """Read a saved detector, in eval mode; see :mod:`llava_forgery.kfd.checkpoint`."""
         from llava_forgery.kfd.checkpoint import load_detector
 
-        return load_detector(directory, with_knowledge)
+        return load_detector(directory, with_knowledge, with_tower, host)
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write configuration and weights; see :mod:`llava_forgery.kfd.checkpoint`."""
@@ -244,6 +255,17 @@ def _build_encoders(
     if config.encoder.kind == "timm":
         text = ByteTextEncoder(config.encoder.text_width) if with_knowledge else None
         return TimmEncoder(config.encoder), text
+    if config.encoder.kind == "host":
+        text = _host_text_encoder(config.encoder) if with_knowledge else None
+        return HostEncoder(config.encoder), text
     model = load_open_clip(config.encoder)
     visual = OpenClipEncoder(model, config.encoder)
     return visual, OpenClipTextEncoder(model, config.encoder.name) if with_knowledge else None
+
+
+def _host_text_encoder(config: EncoderConfig) -> nn.Module:
+    """The text encoder beside a host's tower, which has none of its own."""
+    if config.text_model is None:
+        return ByteTextEncoder(config.text_width)
+    clip = replace(config, kind="open_clip", name=config.text_model, text_model=None, tower=None)
+    return OpenClipTextEncoder(load_open_clip(clip), config.text_model)

@@ -89,6 +89,7 @@ class EncodedConversations(Dataset):
     def __init__(self, rows: datasets.Dataset, vlm: ForgeryVLM, max_length: int) -> None:
         self.rows = rows
         self.processor, self.n_forgery = vlm.processor, vlm.n_forgery
+        self.shares_tower = vlm.shares_tower
         self.max_length = max_length
 
     def __len__(self) -> int:
@@ -106,20 +107,21 @@ class EncodedConversations(Dataset):
         )
         if bool((sample["labels"] == IGNORE_INDEX).all()):
             raise ValueError(f"sample {index} has no token to learn from: all labels are masked")
-        return {**sample, "forgery_images": from_bytes(image)}
+        # A detector on the host's tower sees what the processor made of the image.
+        return sample if self.shares_tower else {**sample, "forgery_images": from_bytes(image)}
 
 
 class StackedCollator:
-    """Pads the texts and stacks the images."""
+    """Pads the texts and stacks the images: the host's, and the detector's where it has its own."""
 
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         samples = [dict(sample) for sample in samples]
-        forgery_images = torch.stack([sample.pop("forgery_images") for sample in samples])
+        images = [sample.pop("forgery_images") for sample in samples if "forgery_images" in sample]
         batch = collate(samples, pad_id=self.pad_id, padding_side="right")
-        return {**batch, "forgery_images": forgery_images}
+        return {**batch, "forgery_images": torch.stack(images)} if images else batch
 
 
 def train_adapter(

@@ -1,0 +1,167 @@
+"""Reading from a host what a detector on its vision tower is made of; no weights are read.
+
+Only towers that see an image as one square of a fixed size are supported: there the detector's
+grid of patches is the image's. Hosts that cut an image into tiles or take it at its own size need
+a detector with an encoder of its own.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor
+
+from llava_forgery.files import read_json
+from llava_forgery.kfd.config import EncoderConfig, HostTower, KFDConfig
+from llava_forgery.kfd.host_tower import OWN_ENCODER
+
+# Width of the text features where the text encoder is trained with the detector.
+TEXT_WIDTH = 256
+# Their classifier halves the maps three times.
+LITE_GRID = 8
+
+
+def host_config(
+    host: str,
+    *,
+    taps: Sequence[int] | None = None,
+    text_model: str | None = None,
+    text_weights: str | None = None,
+    **changes: Any,
+) -> KFDConfig:
+    """The configuration of a detector on a host's vision tower; no weights are read.
+
+    Args:
+        host: Folder or hub name of a transformers image-text-to-text model.
+        taps: Blocks, counted from 1; by default spread like the paper's 16, 24, 32 of 32.
+        text_model: See ``EncoderConfig.text_model``.
+        text_weights: open_clip's weights tag of ``text_model``, or a path.
+        changes: Other fields of :class:`KFDConfig`.
+
+    Raises:
+        FileNotFoundError: transformers finds no such host.
+        ValueError: Its tower does not see an image as one square of a fixed size, or taps lie
+            outside its blocks.
+    """
+    try:
+        config = AutoConfig.from_pretrained(host)
+        processor = AutoImageProcessor.from_pretrained(host)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"the host {host!r} could not be read ({str(error).splitlines()[0]}); give its folder "
+            "or hub name"
+        ) from error
+    vision = getattr(config, "vision_config", None)
+    side = _square(vision, "image_size", host)
+    tower = HostTower(
+        model_type=vision.model_type,
+        width=_number(vision, "hidden_size", host),
+        layers=_number(vision, "num_hidden_layers", host),
+        patch_size=_square(vision, "patch_size", host),
+        mean=tuple(processor.image_mean) if processor.do_normalize else (0.0, 0.0, 0.0),
+        std=tuple(processor.image_std) if processor.do_normalize else (1.0, 1.0, 1.0),
+    )
+    encoder = EncoderConfig(
+        kind="host",
+        name=host,
+        pretrained=text_weights,
+        taps=tuple(taps) if taps is not None else spread_taps(tower.layers),
+        text_width=TEXT_WIDTH if text_model is None else _text_width(text_model),
+        image_size=side,
+        text_model=text_model,
+        tower=tower,
+    )
+    check_processor(processor, encoder, host)
+    # A text encoder that is trained from nothing learns slowly at CLIP's temperature.
+    changes.setdefault("temperature", 10.0 if text_model is None else 100.0)
+    detector = KFDConfig(encoder=encoder, **changes)
+    grid = side // tower.patch_size
+    if detector.heads == "lite" and grid < LITE_GRID:
+        raise ValueError(
+            f"the tower of {host} has {grid} x {grid} patches, the 'lite' heads need at least "
+            f"{LITE_GRID} x {LITE_GRID}; take heads='paper', which enlarge the maps"
+        )
+    return detector
+
+
+def spread_taps(layers: int) -> tuple[int, ...]:
+    """Half of the blocks, three quarters and all, as 16, 24, 32 of 32 (LVLM-DFD, section 4.1)."""
+    return tuple(sorted({max(1, layers // 2), max(1, 3 * layers // 4), layers}))
+
+
+def parse_taps(text: str | None) -> tuple[int, ...] | None:
+    """Numbers with commas between them, as ``12,18,24``; None stays None.
+
+    Raises:
+        ValueError: It is none such.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"taps must be numbers such as 12,18,24, got {text!r}") from None
+
+
+def check_processor(image_processor: Any, config: EncoderConfig, host: str) -> None:
+    """Try whether the host sees a square image as the detector does: whole, once, normalised.
+
+    Raises:
+        ValueError: It does not; the message says in what.
+    """
+    side = config.image_size
+    row = np.arange(side)
+    # Neighbouring pixels differ, so that a resized or shifted picture is told.
+    picture = (37 * row[None, :, None] + 91 * row[:, None, None] + 53 * np.arange(3)) % 256
+    picture = picture.astype(np.uint8)
+    values = image_processor(images=[Image.fromarray(picture)], return_tensors="pt")
+    shape = tuple(values["pixel_values"].shape)
+    if shape != (1, 3, side, side):
+        raise ValueError(
+            f"{host} turns one image of {side} pixels into pixel_values of shape {shape}, expected "
+            f"{(1, 3, side, side)}: it cuts images into tiles or takes them at their own size, and "
+            f"its tower cannot be shared; {OWN_ENCODER}"
+        )
+    tower = config.tower
+    expected = (picture / 255 - np.float64(tower.mean)) / np.float64(tower.std)
+    difference = np.abs(values["pixel_values"][0].permute(1, 2, 0).double().numpy() - expected)
+    # A step of one of 256 grey values; libraries round differently within it.
+    if difference.max() > 1.01 / 255 / min(tower.std):
+        raise ValueError(
+            f"{host} does not hand a square image of {side} pixels to its tower with mean "
+            f"{tower.mean} and std {tower.std} (pixels differ by up to {difference.max():.2g}): "
+            f"the detector would see another picture than the host; {OWN_ENCODER}"
+        )
+
+
+def _text_width(text_model: str) -> int:
+    if text_model.startswith("local-dir:"):
+        file = Path(text_model.removeprefix("local-dir:")) / "open_clip_config.json"
+        return read_json(file)["model_cfg"]["embed_dim"]
+    known = open_clip.get_model_config(text_model)
+    if known is None:
+        raise ValueError(
+            f"open_clip has no model {text_model!r}; open_clip.list_models() gives the names"
+        )
+    return known["embed_dim"]
+
+
+def _number(vision: Any, name: str, host: str) -> int:
+    value = getattr(vision, name, None)
+    if not isinstance(value, int):
+        raise ValueError(
+            f"the vision configuration of {host} has no {name} (got {value!r}): it is no tower for "
+            f"square images of a fixed size; {OWN_ENCODER}"
+        )
+    return value
+
+
+def _square(vision: Any, name: str, host: str) -> int:
+    """A size that may be given as one number or as two equal ones."""
+    value = getattr(vision, name, None)
+    if isinstance(value, (list, tuple)) and len(set(value)) == 1:
+        return value[0]
+    return _number(vision, name, host)

@@ -1,0 +1,249 @@
+"""The vision tower of a transformers host as the detector's image encoder.
+
+In stage 1 the tower is loaded alone, from the host's checkpoint. Later it is the host's own, and
+its hidden states reach the detector without a second encoding
+(:mod:`llava_forgery.hosts.shared_tower`). Never is it saved with the detector.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils import logging
+
+from llava_forgery.kfd.config import EncoderConfig
+from llava_forgery.kfd.encoder import VisualEncoder
+
+OWN_ENCODER = (
+    "train the detector with an encoder of its own (train-kfd --preset, encoder kind 'open_clip' "
+    "or 'timm') for this host"
+)
+
+
+def vision_tower(host: nn.Module) -> PreTrainedModel:
+    """The module of a transformers host that encodes images.
+
+    Raises:
+        ValueError: transformers finds none.
+    """
+    tower = host.get_encoder(modality="image")
+    if tower is host or tower is host.base_model:
+        raise ValueError(f"{type(host).__name__} has no vision tower of its own; {OWN_ENCODER}")
+    return tower
+
+
+def tower_blocks(tower: PreTrainedModel) -> nn.ModuleList:
+    """The tower's transformer blocks, in order.
+
+    Raises:
+        ValueError: They cannot be told.
+    """
+    layers = getattr(tower.config, "num_hidden_layers", None)
+    for module in tower.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == layers:
+            return module
+    raise ValueError(f"{type(tower).__name__} has no list of {layers} blocks; {OWN_ENCODER}")
+
+
+@contextmanager
+def tapped(tower: PreTrainedModel, taps: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
+    """Collect the outputs of some blocks while the tower runs once.
+
+    Args:
+        tower: The host's.
+        taps: Blocks, counted from 1.
+
+    Yields:
+        Filled while the tower runs: tap to hidden state (B, T, C), without a graph.
+    """
+    states: dict[int, torch.Tensor] = {}
+
+    def keep(tap: int):
+        def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
+            assert tap not in states, "the tower ran twice"
+            states[tap] = (output[0] if isinstance(output, tuple) else output).detach()
+
+        return hook
+
+    blocks = tower_blocks(tower)
+    handles = [blocks[tap - 1].register_forward_hook(keep(tap)) for tap in taps]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class HostEncoder(VisualEncoder):
+    """A host's vision tower, frozen, in its own dtype; tokens before the patches are dropped.
+
+    It comes without the tower: :meth:`adopt` gives it one. Once the detector is attached to its
+    host, the tower is the host's alone, and this encoder only arranges what is tapped from it.
+
+    Args:
+        config: Of kind ``host``.
+
+    Attributes:
+        tower: The tower, None where it is the host's.
+        probe: Output values that the right tower has (:mod:`llava_forgery.kfd.checkpoint`).
+    """
+
+    frozen = True
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config.tower.mean, config.tower.std)
+        self.config = config
+        self.grid = config.image_size // config.tower.patch_size
+        self.widths = (config.tower.width,) * len(config.taps)
+        self.tower: PreTrainedModel | None = None
+        self.probe: list[float] | None = None
+
+    def adopt(self, tower: PreTrainedModel) -> None:
+        """Take a tower, freeze it and put it into eval mode.
+
+        Raises:
+            ValueError: It is not like the one that the detector was made for.
+        """
+        check_tower(tower, self.config)
+        self.tower = tower.requires_grad_(False).eval()
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, S, S) in [0, 1] to the host's ``pixel_values``."""
+        return (images - self.mean) / self.std
+
+    @torch.no_grad()
+    def features(self, normalised: torch.Tensor) -> list[torch.Tensor]:
+        if self.tower is None:
+            raise RuntimeError(
+                "this detector reads its host's vision tower: call the model that attach_forgery "
+                "returned, or load the detector with with_tower=True"
+            )
+        with tapped(self.tower, self.config.taps) as states:
+            self.tower(pixel_values=normalised.to(self.tower.dtype))
+        return self.arrange(states)
+
+    def arrange(self, states: dict[int, torch.Tensor]) -> list[torch.Tensor]:
+        """Hidden states (B, T, C) of the taps to grids (B, C, h, w).
+
+        Raises:
+            ValueError: T is not that of one square image, with or without a class token.
+        """
+        grids = []
+        for tap in self.config.taps:
+            extra = states[tap].shape[1] - self.grid**2
+            if extra not in (0, 1):
+                raise ValueError(
+                    f"the host's tower gave {states[tap].shape[1]} tokens, expected "
+                    f"{self.grid**2} patches of one image of {self.config.image_size} pixels and "
+                    "at most a class token"
+                )
+            patches = states[tap][:, extra:].transpose(1, 2)
+            grids.append(patches.unflatten(2, (self.grid, self.grid)))
+        return grids
+
+
+def check_tower(tower: PreTrainedModel, config: EncoderConfig) -> None:
+    """Compare a tower with the one a detector was made for.
+
+    Raises:
+        ValueError: They differ; the message names the field and both values.
+    """
+    found = {
+        "model_type": tower.config.model_type,
+        "width": getattr(tower.config, "hidden_size", None),
+        "layers": getattr(tower.config, "num_hidden_layers", None),
+        "image_size": getattr(tower.config, "image_size", None),
+        "patch_size": getattr(tower.config, "patch_size", None),
+    }
+    wanted = {name: getattr(config.tower, name) for name in found if name != "image_size"}
+    wanted["image_size"] = config.image_size
+    for name, want in wanted.items():
+        have = found[name]
+        if have not in (want, [want, want], (want, want)):
+            raise ValueError(
+                f"the detector was trained on a vision tower with {name} {want}, this host's has "
+                f"{have}: give the host it was trained with ({config.name!r}), or train a detector "
+                "for this one (train-kfd --host)"
+            )
+
+
+def check_interface(host: PreTrainedModel) -> None:
+    """A host must take finished image features, and make them of ``pixel_values`` alone.
+
+    Raises:
+        ValueError: It does not, so that one encoding cannot serve host and detector.
+    """
+    name = type(host).__name__
+    if "mm_encoder_outputs" not in inspect.signature(host.forward).parameters:
+        raise ValueError(f"{name} takes no finished image features; {OWN_ENCODER}")
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(host.base_model.get_image_features).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    if needed != ["pixel_values"]:
+        raise ValueError(
+            f"{name} makes its image features of {', '.join(needed)}, not of pixel_values alone, "
+            f"so its tower cannot be shared; {OWN_ENCODER}"
+        )
+
+
+def load_tower(host: str) -> PreTrainedModel:
+    """A host's vision tower alone, in the dtype of its checkpoint.
+
+    Args:
+        host: Folder or hub name.
+
+    Raises:
+        FileNotFoundError: transformers finds no such host.
+        ValueError: The tower cannot be shared with the host, or the checkpoint does not hold the
+            whole of it.
+    """
+    try:
+        config = AutoConfig.from_pretrained(host)
+        # Without weights, to learn the tower's class and what it is called.
+        with torch.device("meta"):
+            skeleton = AutoModelForImageTextToText.from_config(config)
+        check_interface(skeleton)
+        skeleton_tower = vision_tower(skeleton)
+        path = next(name for name, part in skeleton.named_modules() if part is skeleton_tower)
+        name = re.escape(path.rsplit(".", 1)[-1])
+        with _without_report():
+            tower, report = type(skeleton_tower).from_pretrained(
+                host,
+                config=skeleton_tower.config,
+                # Checkpoints of CLIP and SigLIP towers have one level more than the modules.
+                key_mapping={rf"^(?:.*\.)?{name}\.(?:vision_model\.)?": ""},
+                output_loading_info=True,
+                dtype="auto",
+            )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"the vision tower of {host!r} could not be loaded ({str(error).splitlines()[0]}); "
+            "give the host's folder or hub name (--host)"
+        ) from error
+    lacking = [*report["missing_keys"], *report["mismatched_keys"]]
+    if lacking:
+        raise ValueError(
+            f"the checkpoint of {host!r} does not hold its whole vision tower under the names of "
+            f"{type(tower).__name__}: {len(lacking)} tensors lack or differ in shape, such as "
+            f"{lacking[0]}; {OWN_ENCODER}"
+        )
+    return tower
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers would list the whole language model as unexpected."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
