@@ -40,7 +40,7 @@ def one_by_one(model, processor, prompt, answer, n_forgery, detection=None):
             output = model(
                 input_ids=ids[:, :place],
                 attention_mask=torch.ones(1, place).long(),
-                pixel_values=sample["pixel_values"][None],
+                pixel_values=sample["pixel_values"],
                 **extra,
             )
         total += float(output.logits[0, -1].log_softmax(dim=0)[ids[0, place]])

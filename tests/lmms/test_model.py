@@ -143,7 +143,7 @@ def test_loss_of_a_longer_answer_by_hand(predictor):
         logits = vlm(
             input_ids=full,
             attention_mask=torch.ones_like(full),
-            pixel_values=sample["pixel_values"][None],
+            pixel_values=sample["pixel_values"],
             forgery_images=pixels,
         ).logits
     log_p = logits[0, start - 1 : -1].log_softmax(dim=1)

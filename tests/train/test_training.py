@@ -165,7 +165,7 @@ def test_stage_2_loss_is_the_hosts_own(conversations):
 def test_samples_hold_what_host_and_detector_see(conversations):
     vlm = _vlm(False)
     sample = EncodedConversations(conversations, vlm, 512)[0]
-    assert sample["pixel_values"].shape == (3, 32, 32)
+    assert sample["pixel_values"].shape == (1, 3, 32, 32)
     assert sample["forgery_images"].shape == (3, tiny.SIZE, tiny.SIZE)
     assert int((sample["input_ids"] == vlm.token_id).sum()) == vlm.n_forgery
     answers = vlm.processor.tokenizer.decode(sample["labels"][sample["labels"] != -100])
