@@ -88,7 +88,11 @@ def kept_aside(module: nn.Module, name: str, device: torch.device) -> Iterator[N
 
 
 def save_engine(engine: Any, directory: str) -> None:
-    """Write DeepSpeed's state for resuming; the frozen weights, so the host, stay out of it."""
+    """Write DeepSpeed's state for resuming; the frozen weights, so the host, stay out of it.
+
+    A head that shares its weight with the embedding is the exception: DeepSpeed knows the weight by
+    one of its names only.
+    """
     engine.save_checkpoint(directory, exclude_frozen_parameters=True)
 
 
