@@ -1,0 +1,43 @@
+"""The application that the commands join, and what several of them do."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(
+    help="Forgery skills for LLaVA-style vision-language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def be_quiet() -> None:
+    """A bar for the reading of weights says nothing about the user's files."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    # peft asks transformers for a name that is to go: nothing that a user can change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def load_predictor(model: Path, host: str | None, device: str | None):
+    from llava_forgery.infer.predictor import ForgeryPredictor
+
+    be_quiet()
+    return ForgeryPredictor.from_pretrained(model, host, device)
+
+
+def main() -> None:
+    """Run the command; users' mistakes become one line and exit status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "open_clip", "datasets", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        app()
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

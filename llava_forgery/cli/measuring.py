@@ -1,0 +1,168 @@
+"""Commands that measure models and explain what they say."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llava_forgery.cli.app import app, be_quiet, load_predictor
+from llava_forgery.cli.options import (
+    Cropped,
+    Device,
+    Dtype,
+    Faces,
+    Host,
+    Images,
+    Model,
+    Out,
+    Quantization,
+    Seed,
+    Word,
+)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    faces: Faces,
+    out: Out,
+    pairs: Annotated[
+        int | None, typer.Option(help="Forged faces; default: two for each test face.")
+    ] = None,
+    roc: Annotated[
+        bool, typer.Option("--roc", help="Draw roc.png too, the ROC curves with intervals.")
+    ] = False,
+    host: Host = None,
+    device: Device = None,
+    seed: Seed = 2,
+) -> None:
+    """Measure a model on forgeries simulated from the test faces."""
+    from llava_forgery.evaluation.simulated import draw_roc, evaluate_simulated
+    from llava_forgery.faces.records import load_faces
+    from llava_forgery.simulate.pairs import CENTRED, FacePairs
+
+    rows = load_faces(faces, split="test")
+    predictor = load_predictor(model, host, device)
+    source = FacePairs(
+        rows, pairs or 2 * len(rows), size=predictor.size, seed=seed, framing=CENTRED
+    )
+    metrics = evaluate_simulated(predictor, source, out)
+    if roc:
+        draw_roc(out)
+    typer.echo(json.dumps(metrics, indent=2))
+
+
+@app.command()
+def evaluate_pseudo_word(
+    word: Word,
+    data: Images,
+    out: Out,
+    batch_size: Annotated[int, typer.Option(help="Photos at once.")] = 8,
+    host: Host = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    quantization: Quantization = None,
+) -> None:
+    """Accuracy of a pseudo-word by folder, of those in training and the others apart."""
+    from llava_forgery.evaluation.pseudo_word import evaluate_pseudo_word as run
+    from llava_forgery.evaluation.pseudo_word import table_of
+    from llava_forgery.hosts.checkpoint import load_host, place_host
+    from llava_forgery.hosts.pseudo_word_checkpoint import (
+        load_pseudo_word,
+        read_pseudo_word_config,
+    )
+    from llava_forgery.train.labelled import read_sources
+
+    images = read_sources(data)
+    name = host or read_pseudo_word_config(word)["host"]["name_or_path"]
+    model, processor = load_host(word, name, quantization, dtype=dtype)
+    vlm = load_pseudo_word(word, place_host(model, device), processor)
+    typer.echo(table_of(run(vlm, images, out, batch_size=batch_size)))
+
+
+@app.command()
+def robustness(
+    model: Annotated[
+        Path, typer.Option("--model", help="Folder of a forgery adapter, or of a detector.")
+    ],
+    faces: Faces,
+    out: Out,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    pairs: Annotated[
+        int | None,
+        typer.Option(help="Forged faces where all are real; default: two for each face."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Kind of change, may be repeated; default: all."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 16,
+    host: Host = None,
+    device: Device = None,
+    seed: Seed = 2,
+) -> None:
+    """Measure how compression, blur and other changes of the pictures lower the AUC.
+
+    Faces of both labels are judged as they are; real faces alone are forged by the simulator.
+    """
+    from llava_forgery.evaluation.images import evaluation_images
+    from llava_forgery.evaluation.perturb import choose_perturbations
+    from llava_forgery.evaluation.robustness import measure_robustness, write_robustness
+    from llava_forgery.evaluation.scorers import load_scorer
+    from llava_forgery.faces.records import load_faces
+
+    kinds = choose_perturbations(only)
+    rows = load_faces(faces, split=split)
+    be_quiet()
+    scorer = load_scorer(model, host, device)
+    images = evaluation_images(rows, scorer.size, pairs=pairs, seed=seed)
+    points = measure_robustness(scorer, images, kinds, seed=seed, batch_size=batch_size)
+    about = {
+        "model": str(model),
+        "faces": str(faces),
+        "split": split,
+        "source": images.source,
+        "images": len(images),
+        "seed": seed,
+    }
+    write_robustness(points, out, about)
+    for point in points:
+        typer.echo(
+            f"{point.score:6} {point.perturbation:10} level {point.level}  "
+            f"AUC {point.auc:.3f} [{point.low:.3f}, {point.high:.3f}]"
+        )
+
+
+@app.command()
+def explain(
+    model: Model,
+    out: Out,
+    image: Annotated[Path | None, typer.Argument(help="Photograph.")] = None,
+    faces: Annotated[
+        Path | None,
+        typer.Option("--faces", help="Instead of a photograph: forge a test face of this folder."),
+    ] = None,
+    pair: Annotated[int, typer.Option(help="With --faces: number of the forgery.")] = 0,
+    cropped: Cropped = False,
+    host: Host = None,
+    device: Device = None,
+    seed: Seed = 2,
+) -> None:
+    """Draw why the largest face is called what it is: mask, Grad-CAM, consistency maps."""
+    from llava_forgery.faces.records import load_faces
+    from llava_forgery.infer.explain import explain_pair, explain_photograph
+    from llava_forgery.simulate.pairs import CENTRED, FacePairs
+
+    if (image is None) == (faces is None):
+        raise ValueError("give either a photograph or --faces")
+    if image is not None:
+        written = explain_photograph(load_predictor(model, host, device), image, out, cropped)
+    else:
+        rows = load_faces(faces, split="test")
+        predictor = load_predictor(model, host, device)
+        # The forgeries that `evaluate` judges under the same seed.
+        pairs = FacePairs(rows, pair + 1, size=predictor.size, seed=seed, framing=CENTRED)
+        written = explain_pair(predictor, pairs[pair], out)
+    for path in written:
+        typer.echo(path)

@@ -1,0 +1,41 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+Faces = Annotated[Path, typer.Option("--faces", help="Folder written by prepare.")]
+Model = Annotated[Path, typer.Option("--model", help="Folder of a forgery adapter.")]
+Host = Annotated[
+    str | None,
+    typer.Option("--host", help="Host's folder or hub name; default: the one the adapter names."),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda ...; default: a GPU if there is one.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Cropped = Annotated[
+    bool,
+    typer.Option("--cropped", help="The files are face crops already: no face is looked for."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")]
+ReportTo = Annotated[str, typer.Option("--report-to", help="none, tensorboard or wandb.")]
+Quantization = Annotated[
+    str | None, typer.Option("--quantization", help="4bit or 8bit: hold the host's weights so.")
+]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="Of the host's weights: auto, float32, bfloat16, float16.")
+]
+DeepSpeed = Annotated[
+    Path | None,
+    typer.Option("--deepspeed", help="DeepSpeed's JSON file, such as scripts/zero2.json."),
+]
+Images = Annotated[
+    list[Path],
+    typer.Option(
+        "--data", help="Folder with real/ and fake/, or CSV path,label[,set]; repeatable."
+    ),
+]
+Word = Annotated[Path, typer.Option("--word", help="Folder of a pseudo-word.")]

@@ -1,0 +1,77 @@
+"""Commands for photographs: verdicts and dialogues."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llava_forgery.cli.app import app, load_predictor
+from llava_forgery.cli.options import Cropped, Device, Host, Model
+
+
+@app.command()
+def detect(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")],
+    model: Model,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document instead of lines.")
+    ] = False,
+    overlay: Annotated[
+        Path | None, typer.Option("--overlay", help="Folder for pictures with maps.")
+    ] = None,
+    cropped: Cropped = False,
+    host: Host = None,
+    device: Device = None,
+) -> None:
+    """Judge the faces in photographs.
+
+    Exit status: 0 when every file was judged, 1 when some were not, 2 for wrong use.
+    """
+    from llava_forgery.infer.batch import judge_files
+
+    predictor = load_predictor(model, host, device)
+    results = []
+    for result in judge_files(predictor, paths, cropped=cropped, overlay_dir=overlay):
+        results.append(result)
+        if not as_json:
+            typer.echo("\n".join(_lines(result)))
+    if as_json:
+        typer.echo(json.dumps([r.to_dict() for r in results], indent=2, ensure_ascii=False))
+    if any(result.error for result in results):
+        raise typer.Exit(1)
+
+
+@app.command()
+def chat(
+    image: Annotated[Path, typer.Argument(help="Photograph.")],
+    model: Model,
+    cropped: Cropped = False,
+    host: Host = None,
+    device: Device = None,
+) -> None:
+    """Talk about the largest face of a photograph; an empty line or Ctrl-D ends it."""
+    predictor = load_predictor(model, host, device)
+    dialogue = predictor.dialogue(image, cropped)
+    typer.echo(f"Score of the detector: {dialogue.score:.3f} (0 real, 1 fake). Ask a question.")
+    while True:
+        try:
+            question = input("> ").strip()
+        except EOFError:
+            break
+        if not question:
+            break
+        typer.echo(dialogue.ask(question))
+
+
+def _lines(result) -> list[str]:
+    """A result for people."""
+    if result.error:
+        return [f"{result.file}: not judged: {result.error}"]
+    lines = [f"{result.file}:"]
+    for face in result.faces:
+        name = "fake" if face.is_fake else "real"
+        agree = "" if face.agree else "  (detector and answer disagree)"
+        lines.append(f"  {name}  score {face.score:.3f}  P(yes) {face.p_yes:.3f}{agree}")
+        lines.append(f"        {face.answer}")
+    return lines
