@@ -58,7 +58,8 @@ setup(
         "eval": EVAL,
         "quantization": ["bitsandbytes>=0.50"],
         "deepspeed": [*TRAIN, "deepspeed>=0.19"],
-        "dev": ["pytest>=9.0", "ruff==0.17.5"],
+        # num2words: without it SmolVLM's processor cannot be made.
+        "dev": ["pytest>=9.0", "ruff==0.17.5", "num2words>=0.5"],
     },
     entry_points={
         "console_scripts": ["llava-forgery=llava_forgery.cli:main"],

