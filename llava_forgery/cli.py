@@ -159,6 +159,12 @@ def build_qa(
     follow_ups: Annotated[
         float, typer.Option(help="Probability of follow-up turns in a conversation.")
     ] = 0.3,
+    task_descriptions: Annotated[
+        float, typer.Option(help="Probability of a task description at the beginning.")
+    ] = 1.0,
+    kfd_results: Annotated[
+        float, typer.Option(help="Probability of the sentence that cites the score.")
+    ] = 1.0,
     seed: Seed = 1,
 ) -> None:
     """Make the training conversations: forge, score, ask, answer."""
@@ -176,7 +182,15 @@ def build_qa(
         seed=seed,
         degradation=DegradeConfig(),
     )
-    build_conversations(source, detector, out, follow_ups=follow_ups, seed=seed)
+    build_conversations(
+        source,
+        detector,
+        out,
+        follow_ups=follow_ups,
+        task_descriptions=task_descriptions,
+        kfd_results=kfd_results,
+        seed=seed,
+    )
 
 
 @app.command()
@@ -196,6 +210,9 @@ def finetune(
     ] = 400,
     batch_size: Annotated[int, typer.Option(help="Conversations for each step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    fpl_learning_rate: Annotated[
+        float | None, typer.Option(help="The FPL's; by default a tenth of it after a warm start.")
+    ] = None,
     seed: Seed = 0,
     resume: Resume = False,
     report_to: ReportTo = "none",
@@ -221,6 +238,7 @@ def finetune(
         align_steps=align_steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        fpl_learning_rate=fpl_learning_rate,
         seed=seed,
         resume=resume,
         report_to=report_to,

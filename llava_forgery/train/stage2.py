@@ -14,6 +14,7 @@ import datasets
 import torch
 import torch.nn.functional as F
 from peft import set_peft_model_state_dict
+from torch import nn
 from torch.utils.data import Dataset
 
 from llava_forgery.constants import IGNORE_INDEX
@@ -34,9 +35,9 @@ from llava_forgery.train.trainer import (
 class Stage2(Trainable):
     """The host with the skill, as the Trainer wants it."""
 
-    def __init__(self, vlm: ForgeryVLM) -> None:
+    def __init__(self, vlm: ForgeryVLM, fpl_learning_rate: float | None = None) -> None:
         super().__init__()
-        self.vlm = vlm
+        self.vlm, self.fpl_learning_rate = vlm, fpl_learning_rate
 
     def forward(self, labels: torch.Tensor, **inputs: Any) -> dict[str, torch.Tensor]:
         """Cross-entropy on the answers' tokens (equation 5), the mean over them.
@@ -59,6 +60,11 @@ class Stage2(Trainable):
 
     def save_checkpoint(self, directory: Path) -> None:
         self.vlm.save_pretrained(directory)
+
+    def learning_rates(self) -> dict[nn.Parameter, float]:
+        if self.fpl_learning_rate is None:
+            return {}
+        return dict.fromkeys(self.vlm.fpl.parameters(), self.fpl_learning_rate)
 
     def load_checkpoint(self, directory: Path) -> None:
         fill_learner(self.vlm.fpl, directory)
@@ -120,6 +126,7 @@ def train_adapter(
     align_steps: int = 0,
     batch_size: int = 8,
     learning_rate: float = 1e-3,
+    fpl_learning_rate: float | None = None,
     weight_decay: float = 0.0,
     seed: int = 0,
     save_steps: int | None = 50,
@@ -140,6 +147,8 @@ def train_adapter(
             them; 0 leaves it out, and so does resuming.
         batch_size: Conversations for each step.
         learning_rate: Highest value of a warmed-up cosine.
+        fpl_learning_rate: The FPL's; by default a tenth of ``learning_rate`` after a warm start,
+            whose words the host's first gradients would undo, else the same.
         weight_decay: AdamW's.
         seed: Of order and dropout.
         save_steps: Steps between checkpoints; None saves none.
@@ -155,6 +164,8 @@ def train_adapter(
     training_dir = output_dir.with_name(output_dir.name + "-training")
     if align_steps and not (resume and last_checkpoint(training_dir)):
         align_learner(vlm, conversations, steps=align_steps, seed=seed)
+    if fpl_learning_rate is None and align_steps:
+        fpl_learning_rate = learning_rate / 10
     arguments = training_arguments(
         training_dir,
         steps=steps,
@@ -167,7 +178,7 @@ def train_adapter(
         report_to=report_to,
     )
     trainer = ForgeryTrainer(
-        model=Stage2(vlm),
+        model=Stage2(vlm, fpl_learning_rate),
         args=arguments,
         train_dataset=EncodedConversations(conversations, vlm, max_length),
         data_collator=StackedCollator(vlm.processor.tokenizer.pad_token_id),
