@@ -46,4 +46,5 @@ if __name__ == "__main__":
     try:
         typer.run(main)
     except (ValueError, FileNotFoundError, ImportError) as problem:
-        sys.exit(f"error: {problem}")
+        typer.echo(f"error: {problem}", err=True)
+        sys.exit(2)

@@ -1,6 +1,10 @@
 """Tables from records, and table 4's rows really run on the smallest models."""
 
 import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,6 +224,26 @@ def test_missing_data_are_not_run_with_the_reason(setup, tmp_path):
         "99 training images wanted, 'drawn' has 4",
         "hosts of the configuration is empty",
     }
+
+
+def test_command_writes_and_names_mistakes(tmp_path):
+    """Records alone, so that nothing is trained."""
+    (tmp_path / "records.jsonl").write_text('{"set": "SD2", "label": 1, "p_fake": 0.9}\n')
+    values = {
+        "training_sets": {"none": str(tmp_path / "none")},
+        "tests": {"SD2": {"fake": str(tmp_path)}},
+        "records": {"pseudo-word": {"0": str(tmp_path / "records.jsonl")}},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    command = [sys.executable, str(Path(__file__).parents[2] / "eval/tables.py"), "antifakeprompt"]
+    command += ["--config", str(tmp_path / "config.json"), "--out", str(tmp_path / "out")]
+    result = subprocess.run([*command, "--seeds", "1,x"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.strip().endswith("error: --seeds must be numbers such as 0,1,2, got '1,x'")
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == (tmp_path / "out/antifakeprompt.md").read_text().strip()
+    assert "| 100.00 |" in result.stdout
 
 
 def test_rows_that_something_else_judged(setup, tmp_path):
