@@ -74,8 +74,8 @@ def judge_held_out(
 def data_stamp(folder: str) -> str:
     """Hash of what a data folder holds, so that changed data are not taken for the same.
 
-    Prepared faces are known by their manifest, pictures and weights by their files' names and
-    sizes, a file by its own.
+    Prepared faces are known by their manifest, a single file by its content, and pictures and
+    hosts by their files' names and sizes: those may be many gigabytes.
 
     Raises:
         FileNotFoundError: There is no such file or folder, or it is empty.
@@ -85,11 +85,14 @@ def data_stamp(folder: str) -> str:
     if (path / MANIFEST).is_file():
         digest.update((path / MANIFEST).read_bytes())
         return digest.hexdigest()[:16]
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    files = sorted(file for file in path.rglob("*") if file.is_file())
     if not files:
         raise FileNotFoundError(f"there is nothing at {folder}")
     for file in files:
-        digest.update(f"{file.relative_to(path.parent)} {file.stat().st_size}\n".encode())
+        digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
     return digest.hexdigest()[:16]
 
 

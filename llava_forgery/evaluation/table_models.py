@@ -7,17 +7,15 @@ the adapters of one seed are trained on it::
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 
-from llava_forgery.constants import REAL
 from llava_forgery.evaluation.baselines import (
     Baseline,
     BaselineScorer,
@@ -31,8 +29,14 @@ from llava_forgery.evaluation.held_out import data_stamp
 from llava_forgery.evaluation.plain_scorer import PlainScorer
 from llava_forgery.evaluation.recipes import ModelSpec
 from llava_forgery.evaluation.scorers import AdapterScorer, DetectorScorer, Scorer
-from llava_forgery.evaluation.table_config import AdapterSettings, TablesConfig
-from llava_forgery.faces.records import load_faces
+from llava_forgery.evaluation.table_config import (
+    AdapterSettings,
+    ClipSettings,
+    DetectorSettings,
+    SelfBlendedSettings,
+    TablesConfig,
+)
+from llava_forgery.evaluation.training_images import choose_images, real_faces
 from llava_forgery.files import write_json
 from llava_forgery.hosts.checkpoint import load_adapter, load_host
 from llava_forgery.hosts.lora import LoraSettings
@@ -77,14 +81,12 @@ class TableModels:
         Raises:
             NotRunError: The configuration has no data for it.
         """
-        config = self.config
         if spec.kind in ("clip", "self_blended"):
-            settings = getattr(config, spec.kind)
+            settings = getattr(self.config, spec.kind)
             if settings is None:
                 raise NotRunError(f"the configuration has no section {spec.kind!r}")
-            described = {**asdict(settings), **self._training(spec, seed)}
-            return {"kind": spec.kind, **({"head": spec.head} if spec.kind == "clip" else {}),
-                    **described}  # fmt: skip
+            described = {"kind": spec.kind, **_stamped(settings), **self._training(spec, seed)}
+            return {**described, "head": spec.head} if spec.kind == "clip" else described
         if spec.kind == "detector":
             return {"kind": spec.kind, "detector": self._detector_settings(spec, seed)}
         if spec.kind in ("host", "adapter"):
@@ -140,7 +142,7 @@ class TableModels:
         folder = self.config.training_sets[name]
         images = self.config.train_images if spec.images is None else spec.images
         try:
-            faces = _real_faces(folder)
+            faces = real_faces(folder)
         except (FileNotFoundError, ValueError) as error:
             raise NotRunError(f"training set {name!r}: {error}") from error
         if images is not None and images > len(faces):
@@ -149,14 +151,14 @@ class TableModels:
 
     def _faces(self, spec: ModelSpec, seed: int) -> datasets.Dataset:
         name = spec.training_set or next(iter(self.config.training_sets))
-        faces = _real_faces(self.config.training_sets[name])
+        faces = real_faces(self.config.training_sets[name])
         images = self.config.train_images if spec.images is None else spec.images
         if images is None:
             return faces
         return faces.select(choose_images(faces["identity"], images, seed))
 
     def _detector_settings(self, spec: ModelSpec, seed: int) -> dict[str, Any]:
-        return {**asdict(self.config.detector), **self._training(spec, seed)}
+        return {**_stamped(self.config.detector), **self._training(spec, seed)}
 
     def _adapter_settings(self, spec: ModelSpec) -> dict[str, Any]:
         return {"adapter": asdict(self.config.adapter), "lora": spec.lora}
@@ -298,36 +300,16 @@ class TableModels:
         return BaselineScorer(model.to(_device()))
 
 
-def choose_images(identities: Sequence[str], count: int, seed: int) -> list[int]:
-    """Rows of ``count`` images, person after person in an order that the seed draws.
-
-    Smaller choices of one seed are the beginnings of larger ones.
-
-    Args:
-        identities: Of each row.
-        count: At most as many as there are rows.
-        seed: Of the order of people, and of the images of each.
-
-    Raises:
-        ValueError: There are fewer images.
-    """
-    if not 0 < count <= len(identities):
-        raise ValueError(f"count must be 1 to {len(identities)}, the images there are; got {count}")
-    rng = np.random.default_rng(seed)
-    rows: list[int] = []
-    for name in rng.permutation(sorted(set(identities))):
-        own = [i for i, identity in enumerate(identities) if identity == name]
-        rows += [own[i] for i in rng.permutation(len(own))]
-    return rows[:count]
-
-
-def _real_faces(folder: str) -> datasets.Dataset:
-    """All methods here train on real faces alone, as the paper's does."""
-    faces = load_faces(folder, split="train")
-    real = [i for i, label in enumerate(faces["label"]) if label == REAL]
-    if not real:
-        raise ValueError(f"{folder} has no real faces to train on")
-    return faces.select(real)
+def _stamped(settings: DetectorSettings | ClipSettings | SelfBlendedSettings) -> dict[str, Any]:
+    """Settings with a stamp of their weights' file in place of its path."""
+    values = asdict(settings)
+    for name in ("trunk_weights", "weights"):
+        if values.get(name) is not None:
+            try:
+                values[name] = data_stamp(values[name])
+            except FileNotFoundError as error:
+                raise NotRunError(f"{name}: {error}") from error
+    return values
 
 
 def _lora(settings: AdapterSettings) -> LoraSettings:

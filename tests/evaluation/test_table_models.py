@@ -4,7 +4,8 @@ import pytest
 
 from llava_forgery.evaluation.recipes import ModelSpec
 from llava_forgery.evaluation.table_config import config_from_dict
-from llava_forgery.evaluation.table_models import NotRunError, TableModels, choose_images
+from llava_forgery.evaluation.table_models import NotRunError, TableModels
+from llava_forgery.evaluation.training_images import choose_images
 from llava_forgery.faces.records import save_faces
 from tests import tiny
 
@@ -65,6 +66,19 @@ def test_changed_faces_are_other_data(values, tmp_path):
     other = {"training_sets": {"drawn": str(tmp_path / "faces")}}
     spec = ModelSpec("detector")
     assert describe(values, spec) != describe(values, spec, **other)
+
+
+def test_start_weights_are_known_by_their_file(values, tmp_path):
+    def start(name):
+        detector = {"trunk_weights": str(tmp_path / name / "trunk.safetensors")}
+        return describe(values, ModelSpec("detector"), detector=detector)
+
+    for name, content in (("a", b"12"), ("b", b"12"), ("c", b"13")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trunk.safetensors").write_bytes(content)
+    assert start("a") == start("b") != start("c")
+    with pytest.raises(NotRunError, match="trunk_weights: there is nothing at"):
+        start("d")
 
 
 def test_reasons(values):
