@@ -26,6 +26,7 @@ from llava_forgery.evaluation.table_config import HeldOutSettings, TablesConfig
 from llava_forgery.evaluation.table_files import write_table
 from llava_forgery.evaluation.table_models import NotRunError, TableModels
 from llava_forgery.evaluation.video import video_level
+from llava_forgery.faces.records import load_faces
 
 logger = logging.getLogger(__name__)
 
@@ -224,14 +225,14 @@ def _cells(
     config = models.config
     if spec.kind == "records":
         return _read_records(config, str(spec.records), test)
-    stamps = {}
-    for kind in ("faces", "real", "fake"):
-        folder = getattr(settings, kind)
-        if folder is not None:
-            try:
-                stamps[kind] = data_stamp(folder)
-            except FileNotFoundError as error:
-                raise NotRunError(str(error)) from error
+    try:
+        folders = {name: getattr(settings, name) for name in ("faces", "real", "fake")}
+        stamps = {name: data_stamp(where) for name, where in folders.items() if where is not None}
+        if settings.faces is not None:
+            # Before anything is trained for it.
+            load_faces(settings.faces, split=settings.split)
+    except (FileNotFoundError, ValueError) as error:
+        raise NotRunError(str(error)) from error
     asked = {"split": settings.split, "pairs": settings.pairs, "seed": settings.seed}
     cells = {}
     for seed in seeds:

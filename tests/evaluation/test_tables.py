@@ -2,7 +2,7 @@
 
 import csv
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from llava_forgery.evaluation.tables import Entry, Gap, measure_row, run_table
 from llava_forgery.faces.records import save_faces
 from tests import tiny
 
+SCRIPT = Path(__file__).parents[2] / "eval/tables.py"
 PLAIN = {"training_sets": {"FF++": "a"}, "tests": {"CDF2": {"faces": "b"}}, "resamples": 50}
 
 
@@ -217,6 +218,12 @@ def test_missing_data_are_not_run_with_the_reason(setup, tmp_path):
     assert "Nothing was run." in text
     assert "no recipe here" in text
 
+    unsplit = {"drawn": {**setup["tests"]["drawn"], "split": "val"}}
+    entries, gaps = run_table("table1", config_from_dict({**setup, "tests": unsplit}), tmp_path)
+    assert entries == []
+    assert any("no face of the split 'val'" in gap.reason for gap in gaps)
+    assert not (tmp_path / "models").exists()
+
     config = config_from_dict({**setup, "hosts": {}, "image_counts": [99]})
     _, gaps = run_table("table3", config, tmp_path)
     reasons = {gap.reason for gap in gaps if gap.row.startswith("99") and "drawn" in gap.tests}
@@ -226,7 +233,7 @@ def test_missing_data_are_not_run_with_the_reason(setup, tmp_path):
     }
 
 
-def test_command_writes_and_names_mistakes(tmp_path):
+def test_command_writes_and_names_mistakes(tmp_path, monkeypatch, capsys):
     """Records alone, so that nothing is trained."""
     (tmp_path / "records.jsonl").write_text('{"set": "SD2", "label": 1, "p_fake": 0.9}\n')
     values = {
@@ -235,15 +242,21 @@ def test_command_writes_and_names_mistakes(tmp_path):
         "records": {"pseudo-word": {"0": str(tmp_path / "records.jsonl")}},
     }
     (tmp_path / "config.json").write_text(json.dumps(values))
-    command = [sys.executable, str(Path(__file__).parents[2] / "eval/tables.py"), "antifakeprompt"]
-    command += ["--config", str(tmp_path / "config.json"), "--out", str(tmp_path / "out")]
-    result = subprocess.run([*command, "--seeds", "1,x"], capture_output=True, text=True)
-    assert result.returncode == 2
-    assert result.stderr.strip().endswith("error: --seeds must be numbers such as 0,1,2, got '1,x'")
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == (tmp_path / "out/antifakeprompt.md").read_text().strip()
-    assert "| 100.00 |" in result.stdout
+
+    def run(*arguments):
+        command = ["tables.py", *arguments, "--config", str(tmp_path / "config.json")]
+        monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "out")])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return stopped.value.code, capsys.readouterr()
+
+    code, said = run("antifakeprompt", "--seeds", "1,x")
+    assert code == 2
+    assert said.err.endswith("error: --seeds must be numbers such as 0,1,2, got '1,x'\n")
+    code, said = run("antifakeprompt")
+    assert not code
+    assert said.out.strip() == (tmp_path / "out/antifakeprompt.md").read_text().strip()
+    assert "| 100.00 |" in said.out
 
 
 def test_rows_that_something_else_judged(setup, tmp_path):
