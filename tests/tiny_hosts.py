@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from transformers.models.smolvlm import processing_smolvlm
 
 from tests import tiny
 
@@ -306,8 +305,6 @@ def _smolvlm(words):
         pad_token_id=words.pad_token_id,
         tie_word_embeddings=False,
     )
-    # Asked for when a processor is made, used for videos alone, and seldom installed.
-    processing_smolvlm.num2words = processing_smolvlm.num2words or str
     processor = hf.SmolVLMProcessor(
         image_processor=hf.SmolVLMImageProcessorPil(
             size={"longest_edge": 64}, max_image_size={"longest_edge": 32}

@@ -1,0 +1,269 @@
+"""What the tables compare with: prompt-tuned CLIP, a linear probe, a self-blended classifier.
+
+All learn from the simulator's pairs, by cross-entropy on real and fake.
+
+Sources: CoOp (Zhou et al. 2022), equation 2, for the learned context, as Khan and Dang-Nguyen 2024
+use it for deepfakes; Shiohara and Yamasaki 2022 for training on self-blended faces.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+import datasets
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from llava_forgery.evaluation.table_config import ClipSettings, SelfBlendedSettings
+from llava_forgery.kfd.config import EncoderConfig, KFDConfig
+from llava_forgery.kfd.encoder import load_open_clip
+from llava_forgery.kfd.knowledge import ForgeryKnowledge, OpenClipTextEncoder
+from llava_forgery.simulate.degrade import DegradeConfig
+from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.simulate.simulator import SimulatorConfig
+from llava_forgery.train.conversations import from_bytes
+from llava_forgery.train.stage1 import collate_pairs
+from llava_forgery.train.trainer import (
+    ForgeryTrainer,
+    Trainable,
+    run_training,
+    training_arguments,
+)
+from llava_forgery.weights import load_tensors, save_tensors
+
+WEIGHTS = "baseline.safetensors"
+
+
+class Baseline(nn.Module, ABC):
+    """Images (B, 3, S, S) in [0, 1] to logits (B, 2) of [real, fake].
+
+    Attributes:
+        size: Side S in pixels.
+        simulator: What it learns from; None for the simulator's own settings.
+        own_statistics: Whether it trains batch norms; a frozen tower keeps its own.
+    """
+
+    size: int
+    simulator: SimulatorConfig | None = None
+    own_statistics: bool = False
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 2) of images (B, 3, S, S) in [0, 1], which are normalised here."""
+        return self.logits((pixel_values - self.mean) / self.std)
+
+    @abstractmethod
+    def logits(self, normalised: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 2) of normalised images."""
+
+    @abstractmethod
+    def trained(self) -> dict[str, torch.Tensor]:
+        """What training changes and a checkpoint holds, by name."""
+
+
+class ClipBaseline(Baseline):
+    """A frozen open_clip model with a learned context, or with a linear layer on its features.
+
+    Args:
+        settings: Which model.
+        head: ``context``: cosines with the texts of real and fake, whose context is learned.
+            ``probe``: a linear layer.
+        seed: Of new weights; also of the towers' where they are random.
+    """
+
+    def __init__(self, settings: ClipSettings, head: str, seed: int = 0) -> None:
+        if head not in ("context", "probe"):
+            raise ValueError(f'head must be "context" or "probe", got {head!r}')
+        encoder = EncoderConfig(
+            "open_clip", settings.model, settings.pretrained, (1,), image_size=settings.image_size
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = load_open_clip(encoder)
+            visual = model.visual
+            super().__init__(settings.image_size, visual.image_mean, visual.image_std)
+            self.visual = visual
+            self.scale = float(model.logit_scale.exp())
+            side = settings.image_size
+            with torch.no_grad():
+                width = visual(torch.zeros(1, 3, side, side)).shape[-1]
+            self.knowledge: ForgeryKnowledge | None = None
+            if head == "context":
+                texts = OpenClipTextEncoder(model, settings.model)
+                config = KFDConfig(
+                    encoder=replace(encoder, text_width=width),
+                    context_length=settings.context_length,
+                )
+                self.knowledge = ForgeryKnowledge(config, texts)
+            else:
+                self.probe = nn.Linear(width, 2)
+
+    def logits(self, normalised: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            features = F.normalize(self.visual(normalised).float(), dim=-1)
+        if self.knowledge is None:
+            return self.probe(features)
+        return self.scale * features @ F.normalize(self.knowledge(), dim=-1).T
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        return {n: p for n, p in self.named_parameters() if p.requires_grad}
+
+    def train(self, mode: bool = True) -> "ClipBaseline":
+        """The frozen towers stay in eval mode, and there is nothing else that has modes."""
+        return super().train(False)
+
+
+class SelfBlendedBaseline(Baseline):
+    """A timm classifier that learns from faces blended with themselves, the whole inner face.
+
+    Args:
+        settings: Which model.
+        seed: Of new weights.
+    """
+
+    simulator = SimulatorConfig(whole_face=1.0)
+    own_statistics = True
+
+    def __init__(self, settings: SelfBlendedSettings, seed: int = 0) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = timm.create_model(settings.model, pretrained=False)
+            super().__init__(
+                settings.image_size, model.default_cfg["mean"], model.default_cfg["std"]
+            )
+            if settings.weights is not None:
+                model.load_state_dict(load_tensors(settings.weights, model.state_dict()))
+            model.reset_classifier(2)
+        self.model = model
+
+    def logits(self, normalised: torch.Tensor) -> torch.Tensor:
+        return self.model(normalised)
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        # Batch norms' statistics as well.
+        return self.state_dict()
+
+
+class _Training(Trainable):
+    """A baseline with its loss, as the Trainer wants it."""
+
+    def __init__(self, model: Baseline) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, forged: torch.Tensor, pristine: torch.Tensor, mask: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Cross-entropy on a batch of pairs; the mask is not looked at."""
+        logits = self.model(torch.cat([forged, pristine]))
+        labels = torch.cat([torch.ones(len(forged)), torch.zeros(len(pristine))]).long()
+        return {"loss": F.cross_entropy(logits, labels.to(logits.device))}
+
+    def save_checkpoint(self, directory: Path) -> None:
+        save_tensors(directory / WEIGHTS, self.model.trained())
+
+    def load_checkpoint(self, directory: Path) -> None:
+        fill_baseline(self.model, directory)
+
+
+def train_baseline(
+    model: Baseline,
+    faces: datasets.Dataset,
+    output_dir: str | PathLike,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int = 0,
+    save_steps: int | None = None,
+    workers: int = 0,
+    resume: bool = False,
+) -> Baseline:
+    """Train a baseline and write what was trained to ``output_dir``.
+
+    Args:
+        model: New.
+        faces: Real faces of people who are for training.
+        output_dir: Receives ``baseline.safetensors``, ``checkpoint-*`` and ``log.json``.
+        steps: Optimiser steps.
+        batch_size: Pairs for each step.
+        learning_rate: Highest value of a warmed-up cosine.
+        seed: Of data and order.
+        save_steps: Steps between checkpoints; None saves none.
+        workers: Processes that simulate forgeries.
+        resume: Continue from the last checkpoint.
+
+    Returns:
+        The model, in eval mode.
+    """
+    pairs = FacePairs(
+        faces,
+        steps * batch_size,
+        size=model.size,
+        seed=seed,
+        simulator=model.simulator,
+        degradation=DegradeConfig(),
+    )
+    arguments = training_arguments(
+        output_dir,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=1e-4,
+        seed=seed,
+        save_steps=save_steps,
+        workers=workers,
+    )
+    trainer = ForgeryTrainer(
+        model=_Training(model), args=arguments, train_dataset=pairs, data_collator=collate_pairs
+    )
+    run_training(trainer, resume)
+    if model.own_statistics:
+        # What training leaves behind averages over weights that have moved on since.
+        update_bn(_images(model, pairs, batch_size), model)
+    model.eval()
+    save_tensors(Path(output_dir) / WEIGHTS, model.trained())
+    return model
+
+
+def fill_baseline(model: Baseline, directory: str | PathLike) -> None:
+    """Fill a new baseline of the same settings and seed from a folder, strictly."""
+    expected = model.trained()
+    tensors = load_tensors(Path(directory) / WEIGHTS, expected)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            expected[name].copy_(tensor)
+
+
+class BaselineScorer:
+    """A baseline's probability of fake; see :class:`llava_forgery.evaluation.scorers.Scorer`."""
+
+    names: tuple[str, ...] = ("classifier",)
+
+    def __init__(self, model: Baseline) -> None:
+        self.model = model.eval()
+        self.size = model.size
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
+        pixels = torch.stack([from_bytes(image) for image in images]).to(self.model.mean.device)
+        return {"classifier": self.model(pixels).float().softmax(dim=1)[:, 1].tolist()}
+
+
+def _images(model: Baseline, pairs: FacePairs, batch_size: int) -> Iterator[torch.Tensor]:
+    for start in range(0, min(16 * batch_size, len(pairs)), batch_size):
+        batch = collate_pairs([pairs[i] for i in range(start, min(start + batch_size, len(pairs)))])
+        yield torch.cat([batch["forged"], batch["pristine"]]).to(model.mean.device)

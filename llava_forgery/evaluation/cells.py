@@ -1,0 +1,162 @@
+"""What a table is made from: records of judged images, kept under a key of what made them.
+
+A cell is one row of a table, on one test set, with one seed::
+
+    DIR/cells/<key>/settings.json     everything that decides the records; the key is its hash
+    DIR/cells/<key>/records.jsonl     a line for each image
+
+A folder is there as a whole or not at all, so a second run goes on where the first one stopped, and
+changed settings lead to another folder.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from llava_forgery.constants import FAKE, REAL
+from llava_forgery.files import atomic_path, read_json, write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+CELLS, SETTINGS, RECORDS = "cells", "settings.json", "records.jsonl"
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One judged image."""
+
+    label: int
+    """0 real, 1 fake."""
+    score: float | None
+    """A detector's or classifier's probability of fake; None where none was run."""
+    p_yes: float | None
+    """The language model's; None where none was run."""
+    identity: str
+    """Whose face it is; intervals draw people."""
+    video_id: str
+    """Images of one video share it and are pooled."""
+    regions: tuple[str, ...] = ()
+    """Forged regions where they are known."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "regions", tuple(self.regions))
+        if self.label not in (REAL, FAKE):
+            raise ValueError(f"label must be {REAL} (real) or {FAKE} (fake), got {self.label!r}")
+        for name in ("score", "p_yes"):
+            value = getattr(self, name)
+            # Written so that NaN fails as well.
+            if value is not None and not (_is_number(value) and 0 <= value <= 1):
+                raise ValueError(f"{name} must lie in [0, 1] or be None, got {value!r}")
+        if self.score is None and self.p_yes is None:
+            raise ValueError("a record needs a score or p_yes, both are None")
+        for name in ("identity", "video_id"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"{name} must be a text that is not empty, got {value!r}")
+
+    @property
+    def output(self) -> float:
+        """What the model says in the end: P(yes) where a language model was asked."""
+        return self.score if self.p_yes is None else self.p_yes
+
+
+def settings_key(settings: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that change whenever a setting does; the order of keys is no matter."""
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run_cell(
+    directory: str | PathLike,
+    settings: Mapping[str, Any],
+    judge: Callable[[], Iterable[ImageRecord]],
+) -> list[ImageRecord]:
+    """The records of a cell: those on disk, or those that ``judge`` gives, written.
+
+    Args:
+        directory: The tables' folder.
+        settings: Everything that decides the records, as JSON takes it.
+        judge: Called where no finished cell of these settings is there.
+
+    Raises:
+        ValueError: ``judge`` gives nothing, or a record on disk is damaged.
+    """
+    folder = Path(directory) / CELLS / settings_key(settings)
+    if (folder / RECORDS).is_file() and (folder / SETTINGS).is_file():
+        if read_json(folder / SETTINGS) != json.loads(json.dumps(settings)):
+            raise ValueError(f"{folder} was made with other settings of the same key; remove it")
+        logger.info("cell %s is there already", folder.name)
+        return read_records(folder / RECORDS)
+    records = list(judge())
+    if not records:
+        raise ValueError("the cell has no images")
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        lines = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
+        write_text(temporary / RECORDS, "\n".join(lines) + "\n")
+        write_json(temporary / SETTINGS, settings)
+    return records
+
+
+def read_records(path: str | PathLike) -> list[ImageRecord]:
+    """Read what :func:`run_cell` wrote.
+
+    Raises:
+        ValueError: A line is no record; the message names file and line.
+    """
+    records = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            records.append(ImageRecord(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: {error}; remove its folder") from error
+    return records
+
+
+def read_other_records(path: str | PathLike, test: str) -> list[ImageRecord]:
+    """Records that another command or tool wrote, those of one test set.
+
+    Args:
+        path: JSON lines with ``label`` and one of ``p_yes``, ``p_fake`` and ``score``; optional
+            are ``set`` (name of the test set), ``identity``, ``video_id`` and ``regions``. What a
+            line lacks of the names is its ``path`` or ``source``, or else its own number: an image
+            on its own.
+        test: Lines whose ``set`` is another name are left out.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line is not valid.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of records {path}")
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if row.get("set", test) != test:
+                continue
+            name = str(row.get("path") or row.get("source") or number)
+            said = row.get("p_yes", row.get("p_fake"))
+            records.append(
+                ImageRecord(
+                    label=row["label"],
+                    score=row.get("score"),
+                    p_yes=said,
+                    identity=row.get("identity") or name,
+                    video_id=row.get("video_id") or f"{name}#{number}",
+                    regions=row.get("regions", ()),
+                )
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number} is no record of an image: {error}") from error
+    return records
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,145 @@
+"""Test sets of the tables: who is judged, in pieces that records can be made of."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llava_forgery.constants import FAKE, REAL
+from llava_forgery.evaluation.cells import ImageRecord
+from llava_forgery.evaluation.images import ManifestImages
+from llava_forgery.evaluation.scorers import Scorer
+from llava_forgery.evaluation.table_config import HeldOutSettings
+from llava_forgery.faces.crop import crop_box
+from llava_forgery.faces.images import SUFFIXES, read_image
+from llava_forgery.faces.records import MANIFEST, load_faces
+from llava_forgery.simulate.pairs import CENTRED, FacePairs
+from llava_forgery.train.conversations import to_bytes
+
+
+@dataclass(frozen=True)
+class HeldOutImage:
+    """One image of a test set with what is true of it."""
+
+    image: np.ndarray
+    """(S, S, 3) uint8."""
+    label: int
+    """0 real, 1 fake."""
+    identity: str
+    """Whose face it is; a picture of an unknown person is a person of its own."""
+    video_id: str
+    """Images of one video share it. Each simulated forgery is a video of its own; a photograph is
+    one however often it was forged."""
+    regions: tuple[str, ...] = ()
+    """Forged regions where they are known."""
+
+
+def held_out_images(settings: HeldOutSettings, size: int) -> Iterator[HeldOutImage]:
+    """The images of a test set, in a fixed order.
+
+    Args:
+        settings: Where they are.
+        size: Side S of the images in pixels.
+
+    Raises:
+        FileNotFoundError: A folder is missing.
+        ValueError: A folder holds no images or faces, or a file is no picture.
+    """
+    if settings.faces is None:
+        return _pictures(settings, size)
+    faces = load_faces(settings.faces, split=settings.split)
+    labels = set(faces["label"])
+    if labels == {REAL}:
+        count = 2 * len(faces) if settings.pairs is None else settings.pairs
+        return _forged(FacePairs(faces, count, size=size, seed=settings.seed, framing=CENTRED))
+    return _labelled(ManifestImages(faces, size))
+
+
+def judge_held_out(
+    scorer: Scorer, settings: HeldOutSettings, batch_size: int
+) -> Iterator[ImageRecord]:
+    """Records of a model's scores on a test set."""
+    batch: list[HeldOutImage] = []
+    for image in held_out_images(settings, scorer.size):
+        batch.append(image)
+        if len(batch) == batch_size:
+            yield from _judge(scorer, batch)
+            batch = []
+    if batch:
+        yield from _judge(scorer, batch)
+
+
+def data_stamp(folder: str) -> str:
+    """Hash of what a data folder holds, so that changed data are not taken for the same.
+
+    Prepared faces are known by their manifest, a single file by its content, and pictures and
+    hosts by their files' names and sizes: those may be many gigabytes.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder, or it is empty.
+    """
+    path = Path(folder)
+    digest = hashlib.sha256()
+    if (path / MANIFEST).is_file():
+        digest.update((path / MANIFEST).read_bytes())
+        return digest.hexdigest()[:16]
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    if not files:
+        raise FileNotFoundError(f"there is nothing at {folder}")
+    for file in files:
+        digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _judge(scorer: Scorer, batch: list[HeldOutImage]) -> Iterator[ImageRecord]:
+    values = scorer([image.image for image in batch])
+    # A detector's score, or that of a classifier in its place.
+    scores = values.get("kfd", values.get("classifier"))
+    said = values.get("p_yes")
+    for i, image in enumerate(batch):
+        yield ImageRecord(
+            label=image.label,
+            score=None if scores is None else scores[i],
+            p_yes=None if said is None else said[i],
+            identity=image.identity,
+            video_id=image.video_id,
+            regions=image.regions,
+        )
+
+
+def _forged(pairs: FacePairs) -> Iterator[HeldOutImage]:
+    for i in range(len(pairs)):
+        pair = pairs[i]
+        row = pairs.faces[pair.row]
+        video, who = row["video_id"], row["identity"]
+        yield HeldOutImage(to_bytes(pair.forged), FAKE, who, f"{video} forgery {i}", pair.regions)
+        yield HeldOutImage(to_bytes(pair.pristine), REAL, who, video)
+
+
+def _labelled(images: ManifestImages) -> Iterator[HeldOutImage]:
+    identities = images.faces["identity"]
+    for i in range(len(images)):
+        item = images[i]
+        yield HeldOutImage(item.image, item.label, identities[i], item.group)
+
+
+def _pictures(settings: HeldOutSettings, size: int) -> Iterator[HeldOutImage]:
+    for folder, label in ((settings.real, REAL), (settings.fake, FAKE)):
+        if folder is None:
+            continue
+        files = sorted(f for f in Path(folder).rglob("*") if f.suffix.lower() in SUFFIXES)
+        if not files:
+            raise FileNotFoundError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+        for file in files:
+            pixels = read_image(file)
+            height, width = pixels.shape[:2]
+            side = max(height, width)
+            # Padded, not squeezed, as a crop is in inference.
+            x, y = (width - side) / 2, (height - side) / 2
+            image = crop_box(pixels, (x, y, x + side, y + side), size)
+            yield HeldOutImage(image, label, str(file), str(file))

@@ -1,0 +1,67 @@
+"""P(yes) of a host without the skill."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from llava_forgery.hosts.plain import PlainHost
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.qa.build import build_prompt
+from llava_forgery.qa.render import candidate_ids, collate, encode
+from llava_forgery.train.conversations import from_bytes
+
+
+class PlainScorer:
+    """P(yes) of a host without FPL, from one forward pass; see :class:`.scorers.Scorer`.
+
+    The prompt is the one that a host with the skill gets, without placeholders.
+
+    Args:
+        plain: The host.
+        kfd: Where its score is to be cited or recorded; on the host's device.
+        cite_score: Whether the prompt cites the detector's score.
+        size: Side of the images in pixels; by default the detector's, or 224 without one.
+
+    Raises:
+        ValueError: A score is to be cited and there is no detector.
+    """
+
+    def __init__(
+        self,
+        plain: PlainHost,
+        kfd: KnowledgeGuidedForgeryDetector | None,
+        cite_score: bool = True,
+        size: int | None = None,
+    ) -> None:
+        if cite_score and kfd is None:
+            raise ValueError("cite_score needs a detector, got None; leave the score out instead")
+        self.plain = plain.eval()
+        self.kfd = None if kfd is None else kfd.eval()
+        self.cite_score = cite_score
+        side = 224 if kfd is None else kfd.config.encoder.image_size
+        self.size = side if size is None else size
+        self.names: tuple[str, ...] = ("p_yes",) if kfd is None else ("kfd", "p_yes")
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
+        scores: list[float] | None = None
+        if self.kfd is not None:
+            reference = next(self.kfd.consistency.parameters())
+            pixels = torch.stack([from_bytes(image) for image in images])
+            scores = self.kfd(pixels.to(reference)).score.tolist()
+        cited = scores if self.cite_score else [None] * len(images)
+        prompts = [build_prompt(score) for score in cited]
+        processor = self.plain.processor
+        samples = [
+            encode(prompt, processor, images=[Image.fromarray(image)], n_forgery_tokens=0)
+            for prompt, image in zip(prompts, images, strict=True)
+        ]
+        # Padded in front: the last token of every row is the prompt's last.
+        batch = collate(samples, processor.tokenizer.pad_token_id, padding_side="left")
+        batch = {name: tensor.to(self.plain.device) for name, tensor in batch.items()}
+        logits = self.plain(**batch).logits[:, -1].float()
+        candidates = candidate_ids(prompts[0], processor, 0)
+        p_yes = torch.softmax(logits[:, list(candidates)], dim=1)[:, 0].tolist()
+        return {"p_yes": p_yes} if scores is None else {"kfd": scores, "p_yes": p_yes}

@@ -1,0 +1,112 @@
+"""A host without the Forgery Prompt Learner: bare, or with LoRA alone.
+
+What the skill adds is measured against these two. Prompts hold no placeholders
+(``n_forgery_tokens=0``); what the host knows of the detector is the sentence with its score.
+"""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.modeling_outputs import ModelOutput
+
+from llava_forgery.files import atomic_path
+from llava_forgery.hosts.lora import LoraSettings, lora_config
+from llava_forgery.weights import compare_tensors
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+class PlainHost(nn.Module):
+    """A host as it is, or with a new LoRA on its language model.
+
+    Args:
+        model: A transformers image-text-to-text model; its own weights are frozen.
+        processor: Its processor.
+        lora: Sizes of a new LoRA; None leaves the host bare.
+        seed: Of LoRA's weights.
+
+    Attributes:
+        host: The model, or peft's wrapper around it.
+        n_forgery: 0, placeholders in each prompt.
+    """
+
+    n_forgery = 0
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        lora: LoraSettings | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        model.requires_grad_(False)
+        self.host: PreTrainedModel | PeftModel = model
+        self.processor = processor
+        if lora is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.host = get_peft_model(model, lora_config(model, lora))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the host lies."""
+        return self.host.get_input_embeddings().weight.device
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether LoRA is attached."""
+        return isinstance(self.host, PeftModel)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        forgery_images: torch.Tensor | None = None,
+        **host_inputs: Any,
+    ) -> ModelOutput:
+        """The host's forward.
+
+        Args:
+            input_ids: (B, T), without placeholders.
+            forgery_images: What stage 2 hands to a host with the skill; nothing reads it here.
+            host_inputs: What the host takes.
+        """
+        return self.host(input_ids=input_ids, **host_inputs)
+
+    def save_pretrained(self, directory: str | PathLike) -> None:
+        """Write LoRA in peft's layout.
+
+        Raises:
+            ValueError: There is none, so nothing of this host's is ours to save.
+        """
+        if not self.has_lora:
+            raise ValueError("a bare host has nothing to save: LoRA is not attached")
+        with atomic_path(directory) as temporary:
+            self.host.save_pretrained(temporary)
+            # peft adds a model card with blanks to fill in.
+            (temporary / "README.md").unlink(missing_ok=True)
+
+    def load_lora(self, directory: str | PathLike) -> None:
+        """Fill the attached LoRA from what :meth:`save_pretrained` wrote, strictly.
+
+        Raises:
+            FileNotFoundError: The file is missing.
+            ValueError: It does not fit.
+        """
+        path = Path(directory) / WEIGHTS
+        if not path.is_file():
+            raise FileNotFoundError(f"{directory} holds no {WEIGHTS}")
+        tensors = load_file(path)
+        compare_tensors(tensors, get_peft_model_state_dict(self.host), str(path))
+        set_peft_model_state_dict(self.host, tensors)
