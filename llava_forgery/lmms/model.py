@@ -4,8 +4,7 @@ Two interfaces, as lmms-eval has them: the simple one gets a text and the pictur
 messages. A picture is judged like any other here: its largest face, or the picture as a whole.
 """
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,6 @@ from llava_forgery.lmms.answering import Answer, Question, Settings, answer, lik
 from llava_forgery.lmms.protocol import read_transcript, write_report
 from llava_forgery.optional import require
 from llava_forgery.qa.conversation import ROLES, Message
-
-logger = logging.getLogger(__name__)
 
 FEATURE = "llava_forgery as a model of lmms-eval"
 _api = require("lmms_eval.api.model", extra="eval", feature=FEATURE)
@@ -70,6 +67,7 @@ class LlavaForgery(_api.lmms):
         if not isinstance(cropped, bool):
             raise ValueError(f"cropped must be true or false, got {cropped!r}")
         self.batch_size, self.cropped = int(batch_size), cropped
+        self._known: dict[str, Settings] = {}
         accelerate = require("accelerate", extra="eval", feature=FEATURE)
         self.accelerator = accelerate.Accelerator()
         self._rank = self.accelerator.process_index
@@ -107,17 +105,16 @@ class LlavaForgery(_api.lmms):
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Mean loss of each given answer, and whether the host would write it."""
-        read = []
-        for request in requests:
-            context, said, doc_to_visual, doc_id, task, split = request.args
-            doc = self._doc(task, split, doc_id)
-            text = said if isinstance(said, str) else said(doc)
-            read.append((context, doc, doc_to_visual, text))
         results: list[tuple[float, bool]] = []
-        for start in tqdm(range(0, len(read), self.batch_size), **self._bar("likelihood")):
-            batch = read[start : start + self.batch_size]
-            questions = [self._question(visual(doc), text) for text, doc, visual, _ in batch]
-            results += likelihood(self.predictor.vlm, questions, [said for *_, said in batch])
+        for start in tqdm(range(0, len(requests), self.batch_size), **self._bar("likelihood")):
+            questions, said = [], []
+            for request in requests[start : start + self.batch_size]:
+                context, continuation, doc_to_visual, doc_id, task, split = request.args
+                doc = self._doc(task, split, doc_id)
+                questions.append(self._question(doc_to_visual(doc), context))
+                plain = isinstance(continuation, str)
+                said.append(continuation if plain else continuation(doc))
+            results += likelihood(self.predictor.vlm, questions, said)
         return results
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
@@ -125,8 +122,7 @@ class LlavaForgery(_api.lmms):
         results = []
         for request in tqdm(requests, **self._bar("rounds")):
             said: list[str] = []
-            rounds = self._rounds(request.args, said)
-            for following in rounds:
+            for following in self._rounds(request.args, said):
                 said += self._write([following], progress=False)
             results.append(said)
         return results
@@ -137,14 +133,21 @@ class LlavaForgery(_api.lmms):
         def read() -> Question:
             return self._question(doc_to_visual(self._doc(task, split, doc_id)), context)
 
-        return _Request(read, Settings.from_kwargs(settings))
+        return _Request(read, self._settings(settings))
 
-    def _rounds(self, args: tuple, said: list[str]):
+    def _settings(self, kwargs: dict[str, Any]) -> Settings:
+        """Read once for all requests of a task, so that it warns once."""
+        key = repr(sorted(kwargs.items()))
+        if key not in self._known:
+            self._known[key] = Settings.from_kwargs(kwargs)
+        return self._known[key]
+
+    def _rounds(self, args: tuple, said: list[str]) -> Iterator[_Request]:
         """The requests of one dialogue; ``said`` holds the answers so far."""
         context, settings, doc_to_visual, doc_to_text, doc_id, task, split = args
         doc = self._doc(task, split, doc_id)
         pictures = doc_to_visual(doc)
-        settings, state = Settings.from_kwargs(settings), None
+        settings, state = self._settings(settings), None
         while True:
             yield _Request(lambda p=pictures, c=context: self._question(p, c), settings)
             shown, context, over, _, state = doc_to_text(
@@ -205,12 +208,12 @@ class LlavaForgeryChat(LlavaForgery):
         def read() -> Question:
             return self._from_chat(doc_to_messages(self._doc(task, split, doc_id)), None)
 
-        return _Request(read, Settings.from_kwargs(settings))
+        return _Request(read, self._settings(settings))
 
-    def _rounds(self, args: tuple, said: list[str]):
+    def _rounds(self, args: tuple, said: list[str]) -> Iterator[_Request]:
         _, doc_to_messages, settings, doc_id, task, split = args
         doc = self._doc(task, split, doc_id)
-        messages, settings, state = doc_to_messages(doc), Settings.from_kwargs(settings), None
+        messages, settings, state = doc_to_messages(doc), self._settings(settings), None
         pictures = _pictures(messages)
         while True:
             yield _Request(lambda m=messages, p=pictures: self._from_chat(m, p), settings)

@@ -1,7 +1,11 @@
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from llava_forgery.cli import app
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.evaluation.export import export_faces, export_simulated
 from llava_forgery.faces.records import load_faces, save_faces
@@ -36,6 +40,17 @@ def test_simulated_forgeries(faces, tmp_path):
     videos = dict(zip(rows["video_id"][:], rows["label"][:], strict=True))
     assert videos == {"p0/forged": 1, "p0/pristine": 0, "p1/forged": 1, "p1/pristine": 0}
     assert not (tmp_path / "data/old").exists()
+
+
+def test_command(faces, tmp_path):
+    folder = Path(faces.cache_files[0]["filename"]).parent
+    for arguments, count in ((["--pairs", "3", "--size", "32"], 6), (["--as-is"], 2)):
+        command = ["export-eval", "--faces", folder, "--out", tmp_path / "data", *arguments]
+        result = CliRunner().invoke(app, list(map(str, command)))
+        assert result.exit_code == 0, result.output
+        rows = datasets.load_from_disk(str(tmp_path / "data"))["test"]
+        assert len(rows) == count
+        assert rows[0]["image"].size == ((32, 32) if count == 6 else (96, 96))
 
 
 def test_faces_with_their_own_labels(faces, tmp_path):
