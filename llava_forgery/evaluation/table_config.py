@@ -34,6 +34,7 @@ class DetectorSettings:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
+        _check_text("trunk_weights", self.trunk_weights)
         _check(self, whole=("steps", "batch_size"), positive=("learning_rate",))
 
 
@@ -74,6 +75,8 @@ class AdapterSettings:
             shares=("follow_ups", "task_descriptions", "kfd_results", "lora_dropout"),
         )
         _check_whole("align_steps", self.align_steps, least=0)
+        if self.fpl_learning_rate is not None:
+            _check(self, positive=("fpl_learning_rate",))
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class ClipSettings:
     """Highest value."""
 
     def __post_init__(self) -> None:
+        _check_text("model", self.model, needed=True)
+        _check_text("pretrained", self.pretrained)
         _check(
             self,
             whole=("image_size", "context_length", "steps", "batch_size"),
@@ -126,6 +131,8 @@ class SelfBlendedSettings:
     """Highest value."""
 
     def __post_init__(self) -> None:
+        _check_text("model", self.model, needed=True)
+        _check_text("weights", self.weights)
         _check(self, whole=("image_size", "steps", "batch_size"), positive=("learning_rate",))
 
 
@@ -148,6 +155,9 @@ class HeldOutSettings:
     """Instead of ``faces``: folder of fake pictures, judged whole."""
 
     def __post_init__(self) -> None:
+        for name in ("faces", "real", "fake"):
+            _check_text(name, getattr(self, name))
+        _check_whole("seed", self.seed, least=0)
         folders = self.real is not None or self.fake is not None
         if folders == (self.faces is not None):
             raise ValueError(
@@ -199,7 +209,12 @@ class TablesConfig:
         for name in ("training_sets", "tests"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must name at least one set, got {getattr(self, name)}")
+        for name in ("training_sets", "hosts"):
+            for key, value in getattr(self, name).items():
+                _check_text(f"{name}.{key}", value, needed=True)
         for name in ("image_counts", "seeds"):
+            if isinstance(getattr(self, name), (str, int)):
+                raise ValueError(f"{name} must be a list of numbers, got {getattr(self, name)!r}")
             values = tuple(getattr(self, name))
             least = 0 if name == "seeds" else 1
             for value in values:
@@ -327,6 +342,12 @@ def _check(
 def _check_whole(name: str, value: Any, least: int = 1) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _check_text(name: str, value: Any, needed: bool = False) -> None:
+    if (value is None and not needed) or (isinstance(value, str) and value):
+        return
+    raise ValueError(f"{name} must be a text that is not empty, got {value!r}")
 
 
 def _is_number(value: Any) -> bool:
