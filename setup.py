@@ -36,7 +36,7 @@ setup(
     install_requires=[
         "torch>=2.13",
         "torchvision>=0.28",
-        "transformers>=5.17",
+        "transformers>=5.23",
         "peft>=0.21",
         "datasets>=5.0",
         "open-clip-torch>=3.3",

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from llava_forgery.evaluation.table_config import ClipSettings, SelfBlendedSettings
+from llava_forgery.evaluation.table_settings import ClipSettings, SelfBlendedSettings
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.encoder import load_open_clip
 from llava_forgery.kfd.knowledge import ForgeryKnowledge, OpenClipTextEncoder

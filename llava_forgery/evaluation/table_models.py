@@ -29,12 +29,12 @@ from llava_forgery.evaluation.held_out import data_stamp
 from llava_forgery.evaluation.plain_scorer import PlainScorer
 from llava_forgery.evaluation.recipes import ModelSpec
 from llava_forgery.evaluation.scorers import AdapterScorer, DetectorScorer, Scorer
-from llava_forgery.evaluation.table_config import (
+from llava_forgery.evaluation.table_config import TablesConfig
+from llava_forgery.evaluation.table_settings import (
     AdapterSettings,
     ClipSettings,
     DetectorSettings,
     SelfBlendedSettings,
-    TablesConfig,
 )
 from llava_forgery.evaluation.training_images import choose_images, real_faces
 from llava_forgery.files import write_json

@@ -22,9 +22,10 @@ from llava_forgery.evaluation.held_out import data_stamp, judge_held_out
 from llava_forgery.evaluation.intervals import bootstrap_interval
 from llava_forgery.evaluation.metrics import auc, average_precision
 from llava_forgery.evaluation.recipes import ACCURACY, AP, AUC, RECIPES, ModelSpec, Recipe, Row
-from llava_forgery.evaluation.table_config import HeldOutSettings, TablesConfig
+from llava_forgery.evaluation.table_config import TablesConfig
 from llava_forgery.evaluation.table_files import write_table
 from llava_forgery.evaluation.table_models import NotRunError, TableModels
+from llava_forgery.evaluation.table_settings import HeldOutSettings
 from llava_forgery.evaluation.video import video_level
 from llava_forgery.faces.records import load_faces
 

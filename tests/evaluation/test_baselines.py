@@ -11,7 +11,7 @@ from llava_forgery.evaluation.baselines import (
     fill_baseline,
     train_baseline,
 )
-from llava_forgery.evaluation.table_config import ClipSettings, SelfBlendedSettings
+from llava_forgery.evaluation.table_settings import ClipSettings, SelfBlendedSettings
 from llava_forgery.faces.records import FEATURES
 from tests import tiny
 from tests.kfd.test_open_clip import folder  # noqa: F401 - a tiny CLIP on disk
