@@ -6,7 +6,10 @@ import sys
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from llava_forgery.cli import app
+from llava_forgery.faces.records import save_faces
 from llava_forgery.hosts.checkpoint import load_host
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers_vlm import attach_forgery
@@ -82,3 +85,38 @@ def test_chat_answers_several_questions(folder):
     assert result.returncode == 0, result.stderr
     assert "Score of the detector: 0." in result.stdout
     assert result.stdout.count("> ") == 3
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """Real faces, all for testing."""
+    out = tmp_path_factory.mktemp("faces")
+    save_faces((tiny.face(i, "test") for i in range(2)), out, {})
+    return out
+
+
+def test_robustness_of_a_detector_writes_its_curves(folder, faces, tmp_path):
+    arguments = ["robustness", "--model", folder / "adapter/kfd", "--faces", faces,
+                 "--out", tmp_path / "out", "--pairs", 4, "--only", "jpeg"]  # fmt: skip
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["robustness.csv", "robustness.json", "robustness.png"]
+    record = json.loads((tmp_path / "out/robustness.json").read_text())
+    assert (record["source"], record["images"]) == ("simulated forgeries", 8)
+    assert len(record["points"]) == 6
+
+
+def test_explain_a_file_or_a_forgery(folder, faces, tmp_path):
+    runner, model = CliRunner(), ["--model", str(folder / "adapter")]
+    one, two = tmp_path / "one", tmp_path / "two"
+    result = runner.invoke(
+        app, ["explain", str(folder / "face.png"), *model, "--cropped", "--out", str(one)]
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0] == str(one / "explanation.png")
+    result = runner.invoke(app, ["explain", *model, "--faces", str(faces), "--out", str(two)])
+    assert result.exit_code == 0, result.output
+    assert (two / "forged.png").is_file()
+    result = runner.invoke(app, ["explain", *model, "--out", str(two)])
+    assert "either a photograph or --faces" in str(result.exception)
