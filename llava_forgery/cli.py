@@ -176,6 +176,12 @@ def build_qa(
     follow_ups: Annotated[
         float, typer.Option(help="Probability of follow-up turns in a conversation.")
     ] = 0.3,
+    task_descriptions: Annotated[
+        float, typer.Option(help="Probability of a task description at the beginning.")
+    ] = 1.0,
+    kfd_results: Annotated[
+        float, typer.Option(help="Probability of the sentence that cites the score.")
+    ] = 1.0,
     seed: Seed = 1,
 ) -> None:
     """Make the training conversations: forge, score, ask, answer."""
@@ -193,7 +199,15 @@ def build_qa(
         seed=seed,
         degradation=DegradeConfig(),
     )
-    build_conversations(source, detector, out, follow_ups=follow_ups, seed=seed)
+    build_conversations(
+        source,
+        detector,
+        out,
+        follow_ups=follow_ups,
+        task_descriptions=task_descriptions,
+        kfd_results=kfd_results,
+        seed=seed,
+    )
 
 
 @app.command()
@@ -214,6 +228,9 @@ def finetune(
     ] = 400,
     batch_size: Annotated[int, typer.Option(help="Conversations for each step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    fpl_learning_rate: Annotated[
+        float | None, typer.Option(help="The FPL's; by default a tenth of it after a warm start.")
+    ] = None,
     accumulate: Annotated[int, typer.Option(help="Passes whose gradients make one step.")] = 1,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     gradient_checkpointing: Annotated[
@@ -249,6 +266,7 @@ def finetune(
         accumulate=accumulate,
         save_steps=save_steps,
         learning_rate=learning_rate,
+        fpl_learning_rate=fpl_learning_rate,
         seed=seed,
         resume=resume,
         report_to=report_to,

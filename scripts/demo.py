@@ -56,13 +56,15 @@ class Sizes:
 
 
 FULL = Sizes(
-    identities=80, kfd_steps=200, qa_pairs=500, align_steps=500, adapter_steps=100, test_pairs=60
+    identities=80, kfd_steps=200, qa_pairs=500, align_steps=500, adapter_steps=200, test_pairs=60
 )
 REDUCED = Sizes(
     identities=16, kfd_steps=12, qa_pairs=16, align_steps=20, adapter_steps=4, test_pairs=8
 )
-# Small batches: on two cores a step's time grows with its tokens, and more steps learn more.
+# On two cores a step's time grows with its tokens, and more steps learn more: small batches of
+# conversations that are mostly short.
 CONVERSATIONS_PER_STEP = 4
+WORDING = {"follow_ups": 0.15, "task_descriptions": 0.25, "kfd_results": 0.75}
 ADAPTER_LEARNING_RATE = 2e-3
 LORA = LoraSettings(r=32, alpha=64, dropout=0.05)
 
@@ -128,7 +130,9 @@ def main(
         pairs = FacePairs(
             train, sizes.qa_pairs, size=side, seed=SEED + 1, degradation=DegradeConfig()
         )
-        conversations = build_conversations(pairs, detector, work / "conversations", seed=SEED)
+        conversations = build_conversations(
+            pairs, detector, work / "conversations", seed=SEED, **WORDING
+        )
         model, processor = load_host(Path.cwd(), str(out / "host"))
         vlm = attach_forgery(model, processor, detector, lora=LORA, seed=SEED)
         train_adapter(

@@ -2,9 +2,10 @@
 
 A new FPL speaks a language that the host has yet to learn, through the whole of it and at its cost.
 Words it knows: before stage 2, each of the first placeholders is drawn to the host's own embedding
-of a region's name where that region is forged and of "none" where it is not, the next one to that
-of "fake" or "real". The host is not run, so this takes seconds. It is not in the paper; stage 2
-then trains FPL and LoRA as the paper has it.
+of the token with which its answer names a region, where that region is forged, and of a dash where
+it is not; the next one to that of "fake" or "real". A host repeats words of its prompt by itself,
+so what stage 2 has left to teach is when. The host is not run, so this takes seconds. It is not in
+the paper; stage 2 then trains FPL and LoRA as the paper has it.
 """
 
 import logging
@@ -12,48 +13,71 @@ import logging
 import datasets
 import torch
 from tqdm import trange
+from transformers import PreTrainedTokenizerBase
 
 from llava_forgery.constants import LABEL_NAMES, REGION_NAMES
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.kfd.detector import KFDOutput
+from llava_forgery.qa.templates import join_regions
 from llava_forgery.train.conversations import from_bytes
 
 logger = logging.getLogger(__name__)
 
-ABSENT = "none"
+# Of fourteen neutral tokens tried on SmolLM2, untrained, the one beside which it repeats the forged
+# regions most clearly: a word that stands in the placeholders says something of its own.
+ABSENT = "-"
 FORGED_WEIGHT = 3.0
 SLOTS = len(REGION_NAMES) + 1
 
 
-@torch.no_grad()
-def word_embedding(vlm: ForgeryVLM, word: str) -> torch.Tensor:
-    """(C,): the mean of the host's embeddings of a word's tokens inside a sentence."""
-    ids = vlm.processor.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-    weight = vlm.host.get_input_embeddings().weight
-    return weight[torch.tensor(ids, device=weight.device)].float().mean(dim=0)
-
-
-def alignment_targets(vlm: ForgeryVLM, labels: list[int], regions: list[list[str]]) -> torch.Tensor:
-    """What the first placeholders are drawn to.
+def opening_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """With which tokens the words of the warm start begin inside a sentence.
 
     Args:
-        vlm: With at least ``SLOTS`` placeholders.
-        labels: N labels.
-        regions: For each image the names of its forged regions.
+        tokenizer: The host's.
 
     Returns:
-        (N, SLOTS, C) float32.
+        Ids for each region as answers name it, for the labels and for ``ABSENT``: the first one,
+        or as many as it takes to tell all of them apart.
+
+    Raises:
+        ValueError: The tokenizer cannot tell two of them apart.
     """
-    words = {word: word_embedding(vlm, word) for word in (ABSENT, *REGION_NAMES, *LABEL_NAMES)}
-    return torch.stack(
-        [
-            torch.stack(
-                [words[name if name in named else ABSENT] for name in REGION_NAMES]
-                + [words[LABEL_NAMES[label]]]
-            )
-            for label, named in zip(labels, regions, strict=True)
-        ]
+    words = {name: join_regions((name,)) for name in REGION_NAMES}
+    words |= {name: name for name in (ABSENT, *LABEL_NAMES)}
+    before = tokenizer("at the", add_special_tokens=False)["input_ids"]
+    ids = {}
+    for name, word in words.items():
+        sentence = tokenizer(f"at the {word}", add_special_tokens=False)["input_ids"]
+        start = next(i for i, token in enumerate(sentence) if before[i : i + 1] != [token])
+        ids[name] = sentence[start:]
+    for count in range(1, max(map(len, ids.values())) + 1):
+        opening = {name: tokens[:count] for name, tokens in ids.items()}
+        if len(set(map(tuple, opening.values()))) == len(opening):
+            return opening
+    raise ValueError(
+        f"the warm start needs words that the tokenizer tells apart, this one gives {ids}; leave "
+        "the warm start out with 0 steps"
     )
+
+
+@torch.no_grad()
+def word_vectors(vlm: ForgeryVLM) -> dict[str, torch.Tensor]:
+    """(C,) float32 for each word: the mean of the host's embeddings of its opening tokens."""
+    weight = vlm.host.get_input_embeddings().weight
+    tokens = opening_tokens(vlm.processor.tokenizer)
+    return {
+        name: weight[torch.tensor(ids, device=weight.device)].float().mean(dim=0)
+        for name, ids in tokens.items()
+    }
+
+
+def alignment_words(labels: list[int], regions: list[list[str]]) -> list[list[str]]:
+    """What the first ``SLOTS`` placeholders of each of N images are to say."""
+    return [
+        [name if name in named else ABSENT for name in REGION_NAMES] + [LABEL_NAMES[label]]
+        for label, named in zip(labels, regions, strict=True)
+    ]
 
 
 def align_learner(
@@ -81,7 +105,8 @@ def align_learner(
         The last loss: weighted mean squared distance as a share of the words' own mean square.
 
     Raises:
-        ValueError: Fewer placeholders than regions and verdict together need.
+        ValueError: Fewer placeholders than regions and verdict together need; or as
+            :func:`opening_tokens`.
     """
     if vlm.n_forgery < SLOTS:
         raise ValueError(
@@ -89,14 +114,17 @@ def align_learner(
             "out with 0 steps"
         )
     rows = conversations.select(range(min(max_rows, len(conversations))))
-    targets = alignment_targets(vlm, rows["label"], rows["regions"])
+    vectors = word_vectors(vlm)
+    words = alignment_words(rows["label"], rows["regions"])
+    targets = torch.stack([torch.stack([vectors[word] for word in row]) for row in words])
     detections = _detections(vlm, rows)
     generator = torch.Generator().manual_seed(seed)
     # Most regions of most images are untouched: without more weight on the forged ones, all would
-    # shrink towards "none".
-    none = word_embedding(vlm, ABSENT)
-    forged = (targets != none).any(dim=2, keepdim=True)
-    weights = torch.where(forged, FORGED_WEIGHT, 1.0)
+    # shrink towards the dash.
+    weights = torch.tensor(
+        [[[1.0 if word == ABSENT else FORGED_WEIGHT] for word in row] for row in words],
+        device=targets.device,
+    )
     optimiser = torch.optim.AdamW(vlm.fpl.parameters(), lr=learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
     scale = targets.pow(2).mean()
@@ -104,8 +132,8 @@ def align_learner(
     for _ in (bar := trange(steps, desc="align", unit="step")):
         chosen = torch.randint(len(rows), (min(batch_size, len(rows)),), generator=generator)
         batch = KFDOutput(*(tensor[chosen].to(vlm.device) for tensor in detections))
-        vectors = vlm.fpl(batch)[:, :SLOTS].float()
-        distance = (vectors - targets[chosen]).pow(2) * weights[chosen]
+        prompts = vlm.fpl(batch)[:, :SLOTS].float()
+        distance = (prompts - targets[chosen]).pow(2) * weights[chosen]
         loss = distance.mean() / scale
         optimiser.zero_grad()
         loss.backward()

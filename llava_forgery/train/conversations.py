@@ -86,6 +86,8 @@ def build_conversations(
     output_dir: str | PathLike,
     *,
     follow_ups: float = 0.3,
+    task_descriptions: float = 1.0,
+    kfd_results: float = 1.0,
     seed: int = 0,
 ) -> datasets.Dataset:
     """Make and write the training conversations, two for each pair.
@@ -95,11 +97,25 @@ def build_conversations(
         detector: Trained, in eval mode.
         output_dir: A data set there is replaced.
         follow_ups: Probability of follow-up turns in a conversation.
+        task_descriptions: Probability of a task description at its beginning. Shorter prompts cost
+            less, and the skill then does not hang on the description.
+        kfd_results: Probability of the sentence that cites the detector's score.
         seed: Of the wordings.
 
     Returns:
         The data set; rows as in ``FEATURES``.
+
+    Raises:
+        ValueError: A probability is not in [0, 1].
     """
+    shares = {
+        "follow_ups": follow_ups,
+        "task_descriptions": task_descriptions,
+        "kfd_results": kfd_results,
+    }
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is a probability in [0, 1], got {share}")
     identities = pairs.faces["identity"]
 
     def rows() -> Iterator[dict]:
@@ -109,8 +125,9 @@ def build_conversations(
                 item.label,
                 item.regions,
                 rng=rng,
-                score=item.score,
+                score=item.score if rng.random() < kfd_results else None,
                 follow_ups=rng.randint(1, 2) if rng.random() < follow_ups else 0,
+                task_description=rng.random() < task_descriptions,
             )
             yield {
                 "image": item.image,

@@ -15,6 +15,7 @@ import datasets
 import torch
 import torch.nn.functional as F
 from peft import set_peft_model_state_dict
+from torch import nn
 from torch.utils.data import Dataset
 
 from llava_forgery.constants import IGNORE_INDEX
@@ -36,9 +37,9 @@ from llava_forgery.train.zero import kept_aside
 class Stage2(Trainable):
     """The host with the skill, as the Trainer wants it."""
 
-    def __init__(self, vlm: ForgeryVLM) -> None:
+    def __init__(self, vlm: ForgeryVLM, fpl_learning_rate: float | None = None) -> None:
         super().__init__()
-        self.vlm = vlm
+        self.vlm, self.fpl_learning_rate = vlm, fpl_learning_rate
 
     def forward(self, labels: torch.Tensor, **inputs: Any) -> dict[str, torch.Tensor]:
         """Cross-entropy on the answers' tokens (equation 5), the mean over them.
@@ -64,6 +65,11 @@ class Stage2(Trainable):
 
     def save_checkpoint(self, directory: Path) -> None:
         self.vlm.save_pretrained(directory)
+
+    def learning_rates(self) -> dict[nn.Parameter, float]:
+        if self.fpl_learning_rate is None:
+            return {}
+        return dict.fromkeys(self.vlm.fpl.parameters(), self.fpl_learning_rate)
 
     def load_checkpoint(self, directory: Path) -> None:
         fill_learner(self.vlm.fpl, directory)
@@ -126,6 +132,7 @@ def train_adapter(
     batch_size: int = 8,
     accumulate: int = 1,
     learning_rate: float = 1e-3,
+    fpl_learning_rate: float | None = None,
     weight_decay: float = 0.0,
     seed: int = 0,
     save_steps: int | None = 50,
@@ -149,6 +156,8 @@ def train_adapter(
         batch_size: Conversations for each pass and process.
         accumulate: Passes whose gradients make one step.
         learning_rate: Highest value of a warmed-up cosine.
+        fpl_learning_rate: The FPL's; by default a tenth of ``learning_rate`` after a warm start,
+            whose words the host's first gradients would undo, else the same.
         weight_decay: AdamW's.
         seed: Of order and dropout.
         save_steps: Steps between checkpoints; None saves none.
@@ -165,6 +174,8 @@ def train_adapter(
     """
     output_dir = Path(output_dir)
     training_dir = output_dir.with_name(output_dir.name + "-training")
+    if fpl_learning_rate is None and align_steps:
+        fpl_learning_rate = learning_rate / 10
     arguments = training_arguments(
         training_dir,
         steps=steps,
@@ -188,7 +199,7 @@ def train_adapter(
     hidden = kept_aside(vlm, "kfd", arguments.device) if deepspeed else nullcontext()
     with hidden:
         trainer = ForgeryTrainer(
-            model=Stage2(vlm),
+            model=Stage2(vlm, fpl_learning_rate),
             args=arguments,
             train_dataset=EncodedConversations(conversations, vlm, max_length),
             data_collator=StackedCollator(vlm.processor.tokenizer.pad_token_id),

@@ -39,6 +39,10 @@ class Trainable(nn.Module, ABC):
     def load_checkpoint(self, directory: Path) -> None:
         """Read it back, strictly."""
 
+    def learning_rates(self) -> dict[nn.Parameter, float]:
+        """Highest learning rates of parameters that have one of their own."""
+        return {}
+
     def saved_parameters(self) -> list[nn.Parameter]:
         """What :meth:`save_checkpoint` reads; under ZeRO-3 everything else is empty then."""
         return list(self.parameters())
@@ -66,6 +70,19 @@ class ForgeryTrainer(Trainer):
             if name != "loss":
                 self._terms[name].append(value.detach())
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        made = self.optimizer is None
+        optimiser = super().create_optimizer(model)
+        # Only here: the schedule is made next, from the rates that the groups then have.
+        own = self.model.learning_rates() if made else {}
+        for group in list(optimiser.param_groups) if own else ():
+            apart = [p for p in group["params"] if p in own]
+            group["params"] = [p for p in group["params"] if p not in own]
+            for rate in sorted({own[p] for p in apart}):
+                params = [p for p in apart if own[p] == rate]
+                optimiser.add_param_group({**group, "params": params, "lr": rate})
+        return optimiser
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:

@@ -1,8 +1,10 @@
 import datasets
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from llava_forgery.constants import REGION_NAMES
+from llava_forgery.constants import REGION_NAMES, WHOLE_FACE
 from llava_forgery.faces.records import FEATURES
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.transformers_vlm import attach_forgery
@@ -11,8 +13,9 @@ from llava_forgery.train.alignment import (
     ABSENT,
     SLOTS,
     align_learner,
-    alignment_targets,
-    word_embedding,
+    alignment_words,
+    opening_tokens,
+    word_vectors,
 )
 from llava_forgery.train.conversations import build_conversations
 from tests import tiny
@@ -30,23 +33,47 @@ def _vlm(**fpl):
     return attach_forgery(host, processor, tiny.kfd(), FPLConfig(32, 3, **fpl))
 
 
-def test_targets_are_the_hosts_words():
-    vlm = _vlm()
-    targets = alignment_targets(vlm, [1, 0], [["nose", "chin"], []])
-    assert targets.shape == (2, SLOTS, 32)
-    nose = REGION_NAMES.index("nose")
-    torch.testing.assert_close(targets[0, nose], word_embedding(vlm, "nose"))
-    torch.testing.assert_close(targets[0, nose + 1], word_embedding(vlm, ABSENT))
-    torch.testing.assert_close(targets[1, nose], word_embedding(vlm, ABSENT))
-    torch.testing.assert_close(targets[0, -1], word_embedding(vlm, "fake"))
-    torch.testing.assert_close(targets[1, -1], word_embedding(vlm, "real"))
+def test_each_region_has_its_place_and_untouched_ones_a_dash():
+    (forged, real) = alignment_words([1, 0], [["nose", "face"], []])
+    nose, whole = REGION_NAMES.index("nose"), REGION_NAMES.index(WHOLE_FACE)
+    assert len(forged) == len(real) == SLOTS
+    assert (forged[nose], forged[whole], forged[-1]) == ("nose", "face", "fake")
+    assert forged.count(ABSENT) == SLOTS - 3
+    assert real == [ABSENT] * (SLOTS - 1) + ["real"]
 
 
-def test_word_of_several_tokens_is_their_mean():
+def test_words_open_as_answers_say_them():
+    tokenizer = tiny.tokenizer()
+    opening = opening_tokens(tokenizer)
+    assert len(set(map(tuple, opening.values()))) == len(REGION_NAMES) + 3
+    for name, answer in (("nose", "it was edited at the nose and chin."),
+                         (WHOLE_FACE, "the forged area is the whole inner face.")):  # fmt: skip
+        ids = tokenizer(answer)["input_ids"]
+        start = ids.index(opening[name][0])
+        assert ids[start : start + len(opening[name])] == opening[name]
+
+
+def test_one_token_serves_where_it_tells_the_words_apart():
+    words = Tokenizer(models.WordLevel(unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names = ["at", "the", "whole", "inner", *REGION_NAMES, "real", "fake"]
+    trainer = trainers.WordLevelTrainer(special_tokens=["?", ABSENT])
+    words.train_from_iterator([names], trainer)
+    opening = opening_tokens(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?"))
+    assert {len(ids) for ids in opening.values()} == {1}
+    assert opening[WHOLE_FACE] == [words.token_to_id("whole")]
+    # Without "whole" and "-" among its words it cannot tell them apart.
+    few = Tokenizer(models.WordLevel({"?": 0, "at": 1, "the": 2}, unk_token="?"))
+    few.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    with pytest.raises(ValueError, match="words that the tokenizer tells apart"):
+        opening_tokens(PreTrainedTokenizerFast(tokenizer_object=few, unk_token="?"))
+
+
+def test_vectors_are_the_hosts_own():
     vlm = _vlm()
-    ids = vlm.processor.tokenizer(" nose", add_special_tokens=False)["input_ids"]
-    rows = vlm.host.get_input_embeddings().weight[ids]
-    torch.testing.assert_close(word_embedding(vlm, "nose"), rows.mean(dim=0).detach())
+    ids = opening_tokens(vlm.processor.tokenizer)["nose"]
+    rows = vlm.host.get_input_embeddings().weight[ids].detach()
+    torch.testing.assert_close(word_vectors(vlm)["nose"], rows.mean(dim=0))
 
 
 def test_warm_start_moves_the_learner_alone_towards_the_words(conversations):

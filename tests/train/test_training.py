@@ -13,6 +13,7 @@ from llava_forgery.faces.records import FEATURES
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers_vlm import attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.qa import templates
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.conversations import build_conversations, conversation_of, from_bytes
 from llava_forgery.train.stage1 import train_kfd
@@ -94,6 +95,19 @@ def test_conversations_cite_the_detectors_score_of_the_stored_picture(conversati
         assert conversation.messages[1].text.startswith("Yes" if row["label"] else "No")
 
 
+def test_task_description_and_detectors_result_can_be_left_out(faces, tmp_path):
+    def first_texts(**shares):
+        pairs = FacePairs(faces, 6, size=tiny.SIZE)
+        rows = build_conversations(pairs, tiny.kfd(), tmp_path / "qa", **shares)
+        return [row["messages"][0]["text"] for row in rows]
+
+    assert set(first_texts(task_descriptions=0.0, kfd_results=0.0)) <= set(templates.QUESTIONS)
+    some = first_texts(task_descriptions=0.5)
+    assert 0 < sum(text.startswith(templates.TASK_DESCRIPTIONS) for text in some) < len(some)
+    with pytest.raises(ValueError, match="kfd_results is a probability"):
+        first_texts(kfd_results=1.5)
+
+
 def _vlm(lora):
     host, processor = tiny.llava()
     settings = LoraSettings(r=2, alpha=4, dropout=0.0) if lora else None
@@ -123,6 +137,19 @@ def test_stage_2_resumed_equals_uninterrupted(conversations, tmp_path):
     train_adapter(_vlm(True), conversations, tmp_path / "cut", resume=True, **options)
     for name in ("fpl.safetensors", "lora/adapter_model.safetensors"):
         assert _same(load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name))
+
+
+@pytest.mark.parametrize("rate", [0.0, None])
+def test_the_fpl_can_have_a_learning_rate_of_its_own(conversations, tmp_path, rate):
+    vlm = _vlm(True)
+    before = {name: tensor.clone() for name, tensor in vlm.state_dict().items()}
+    train_adapter(
+        vlm, conversations, tmp_path / "adapter", steps=2, batch_size=2, save_steps=None,
+        fpl_learning_rate=rate,
+    )  # fmt: skip
+    changed = {n for n, t in vlm.state_dict().items() if not torch.equal(t, before[n])}
+    assert any(".lora_B." in name for name in changed)
+    assert any(name.startswith("fpl.") for name in changed) == (rate is None)
 
 
 def test_stage_2_loss_is_the_hosts_own(conversations):
