@@ -120,3 +120,37 @@ def test_explain_a_file_or_a_forgery(folder, faces, tmp_path):
     assert (two / "forged.png").is_file()
     result = runner.invoke(app, ["explain", *model, "--out", str(two)])
     assert "either a photograph or --faces" in str(result.exception)
+
+
+def test_a_pseudo_word_from_faces_to_a_table(folder, tmp_path):
+    """forge, train-pseudo-word and evaluate-pseudo-word, one after the other."""
+    faces = [tiny.face(i, split="test" if i == 3 else "train") for i in range(4)]
+    save_faces(faces, tmp_path / "faces", {})
+    runner = CliRunner()
+
+    def run(*arguments):
+        result = runner.invoke(app, [*map(str, arguments)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    for split, pairs in (("train", 3), ("test", 2)):
+        run("forge", "--faces", tmp_path / "faces", "--split", split, "--pairs", pairs,
+            "--size", 32, "--out", tmp_path / split / "faces")  # fmt: skip
+    # The training's folder is another set than the test's.
+    listing = "path,label,set\n" + "".join(
+        f"faces/{name}/{file.name},{name},seen-{name}\n"
+        for name in ("real", "fake")
+        for file in sorted((tmp_path / "train/faces" / name).iterdir())
+    )
+    (tmp_path / "train/list.csv").write_text(listing)
+    run("train-pseudo-word", "--host", folder / "host", "--data", tmp_path / "train/list.csv",
+        "--epochs", 1, "--placement", "prefix", "--out", tmp_path / "word")  # fmt: skip
+    table = run("evaluate-pseudo-word", "--word", tmp_path / "word",
+                "--data", tmp_path / "test/faces", "--data", tmp_path / "train/list.csv",
+                "--out", tmp_path / "evaluation", "--device", "cpu")  # fmt: skip
+    rows = {line.split()[0]: line.split() for line in table.splitlines()}
+    assert rows["seen-fake"][-1] == "yes"
+    assert rows["fake"][-1] == "no"
+    assert (rows["held_in"][1], rows["held_out"][1], rows["all"][1]) == ("6", "4", "10")
+    metrics = json.loads((tmp_path / "evaluation/metrics.json").read_text())
+    assert metrics["held_out"]["auc"] is not None
