@@ -1,11 +1,13 @@
 """Reading a photograph as upright 8-bit RGB, whatever the file holds."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """File types that folders are searched for."""
@@ -32,7 +34,7 @@ def read_image(path: str | PathLike) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; check the path")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_truncated_images():
             # Pillow only warns up to twice its limit, by which time a folder's run is out of
             # memory.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -53,6 +55,17 @@ def read_image(path: str | PathLike) -> np.ndarray:
     # broken files, depending on where they are broken.
     except Exception as error:
         raise ValueError(f"{path} could not be read as an image: {error}") from error
+
+
+@contextmanager
+def _no_truncated_images() -> Iterator[None]:
+    """Some packages (lmms-eval) tell Pillow on import to fill up what a file lacks with grey."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -39,9 +39,11 @@ class PlainHost(nn.Module):
     Attributes:
         host: The model, or peft's wrapper around it.
         n_forgery: 0, placeholders in each prompt.
+        shares_tower: False: the detector is not asked, so it has no tower to share.
     """
 
     n_forgery = 0
+    shares_tower = False
 
     def __init__(
         self,

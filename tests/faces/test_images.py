@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from llava_forgery.faces.images import read_image
 
@@ -51,7 +51,10 @@ def test_cmyk(tmp_path):
     assert red[1] < 60
 
 
-def test_broken_files_name_the_file(tmp_path):
+@pytest.mark.parametrize("filled_up", [False, True])
+def test_broken_files_name_the_file(tmp_path, monkeypatch, filled_up):
+    # lmms-eval sets it on import, for the whole process.
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", filled_up)
     whole = save(
         tmp_path / "whole.jpg",
         np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8),
@@ -65,6 +68,7 @@ def test_broken_files_name_the_file(tmp_path):
             read_image(path)
     with pytest.raises(FileNotFoundError, match="none.jpg"):
         read_image(tmp_path / "none.jpg")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is filled_up
 
 
 @pytest.mark.parametrize("limit", [100, 200])

@@ -127,8 +127,8 @@ def test_likelihoods_are_those_of_a_step_by_step_reading(make, images):
         batch = AnswerCollator(processor)(samples)
         found = answer_log_likelihoods(vlm, **batch).sum(dim=1)
         for sample, likelihood in zip(samples, found, strict=True):
-            labels = sample.pop("labels")
-            alone = {name: value[None] for name, value in sample.items()}
+            alone = AnswerCollator(processor)([sample])
+            labels = alone.pop("labels")[0]
             logs = vlm(**alone).logits[0].log_softmax(dim=-1)
             expected = sum(logs[i - 1, labels[i]] for i in range(1, len(labels)) if labels[i] >= 0)
             torch.testing.assert_close(likelihood, expected, atol=1e-4, rtol=1e-4)
