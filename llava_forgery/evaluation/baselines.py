@@ -7,7 +7,7 @@ use it for deepfakes; Shiohara and Yamasaki 2022 for training on self-blended fa
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -18,7 +18,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
 from llava_forgery.evaluation.table_settings import ClipSettings, SelfBlendedSettings
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
@@ -28,7 +27,7 @@ from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.simulate.simulator import SimulatorConfig
 from llava_forgery.train.conversations import from_bytes
-from llava_forgery.train.stage1 import collate_pairs
+from llava_forgery.train.stage1 import collate_pairs, settle_statistics
 from llava_forgery.train.trainer import (
     ForgeryTrainer,
     Trainable,
@@ -232,8 +231,7 @@ def train_baseline(
     )
     run_training(trainer, resume)
     if model.own_statistics:
-        # What training leaves behind averages over weights that have moved on since.
-        update_bn(_images(model, pairs, batch_size), model)
+        settle_statistics(model, pairs, batch_size)
     model.eval()
     save_tensors(Path(output_dir) / WEIGHTS, model.trained())
     return model
@@ -261,9 +259,3 @@ class BaselineScorer:
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
         pixels = torch.stack([from_bytes(image) for image in images]).to(self.model.mean.device)
         return {"classifier": self.model(pixels).float().softmax(dim=1)[:, 1].tolist()}
-
-
-def _images(model: Baseline, pairs: FacePairs, batch_size: int) -> Iterator[torch.Tensor]:
-    for start in range(0, min(16 * batch_size, len(pairs)), batch_size):
-        batch = collate_pairs([pairs[i] for i in range(start, min(start + batch_size, len(pairs)))])
-        yield torch.cat([batch["forged"], batch["pristine"]]).to(model.mean.device)

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from llava_forgery.evaluation.scorers import DetectorScorer
 from llava_forgery.hosts.plain import PlainHost
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.qa.render import candidate_ids, collate, encode
-from llava_forgery.train.conversations import from_bytes
 
 
 class PlainScorer:
@@ -38,19 +38,15 @@ class PlainScorer:
         if cite_score and kfd is None:
             raise ValueError("cite_score needs a detector, got None; leave the score out instead")
         self.plain = plain.eval()
-        self.kfd = None if kfd is None else kfd.eval()
+        self.detector = None if kfd is None else DetectorScorer(kfd)
         self.cite_score = cite_score
-        side = 224 if kfd is None else kfd.config.encoder.image_size
+        side = 224 if self.detector is None else self.detector.size
         self.size = side if size is None else size
         self.names: tuple[str, ...] = ("p_yes",) if kfd is None else ("kfd", "p_yes")
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
-        scores: list[float] | None = None
-        if self.kfd is not None:
-            reference = next(self.kfd.consistency.parameters())
-            pixels = torch.stack([from_bytes(image) for image in images])
-            scores = self.kfd(pixels.to(reference)).score.tolist()
+        scores = None if self.detector is None else self.detector(images)["kfd"]
         cited = scores if self.cite_score else [None] * len(images)
         prompts = [build_prompt(score) for score in cited]
         processor = self.plain.processor

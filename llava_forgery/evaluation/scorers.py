@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from llava_forgery.hosts.checkpoint import CONFIG as ADAPTER_CONFIG
+from llava_forgery.hosts.checkpoint import pick_device
 from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace
 from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
@@ -82,5 +83,5 @@ def load_scorer(
         )
     if host is not None:
         raise ValueError(f"{directory} is a detector, which needs no host; leave host out")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return DetectorScorer(KnowledgeGuidedForgeryDetector.from_pretrained(directory).to(device))
+    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(directory)
+    return DetectorScorer(kfd.to(pick_device(device)))

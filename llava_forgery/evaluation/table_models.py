@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 
 from llava_forgery.evaluation.baselines import (
     Baseline,
@@ -38,7 +37,7 @@ from llava_forgery.evaluation.table_settings import (
 )
 from llava_forgery.evaluation.training_images import choose_images, real_faces
 from llava_forgery.files import write_json
-from llava_forgery.hosts.checkpoint import load_adapter, load_host
+from llava_forgery.hosts.checkpoint import load_adapter, load_host, pick_device, place_host
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.plain import PlainHost
 from llava_forgery.hosts.transformers_vlm import attach_forgery
@@ -49,7 +48,6 @@ from llava_forgery.kfd.imports import load_trunk
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.conversations import build_conversations
-from llava_forgery.train.plain_lora import train_plain_lora
 from llava_forgery.train.stage1 import train_kfd
 from llava_forgery.train.stage2 import train_adapter
 from llava_forgery.train.trainer import last_checkpoint
@@ -117,7 +115,7 @@ class TableModels:
         """
         described = self.describe(spec, seed)
         if spec.kind == "detector":
-            return DetectorScorer(self._detector(spec, seed).to(_device()))
+            return DetectorScorer(self._detector(spec, seed).to(pick_device()))
         if spec.kind in ("clip", "self_blended"):
             return self._baseline(spec, seed, described)
         kfd = self._detector(spec, seed) if "detector" in described else None
@@ -132,7 +130,7 @@ class TableModels:
             folder = self._made(
                 "lora", described, lambda f: self._train_plain(f, plain, spec, seed)
             )
-            plain.load_lora(folder / "model")
+            plain.load_weights(folder / "model")
         if kfd is not None:
             kfd = kfd.to(plain.device)
         return PlainScorer(plain, kfd, cite_score=spec.cite_score)
@@ -178,7 +176,7 @@ class TableModels:
 
     def _load_host(self, spec: ModelSpec):
         model, processor = load_host(Path.cwd(), self._host(spec)[0])
-        return model.to(_device()), processor
+        return place_host(model, None), processor
 
     def _made(self, part: str, settings: dict[str, Any], make: Callable[[Path], Any]) -> Path:
         """The folder of a trained part, trained if it is not finished."""
@@ -223,7 +221,7 @@ class TableModels:
         chosen = {name: getattr(settings, name) for name in _CONVERSATIONS}
 
         def build(folder: Path) -> None:
-            detector = self._detector(spec, seed).to(_device())
+            detector = self._detector(spec, seed).to(pick_device())
             pairs = FacePairs(
                 self._faces(spec, seed),
                 settings.pairs,
@@ -259,7 +257,7 @@ class TableModels:
 
     def _train_plain(self, folder: Path, plain: PlainHost, spec: ModelSpec, seed: int) -> None:
         conversations = self._conversations(spec, seed)
-        train_plain_lora(plain, conversations, folder / "model", **self._stage2(folder, seed))
+        train_adapter(plain, conversations, folder / "model", **self._stage2(folder, seed))
 
     def _stage2(self, folder: Path, seed: int) -> dict[str, Any]:
         settings = self.config.adapter
@@ -297,7 +295,7 @@ class TableModels:
         folder = self._made(spec.kind, described, train)
         model = new()
         fill_baseline(model, folder / "model")
-        return BaselineScorer(model.to(_device()))
+        return BaselineScorer(model.to(pick_device()))
 
 
 def _stamped(settings: DetectorSettings | ClipSettings | SelfBlendedSettings) -> dict[str, Any]:
@@ -314,7 +312,3 @@ def _stamped(settings: DetectorSettings | ClipSettings | SelfBlendedSettings) ->
 
 def _lora(settings: AdapterSettings) -> LoraSettings:
     return LoraSettings(settings.lora_r, settings.lora_alpha, settings.lora_dropout)
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

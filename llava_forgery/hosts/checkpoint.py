@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
@@ -124,16 +124,17 @@ def load_host(
     return model, processor
 
 
+def pick_device(device: str | torch.device | None = None) -> str | torch.device:
+    """The device that is asked for; by default a GPU if there is one."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def place_host(model: PreTrainedModel, device: str | torch.device | None) -> PreTrainedModel:
     """Bring a host to a device, a GPU if there is one by default.
 
     A quantised host lies where it was loaded: transformers has placed it.
     """
-    if getattr(model, "is_quantized", False):
-        return model
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device)
+    return model if getattr(model, "is_quantized", False) else model.to(pick_device(device))
 
 
 def load_adapter(
@@ -173,6 +174,14 @@ def load_adapter(
         compare_lora(vlm.host, directory)
     fpl.requires_grad_(trainable)
     return vlm.eval()
+
+
+def fill_adapter(model: ForgeryVLM, directory: str | PathLike) -> None:
+    """Fill an attached FPL and LoRA from an adapter's folder, strictly."""
+    directory = Path(directory)
+    fill_learner(model.fpl, directory)
+    if model.has_lora:
+        set_peft_model_state_dict(model.host, compare_lora(model.host, directory))
 
 
 def fill_learner(fpl: ForgeryPromptLearner, directory: Path) -> None:

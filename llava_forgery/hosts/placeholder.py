@@ -4,6 +4,7 @@ The prompt holds placeholder tokens for each sample; hooks on the host's input e
 their rows by the given vectors. Nothing of the host is replaced, renamed or saved.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,19 +17,18 @@ def count_placeholders(input_ids: torch.Tensor, token_id: int) -> list[int]:
     return (input_ids == token_id).sum(dim=1).tolist()
 
 
-class PlaceholderHooks:
-    """Hooks on one embedding module; :meth:`use` sets the vectors for the calls inside it.
+class EmbeddingHooks(ABC):
+    """Hooks on one embedding module that write other rows wherever a token's id stands.
 
-    The placeholder's id may lie outside the host's vocabulary: it never reaches the embedding.
+    The id may lie outside the host's vocabulary: it never reaches the embedding.
 
     Args:
-        embedding: The host's input embedding.
-        token_id: Id of the placeholder.
+        embedding: An input embedding.
+        token_id: The token's id.
     """
 
     def __init__(self, embedding: nn.Module, token_id: int) -> None:
         self.token_id = token_id
-        self._vectors: tuple[torch.Tensor, ...] | None = None
         self._places: torch.Tensor | None = None
         self._handles = [
             embedding.register_forward_pre_hook(self._before),
@@ -40,6 +40,36 @@ class PlaceholderHooks:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    @abstractmethod
+    def _check(self, ids: torch.Tensor) -> None:
+        """Refuse ids (B, T) that hold the token and have no rows to write."""
+
+    @abstractmethod
+    def _write(self, output: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """The embedding's output (B, T, C) with the rows at the places (B, T) replaced."""
+
+    def _before(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple | None:
+        ids = inputs[0]
+        places = ids == self.token_id
+        self._places = places if bool(places.any()) else None
+        if self._places is None:
+            return None
+        self._check(ids)
+        # Any id inside the vocabulary will do: the row is replaced afterwards.
+        return (ids.masked_fill(places, 0), *inputs[1:])
+
+    def _after(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        if self._places is None:
+            return None
+        places, self._places = self._places, None
+        return self._write(output, places.to(output.device))
+
+
+class PlaceholderHooks(EmbeddingHooks):
+    """Each sample's own vectors at its placeholders; :meth:`use` sets them for the calls inside."""
+
+    _vectors: tuple[torch.Tensor, ...] | None = None
 
     @contextmanager
     def use(self, vectors: torch.Tensor | Sequence[torch.Tensor]) -> Iterator[None]:
@@ -56,27 +86,6 @@ class PlaceholderHooks:
         finally:
             self._vectors = self._places = None
 
-    def _before(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple | None:
-        ids = inputs[0]
-        places = ids == self.token_id
-        self._places = places if bool(places.any()) else None
-        if self._places is None:
-            return None
-        self._check(ids)
-        # Any id inside the vocabulary will do: the row is replaced afterwards.
-        return (ids.masked_fill(places, 0), *inputs[1:])
-
-    def _after(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        if self._places is None:
-            return None
-        places, self._places = self._places, None
-        repeats = len(places) // len(self._vectors)
-        # Counts were compared row by row, so the flat order of the scatter cannot run over from
-        # one sample into the next.
-        rows = [sample for sample in self._vectors for _ in range(repeats)]
-        vectors = torch.cat(rows).to(output.device, output.dtype)
-        return output.masked_scatter(places[..., None], vectors)
-
     def _check(self, ids: torch.Tensor) -> None:
         if self._vectors is None:
             raise RuntimeError(
@@ -89,6 +98,14 @@ class PlaceholderHooks:
         repeats = rows // samples
         expected = [len(sample) for sample in self._vectors for _ in range(repeats)]
         check_counts(ids, self.token_id, expected)
+
+    def _write(self, output: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        repeats = len(places) // len(self._vectors)
+        # Counts were compared row by row, so the flat order of the scatter cannot run over from
+        # one sample into the next.
+        rows = [sample for sample in self._vectors for _ in range(repeats)]
+        vectors = torch.cat(rows).to(output.device, output.dtype)
+        return output.masked_scatter(places[..., None], vectors)
 
 
 def check_counts(input_ids: torch.Tensor, token_id: int, expected: list[int]) -> None:

@@ -39,11 +39,11 @@ class PlainHost(nn.Module):
     Attributes:
         host: The model, or peft's wrapper around it.
         n_forgery: 0, placeholders in each prompt.
-        shares_tower: False: the detector is not asked, so it has no tower to share.
+        takes_forgery_images: False: no detector is asked.
     """
 
     n_forgery = 0
-    shares_tower = False
+    takes_forgery_images = False
 
     def __init__(
         self,
@@ -71,20 +71,13 @@ class PlainHost(nn.Module):
         """Whether LoRA is attached."""
         return isinstance(self.host, PeftModel)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        forgery_images: torch.Tensor | None = None,
-        **host_inputs: Any,
-    ) -> ModelOutput:
-        """The host's forward.
+    def trainable_names(self) -> list[str]:
+        """Names of the parameters that training changes: LoRA's."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
-        Args:
-            input_ids: (B, T), without placeholders.
-            forgery_images: What stage 2 hands to a host with the skill; nothing reads it here.
-            host_inputs: What the host takes.
-        """
-        return self.host(input_ids=input_ids, **host_inputs)
+    def forward(self, **host_inputs: Any) -> ModelOutput:
+        """The host's forward, on prompts without placeholders."""
+        return self.host(**host_inputs)
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write LoRA in peft's layout.
@@ -99,7 +92,7 @@ class PlainHost(nn.Module):
             # peft adds a model card with blanks to fill in.
             (temporary / "README.md").unlink(missing_ok=True)
 
-    def load_lora(self, directory: str | PathLike) -> None:
+    def load_weights(self, directory: str | PathLike) -> None:
         """Fill the attached LoRA from what :meth:`save_pretrained` wrote, strictly.
 
         Raises:

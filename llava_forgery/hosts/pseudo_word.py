@@ -21,6 +21,7 @@ from transformers.tokenization_utils_base import AddedToken
 
 from llava_forgery.constants import PSEUDO_WORD
 from llava_forgery.hosts.fingerprint import embedding_probe, host_fingerprint
+from llava_forgery.hosts.placeholder import EmbeddingHooks
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 
 PLACEMENTS = ("postfix", "prefix", "replace")
@@ -111,46 +112,28 @@ class PseudoWord(nn.Module):
         self.vectors = nn.ModuleDict({name: LearnedVector(w) for name, w in widths.items()})
 
 
-class PseudoWordHooks:
-    """Hooks on one embedding module that put a vector wherever the token's id stands.
+class PseudoWordHooks(EmbeddingHooks):
+    """A learned vector wherever the pseudo-word stands.
 
     Unlike the forgery placeholders, whose vectors belong to a sample's image, the vector is the
     same for every place and is always there: whatever calls the host sees it.
 
     Args:
         embedding: An input embedding.
-        token_id: The pseudo-word's id; may lie outside the vocabulary.
+        token_id: The pseudo-word's id.
         vector: Gives the row.
     """
 
     def __init__(self, embedding: nn.Module, token_id: int, vector: LearnedVector) -> None:
-        self.token_id, self.vector = token_id, vector
-        self._places: torch.Tensor | None = None
-        self._handles = [
-            embedding.register_forward_pre_hook(self._before),
-            embedding.register_forward_hook(self._after),
-        ]
+        super().__init__(embedding, token_id)
+        self.vector = vector
 
-    def remove(self) -> None:
-        """Take the hooks off; the embedding is then as it was."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+    def _check(self, ids: torch.Tensor) -> None:
+        """There is always a row to write."""
 
-    def _before(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple | None:
-        places = inputs[0] == self.token_id
-        self._places = places if bool(places.any()) else None
-        if self._places is None:
-            return None
-        # Any id inside the vocabulary will do: the row is replaced afterwards.
-        return (inputs[0].masked_fill(places, 0), *inputs[1:])
-
-    def _after(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        if self._places is None:
-            return None
-        places, self._places = self._places, None
+    def _write(self, output: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         row = self.vector().to(output.device, output.dtype)
-        return torch.where(places.to(output.device)[..., None], row, output)
+        return torch.where(places[..., None], row, output)
 
 
 class PseudoWordVLM(nn.Module):

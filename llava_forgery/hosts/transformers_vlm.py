@@ -81,10 +81,10 @@ class ForgeryVLM(nn.Module):
         return self.fpl.config.n_forgery
 
     @property
-    def shares_tower(self) -> bool:
-        """Whether the detector reads the host's own vision tower: calls then take no
-        ``forgery_images``, and each image is encoded once."""
-        return self._shared is not None
+    def takes_forgery_images(self) -> bool:
+        """Whether calls take ``forgery_images``. A detector on the host's own vision tower reads
+        ``pixel_values``, and each image is encoded once."""
+        return self._shared is None
 
     def trainable_names(self) -> list[str]:
         """Names of the parameters that training changes: the FPL's and LoRA's."""
@@ -199,6 +199,17 @@ class ForgeryVLM(nn.Module):
         from llava_forgery.hosts.checkpoint import save_adapter
 
         save_adapter(self, directory)
+
+    def load_weights(self, directory: str | PathLike) -> None:
+        """Fill FPL and LoRA from what :meth:`save_pretrained` wrote, strictly.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: It does not fit.
+        """
+        from llava_forgery.hosts.checkpoint import fill_adapter
+
+        fill_adapter(self, directory)
 
     @contextmanager
     def _skilled(

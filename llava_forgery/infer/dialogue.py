@@ -13,6 +13,7 @@ from llava_forgery.qa.build import detection_prompt
 from llava_forgery.qa.conversation import Conversation, Message
 from llava_forgery.qa.processors import PER_TOKEN
 from llava_forgery.qa.render import collate, encode
+from llava_forgery.train.conversations import from_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,7 @@ class Dialogue:
     ) -> None:
         self.vlm, self.image, self.max_new_tokens = vlm, image, max_new_tokens
         self.reuse_cache = reuse_cache and vlm.family.later_turns != "recompute"
-        pixels = torch.from_numpy(image).permute(2, 0, 1).float()[None] / 255
-        self._detection = vlm.detect(pixels)
+        self._detection = vlm.detect(from_bytes(image)[None])
         self.score = float(self._detection.score[0])
         self.messages: tuple[Message, ...] = ()
         self.reused_tokens = 0

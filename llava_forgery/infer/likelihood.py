@@ -14,6 +14,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
@@ -89,13 +90,27 @@ def answer_log_likelihoods(
     inputs: dict[str, Any] = {name: tensor.to(_device(model)) for name, tensor in batch.items()}
     if detection is not None:
         inputs["detection"] = _repeat(detection, len(answers))
-    logits = model(**inputs).logits.float()
-    targets = labels[:, 1:].to(logits.device)
-    counted = targets != IGNORE_INDEX
-    chosen = logits[:, :-1].log_softmax(dim=-1)
-    chosen = chosen.gather(2, targets.masked_fill(~counted, 0)[..., None])[..., 0]
-    total = (chosen * counted).sum(dim=1)
-    return (total / counted.sum(dim=1) if per_token else total).cpu()
+    found = label_log_likelihoods(model(**inputs).logits[:, :-1], labels[:, 1:])
+    total = found.sum(dim=1).cpu()
+    return total / (labels != IGNORE_INDEX).sum(dim=1) if per_token else total
+
+
+def label_log_likelihoods(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Log-likelihood of each label.
+
+    Args:
+        logits: (B, T, V), those that predict the labels.
+        labels: (B, T), -100 where nothing is asked.
+
+    Returns:
+        (B, T) float32, natural logarithms, 0 where nothing is asked.
+    """
+    return -F.cross_entropy(
+        logits.transpose(1, 2).float(),
+        labels.to(logits.device),
+        ignore_index=IGNORE_INDEX,
+        reduction="none",
+    )
 
 
 def answer_probabilities(*arguments: Any, **options: Any) -> torch.Tensor:

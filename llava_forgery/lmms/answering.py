@@ -15,6 +15,7 @@ from llava_forgery.lmms.prompts import cite_score, is_detection_prompt
 from llava_forgery.qa.chat import special_tokens
 from llava_forgery.qa.conversation import Conversation, Message
 from llava_forgery.qa.render import candidate_ids, collate, encode
+from llava_forgery.train.conversations import from_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -175,9 +176,7 @@ def likelihood(
 
 
 def _detect(vlm: ForgeryVLM, questions: Sequence[Question]) -> tuple[KFDOutput, list[float]]:
-    faces = np.stack([question.face for question in questions])
-    pixels = torch.from_numpy(faces).permute(0, 3, 1, 2).float() / 255
-    detection = vlm.detect(pixels)
+    detection = vlm.detect(torch.stack([from_bytes(question.face) for question in questions]))
     return detection, detection.score.tolist()
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
@@ -23,6 +22,7 @@ from llava_forgery.faces.images import read_image
 from llava_forgery.hosts.pseudo_word import PseudoWordConfig, PseudoWordVLM, bare_host
 from llava_forgery.hosts.pseudo_word_checkpoint import VECTORS
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
+from llava_forgery.infer.likelihood import label_log_likelihoods
 from llava_forgery.qa.conversation import Conversation, Message
 from llava_forgery.qa.render import collate, encode
 from llava_forgery.train.labelled import LabelledImage
@@ -98,13 +98,7 @@ def answer_log_likelihoods(
     if "logits_to_keep" in inspect.signature(host.forward).parameters:
         inputs["logits_to_keep"] = labels.shape[1] - first + 1
     logits = model(**inputs).logits[:, first - labels.shape[1] - 1 : -1]
-    losses = F.cross_entropy(
-        logits.transpose(1, 2).float(),
-        labels[:, first:],
-        ignore_index=IGNORE_INDEX,
-        reduction="none",
-    )
-    return -losses
+    return label_log_likelihoods(logits, labels[:, first:])
 
 
 class PseudoWordTraining(Trainable):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import torch
+from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from llava_forgery.kfd.checkpoint import load_weights
@@ -55,13 +56,19 @@ def collate_pairs(pairs: Sequence[FacePair]) -> dict[str, torch.Tensor]:
 
 
 def settle_statistics(
-    detector: KnowledgeGuidedForgeryDetector, pairs: FacePairs, batch_size: int, batches: int = 16
+    model: nn.Module, pairs: FacePairs, batch_size: int, batches: int = 16
 ) -> None:
     """Measure the running statistics of all batch norms anew, for the weights as they are now.
 
     What training leaves behind is an average over weights that have moved on since.
+
+    Args:
+        model: Takes images (B, 3, S, S) in [0, 1].
+        pairs: Of the size S.
+        batch_size: Pairs at once.
+        batches: How many.
     """
-    device = next(detector.consistency.parameters()).device
+    device = next(model.parameters()).device
     count = min(batches * batch_size, len(pairs))
 
     def images() -> Iterator[torch.Tensor]:
@@ -69,7 +76,7 @@ def settle_statistics(
             batch = collate_pairs([pairs[i] for i in range(start, min(start + batch_size, count))])
             yield torch.cat([batch["forged"], batch["pristine"]]).to(device)
 
-    update_bn(images(), detector)
+    update_bn(images(), model)
 
 
 def train_kfd(

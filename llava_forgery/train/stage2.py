@@ -14,12 +14,11 @@ from typing import Any
 import datasets
 import torch
 import torch.nn.functional as F
-from peft import set_peft_model_state_dict
 from torch import nn
 from torch.utils.data import Dataset
 
 from llava_forgery.constants import IGNORE_INDEX
-from llava_forgery.hosts.checkpoint import compare_lora, fill_learner
+from llava_forgery.hosts.plain import PlainHost
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.qa.render import collate, encode
 from llava_forgery.train.alignment import align_learner
@@ -35,9 +34,9 @@ from llava_forgery.train.zero import kept_aside
 
 
 class Stage2(Trainable):
-    """The host with the skill, as the Trainer wants it."""
+    """The host with the skill, or with LoRA alone, as the Trainer wants it."""
 
-    def __init__(self, vlm: ForgeryVLM, fpl_learning_rate: float | None = None) -> None:
+    def __init__(self, vlm: ForgeryVLM | PlainHost, fpl_learning_rate: float | None = None) -> None:
         super().__init__()
         self.vlm, self.fpl_learning_rate = vlm, fpl_learning_rate
 
@@ -49,7 +48,7 @@ class Stage2(Trainable):
 
         Args:
             labels: (B, T), -100 where nothing is supervised.
-            inputs: What ``ForgeryVLM`` takes.
+            inputs: What the model takes.
         """
         first = int((labels != IGNORE_INDEX).any(dim=0).nonzero()[0])
         kept = labels.shape[1] - first
@@ -72,9 +71,7 @@ class Stage2(Trainable):
         return dict.fromkeys(self.vlm.fpl.parameters(), self.fpl_learning_rate)
 
     def load_checkpoint(self, directory: Path) -> None:
-        fill_learner(self.vlm.fpl, directory)
-        if self.vlm.has_lora:
-            set_peft_model_state_dict(self.vlm.host, compare_lora(self.vlm.host, directory))
+        self.vlm.load_weights(directory)
 
 
 class EncodedConversations(Dataset):
@@ -82,14 +79,16 @@ class EncodedConversations(Dataset):
 
     Args:
         rows: From ``build_conversations``.
-        vlm: Gives the processor and the number of placeholders.
+        vlm: Gives the processor, the number of placeholders and whether a detector looks.
         max_length: Most tokens of a sample; a longer one is an error.
     """
 
-    def __init__(self, rows: datasets.Dataset, vlm: ForgeryVLM, max_length: int) -> None:
+    def __init__(
+        self, rows: datasets.Dataset, vlm: ForgeryVLM | PlainHost, max_length: int
+    ) -> None:
         self.rows = rows
         self.processor, self.n_forgery = vlm.processor, vlm.n_forgery
-        self.shares_tower = vlm.shares_tower
+        self.takes_forgery_images = vlm.takes_forgery_images
         self.max_length = max_length
 
     def __len__(self) -> int:
@@ -107,8 +106,9 @@ class EncodedConversations(Dataset):
         )
         if bool((sample["labels"] == IGNORE_INDEX).all()):
             raise ValueError(f"sample {index} has no token to learn from: all labels are masked")
-        # A detector on the host's tower sees what the processor made of the image.
-        return sample if self.shares_tower else {**sample, "forgery_images": from_bytes(image)}
+        if not self.takes_forgery_images:
+            return sample
+        return {**sample, "forgery_images": from_bytes(image)}
 
 
 class StackedCollator:
@@ -125,7 +125,7 @@ class StackedCollator:
 
 
 def train_adapter(
-    vlm: ForgeryVLM,
+    vlm: ForgeryVLM | PlainHost,
     conversations: datasets.Dataset,
     output_dir: str | PathLike,
     *,
@@ -144,11 +144,11 @@ def train_adapter(
     report_to: str = "none",
     gradient_checkpointing: bool = False,
     deepspeed: str | PathLike | None = None,
-) -> ForgeryVLM:
-    """Train the forgery adapter and write it to ``output_dir``.
+) -> ForgeryVLM | PlainHost:
+    """Train the forgery adapter, or the LoRA of a host without FPL, and write it to ``output_dir``.
 
     Args:
-        vlm: From ``attach_forgery``; what is trainable there is trained.
+        vlm: From ``attach_forgery``, or a ``PlainHost`` with LoRA; what is trainable is trained.
         conversations: From ``build_conversations``.
         output_dir: Receives the adapter; ``output_dir`` with ``-training`` behind its name
             receives ``checkpoint-*`` and ``log.json``.
@@ -173,7 +173,12 @@ def train_adapter(
     Returns:
         The host with the trained skill, in eval mode. Under ZeRO-3 its weights remain shared out
         among the processes: load the adapter to use it.
+
+    Raises:
+        ValueError: Nothing is trainable, or checkpoints of an earlier training lie there.
     """
+    if not vlm.trainable_names():
+        raise ValueError("the model has nothing to train: attach LoRA or the forgery skill first")
     output_dir = Path(output_dir)
     training_dir = output_dir.with_name(output_dir.name + "-training")
     arguments = training_arguments(

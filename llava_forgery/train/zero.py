@@ -96,15 +96,33 @@ def save_engine(engine: Any, directory: str) -> None:
     engine.save_checkpoint(directory, exclude_frozen_parameters=True)
 
 
+def fill_trained(src: dict[str, torch.Tensor], dst: nn.Module) -> None:
+    """Fill a module from a state that leaves frozen weights out; everything trained must be there.
+
+    Args:
+        src: Tensors by name.
+        dst: The module; DeepSpeed gives both by these names.
+
+    Raises:
+        ValueError: A trained parameter is missing, or a name is unknown.
+    """
+    own = dst.state_dict()
+    trained = {name for name, p in dst.named_parameters() if p.requires_grad}
+    missing, unknown = sorted(trained - set(src)), sorted(set(src) - set(own))
+    if missing or unknown:
+        raise ValueError(
+            f"the checkpoint belongs to another training: missing {missing}, unknown {unknown}"
+        )
+    dst.load_state_dict({**own, **src})
+
+
 def load_engine(engine: Any, directory: str) -> None:
     """Read what :func:`save_engine` wrote.
 
     Raises:
         ValueError: There is nothing to read.
     """
-    # Not strict, since the frozen weights are not there; the trained ones come from the optimiser's
-    # own state, which DeepSpeed checks.
-    path, _ = engine.load_checkpoint(directory, load_module_strict=False)
+    path, _ = engine.load_checkpoint(directory, custom_load_fn=fill_trained)
     if path is None:
         raise ValueError(
             f"{directory} holds no state of DeepSpeed: it was written without --deepspeed"

@@ -13,7 +13,7 @@ from llava_forgery.infer.likelihood import answer_probabilities
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.conversations import build_conversations
-from llava_forgery.train.plain_lora import train_plain_lora
+from llava_forgery.train.stage2 import train_adapter
 from tests import tiny
 
 LORA = LoraSettings(r=2, alpha=4, dropout=0.0)
@@ -29,7 +29,7 @@ def conversations(tmp_path_factory):
 def test_lora_alone_learns_and_is_read_back(conversations, tmp_path):
     plain = PlainHost(*tiny.llava(), LORA)
     before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
-    train_plain_lora(
+    train_adapter(
         plain, conversations, tmp_path / "lora", steps=3, batch_size=2, learning_rate=0.02
     )
     changed = [n for n, t in plain.state_dict().items() if not torch.equal(t, before[n])]
@@ -37,7 +37,7 @@ def test_lora_alone_learns_and_is_read_back(conversations, tmp_path):
     assert all("lora_" in name and "vision" not in name for name in changed)
     assert not plain.training
     other = PlainHost(*tiny.llava(), LORA, seed=9)
-    other.load_lora(tmp_path / "lora")
+    other.load_weights(tmp_path / "lora")
     pictures = [tiny.picture(i) for i in range(2)]
     kfd = tiny.kfd()
     found = PlainScorer(plain, kfd)(pictures)
@@ -48,15 +48,13 @@ def test_lora_alone_learns_and_is_read_back(conversations, tmp_path):
 
 def test_lora_resumes_from_its_checkpoint(conversations, tmp_path):
     options = {"steps": 4, "batch_size": 2, "learning_rate": 0.02, "save_steps": 2}
-    whole = train_plain_lora(
-        PlainHost(*tiny.llava(), LORA), conversations, tmp_path / "a", **options
-    )
+    whole = train_adapter(PlainHost(*tiny.llava(), LORA), conversations, tmp_path / "a", **options)
     expected = whole.state_dict()
     training = tmp_path / "a-training"
     # As if the training had stopped after two steps.
     training.rename(tmp_path / "b-training")
     (tmp_path / "b-training/checkpoint-4").rename(tmp_path / "b-training/left-out")
-    resumed = train_plain_lora(
+    resumed = train_adapter(
         PlainHost(*tiny.llava(), LORA), conversations, tmp_path / "b", resume=True, **options
     )
     assert all(torch.equal(expected[name], t) for name, t in resumed.state_dict().items())
@@ -86,12 +84,12 @@ def test_mistakes(conversations, tmp_path):
     with pytest.raises(ValueError, match="nothing to save"):
         bare.save_pretrained(tmp_path / "x")
     with pytest.raises(ValueError, match="nothing to train"):
-        train_plain_lora(bare, conversations, tmp_path / "x")
+        train_adapter(bare, conversations, tmp_path / "x")
     with pytest.raises(ValueError, match="needs a detector"):
         PlainScorer(bare, None)
     tuned = PlainHost(*tiny.llava(), LORA)
     with pytest.raises(FileNotFoundError, match=r"holds no adapter_model.safetensors"):
-        tuned.load_lora(tmp_path)
+        tuned.load_weights(tmp_path)
     tuned.save_pretrained(tmp_path / "lora")
     with pytest.raises(ValueError, match="has shape"):
-        PlainHost(*tiny.llava(), LoraSettings(r=3, alpha=4)).load_lora(tmp_path / "lora")
+        PlainHost(*tiny.llava(), LoraSettings(r=3, alpha=4)).load_weights(tmp_path / "lora")

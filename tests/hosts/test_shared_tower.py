@@ -178,7 +178,7 @@ def test_tower_belongs_to_the_host_alone(hosts, tmp_path):
     assert size < 2e6
     model, processor = load_host(tmp_path / "adapter", hosts["clip"][0])
     loaded = load_adapter(tmp_path / "adapter", model, processor)
-    assert loaded.shares_tower
+    assert not loaded.takes_forgery_images
     with torch.no_grad():
         torch.testing.assert_close(loaded(**inputs).logits, expected, atol=1e-6, rtol=1e-6)
     # The adapter's detector is a detector like any other.

@@ -44,7 +44,7 @@ def work(tmp_path_factory):
 def test_from_training_to_a_verdict(work):
     """The score is the same from the detector alone and beside the host, before and after."""
     predictor = ForgeryPredictor.from_pretrained(work / "adapter")
-    assert predictor.vlm.shares_tower
+    assert not predictor.vlm.takes_forgery_images
     alone = KnowledgeGuidedForgeryDetector.from_pretrained(work / "kfd")
     image = tiny.picture(2, tiny_towers.SIDE)
     verdict = predictor.predict(image, cropped=True)

@@ -24,7 +24,7 @@ from llava_forgery.train.labelled import read_labelled
 from llava_forgery.train.pseudo_word import train_pseudo_word
 from llava_forgery.train.stage2 import train_adapter
 from llava_forgery.train.trainer import training_arguments
-from llava_forgery.train.zero import kept_aside, lay_out, whole_parameters
+from llava_forgery.train.zero import fill_trained, kept_aside, lay_out, whole_parameters
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +48,20 @@ def test_missing_deepspeed_names_the_extra(tmp_path, monkeypatch):
 def test_a_process_alone_writes():
     with whole_parameters(nn.Linear(2, 2).parameters()) as writes:
         assert writes
+
+
+def test_a_state_without_a_trained_weight_is_refused_and_frozen_ones_may_be_left_out():
+    module = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    module[0].requires_grad_(False)
+    frozen = module[0].weight.clone()
+    state = {"1.weight": torch.ones(2, 2), "1.bias": torch.ones(2)}
+    fill_trained(state, module)
+    assert torch.equal(module[1].weight, torch.ones(2, 2))
+    assert torch.equal(module[0].weight, frozen)
+    with pytest.raises(ValueError, match=r"missing \['1.bias'\]"):
+        fill_trained({"1.weight": torch.ones(2, 2)}, module)
+    with pytest.raises(ValueError, match=r"unknown \['2.weight'\]"):
+        fill_trained({**state, "2.weight": torch.ones(2, 2)}, module)
 
 
 def test_weights_are_laid_out_and_keep_their_values():
