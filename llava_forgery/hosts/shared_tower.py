@@ -6,6 +6,8 @@ and the finished features stand in for ``pixel_values`` when the host runs (``mm
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,9 +71,8 @@ class SharedTower:
         # The detector's own copy goes: it is not moved, and the tower is the host's alone.
         encoder.tower = None
         kfd.to(next(tower.parameters()).device)
-        encoder.tower = tower.eval()
-        found = encoder_probe(encoder, config.image_size)
-        encoder.tower = None
+        with self.lent():
+            found = encoder_probe(encoder, config.image_size)
         if not same_probe(encoder.probe, found):
             raise ValueError(
                 "the detector was trained on a vision tower of the same sizes but with other "
@@ -85,6 +86,16 @@ class SharedTower:
     def tower(self) -> PreTrainedModel:
         """The host's vision tower as it is now."""
         return vision_tower(self._model)
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let the detector be called by itself inside, on the host's tower."""
+        encoder = self._kfd.encoder
+        encoder.tower = self.tower.eval()
+        try:
+            yield
+        finally:
+            encoder.tower = None
 
     def encode(self, pixel_values: torch.Tensor, **options: Any) -> SharedDetection:
         """Encode images for the host and detect on what its tower gave.

@@ -110,6 +110,12 @@ class ForgeryVLM(nn.Module):
         reference = next(self.kfd.consistency.parameters())
         return self.kfd(forgery_images.to(reference.device, reference.dtype))
 
+    @contextmanager
+    def detector_alone(self) -> Iterator[KnowledgeGuidedForgeryDetector]:
+        """The detector for calls without the host, also where it reads the host's tower."""
+        with nullcontext() if self._shared is None else self._shared.lent():
+            yield self.kfd
+
     def forward(
         self,
         input_ids: torch.Tensor,

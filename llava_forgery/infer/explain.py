@@ -116,9 +116,9 @@ def explain(predictor: ForgeryPredictor, faces: list[JudgedFace]) -> list[Explan
     """
     if not faces:
         return []
-    kfd = predictor.vlm.kfd
     images = torch.stack([from_bytes(face.image) for face in faces])
-    cams = grad_cam(kfd, images)
+    with predictor.vlm.detector_alone() as kfd:
+        cams = grad_cam(kfd, images.to(predictor.vlm.device))
     with torch.inference_mode():
         maps = predictor.vlm.detect(images).consistency_maps
     nearer_to_fake = maps.float().softmax(dim=2)[:, :, FAKE].cpu().numpy()

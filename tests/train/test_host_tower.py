@@ -3,6 +3,7 @@
 import json
 
 import datasets
+import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from llava_forgery.cli import app
 from llava_forgery.faces.records import save_faces
 from llava_forgery.hosts.checkpoint import load_adapter, load_host
+from llava_forgery.infer.explain import explain, grad_cam
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.train.conversations import from_bytes
@@ -97,3 +99,17 @@ def test_options_that_contradict_each_other(work, tmp_path):
     with pytest.raises(ValueError, match=r"1 \.\.\. 4"):
         _run(*common, "--host", work / "host", "--taps", "2,9")
     assert not (tmp_path / "kfd").exists()
+
+
+def test_an_adapter_on_the_shared_tower_is_explained(work):
+    predictor = ForgeryPredictor.from_pretrained(work / "adapter")
+    before = predictor.vlm.state_dict().keys()
+    faces = predictor.find_faces(tiny.picture(2, tiny_towers.SIDE), cropped=True)
+    (found,) = explain(predictor, faces)
+    # Grad-CAM is that of the detector with a tower of its own.
+    alone = KnowledgeGuidedForgeryDetector.from_pretrained(work / "kfd").eval()
+    expected = grad_cam(alone, from_bytes(faces[0].image)[None])
+    np.testing.assert_allclose(found.grad_cam, expected[0], atol=1e-4)
+    # The tower was lent: it is the host's alone again.
+    assert predictor.vlm.state_dict().keys() == before
+    assert predictor.vlm.kfd.encoder.tower is None
