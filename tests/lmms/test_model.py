@@ -153,15 +153,19 @@ def test_loss_of_a_longer_answer_by_hand(predictor):
 
 
 def test_answer_of_the_host_is_greedy(predictor):
-    """For a question to which the host begins with a token that is a text of its own."""
-    tokenizer = predictor.vlm.processor.tokenizer
-    for text in (f"What is {i}?" for i in range(20)):
-        question = Question(_face(1), (Message("user", text),))
-        said = answer(predictor.vlm, [question], Settings(max_new_tokens=1))[0].text
-        if said and len(tokenizer(said)["input_ids"]) == 1:
-            break
-    found = likelihood(predictor.vlm, [question] * 2, [said, "Yes. It is a deepfake."])
-    assert [greedy for _, greedy in found] == [True, False]
+    """The host is made to begin with one word: what random weights say differs by machine."""
+    vlm, question = predictor.vlm, Question(_face(1), (Message("user", "What is this?"),))
+    (word,) = vlm.processor.tokenizer("Yes", add_special_tokens=False)["input_ids"]
+
+    def prefer(module, args, logits):
+        return logits.index_add(
+            -1, torch.tensor([word]), logits.new_full((*logits.shape[:-1], 1), 99.0)
+        )
+
+    with vlm.host.get_output_embeddings().register_forward_hook(prefer):
+        assert answer(vlm, [question], Settings(max_new_tokens=1))[0].text == "Yes"
+        found = likelihood(vlm, [question] * 3, ["Yes", "No", "Yes. It is a deepfake."])
+    assert [greedy for _, greedy in found] == [True, False, False]
     assert found[0][0] < found[1][0]
 
 
