@@ -4,6 +4,8 @@ Whoever knows a benchmark's folders makes these records; :func:`~llava_forgery.f
 prepare_sources` reads the files and finds the faces.
 """
 
+import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,3 +108,72 @@ def check_sources(sources: Iterable[MediaSource]) -> None:
                     f"{what} {value!r} stands in the splits {before} and {source.split} (there "
                     f"with {source.name}); every one must stand in a single split"
                 )
+
+
+@dataclass(frozen=True)
+class MediaFiles:
+    """The pictures and videos of a folder and its subfolders."""
+
+    root: Path
+    """What the paths are relative to."""
+    files: list[str]
+    """Paths with forward slashes, sorted."""
+    unnamed: list[str]
+    """Files whose names are not text in this system's encoding, the odd bytes written out."""
+    others: dict[str, int]
+    """How many files there are of other suffixes."""
+
+
+def find_media(src: Path, leave_out: Path | None = None) -> MediaFiles:
+    """List a folder, or one file.
+
+    Args:
+        src: Folder or file. Hidden files and folders are left out.
+        leave_out: A folder that is not entered.
+
+    Raises:
+        FileNotFoundError: ``src`` does not exist, or holds neither pictures nor videos.
+        ValueError: ``src`` is a file of another type.
+    """
+    kinds = SUFFIXES + VIDEO_SUFFIXES
+    if src.is_file():
+        if not src.name.lower().endswith(kinds):
+            raise ValueError(f"{src} is neither picture nor video; expected {', '.join(kinds)}")
+        return MediaFiles(src.parent, [src.name], [], {})
+    if not src.is_dir():
+        raise FileNotFoundError(
+            f"{src} does not exist; expected a folder of photographs and videos, or one of them"
+        )
+    avoided = leave_out.resolve() if leave_out is not None else None
+    files, unnamed, others = [], [], Counter()
+    for folder, subfolders, names in os.walk(src):
+        here = Path(folder)
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith(".") and (here / name).resolve() != avoided
+        ]
+        for name in names:
+            if name.startswith("."):
+                continue
+            path = (here / name).relative_to(src).as_posix()
+            if not name.lower().endswith(kinds):
+                others[Path(name).suffix.lower()] += 1
+            elif not _is_text(path):
+                unnamed.append(os.fsencode(path).decode("utf-8", "backslashreplace"))
+            else:
+                files.append(path)
+    if not files:
+        raise FileNotFoundError(
+            f"{src} holds no pictures or videos; expected files ending in {', '.join(kinds)}"
+        )
+    readable = {os.fsencode(k).decode("utf-8", "replace"): n for k, n in sorted(others.items())}
+    return MediaFiles(src, sorted(files), sorted(unnamed), readable)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
