@@ -1,4 +1,4 @@
-"""Commands that make data: faces, forgeries, conversations."""
+"""Commands that make data: faces and forgeries."""
 
 from pathlib import Path
 from typing import Annotated
@@ -64,57 +64,6 @@ def generate_faces(
     from llava_forgery.faces.generated import generate_faces as run
 
     run(out, identities=identities, photos=photos, size=size, test_share=test_share, seed=seed)
-
-
-@app.command()
-def build_qa(
-    faces: Faces,
-    kfd: Annotated[Path, typer.Option("--kfd", help="Folder of a trained detector.")],
-    out: Out,
-    pairs: Annotated[int, typer.Option(help="Forged faces; as many pristine ones.")] = 400,
-    follow_ups: Annotated[
-        float, typer.Option(help="Probability of follow-up turns in a conversation.")
-    ] = 0.3,
-    task_descriptions: Annotated[
-        float, typer.Option(help="Probability of a task description at the beginning.")
-    ] = 1.0,
-    kfd_results: Annotated[
-        float, typer.Option(help="Probability of the sentence that cites the score.")
-    ] = 1.0,
-    host: Annotated[
-        str | None,
-        typer.Option(
-            "--host",
-            help="For a detector on a host's vision tower: that host's folder or hub name; "
-            "default: where it was trained.",
-        ),
-    ] = None,
-    seed: Seed = 1,
-) -> None:
-    """Make the training conversations: forge, score, ask, answer."""
-    from llava_forgery.faces.records import load_faces
-    from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-    from llava_forgery.simulate.degrade import DegradeConfig
-    from llava_forgery.simulate.pairs import FacePairs
-    from llava_forgery.train.conversations import build_conversations
-
-    detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, host=host)
-    source = FacePairs(
-        load_faces(faces, split="train"),
-        pairs,
-        size=detector.config.encoder.image_size,
-        seed=seed,
-        degradation=DegradeConfig(),
-    )
-    build_conversations(
-        source,
-        detector,
-        out,
-        follow_ups=follow_ups,
-        task_descriptions=task_descriptions,
-        kfd_results=kfd_results,
-        seed=seed,
-    )
 
 
 @app.command()
