@@ -14,6 +14,9 @@ from llava_forgery.optional import require
 
 # Containers round their durations; less than this share of what they announce is a cut file.
 _WHOLE = 0.9
+# Containers that store the time of every frame. In others, such as MPEG program streams, the times
+# after a jump are guesses, and frames are counted from the start.
+_TIMED = {"mov", "matroska", "avi"}
 # Decoding so many frames costs about as much as finding a place in the file.
 _WORTH_A_SEEK = 16
 
@@ -108,8 +111,7 @@ class Video:
         return self._av.open(str(self.path), metadata_errors="replace")
 
     def _list_packets(self, container: Any) -> tuple[list[int], list[int]]:
-        """Times of all frames and of key frames; the first empty if they do not tell frames
-        apart."""
+        """Times of all frames and of key frames; where frames are counted, numbers and none."""
         kind = container.format.name
         if kind.endswith("_pipe") or kind.startswith("image2"):
             raise ValueError(f"{self.path} is a picture ({kind}), not a video; name it as one")
@@ -130,8 +132,7 @@ class Video:
         if not packets:
             raise ValueError(f"{self.path} holds no frames")
         times = sorted(pts for pts, _, _ in packets if pts is not None)
-        if len(set(times)) != len(packets):
-            # Raw streams without times of their own: frames can only be counted.
+        if len(set(times)) != len(packets) or kind.split(",")[0] not in _TIMED:
             return list(range(len(packets))), []
         self._check_whole(container, stream, len(packets), times[-1] + packets[-1][1] - times[0])
         return times, sorted(pts for pts, _, is_key in packets if is_key)
