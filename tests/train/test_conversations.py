@@ -25,7 +25,7 @@ OPTIONS = {"follow_ups": 1.0, "seed": 3, "part_size": 2, "batch_size": 3}
 def faces(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faces")
     save_faces((tiny.face(i) for i in range(4)), folder, {})
-    return load_faces(folder)
+    return load_faces(folder, "train")
 
 
 def contents(folder):
@@ -112,7 +112,7 @@ class Pairs(FacePairs):
 if moment == "assembly":
     conversations.write_llava_json = die
 conversations.build_conversations(
-    Pairs(load_faces(faces), 7, size=64), tiny.kfd(), out,
+    Pairs(load_faces(faces, "train"), 7, size=64), tiny.kfd(), out,
     follow_ups=1.0, seed=3, part_size=2, batch_size=3,
 )
 """
