@@ -49,7 +49,7 @@ def whole(src, tmp_path_factory):
     return contents(out)
 
 
-# KILL runs in the process before prepare does.
+# STEP runs in the process before prepare does.
 SCRIPT = """
 import os, signal, sys
 from llava_forgery.faces import prepare, records
@@ -63,7 +63,7 @@ def die_among_the_rows(rows, features, folder):
     (folder / "half").touch()
     die()
 if __name__ == "__main__":
-    KILL
+    STEP
     src, out, workers = sys.argv[1:]
     prepare.prepare(src, out, detector=SlowRedSquare(), workers=int(workers), size=32,
                     identity_pattern=r"^(\\d+)", test_share=0.4)
@@ -71,7 +71,7 @@ if __name__ == "__main__":
 
 
 def start(folder, src, out, workers, kill="pass"):
-    (folder / "script.py").write_text(SCRIPT.replace("KILL", kill))
+    (folder / "script.py").write_text(SCRIPT.replace("STEP", kill))
     return subprocess.Popen(
         [sys.executable, folder / "script.py", src, out, str(workers)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
