@@ -52,7 +52,12 @@ from llava_forgery.kfd.imagebind import (
     tower_sources,
     write_towers,
 )
-from llava_forgery.kfd.imports import check_sources, convert_sources, read_checkpoint
+from llava_forgery.kfd.imports import (
+    check_sources,
+    check_target,
+    convert_sources,
+    read_checkpoint,
+)
 from llava_forgery.weights import compare_tensors, save_tensors
 
 INFO, ENCODER, PROJECTION = "lvlm_dfd.json", "encoder", "llama_proj.safetensors"
@@ -83,9 +88,10 @@ def import_lvlm_dfd(
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: Names are missing, unknown or of another shape, all of them listed; or it is no
-            checkpoint of tensors alone.
+            checkpoint of tensors alone; or the target holds something else.
     """
     sizes = sizes or LvlmDfdSizes()
+    check_target(target, INFO)
     tensors = read_checkpoint(checkpoint)
     where = str(checkpoint)
     if imagebind is not None:
@@ -138,15 +144,16 @@ def attach_lvlm_dfd(
     vlm = attach_forgery(model, processor, kfd, fpl, lora)
     saved = load_file(directory / LORA / ADAPTER_WEIGHTS)
     own = get_peft_model_state_dict(vlm.host)
-    # Hosts keep the language model at different places; the layers' own names are the same.
-    short = {re.sub(r"^.*?\.(layers\.\d+\.)", r"\1", name): name for name in own}
-    renamed = {
-        short.get(key := re.sub(r"^.*?\.(layers\.\d+\.)", r"\1", name), key): tensor
-        for name, tensor in saved.items()
-    }
+    places = {_in_layer(name): name for name in own}
+    renamed = {places.get(_in_layer(n), _in_layer(n)): tensor for n, tensor in saved.items()}
     compare_tensors(renamed, own, f"{directory / LORA} on this host")
     set_peft_model_state_dict(vlm.host, renamed)
     return vlm.eval()
+
+
+def _in_layer(name: str) -> str:
+    """A weight's name from ``layers.N`` on; what stands before differs from host to host."""
+    return re.sub(r"^.*?\.(?=layers\.\d+\.)", "", name)
 
 
 def _add_towers(
@@ -160,10 +167,8 @@ def _add_towers(
             "leave --imagebind out"
         )
     towers = read_checkpoint(imagebind)
-    return {
-        **tensors,
-        **{TOWERS + name: tensor for name, tensor in towers.items()},
-    }, f"{where} with {imagebind}"
+    named = {TOWERS + name: tensor for name, tensor in towers.items()}
+    return {**tensors, **named}, f"{where} with {imagebind}"
 
 
 def _take_parts(

@@ -21,7 +21,13 @@ import open_clip
 import torch
 
 from llava_forgery.files import atomic_path, write_json
-from llava_forgery.kfd.imports import Source, check_sources, convert_sources, read_checkpoint
+from llava_forgery.kfd.imports import (
+    Source,
+    check_sources,
+    check_target,
+    convert_sources,
+    read_checkpoint,
+)
 from llava_forgery.weights import save_tensors
 
 MODEL = "ViT-H-14"
@@ -81,8 +87,9 @@ def import_imagebind(
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: Names are missing, unknown or of another shape, all of them listed; or it is no
-            checkpoint of tensors alone.
+            checkpoint of tensors alone; or the target holds something else.
     """
+    check_target(target, CONFIG)
     tensors = needed_tensors(read_checkpoint(checkpoint))
     sources = tower_sources(model)
     factors = factor_sources(sources, tensors, rank)

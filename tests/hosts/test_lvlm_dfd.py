@@ -231,6 +231,14 @@ def test_what_does_not_fit_is_listed_and_nothing_is_written(tmp_path, state, cha
     assert [path.name for path in tmp_path.iterdir()] == ["ckpt.pth"]
 
 
+def test_a_folder_of_something_else_is_not_replaced(tmp_path, state):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match=r"holds no lvlm_dfd\.json; give another --out"):
+        _run(tmp_path, state)
+    assert (tmp_path / "out/mine.txt").read_text() == "keep"
+
+
 class _Payload:
     """What a hostile file does when it is unpickled."""
 
