@@ -293,7 +293,11 @@ def towers(tiny: bool) -> nn.Module:
                                  "patch_size": 8}  # fmt: skip
         config["text_cfg"] |= {"width": 32, "heads": 2, "layers": 2}
     with torch.device("meta"):
-        return open_clip.CLIP(**config).eval()
+        model = open_clip.CLIP(**config).eval()
+    # What open_clip's factory adds.
+    model.visual.image_mean = open_clip.OPENAI_DATASET_MEAN
+    model.visual.image_std = open_clip.OPENAI_DATASET_STD
+    return model
 
 
 def settled(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -207,7 +207,7 @@ def _adapter(
     folder: Path,
 ) -> ForgeryVLM:
     """A host with trained FPL and LoRA; the conversations are the same for both kinds of FPL."""
-    name = f"{seed}-{settings.pairs}"
+    name = f"conversations-{settings.pairs}"
     if not (folder / name).is_dir():
         pairs = FacePairs(
             train,
