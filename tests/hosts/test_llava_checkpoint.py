@@ -20,7 +20,7 @@ tiny_llava.require_llava()
 loader = pytest.importorskip("llava.model.builder")
 
 # LLaVA's loader brings everything to float16.
-HALF = {"rtol": 0, "atol": 0.15}
+HALF = {"rtol": 0, "atol": 0.03}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,7 +113,7 @@ def test_llavas_loader_reads_a_lora_folder(root, lora):
     assert not any(p.requires_grad for p in model.get_model().forgery_projector.parameters())
     torch.testing.assert_close(_logits(model, inputs), expected, **HALF)
     other = {**inputs, "forgery_images": 1 - inputs["forgery_images"]}
-    assert float((_logits(model, other) - expected).abs().max()) > 0.3
+    assert float((_logits(model, other) - expected).abs().max()) > HALF["atol"]
     assert tokenizer_forgery_token("Fake?", words) == words("Fake?").input_ids
 
 
