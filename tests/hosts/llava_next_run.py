@@ -15,7 +15,7 @@ from transformers import Qwen2Config
 
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts import llava_compat
-from llava_forgery.hosts.llava_checkpoint import save_llava_adapter
+from llava_forgery.hosts.llava_checkpoint import merge_llava, save_llava_adapter
 from llava_forgery.hosts.llava_model import attach_to_llava, has_skill, llava_lora_config
 from llava_forgery.hosts.llava_prompt import (
     TEMPLATE,
@@ -123,6 +123,19 @@ def main(out: Path) -> None:
     loaded = load_qwen(folder, config=AutoConfig.from_pretrained(adapter))
     again = PeftModel.from_pretrained(loaded, adapter).eval()
     result["loaded"] = float((again(**inputs, forgery_images=pictures).logits - logits).abs().max())
+
+    merged = out / "tiny-llava-qwen-merged"
+    merge_llava(adapter, merged)
+    from llava.model import builder
+
+    _, whole, processor, _ = builder.load_pretrained_model(
+        str(merged), None, merged.name, attn_implementation="sdpa", device_map="auto"
+    )
+    half = {**inputs, "images": inputs["images"].to(whole.dtype)}
+    result["merged"] = float(
+        (whole(**half, forgery_images=pictures).logits.float() - logits).abs().max()
+    )
+    result["processor"] = type(processor).__name__
     unregister()
     llava_compat.undo()
     (out / "result.json").write_text(json.dumps(result))

@@ -41,6 +41,9 @@ def test_the_skill_on_llava_next(kind, tmp_path):
     assert without == 0
     assert result["answer"] == [1, 3]
     assert result["loaded"] < 1e-5
+    # In float16, through LLaVA-NeXT's own loader.
+    assert result["merged"] < 0.03
+    assert "CLIPImageProcessor" in result["processor"]
 
 
 def test_the_other_llava_needs_nothing():
