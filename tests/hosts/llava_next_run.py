@@ -131,10 +131,15 @@ def main(out: Path) -> None:
     _, whole, processor, _ = builder.load_pretrained_model(
         str(merged), None, merged.name, attn_implementation="sdpa", device_map="auto"
     )
+    exact = load_qwen(merged)(**inputs, forgery_images=pictures).logits
+    result["merged"] = float((exact - logits).abs().max())
     half = {**inputs, "images": inputs["images"].to(whole.dtype)}
-    result["merged"] = float(
+    result["half"] = float(
         (whole(**half, forgery_images=pictures).logits.float() - logits).abs().max()
     )
+    # What float16 costs this model without the skill.
+    half["input_ids"] = plain["input_ids"]
+    result["half_bare"] = float((before.half()(**half).logits.float() - expected).abs().max())
     result["processor"] = type(processor).__name__
     unregister()
     llava_compat.undo()

@@ -41,8 +41,9 @@ def test_the_skill_on_llava_next(kind, tmp_path):
     assert without == 0
     assert result["answer"] == [1, 3]
     assert result["loaded"] < 1e-5
+    assert result["merged"] < 1e-4
     # In float16, through LLaVA-NeXT's own loader.
-    assert result["merged"] < 0.03
+    assert result["half"] < 4 * result["half_bare"]
     assert "CLIPImageProcessor" in result["processor"]
 
 
