@@ -109,7 +109,7 @@ class DataArguments:
         "General instruction data that is mixed in, without the skill's placeholders."
     )
     general_image_folder: str | None = _flag("Of the general data; default: --image_folder.")
-    general_ratio: float = _flag("General samples for each sample of the skill.", 1.0)
+    general_ratio: float = _flag("Share of the general data; at 0.5 the two alternate.", 0.5)
 
     def __post_init__(self) -> None:
         if not self.data_path:
@@ -118,10 +118,10 @@ class DataArguments:
             raise ValueError(
                 f"--image_aspect_ratio must be square, pad or anyres, got {self.image_aspect_ratio}"
             )
-        if self.general_ratio <= 0:
+        if not 0 < self.general_ratio < 1:
             raise ValueError(
-                f"--general_ratio must be greater than 0, got {self.general_ratio}; leave "
-                "--general_data_path out to train on the skill alone"
+                f"--general_ratio is the share of general data, between 0 and 1, got "
+                f"{self.general_ratio}; leave --general_data_path out to train on the skill alone"
             )
 
 
@@ -167,21 +167,18 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_dropout: float = _flag("LoRA's dropout.", 0.05)
     lora_bias: str = _flag("Only none: the host's own biases stay as they are.", "none")
     lora_weight_path: str = _flag("Refused: LLaVA reads it nowhere.", "")
-    freeze_mm_mlp_adapter: bool = _flag(
-        "Only True: the host's own projector stays as it is, other than in LLaVA.", True
+    freeze_mm_mlp_adapter: bool | None = _flag(
+        "False trains the host's own projector as well, as LLaVA does by default; here it stays "
+        "as it is unless --mm_projector_lr is given."
     )
-    mm_projector_lr: float | None = _flag("Refused: the host's projector is not trained.")
-    group_by_modality_length: bool = _flag(
-        "Batches of one modality and of similar lengths.", False
+    mm_projector_lr: float | None = _flag(
+        "Trains the host's own projector as well, at this highest learning rate."
     )
-    resume: bool = _flag(
-        "Go on from the last checkpoint in --output_dir, as LLaVA does; False refuses to.", True
-    )
+    group_by_modality_length: bool = _flag("Batches of one modality and of similar lengths.", False)
 
     def __post_init__(self) -> None:
         # Without it the Trainer counts one process where DeepSpeed runs on CPUs.
-        if self.deepspeed is not None and not torch.cuda.is_available():
-            self.use_cpu = True
+        self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         if isinstance(self.deepspeed, str):
             deepspeed_file(self.deepspeed)
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
@@ -193,11 +190,15 @@ class TrainingArguments(transformers.TrainingArguments):
             )
         if self.remove_unused_columns:
             raise ValueError("--remove_unused_columns must be False: the samples are no table")
-        if self.mm_projector_lr is not None or not self.freeze_mm_mlp_adapter:
+        if self.freeze_mm_mlp_adapter and self.mm_projector_lr is not None:
             raise ValueError(
-                "--mm_projector_lr and --freeze_mm_mlp_adapter False train the host's own "
-                "projector, which the skill leaves as it is; leave them out (--fpl_lr is the "
-                "learning rate of the skill's projector)"
+                f"--mm_projector_lr {self.mm_projector_lr} has no meaning beside "
+                "--freeze_mm_mlp_adapter True: leave one out (the skill's projector has --fpl_lr)"
+            )
+        if self.resume_from_checkpoint:
+            raise ValueError(
+                "--resume_from_checkpoint is not needed: as with LLaVA, training goes on from the "
+                "last checkpoint in --output_dir"
             )
         if self.lora_bias != "none":
             raise ValueError(
@@ -213,6 +214,11 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError(f"--bits must be 4, 8 or 16, got {self.bits}")
         if self.quant_type not in ("nf4", "fp4"):
             raise ValueError(f"--quant_type must be nf4 or fp4, got {self.quant_type}")
+
+    @property
+    def trains_projector(self) -> bool:
+        """Whether the host's own projector is trained."""
+        return self.freeze_mm_mlp_adapter is False or self.mm_projector_lr is not None
 
 
 @dataclass
@@ -283,10 +289,9 @@ def _todays_names(arguments: Sequence[str]) -> list[str]:
             raise ValueError(f"{old} and {new} are the same flag to transformers: give one of them")
         place = split.index(old)
         value = split[place + 1] if place + 1 < len(split) else ""
-        if old == "--warmup_ratio":
-            # From 1 on, transformers would take the number for steps.
-            if not _is_share(value):
-                raise ValueError(f"--warmup_ratio must be in [0, 1), got {value!r}")
+        # From 1 on, transformers would take the number for steps.
+        if old == "--warmup_ratio" and not _is_share(value):
+            raise ValueError(f"--warmup_ratio must be in [0, 1), got {value!r}")
         logger.warning("%s is called %s by today's transformers: taken as %s %s",
                        old, new, new, value)  # fmt: skip
         split[place] = new
