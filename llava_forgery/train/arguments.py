@@ -250,6 +250,11 @@ class LlavaArguments:
                 f"{self.training.output_dir} must end in a name with {' and '.join(missing)} in "
                 "it, such as checkpoints/llava-v1.5-7b-forgery-lora"
             )
+        if "lora" in folder and not self.training.lora_enable:
+            raise ValueError(
+                f"LLaVA's loader would look for LoRA in --output_dir {self.training.output_dir}, "
+                "which the FPL alone has not: take another name than one with lora in it"
+            )
 
 
 def parse_arguments(arguments: Sequence[str]) -> LlavaArguments:
@@ -281,20 +286,15 @@ def _todays_names(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         split += [flag, value] if equals and flag in RENAMED else [argument]
-    present = set(split)
-    for old, new in RENAMED.items():
-        if old not in present:
+    for place, old in enumerate(split):
+        if old not in RENAMED:
             continue
-        if new in present:
-            raise ValueError(f"{old} and {new} are the same flag to transformers: give one of them")
-        place = split.index(old)
         value = split[place + 1] if place + 1 < len(split) else ""
         # From 1 on, transformers would take the number for steps.
         if old == "--warmup_ratio" and not _is_share(value):
             raise ValueError(f"--warmup_ratio must be in [0, 1), got {value!r}")
-        logger.warning("%s is called %s by today's transformers: taken as %s %s",
-                       old, new, new, value)  # fmt: skip
-        split[place] = new
+        split[place] = RENAMED[old]
+        logger.warning("%s is called %s by today's transformers", old, split[place])
     return split
 
 
