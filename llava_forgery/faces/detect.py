@@ -191,10 +191,19 @@ def get_detector(name: str = "dlib", **options: Any) -> FaceDetector:
         ValueError: Unknown name.
         ImportError: A package it needs is not installed.
     """
+    return detector_factory(name)(**options)
+
+
+def detector_factory(name: str) -> Callable[..., FaceDetector]:
+    """What was registered under a name; another process may call it.
+
+    Raises:
+        ValueError: Unknown name.
+    """
     if name not in _DETECTORS:
         known = ", ".join(sorted(_DETECTORS))
         raise ValueError(f"unknown face detector {name!r}; expected one of: {known}")
-    return _DETECTORS[name](**options)
+    return _DETECTORS[name]
 
 
 register_detector("dlib", DlibDetector)

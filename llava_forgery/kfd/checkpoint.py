@@ -8,6 +8,8 @@ compared with those of the day of saving. A host's tower is read from the host t
 names, or compared when the detector is attached to a host.
 """
 
+import hashlib
+import json
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -47,6 +49,15 @@ def _knowledge_state(detector: KnowledgeGuidedForgeryDetector) -> dict[str, torc
         for name, tensor in detector.knowledge.state_dict().items()
         if not name.startswith(frozen)
     }
+
+
+def detector_digest(detector: KnowledgeGuidedForgeryDetector) -> str:
+    """SHA-256 of a detector's own weights and configuration: the same for the same scores."""
+    digest = hashlib.sha256(json.dumps(detector.config.to_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(_detector_state(detector).items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

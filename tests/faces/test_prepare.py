@@ -6,8 +6,10 @@ import pytest
 from PIL import Image
 
 from llava_forgery.faces.detect import DetectedFace
-from llava_forgery.faces.prepare import find_images, prepare, split_identities
+from llava_forgery.faces.identities import split_identities
+from llava_forgery.faces.prepare import prepare
 from llava_forgery.faces.records import FaceCrop, load_faces
+from llava_forgery.faces.sources import find_media
 
 
 class RedSquare:
@@ -95,7 +97,7 @@ def test_nothing_to_do_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         run(src, out)
     src.mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no images"):
+    with pytest.raises(FileNotFoundError, match="holds no pictures or videos"):
         run(src, out)
     Image.new("RGB", (50, 50)).save(src / "a.png")
     with pytest.raises(ValueError, match=r"no face was found in any image .*a\.png"):
@@ -196,7 +198,7 @@ def test_out_dir(tmp_path):
     out = src / "out"
     run(src, out)
     photograph(out / "overlay.png")
-    assert find_images(src, leave_out=out)[1] == ["a.png"]
+    assert find_media(src, leave_out=out).files == ["a.png"]
     assert run(src, out).files == 1
     other = tmp_path / "other"
     other.mkdir()
