@@ -50,9 +50,7 @@ def test_the_answers_and_their_ends_are_supervised_and_nothing_else(
     sample = encode_turns(TURNS, tokenizer, style, skill=skill, max_length=2048)
     ids, labels = sample["input_ids"].tolist(), sample["labels"].tolist()
     said = [label for label in labels if label != IGNORE_INDEX]
-    expected = "".join(
-        answer + end for answer, end in zip(TURNS[1::2], ends, strict=True)
-    )
+    expected = "".join(answer + end for answer, end in zip(TURNS[1::2], ends, strict=True))
     found = tokenizer.decode(said)
     assert found.replace(" ", "") == expected.replace(" ", "")
     assert all(label in (token, IGNORE_INDEX) for token, label in zip(ids, labels, strict=True))
@@ -95,15 +93,14 @@ def test_labels_are_those_of_llavas_own_preprocess(tokenizer, monkeypatch):
     train = pytest.importorskip("llava.train.train")
     from llava import conversation
 
-    monkeypatch.setattr(
-        conversation, "default_conversation", conversation.conv_templates["mpt"].copy()
-    )
+    monkeypatch.setattr(conversation, "default_conversation", conversation.conv_templates["v1"])
     turns = [
-        {"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(TURNS[:2])
+        {"from": who, "value": text} for who, text in zip(("human", "gpt"), TURNS, strict=False)
     ]
-    theirs = train.preprocess_mpt([turns], tokenizer, has_image=True)
-    ours = encode_turns(TURNS[:2], tokenizer, _style("mpt"), skill=False, max_length=2048)
+    theirs = train.preprocess_v1([turns], tokenizer, has_image=True)
+    ours = encode_turns(TURNS[:2], tokenizer, _style("v1"), skill=False, max_length=2048)
     assert ours["input_ids"].tolist() == theirs["input_ids"][0].tolist()
+    assert ours["labels"].tolist() == theirs["labels"][0].tolist()
 
 
 def test_what_is_longer_is_cut_off_but_never_all_that_is_learnt(tokenizer):
