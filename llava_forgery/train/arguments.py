@@ -144,11 +144,6 @@ class ForgeryArguments:
         if self.fpl_lr is not None and self.fpl_lr <= 0:
             raise ValueError(f"--fpl_lr must be greater than 0, got {self.fpl_lr}")
 
-    @property
-    def kfd_folder(self) -> str:
-        """The detector's folder."""
-        return self.forgery_tower.removeprefix("kfd:")
-
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):

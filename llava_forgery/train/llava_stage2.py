@@ -193,14 +193,10 @@ def linear_names(model: PreTrainedModel) -> tuple[str, ...]:
     Args:
         model: Of the ``llava`` package.
     """
-    # By name, since layers held in few bits are of other classes.
-    layers = model.get_model().layers
-    names = {name.rsplit(".", 1)[-1] for name, m in layers.named_modules() if _is_linear(m)}
-    return tuple(sorted(names))
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) and not list(module.children())
+    layers = model.get_model().layers.named_modules()
+    return tuple(
+        sorted({name.rsplit(".", 1)[-1] for name, m in layers if isinstance(m, nn.Linear)})
+    )
 
 
 def prepare_model(
