@@ -11,6 +11,7 @@ import torch
 import transformers as hf
 from tokenizers import processors
 
+from llava_forgery.hosts.small_llava import CHAT_TEMPLATE
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from tests import tiny
 
@@ -149,3 +150,54 @@ def _unit_gain(model: torch.nn.Module) -> None:
                 weight.normal_(std=1.0 if "embed_tokens" in name else weight[0].numel() ** -0.5)
             elif "image_newline" in name:
                 weight.normal_()
+
+
+def save_twin(llava: Path, folder: Path) -> Path:
+    """The transformers model with the weights of a flat LLaVA, and its processor.
+
+    Its vocabulary has three rows more, as conversions of LLaVA have rows for further tokens.
+    """
+    words, model, _ = load_llava(llava)
+    inner = model.get_model()
+    text = hf.LlamaConfig(
+        **{
+            name: value
+            for name, value in model.config.to_dict().items()
+            if name in hf.LlamaConfig().to_dict() and name not in ("model_type", "architectures")
+        }
+    )
+    config = hf.LlavaConfig(
+        vision_config=inner.vision_tower.vision_tower.config,
+        text_config=text,
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-2,
+        image_seq_length=(SIDE // PATCH) ** 2,
+        tie_word_embeddings=False,
+    )
+    twin = hf.LlavaForConditionalGeneration(config).eval()
+    twin.model.vision_tower = inner.vision_tower.vision_tower
+    projector = {
+        name.replace("0.", "linear_1.").replace("2.", "linear_2."): tensor
+        for name, tensor in inner.mm_projector.state_dict().items()
+    }
+    twin.model.multi_modal_projector.load_state_dict(projector)
+    language = {
+        name: tensor
+        for name, tensor in inner.state_dict().items()
+        if name.startswith(("embed_tokens", "layers", "norm"))
+    }
+    twin.model.language_model.load_state_dict(language)
+    twin.lm_head.load_state_dict(model.lm_head.state_dict())
+    twin.resize_token_embeddings(len(words) + 3, mean_resizing=False)
+    twin.save_pretrained(folder)
+    hf.LlavaProcessor(
+        image_processor=hf.CLIPImageProcessorPil(
+            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+        ),
+        tokenizer=words,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+    return folder

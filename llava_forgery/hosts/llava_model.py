@@ -47,6 +47,8 @@ CONFIG_KEYS = (
     "mm_forgery_fpl",
     "mm_forgery_host",
 )
+# The name in LLaVA's conv_templates that the skill was trained with; set by training.
+TEMPLATE_KEY = "mm_forgery_template"
 
 
 class SkilledLlava:
@@ -307,7 +309,7 @@ def detach_from_llava(model: PreTrainedModel) -> PreTrainedModel:
     inner = model.get_model()
     delattr(inner, TOWER)
     delattr(inner, PROJECTOR)
-    for key in CONFIG_KEYS:
+    for key in (*CONFIG_KEYS, TEMPLATE_KEY):
         if hasattr(model.config, key):
             delattr(model.config, key)
     model.__class__ = type(model).__mro__[2]

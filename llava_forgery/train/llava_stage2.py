@@ -25,7 +25,12 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 
-from llava_forgery.hosts.llava_checkpoint import FPL, LORA_WEIGHTS, save_llava_adapter
+from llava_forgery.hosts.llava_checkpoint import (
+    FPL,
+    LORA_WEIGHTS,
+    TRAINABLES,
+    save_llava_adapter,
+)
 from llava_forgery.hosts.llava_model import PROJECTOR, TOWER, llava_lora_config
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.kfd.detector import KFDOutput
@@ -34,12 +39,9 @@ from llava_forgery.train.llava_data import LlavaCollator, TrainingSamples
 from llava_forgery.train.order import AlternatingSampler, EpochSampler, ModalitySampler
 from llava_forgery.train.trainer import ForgeryTrainer, Trainable, last_checkpoint, run_training
 from llava_forgery.train.zero import kept_aside
-from llava_forgery.weights import compare_tensors, load_tensors, save_tensors
+from llava_forgery.weights import compare_tensors, load_tensors
 
 logger = logging.getLogger(__name__)
-
-# The host's own projector in a checkpoint, where it is trained as well.
-HOST_PROJECTOR = "host_projector.safetensors"
 
 
 class LlavaStage2(Trainable):
@@ -71,11 +73,6 @@ class LlavaStage2(Trainable):
     def fpl(self) -> nn.Module:
         """The learner."""
         return getattr(self.bare.get_model(), PROJECTOR)
-
-    @property
-    def host_projector(self) -> nn.Module:
-        """The host's own projector."""
-        return self.bare.get_model().mm_projector
 
     def forward(
         self, forgery_images: torch.Tensor | None = None, **inputs: Any
@@ -115,7 +112,9 @@ class LlavaStage2(Trainable):
         if self.fpl_learning_rate is not None:
             rates |= dict.fromkeys(self.fpl.parameters(), self.fpl_learning_rate)
         if self.projector_learning_rate is not None:
-            rates |= dict.fromkeys(self.host_projector.parameters(), self.projector_learning_rate)
+            rates |= dict.fromkeys(
+                self.bare.get_model().mm_projector.parameters(), self.projector_learning_rate
+            )
         return rates
 
     def activation_checkpointing_enable(
@@ -131,12 +130,8 @@ class LlavaStage2(Trainable):
         directory.mkdir(parents=True, exist_ok=True)
         # Beside it, so that paths relative to the folder are the same.
         temporary = directory.with_name(f".{directory.name}-llava-lora")
-        projector = {}
-        if any(p.requires_grad for p in self.host_projector.parameters()):
-            projector = self.host_projector.state_dict()
         try:
-            trained = {f"model.mm_projector.{name}": t.cpu() for name, t in projector.items()}
-            save_llava_adapter(self.model, temporary, trained)
+            save_llava_adapter(self.model, temporary, self._trained_projector())
             for path in sorted(temporary.iterdir()):
                 target = directory / path.name
                 if target.is_dir():
@@ -144,8 +139,12 @@ class LlavaStage2(Trainable):
                 path.replace(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        if projector:
-            save_tensors(directory / HOST_PROJECTOR, projector)
+
+    def _trained_projector(self) -> dict[str, torch.Tensor]:
+        """The host's own projector where it is trained as well, by the host's names."""
+        module = self.bare.get_model().mm_projector
+        names = {f"model.mm_projector.{name}": p for name, p in module.named_parameters()}
+        return {name: p.detach() for name, p in names.items() if p.requires_grad}
 
     def load_checkpoint(self, directory: Path) -> None:
         """Fill what is trained from :meth:`save_checkpoint`'s files, strictly."""
@@ -155,9 +154,9 @@ class LlavaStage2(Trainable):
             tensors = load_file(path)
             compare_tensors(tensors, get_peft_model_state_dict(self.model), str(path))
             set_peft_model_state_dict(self.model, tensors)
-        if any(p.requires_grad for p in self.host_projector.parameters()):
-            state = self.host_projector.state_dict()
-            self.host_projector.load_state_dict(load_tensors(directory / HOST_PROJECTOR, state))
+        if projector := self._trained_projector():
+            for name, tensor in load_tensors(directory / TRAINABLES, projector).items():
+                projector[name].copy_(tensor)
 
 
 class LlavaTrainer(ForgeryTrainer):

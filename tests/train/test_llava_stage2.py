@@ -173,7 +173,7 @@ def lora(folder):
 
 
 def _files(folder):
-    names = ("adapter_model.safetensors", "fpl.safetensors", "host_projector.safetensors")
+    names = ("adapter_model.safetensors", "fpl.safetensors", "host_trainables.safetensors")
     return {name: load_file(folder / name) for name in names if (folder / name).is_file()}
 
 
