@@ -18,7 +18,7 @@ from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.arguments import parse_arguments
 from llava_forgery.train.conversations import build_conversations
 from llava_forgery.train.llava_data import LlavaCollator
-from llava_forgery.train.llava_stage2 import LlavaStage2, LlavaTrainer, linear_names
+from llava_forgery.train.llava_stage2 import LlavaStage2, LlavaTrainer
 from llava_forgery.train.llava_train import (
     attach_skill,
     load_host,
@@ -32,7 +32,6 @@ from llava_forgery.train.stage1 import Stage1
 from tests import tiny, tiny_llava
 
 ROOT = Path(__file__).parents[2]
-PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,7 +103,6 @@ def _named(model, part):
 
 def test_lora_and_fpl_are_trained_and_nothing_else(folder):
     _, model, _ = _prepared(folder, "x-llava-lora")
-    assert set(linear_names(model.get_base_model())) == PROJECTIONS
     prefix = "base_model.model.model"
     lora = {
         f"{prefix}.layers.{layer}.{'mlp' if 'self' not in part else 'self_attn'}."
