@@ -84,7 +84,7 @@ def build(
         # Without it the layers would not be recomputed: their inputs have no gradient in plain
         # LoRA.
         vlm.host.enable_input_require_grads()
-        vlm.host.gradient_checkpointing_enable()
+        host.activation_checkpointing_enable()
     side = sizes.vision["image_size"]
     images = torch.rand(batch_size, 3, side, side, device=device)
     pixels = own_detector.encoder.normalise(images)
