@@ -293,6 +293,22 @@ def test_the_detector_sees_in_full_precision_what_it_sees_in_use(folder):
     assert torch.equal(seen.class_logits, tiny.kfd()(images).class_logits)
 
 
+def test_lora_is_trained_on_a_language_model_of_four_bits(folder):
+    pytest.importorskip("bitsandbytes", reason="needs the extra quantization")
+    _, model, samples = _prepared(folder, "x-llava-lora", bits=4)
+    inner = model.get_base_model().get_model()
+    assert type(inner.layers[0].mlp.up_proj.base_layer).__name__ == "Linear4bit"
+    assert type(inner.mm_projector[0]) is torch.nn.Linear
+    _, plain, _ = _prepared(folder, "x-llava-lora")
+    assert _trained(model) == _trained(plain)
+    LlavaStage2(model)(**LlavaCollator(0)([samples[0]]))["loss"].backward()
+    # B begins at zero, so A has no gradient yet.
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_A" not in name:
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.any(), name
+
+
 def test_wrong_hosts_and_templates_are_one_line_on_the_command_line(folder, tmp_path, caplog):
     words = _words(folder, "x-llava-lora")
     assert main([*words, "--version", "v9"]) == 2
