@@ -11,7 +11,8 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "llava_forgery/__init__.py
 # Lower bounds are the oldest releases that the tests were run on together.
 FACES = ["dlib-bin>=20.0", "face-recognition-models>=0.3"]
 VIDEO = ["av>=15.1"]
-TRAIN = ["accelerate>=1.15", "tensorboard>=2.20"]
+# pyyaml: LLaVA-NeXT's lists of data sets.
+TRAIN = ["accelerate>=1.15", "tensorboard>=2.20", "pyyaml>=6.0"]
 # The demo's weights come from packages that must be installed without what they depend on:
 # see scripts/venv.sh.
 DEMO = ["gguf>=0.19"]
