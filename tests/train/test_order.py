@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from llava_forgery.train.order import AlternatingSampler, EpochSampler, LengthSampler, ModalitySampler
+from llava_forgery.train.order import (
+    AlternatingSampler,
+    EpochSampler,
+    LengthSampler,
+    ModalitySampler,
+)
 
 LENGTHS = [*range(1, 12), *range(-1, -8, -1)]
 
