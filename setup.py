@@ -57,6 +57,8 @@ setup(
         "faces": FACES,
         "video": VIDEO,
         "train": TRAIN,
+        # The llava package itself must be installed without what it depends on: see the README.
+        "llava": ["sentencepiece>=0.2", "protobuf>=5.0"],
         "demo": DEMO,
         "eval": EVAL,
         "quantization": ["bitsandbytes>=0.50"],
