@@ -62,7 +62,7 @@ setup(
         "quantization": ["bitsandbytes>=0.50"],
         "deepspeed": [*TRAIN, "deepspeed>=0.19"],
         # num2words: without it SmolVLM's processor cannot be made.
-        "dev": ["pytest>=9.0", "ruff==0.17.5", "num2words>=0.5"],
+        "dev": ["pytest>=9.0", "pytest-xdist>=3.8", "ruff==0.17.5", "num2words>=0.5"],
     },
     entry_points={
         "console_scripts": ["llava-forgery=llava_forgery.cli:main"],

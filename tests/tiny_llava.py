@@ -52,12 +52,32 @@ def save_clip(folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tower = hf.CLIPVisionModel(config)
-        _unit_gain(tower)
+        unit_gain(tower)
     tower.save_pretrained(folder)
     hf.CLIPImageProcessor(
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
     ).save_pretrained(folder)
     return folder
+
+
+def vision_values(clip: Path, aspect: str) -> dict[str, Any]:
+    """What LLaVA's configuration says of images."""
+    values = {
+        "mm_vision_tower": str(clip),
+        "mm_hidden_size": 16,
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_patch_merge_type": "spatial_unpad" if aspect == "anyres" else "flat",
+        "image_aspect_ratio": aspect,
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "tokenizer_padding_side": "right",
+        "use_mm_proj": True,
+    }
+    if aspect == "anyres":
+        values["image_grid_pinpoints"] = PINPOINTS
+    return values
 
 
 def save_llava(
@@ -93,21 +113,7 @@ def save_llava(
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
     )
-    values = {
-        "mm_vision_tower": str(clip),
-        "mm_hidden_size": 16,
-        "mm_vision_select_layer": -2,
-        "mm_vision_select_feature": "patch",
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_patch_merge_type": "spatial_unpad" if aspect == "anyres" else "flat",
-        "image_aspect_ratio": aspect,
-        "mm_use_im_start_end": False,
-        "mm_use_im_patch_token": False,
-        "tokenizer_padding_side": "right",
-        "use_mm_proj": True,
-    }
-    if aspect == "anyres":
-        values["image_grid_pinpoints"] = PINPOINTS
+    values = vision_values(clip, aspect)
     for name, value in {**values, **changes}.items():
         setattr(config, name, value)
     with torch.random.fork_rng(devices=[]):
@@ -115,7 +121,7 @@ def save_llava(
         model = LlavaLlamaForCausalLM(config)
         if with_tower:
             model.get_vision_tower().load_model()
-        _unit_gain(model)
+        unit_gain(model)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
@@ -143,7 +149,8 @@ def save_kfd(folder: Path, seed: int = 0, **changes: Any) -> Path:
     return folder
 
 
-def _unit_gain(model: torch.nn.Module) -> None:
+def unit_gain(model: torch.nn.Module) -> None:
+    """Draw weights anew, from torch's global generator."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1:

@@ -12,7 +12,8 @@ import functools
 import inspect
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -22,6 +23,7 @@ from peft import LoraConfig
 from torch import nn
 from transformers import PreTrainedModel
 
+from llava_forgery.constants import IGNORE_INDEX
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.fingerprint import host_fingerprint
@@ -34,7 +36,7 @@ from llava_forgery.hosts.llava_images import pictures_of
 from llava_forgery.hosts.llava_tower import PREFIX, KFDVisionTower
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.placeholder import count_placeholders
-from llava_forgery.kfd.detector import KFDOutput
+from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,11 @@ class SkilledLlava:
     def detect(self, forgery_images: torch.Tensor) -> KFDOutput:
         """The detector's output for images (N, 3, S, S) in [0, 1]."""
         return self.get_model().forgery_tower(forgery_images)
+
+    @contextmanager
+    def detector_alone(self) -> Iterator[KnowledgeGuidedForgeryDetector]:
+        """The detector for calls without the model."""
+        yield self.get_model().forgery_tower.kfd
 
     def prepare_inputs_labels_for_multimodal(self, *args: Any, **kwargs: Any) -> Any:
         """LLaVA's own; it cuts what is longer than ``tokenizer_model_max_length`` without a word,
@@ -132,6 +139,8 @@ class SkilledLlava:
         # Looked up at each call: resizing and peft's modules_to_save put another in its place.
         hooks = NumberedHooks(self.get_input_embeddings(), FORGERY_TOKEN_INDEX)
         given[name] = hooks.number(input_ids)
+        if (labels := given.get("labels")) is not None:
+            given["labels"] = labels.masked_fill(labels == FORGERY_TOKEN_INDEX, IGNORE_INDEX)
         self._forgery_hooks = hooks
         try:
             with hooks.use(rows, placeholders):

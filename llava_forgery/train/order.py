@@ -104,3 +104,40 @@ class ModalitySampler(EpochSampler):
             parts[least].append(i)
             words[least] += abs(self.lengths[i])
         return [i for part in parts for i in part]
+
+
+class LengthSampler(EpochSampler):
+    """Batches of similar lengths, so that little of a batch is padding.
+
+    The shuffled samples are cut into windows of a few batches. Only inside of a window they are
+    sorted: with larger ones a batch would hold one kind of conversation alone.
+
+    Args:
+        lengths: Of each sample, in any unit.
+        batch_size: Samples of a batch.
+        seed: Of the orders.
+        window: Batches of a window.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, window: int = 4) -> None:
+        super().__init__(len(lengths), seed)
+        if batch_size < 1 or window < 1:
+            raise ValueError(
+                f"batch_size and window must be at least 1, got {batch_size} and {window}"
+            )
+        self.lengths, self.batch_size, self.window = list(lengths), batch_size, window
+
+    def draw(self, generator: torch.Generator) -> list[int]:
+        order = super().draw(generator)
+        size = self.batch_size * self.window
+        batches = []
+        for start in range(0, len(order), size):
+            members = sorted(order[start : start + size], key=self.lengths.__getitem__)
+            batches += [
+                members[i : i + self.batch_size] for i in range(0, len(members), self.batch_size)
+            ]
+        # A batch that is not full stays the last one: the Trainer cuts the order by number.
+        full = [batch for batch in batches if len(batch) == self.batch_size]
+        part = [batch for batch in batches if len(batch) < self.batch_size]
+        shuffled = torch.randperm(len(full), generator=generator).tolist()
+        return [i for batch in [full[i] for i in shuffled] + part for i in batch]

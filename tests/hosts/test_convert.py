@@ -4,7 +4,9 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from llava_forgery.cli import app
 from llava_forgery.constants import FORGERY_TOKEN, IMAGE_TOKEN
 from llava_forgery.files import read_json
 from llava_forgery.fpl.config import FPLConfig
@@ -67,7 +69,12 @@ def test_equal_logits_there_and_back(root):
     torch.testing.assert_close(logits[..., : expected.shape[-1]], expected, rtol=0, atol=1e-4)
 
     back = folder / "back-llava-lora"
-    assert convert_adapter(moved, str(folder / "tiny-llava"), back, "v1") == "llava"
+    arguments = {"model": moved, "host": folder / "tiny-llava", "out": back, "template": "v1"}
+    said = CliRunner().invoke(
+        app, ["convert-adapter", *(f"--{name}={value}" for name, value in arguments.items())]
+    )
+    assert said.exit_code == 0, said.exception
+    assert "layout of llava" in said.stdout
     for name in ("adapter_model.safetensors", "fpl.safetensors", "kfd/kfd.safetensors"):
         one, two = load_file(folder / "tiny-llava-lora" / name), load_file(back / name)
         assert set(one) == set(two)

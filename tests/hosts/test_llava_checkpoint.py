@@ -6,7 +6,9 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from llava_forgery.cli import app
 from llava_forgery.files import read_json
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.llava_checkpoint import merge_llava, save_llava_adapter
@@ -132,7 +134,8 @@ def test_an_adapter_in_float32_gives_the_same_logits(root, lora):
 def test_a_merged_model_is_read_without_a_base(root, lora):
     folder, inputs, expected = lora
     merged = root / "moved" / "tiny-llava-merged"
-    merge_llava(folder, merged)
+    said = CliRunner().invoke(app, ["merge-llava", f"--model={folder}", f"--out={merged}"])
+    assert said.exit_code == 0, said.exception
     config = read_json(merged / "config.json")
     assert config["architectures"] == ["LlavaLlamaForCausalLM"]
     tensors = load_file(merged / "model.safetensors")
@@ -212,5 +215,7 @@ def test_names_that_lead_llavas_loader_astray(root, lora, tmp_path):
         _load(folder, base, "adapter")
     with pytest.raises(ValueError, match="model_base"):
         _load(lora[0])
+    with pytest.raises(ValueError, match="must hold 'llava' and, for a whole model, not 'lora'"):
+        merge_llava(lora[0], tmp_path / "llava-lora")
     with pytest.raises(ValueError, match="no forgery skill to save"):
         save_llava_adapter(tiny_llava.load_llava(base)[1], tmp_path / "none-llava")

@@ -105,7 +105,6 @@ def test_llavas_command_line_answers_other_questions(root, layout, monkeypatch, 
 
         folder, base = root / "tiny-llava-merged", None
         merge_llava(root / "tiny-llava-fpl", folder)
-    # Random weights overflow no float16 on the way; LLaVA's loader knows no other.
     questions = iter(["What do you see?", "And then?", ""])
     monkeypatch.setattr("builtins.input", lambda _: next(questions))
     register()
@@ -124,6 +123,7 @@ def test_llavas_command_line_answers_other_questions(root, layout, monkeypatch, 
     assert "exit..." in printed
 
 
+@pytest.mark.slow
 def test_the_command_prints_json(root):
     result = subprocess.run(
         [sys.executable, "-m", "llava_forgery.cli", "detect", str(root / "face.png"), "--cropped",
