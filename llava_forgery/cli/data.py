@@ -11,7 +11,13 @@ from llava_forgery.cli.options import Faces, Out, Seed
 
 @app.command()
 def prepare(
-    src: Annotated[Path, typer.Argument(help="Folder of photographs and videos, or one of them.")],
+    src: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of photographs and videos, one of them, or a manifest (.jsonl) that "
+            "import-benchmark wrote: labels, identities and splits are then its own."
+        ),
+    ],
     out: Out,
     size: Annotated[int, typer.Option(help="Side of the crops in pixels.")] = 320,
     margin: Annotated[
@@ -49,27 +55,42 @@ def prepare(
     After an interruption the same command goes on where it was.
     """
     from llava_forgery.constants import FAKE, REAL
+    from llava_forgery.faces.benchmarks.manifest import read_manifest
+    from llava_forgery.faces.extract import CropSettings
     from llava_forgery.faces.prepare import prepare as run
+    from llava_forgery.faces.prepare import prepare_sources
     from llava_forgery.faces.video import FrameChoice
 
     if frames is None and every is None:
         frames = FrameChoice().count
-    report = run(
-        src,
-        out,
-        size=size,
-        margin=margin,
-        align=align,
-        frames=FrameChoice(frames, every),
-        detector=detector,
-        identities_csv=identities,
-        identity_pattern=identity_pattern,
-        test_share=test_share,
-        seed=seed,
-        largest_only=not all_faces,
-        label=FAKE if fake else REAL,
-        workers=workers,
-    )
+    if src.suffix == ".jsonl":
+        if identities is not None or identity_pattern is not None or test_share or fake:
+            raise ValueError(
+                f"{src} says labels, identities and splits itself; leave --identities, "
+                "--identity-pattern, --test-share and --fake out"
+            )
+        settings = CropSettings(size, margin, align, not all_faces, FrameChoice(frames, every))
+        sources = read_manifest(src)
+        report = prepare_sources(
+            sources, out, settings=settings, detector=detector, workers=workers
+        )
+    else:
+        report = run(
+            src,
+            out,
+            size=size,
+            margin=margin,
+            align=align,
+            frames=FrameChoice(frames, every),
+            detector=detector,
+            identities_csv=identities,
+            identity_pattern=identity_pattern,
+            test_share=test_share,
+            seed=seed,
+            largest_only=not all_faces,
+            label=FAKE if fake else REAL,
+            workers=workers,
+        )
     typer.echo(
         f"{report.faces} faces in {report.files} files; {len(report.skipped)} files were left "
         f"out, see {out / 'report.json'}",

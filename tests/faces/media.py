@@ -1,6 +1,9 @@
 """Videos and photographs whose "faces" are red squares, and a detector that finds these."""
 
 import hashlib
+import os
+import signal
+import time
 
 import av
 import numpy as np
@@ -26,6 +29,23 @@ class RedSquare:
             points = (corner + share * (far - corner)).astype(np.float32)
             faces.append(DetectedFace(box, points, 1.0))
         return sorted(faces, key=lambda face: face.box[0] - face.box[2])
+
+
+class SlowRedSquare(RedSquare):
+    """Slow enough to be killed in the middle."""
+
+    def detect(self, image):
+        time.sleep(0.1)
+        return super().detect(image)
+
+
+class FatalRedSquare(RedSquare):
+    """Its process dies over pictures of 50 rows, as over a bug in a decoder."""
+
+    def detect(self, image):
+        if len(image) == 50:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().detect(image)
 
 
 def picture(*squares, shape=(96, 160)):

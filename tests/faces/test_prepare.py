@@ -5,33 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_forgery.faces.detect import DetectedFace
 from llava_forgery.faces.identities import split_identities
 from llava_forgery.faces.prepare import prepare
 from llava_forgery.faces.records import FaceCrop, load_faces
 from llava_forgery.faces.sources import find_media
-
-
-class RedSquare:
-    """Takes the red squares of a picture for faces; landmarks on a grid in them."""
-
-    def detect(self, image):
-        red = (image[..., 0] > 180) & (image[..., 1] < 80)
-        if not red.any():
-            return []
-        y, x = np.nonzero(red)
-        box = (float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1))
-        share = np.linspace(0, 1, 68)[:, None]
-        corner, far = np.array(box[:2]), np.array(box[2:])
-        return [DetectedFace(box, (corner + share * (far - corner)).astype(np.float32), 1.0)]
-
-
-def photograph(path, place=(30, 20), side=40, **options):
-    image = np.full((100, 160, 3), 90, np.uint8)
-    x, y = place
-    image[y : y + side, x : x + side] = (230, 20, 20)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, **options)
+from tests.faces.media import RedSquare, photograph
 
 
 def run(src, out, **options):
