@@ -70,6 +70,7 @@ def build_qa(
     interrupted run goes on where it stopped when it is repeated.
     """
     from llava_forgery.faces.records import load_faces
+    from llava_forgery.hosts.checkpoint import pick_device
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
     from llava_forgery.simulate.degrade import DegradeConfig
     from llava_forgery.simulate.pairs import FacePairs
@@ -78,7 +79,7 @@ def build_qa(
 
     detector = None
     if kfd is not None:
-        detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, host=host)
+        detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, host=host).to(pick_device())
         needed = detector.config.encoder.image_size
         if size not in (None, needed):
             raise ValueError(f"the detector sees {needed} pixels, got --size {size}; leave it out")
@@ -122,12 +123,21 @@ def mix(
     general_images: Annotated[
         Path | None, typer.Option(help="What its image paths are relative to; default: its folder.")
     ] = None,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Leave invalid general entries out, named.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Mix forgery conversations with general instruction data by a ratio."""
     from llava_forgery.qa.mixing import mix_llava_json
 
     count = mix_llava_json(
-        qa, general, out, general_ratio=general_ratio, general_images=general_images, seed=seed
+        qa,
+        general,
+        out,
+        general_ratio=general_ratio,
+        general_images=general_images,
+        skip_invalid=skip_invalid,
+        seed=seed,
     )
     typer.echo(f"{count} conversations in {out}", err=True)

@@ -23,6 +23,7 @@ from peft import LoraConfig
 from torch import nn
 from transformers import PreTrainedModel
 
+from llava_forgery.constants import IGNORE_INDEX
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.fingerprint import host_fingerprint
@@ -138,6 +139,8 @@ class SkilledLlava:
         # Looked up at each call: resizing and peft's modules_to_save put another in its place.
         hooks = NumberedHooks(self.get_input_embeddings(), FORGERY_TOKEN_INDEX)
         given[name] = hooks.number(input_ids)
+        if (labels := given.get("labels")) is not None:
+            given["labels"] = labels.masked_fill(labels == FORGERY_TOKEN_INDEX, IGNORE_INDEX)
         self._forgery_hooks = hooks
         try:
             with hooks.use(rows, placeholders):

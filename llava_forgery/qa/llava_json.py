@@ -13,6 +13,7 @@ they are; :meth:`LlavaSample.to_conversation` goes on to the neutral record.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -24,6 +25,8 @@ import datasets
 from llava_forgery.constants import IMAGE_TOKEN
 from llava_forgery.files import atomic_path
 from llava_forgery.qa.conversation import ROLES, Conversation, Message
+
+logger = logging.getLogger(__name__)
 
 SPEAKERS = ("human", "gpt")
 """LLaVA's names of the two sides, in the order of ``ROLES``."""
@@ -173,36 +176,45 @@ class LlavaSample:
 
 
 def read_llava_json(
-    path: str | PathLike, image_folder: str | PathLike | None = None
+    path: str | PathLike,
+    image_folder: str | PathLike | None = None,
+    *,
+    skip_invalid: bool = False,
 ) -> Iterator[LlavaSample]:
     """Read LLaVA's JSON (a list) or JSONL, one entry after another; memory stays flat.
 
     Args:
         path: The file.
         image_folder: Where the images lie; each must be there. None does not look.
+        skip_invalid: Leave entries out that are not valid, each with a warning that names it. For
+            large collections of others' data; a missing image remains an error.
 
     Yields:
         The samples in the file's order.
 
     Raises:
         FileNotFoundError: There is no such file, or an image of a sample is missing.
-        ValueError: Not JSON, not a list, an empty list, or an entry that is not valid; the message
-            gives the file and the entry's id.
+        ValueError: Not JSON, not a list, no valid entries, or an entry that is not valid; the
+            message gives the file and the entry's id.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; expected LLaVA's JSON")
     count = 0
-    for count, entry in enumerate(_entries(path), start=1):
+    for place, entry in enumerate(_entries(path)):
         try:
-            sample = LlavaSample.from_entry(entry, place=count - 1)
+            sample = LlavaSample.from_entry(entry, place=place)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            if not skip_invalid:
+                raise ValueError(f"{path}: {error}") from error
+            logger.warning("%s: left out: %s", path, error)
+            continue
+        count += 1
         if image_folder is not None:
             _check_images(sample, Path(image_folder))
         yield sample
     if not count:
-        raise ValueError(f"{path} holds no entries")
+        raise ValueError(f"{path} holds no entries that are valid")
 
 
 def write_llava_json(

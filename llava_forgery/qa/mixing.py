@@ -97,6 +97,7 @@ def mix_llava_json(
     general_ratio: float,
     skill_images: str | PathLike | None = None,
     general_images: str | PathLike | None = None,
+    skip_invalid: bool = False,
     seed: int = 0,
 ) -> int:
     """Mix two files of LLaVA's JSON into one that LLaVA's training scripts read.
@@ -111,6 +112,7 @@ def mix_llava_json(
         general_ratio: As in :func:`mix_general`.
         skill_images: What the paths in ``skill_json`` are relative to; its own folder if None.
         general_images: The same for ``general_json``.
+        skip_invalid: Leave general entries out that are not valid, each with a warning.
         seed: As in :func:`mix_general`.
 
     Returns:
@@ -122,9 +124,12 @@ def mix_llava_json(
     """
     out = Path(out)
     parts = []
-    for source, images in ((skill_json, skill_images), (general_json, general_images)):
+    for source, images, skip in (
+        (skill_json, skill_images, False),
+        (general_json, general_images, skip_invalid),
+    ):
         folder = Path(images) if images is not None else Path(source).parent
-        samples = read_llava_json(source, folder)
+        samples = read_llava_json(source, folder, skip_invalid=skip)
         parts.append(llava_dataset(_moved(samples, folder, out.parent)))
     mixed = mix_general(*parts, general_ratio, seed)
     return write_llava_json((LlavaSample.from_entry(row) for row in mixed), out)

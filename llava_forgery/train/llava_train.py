@@ -127,7 +127,7 @@ def _quantization(arguments: LlavaArguments, dtype: torch.dtype) -> BitsAndBytes
     return BitsAndBytesConfig(
         load_in_4bit=flags.bits == 4,
         load_in_8bit=flags.bits == 8,
-        llm_int8_skip_modules=["mm_projector", "vision_tower", "lm_head"],
+        llm_int8_skip_modules=["model.mm_projector", "model.vision_tower", "lm_head"],
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_use_double_quant=flags.double_quant,
         bnb_4bit_quant_type=flags.quant_type,

@@ -137,6 +137,18 @@ def test_samples_of_a_batch_keep_their_own_embeddings(square):
         torch.testing.assert_close(together[row, : logits.shape[1]], logits[0], rtol=0, atol=1e-4)
 
 
+def test_placeholders_are_never_learnt(square):
+    words, model, processor = square
+    inputs = _inputs(words, model, processor, [_one(), _one(2)])
+    ids = inputs["input_ids"]
+    labels = ids.masked_fill(~inputs["attention_mask"], -100)
+    masked = labels.masked_fill(ids == FORGERY_TOKEN_INDEX, -100)
+    loss = model(**inputs, labels=labels).loss
+    assert torch.equal(loss, model(**inputs, labels=masked).loss)
+    masked[:, 0] = masked[:, 1] = -100
+    assert not torch.equal(loss, model(**inputs, labels=masked).loss)
+
+
 def test_beams_give_each_sample_its_own_answer(square):
     words, model, processor = square
     inputs = _inputs(words, model, processor, [_one(), _one()])

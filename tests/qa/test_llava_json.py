@@ -143,6 +143,17 @@ def test_bad_entries_are_named(tmp_path, change, message):
         next(samples)
 
 
+def test_invalid_entries_can_be_left_out_by_name(tmp_path, caplog):
+    quoting = {"id": "html", "conversations": GENERAL[0]["conversations"]}
+    (tmp_path / "data.json").write_text(json.dumps([quoting, *GENERAL]))
+    samples = read_llava_json(tmp_path / "data.json", skip_invalid=True)
+    assert [sample.id for sample in samples] == ["bus", "7", "two"]
+    assert "left out: entry 'html' is not valid: the turns hold 1 times <image>" in caplog.text
+    (tmp_path / "data.json").write_text(json.dumps([quoting]))
+    with pytest.raises(ValueError, match="no entries that are valid"):
+        list(read_llava_json(tmp_path / "data.json", skip_invalid=True))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
