@@ -49,14 +49,18 @@ def poisson_blend(
         (H, W, 3) uint8; it differs from the background in the mask's bounding rectangle only.
     """
     inside = cv2.compare(mask, 127, cv2.CMP_GT)
+    # The picture's own edge is a boundary value at the least.
+    inside[[0, -1]] = 0
+    inside[:, [0, -1]] = 0
     x, y, width, height = cv2.boundingRect(inside)
     result = background.copy()
     if width < 3 or height < 3:
         return result
     box = np.s_[y : y + height, x : x + width]
-    inside = inside[box]
     if erosion:
+        # Before the cut: beyond the rectangle lies outside, too.
         inside = cv2.erode(inside, np.ones((3, 3), np.uint8), iterations=erosion)
+    inside = inside[box]
     # The solution is background + correction with the correction 0 on the edge, so that only
     # the difference of the two pictures' gradients inside the mask enters the right-hand side.
     difference = cv2.subtract(foreground[box], background[box], dtype=cv2.CV_32F)

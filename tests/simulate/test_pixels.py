@@ -51,7 +51,7 @@ def test_recolouring_rounds_and_saturates(image):
     found = pixels.recolour(image, matrix).astype(int)
     # OpenCV keeps ten bits of the factors.
     assert np.abs(found - expected.clip(0, 255)).max() < 1.1
-    assert found.min() == 0 and found.max() == 255
+    assert (found.min(), found.max()) == (0, 255)
 
 
 def test_sharpening_raises_the_edges_and_reduction_lowers_them(image):

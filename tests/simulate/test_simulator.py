@@ -68,7 +68,7 @@ def test_one_by_one_in_a_batch_and_as_tensors_are_the_same_bytes():
     images, landmarks = _inputs(4)
     simulator = ForgerySimulator()
     pictures, points = [tiny.picture(i) for i in range(4)], [tiny.landmarks()] * 4
-    alone = [simulator.forge(p, l, 7 + i) for i, (p, l) in enumerate(zip(pictures, points))]
+    alone = [simulator.forge(pictures[i], points[i], 7 + i) for i in range(4)]
     batch = simulator.forge_batch(pictures, points, range(7, 11))
     tensors = simulator(images, landmarks, range(7, 11))
     for i, (one, two) in enumerate(zip(alone, batch, strict=True)):
@@ -92,7 +92,7 @@ def test_a_plan_rendered_twice_is_equal():
 
 def test_working_on_the_rectangle_equals_working_on_the_whole_picture():
     """The foreground on its rectangle is what moving and recolouring everything would give."""
-    image, size = cv2.GaussianBlur(tiny.picture(0, 128), (5, 5), 1), (128, 128)
+    image = cv2.GaussianBlur(tiny.picture(0, 128), (5, 5), 1)
     for plan in islice(draw_plans(SimulatorConfig(), 5), 12):
         colours = plan_colours(plan, 0.5)
         whole = moved(image, plan, (0, 0, 128, 128), colours)
