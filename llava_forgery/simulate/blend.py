@@ -1,7 +1,7 @@
 """Blending a foreground into a background under a mask: alpha and Poisson.
 
-Source: LVLM-DFD, equation 6; Perez et al., "Poisson Image Editing" (2003). Both for one 8-bit
-picture; ``tensors.py`` has them for batches on a GPU.
+Source: LVLM-DFD, equation 6; Perez et al., "Poisson Image Editing" (2003). Both work on one 8-bit
+picture.
 """
 
 from functools import lru_cache

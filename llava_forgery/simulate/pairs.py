@@ -15,6 +15,9 @@ from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.degrade import DegradeConfig, degrade
 from llava_forgery.simulate.simulator import ForgerySimulator, to_tensor
 
+# Decoded crops that are kept, in bytes: decoding takes longer than forging.
+_KEPT_BYTES = 64 * 2**20
+
 
 class FacePair(NamedTuple):
     """One simulated forgery with its pristine image."""
@@ -97,6 +100,8 @@ class FacePairs(Dataset):
         # The last round's order: drawing it anew for each pair would cost more than the pair once
         # there are a million faces.
         self._order: tuple[int, np.ndarray] | None = None
+        self._kept: dict[int, FaceCrop] = {}
+        self._room = _KEPT_BYTES
 
     def __len__(self) -> int:
         return self.length
@@ -109,11 +114,22 @@ class FacePairs(Dataset):
             self._order = (lap, rng.permutation(len(self.faces)))
         return int(self._order[1][place])
 
+    def _face(self, row: int) -> FaceCrop:
+        face = self._kept.get(row)
+        if face is None:
+            face = FaceCrop.from_row(self.faces[row])
+            # The first ones stay: rounds visit all faces, so that making room for the latest ones
+            # would only drop what comes next.
+            if face.image.nbytes <= self._room:
+                self._room -= face.image.nbytes
+                self._kept[row] = face
+        return face
+
     def __getitem__(self, index: int) -> FacePair:
         if not 0 <= index < self.length:
             raise IndexError(f"pair {index} of {self.length}")
         row = self.row_of(index)
-        face = FaceCrop.from_row(self.faces[row])
+        face = self._face(row)
         rng = np.random.default_rng([self.seed, 1, index])
         image, landmarks = frame_face(face, self.size, self.framing, rng)
         forged = self.simulator.forge(image, landmarks, int(rng.integers(2**63)))

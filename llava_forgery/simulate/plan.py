@@ -1,7 +1,7 @@
 """All random choices of a forgery, made before a pixel is touched.
 
 A plan follows from a seed alone; rendering draws nothing. The same seed therefore gives the same
-forgery whatever stands beside it in a batch, and every renderer draws the same picture.
+forgery whatever stands beside it in a batch.
 """
 
 from collections.abc import Iterator

@@ -37,6 +37,15 @@ def test_pairs_are_the_same_whatever_the_order_the_workers_and_the_batches(faces
                 assert tuple(one[3:]) == two[3:]
 
 
+def test_kept_crops_change_nothing_and_are_bounded(faces, monkeypatch):
+    first = [pair.forged for pair in _pairs(faces)]
+    monkeypatch.setattr("llava_forgery.simulate.pairs._KEPT_BYTES", 2 * 96 * 96 * 3)
+    pairs = _pairs(faces)
+    for _ in range(2):
+        assert all(torch.equal(a, b.forged) for a, b in zip(first, pairs, strict=True))
+    assert len(pairs._kept) == 2
+
+
 def test_seed_and_index_change_the_pair(faces):
     pairs = _pairs(faces)
     assert not torch.equal(pairs[0].forged, pairs[5].forged)
