@@ -133,6 +133,25 @@ def forge(
 
 
 @app.command()
+def preview(
+    faces: Faces,
+    out: Annotated[Path, typer.Option("--out", help="PNG to write.")],
+    count: Annotated[int, typer.Option("--count", "-n", help="Rows of the sheet.")] = 6,
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test; default: all faces.")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 224,
+    seed: Seed = 1,
+) -> None:
+    """Draw a sheet of pristine face, forgery, mask and conversation, to look at."""
+    from llava_forgery.faces.records import load_faces
+    from llava_forgery.simulate.pairs import FacePairs
+    from llava_forgery.train.preview import draw_preview
+
+    draw_preview(FacePairs(load_faces(faces, split=split), count, size=size, seed=seed), out)
+
+
+@app.command()
 def export_eval(
     faces: Faces,
     out: Out,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import datasets
 import numpy as np
-import torch
 
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.faces.records import FaceCrop
@@ -63,8 +62,7 @@ class ManifestImages(Sequence[LabelledImage]):
 
     def __getitem__(self, index: int) -> LabelledImage:
         face = FaceCrop.from_row(self.faces[index])
-        # The centred framing draws nothing.
-        image, _ = frame_face(face, self.size, CENTRED, torch.Generator())
+        image, _ = frame_face(face, self.size, CENTRED)
         return LabelledImage(image, face.label, f"{face.source}#{index}", face.video_id)
 
 

@@ -1,71 +1,91 @@
 """Blending a foreground into a background under a mask: alpha and Poisson.
 
-Source: LVLM-DFD, equation 6; Perez et al., "Poisson Image Editing" (2003).
+Source: LVLM-DFD, equation 6; Perez et al., "Poisson Image Editing" (2003). Both work on one 8-bit
+picture.
 """
 
 from functools import lru_cache
 
-import torch
+import cv2
+import numpy as np
+import scipy.fft
 
 
 def alpha_blend(
-    foreground: torch.Tensor, background: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
-    """``mask * foreground + (1 - mask) * background`` (equation 6).
+    foreground: np.ndarray, background: np.ndarray, mask: np.ndarray, opacity: float = 1.0
+) -> np.ndarray:
+    """``M * foreground + (1 - M) * background`` with ``M = opacity * mask`` (equation 6).
 
     Args:
-        foreground: (B, 3, H, W) in [0, 1].
-        background: (B, 3, H, W) in [0, 1].
-        mask: (B, 1, H, W) in [0, 1].
+        foreground: (H, W, 3) uint8.
+        background: (H, W, 3) uint8.
+        mask: (H, W) uint8, 255 inside.
+        opacity: Factor of the mask in (0, 1].
 
     Returns:
-        (B, 3, H, W) in [0, 1]; exactly the background where the mask is 0.
+        (H, W, 3) uint8; exactly the background where the mask is 0.
     """
-    return background + mask * (foreground - background)
-
-
-@lru_cache(maxsize=8)
-def _sine_basis(n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Orthonormal type-I sine transform (n, n) and the eigenvalues (n,) of the 1-D Laplacian."""
-    k = torch.arange(1, n + 1, device=device, dtype=torch.float64)
-    basis = torch.sin(torch.pi * k[:, None] * k[None, :] / (n + 1)) * (2 / (n + 1)) ** 0.5
-    eigenvalues = 2 * torch.cos(torch.pi * k / (n + 1)) - 2
-    return basis.float(), eigenvalues.float()
+    weight = cv2.multiply(mask, opacity / 255, dtype=cv2.CV_32F)
+    return cv2.blendLinear(foreground, background, weight, 1 - weight)
 
 
 def poisson_blend(
-    foreground: torch.Tensor, background: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
+    foreground: np.ndarray, background: np.ndarray, mask: np.ndarray, erosion: int = 0
+) -> np.ndarray:
     """Seamless cloning: the gradients of the foreground inside the mask, of the background outside.
 
-    The Poisson equation with the background on the image's border as boundary value is solved
-    exactly for the whole batch by sine transforms, on the full rectangle as ``cv2.seamlessClone``
-    does. The result is then composed by the mask, so that what lies outside stays untouched.
+    The Poisson equation is solved exactly by sine transforms on the mask's bounding rectangle,
+    with the background on the rectangle's edge as the boundary value. With ``erosion=3`` it is the
+    problem that ``cv2.seamlessClone`` solves for ``NORMAL_CLONE`` (OpenCV 4 and 5,
+    ``modules/photo/src/seamless_cloning_impl.cpp``), which rounds down where this rounds.
 
     Args:
-        foreground: (B, 3, H, W) in [0, 1].
-        background: (B, 3, H, W) in [0, 1].
-        mask: (B, 1, H, W) in [0, 1]; over 0.5 counts as inside for the gradients.
+        foreground: (H, W, 3) uint8.
+        background: (H, W, 3) uint8.
+        mask: (H, W) uint8; over 127 counts as inside.
+        erosion: Pixels by which the foreground's gradients stay away from the mask's edge.
 
     Returns:
-        (B, 3, H, W) in [0, 1].
+        (H, W, 3) uint8; it differs from the background in the mask's bounding rectangle only.
     """
-    inside = (mask > 0.5).to(background.dtype)
-    # The solution is background + correction with the correction 0 on the border, so that only
+    inside = cv2.compare(mask, 127, cv2.CMP_GT)
+    # The picture's own edge is a boundary value at the least.
+    inside[[0, -1]] = 0
+    inside[:, [0, -1]] = 0
+    x, y, width, height = cv2.boundingRect(inside)
+    result = background.copy()
+    if width < 3 or height < 3:
+        return result
+    box = np.s_[y : y + height, x : x + width]
+    if erosion:
+        # Before the cut: beyond the rectangle lies outside, too.
+        inside = cv2.erode(inside, np.ones((3, 3), np.uint8), iterations=erosion)
+    inside = inside[box]
+    # The solution is background + correction with the correction 0 on the edge, so that only
     # the difference of the two pictures' gradients inside the mask enters the right-hand side.
-    difference = foreground - background
-    right = (difference[..., :, 1:] - difference[..., :, :-1]) * inside[..., :, :-1]
-    down = (difference[..., 1:, :] - difference[..., :-1, :]) * inside[..., :-1, :]
-    divergence = torch.zeros_like(background)
-    divergence[..., :, :-1] += right
-    divergence[..., :, 1:] -= right
-    divergence[..., :-1, :] += down
-    divergence[..., 1:, :] -= down
-    height, width = background.shape[-2] - 2, background.shape[-1] - 2
-    rows, row_values = _sine_basis(height, background.device)
-    columns, column_values = _sine_basis(width, background.device)
-    spectrum = rows @ divergence[..., 1:-1, 1:-1] @ columns
-    spectrum = spectrum / (row_values[:, None] + column_values[None, :])
-    solved = background.clone()
-    solved[..., 1:-1, 1:-1] += rows @ spectrum @ columns
-    return alpha_blend(solved.clamp(0, 1), background, mask)
+    difference = cv2.subtract(foreground[box], background[box], dtype=cv2.CV_32F)
+    planes = np.stack(cv2.split(difference))
+    used = (inside > 0).astype(np.float32)
+    right = (planes[:, 1:-1, 1:] - planes[:, 1:-1, :-1]) * used[1:-1, :-1]
+    down = (planes[:, 1:, 1:-1] - planes[:, :-1, 1:-1]) * used[:-1, 1:-1]
+    divergence = right[:, :, 1:] - right[:, :, :-1]
+    divergence += down[:, 1:]
+    divergence -= down[:, :-1]
+    correction = cv2.merge(list(_solve(divergence)))
+    inner = np.s_[y + 1 : y + height - 1, x + 1 : x + width - 1]
+    result[inner] = cv2.add(background[inner], correction, dtype=cv2.CV_8U)
+    return result
+
+
+def _solve(divergence: np.ndarray) -> np.ndarray:
+    """Solve Laplacian(u) = divergence (3, h, w) with u = 0 around the rectangle."""
+    rows, columns = (sine_eigenvalues(n) for n in divergence.shape[1:])
+    spectrum = scipy.fft.dstn(divergence, type=1, axes=(1, 2), norm="ortho", overwrite_x=True)
+    spectrum /= rows[:, None] + columns
+    return scipy.fft.dstn(spectrum, type=1, axes=(1, 2), norm="ortho", overwrite_x=True)
+
+
+@lru_cache(maxsize=1024)
+def sine_eigenvalues(n: int) -> np.ndarray:
+    """Eigenvalues (n,) float32 of the 1-D Laplacian with zeros at both ends."""
+    return (2 * np.cos(np.pi * np.arange(1, n + 1) / (n + 1)) - 2).astype(np.float32)

@@ -5,10 +5,13 @@ of a pair are changed by the same amounts.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
 
-import torch
+import cv2
+import numpy as np
 
-from llava_forgery.simulate import augment
+from llava_forgery.simulate import pixels
 
 
 @dataclass(frozen=True)
@@ -43,40 +46,63 @@ class DegradeConfig:
 
 
 def degrade(
-    images: torch.Tensor, config: DegradeConfig, generator: torch.Generator
-) -> tuple[torch.Tensor, bool]:
+    images: np.ndarray, config: DegradeConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, bool]:
     """Change all images of one face alike.
 
     Args:
-        images: (N, 3, H, W) in [0, 1], such as the forged and the pristine image of a pair.
+        images: (N, H, W, 3) uint8, such as the forged and the pristine image of a pair.
         config: Probabilities and ranges.
-        generator: CPU generator.
+        rng: Of all draws.
 
     Returns:
         The images, and whether they were mirrored (mirror the mask with them).
     """
-
-    def uniform(low: float, high: float) -> torch.Tensor:
-        value = low + (high - low) * float(torch.rand((), generator=generator))
-        return images.new_full((len(images),), value)
-
-    def happens(probability: float) -> bool:
-        return float(torch.rand((), generator=generator)) < probability
-
-    mirrored = happens(config.flip)
+    count, height, width = images.shape[:3]
+    # What works on single pixels sees the images below each other as one.
+    stack = images.reshape(count * height, width, 3)
+    mirrored = rng.random() < config.flip
     if mirrored:
-        images = images.flip(-1)
-    if happens(config.probability):
-        brightness = uniform(-config.brightness, config.brightness)
-        images = augment.change_contrast(images, brightness, uniform(*config.contrast))
-    if happens(config.probability):
-        hue, saturation = uniform(-config.hue, config.hue), uniform(*config.saturation)
-        images = augment.shift_hsv(images, hue, saturation, torch.ones_like(hue))
-    if happens(config.probability):
-        images = augment.downscale(images, uniform(*config.downscale))
-    if happens(config.probability):
-        noise = torch.randn(images.shape, generator=generator).to(images)
-        images = augment.add_noise(images, noise, uniform(*config.noise))
-    if happens(config.probability):
-        images = augment.compress_jpeg(images, uniform(*config.jpeg_quality).round())
-    return images, mirrored
+        stack = cv2.flip(stack, 1)
+    light, colour, reduced, noisy, compressed = rng.random(5) < config.probability
+    if light or colour:
+        changes = {}
+        if light:
+            changes["brightness"] = rng.uniform(-config.brightness, config.brightness)
+            changes["contrast"] = rng.uniform(*config.contrast)
+        if colour:
+            changes["hue"] = rng.uniform(-config.hue, config.hue)
+            changes["saturation"] = rng.uniform(*config.saturation)
+        matrix = pixels.colour_matrix(**changes, grey=pixels.mean_grey(stack))
+        stack = pixels.recolour(stack, matrix)
+    if reduced:
+        factor = rng.uniform(*config.downscale)
+        parts = [pixels.reduce(part, factor) for part in np.split(stack, count)]
+        stack = np.concatenate([pixels.enlarge(part, (height, width)) for part in parts])
+    if noisy:
+        stack = add_noise(stack, rng.uniform(*config.noise), rng)
+    if compressed:
+        low, high = config.jpeg_quality
+        quality = int(rng.integers(low, high + 1))
+        stack = np.concatenate([pixels.compress(part, quality) for part in np.split(stack, count)])
+    return stack.reshape(images.shape), bool(mirrored)
+
+
+def add_noise(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+    """Add normal noise of ``sigma``, in units of the full range, to (H, W, 3) uint8.
+
+    A random byte for each value picks one of 256 equally likely values of a normal variable: some
+    twenty times as fast as drawing normals, and finer than the rounding to bytes needs. Above
+    2.9 sigma nothing is drawn.
+    """
+    # 128 stands for no noise, so that the whole sum saturates only once.
+    table = np.rint(128 + 255 * sigma * _normal_values()).clip(0, 255).astype(np.uint8)
+    noise = cv2.LUT(np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape), table)
+    return cv2.addWeighted(image, 1, noise, 1, -128)
+
+
+@lru_cache(maxsize=1)
+def _normal_values() -> np.ndarray:
+    """The middles of 256 equal shares of a standard normal variable, scaled to variance 1."""
+    values = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)])
+    return values / values.std()

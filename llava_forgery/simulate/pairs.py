@@ -11,8 +11,12 @@ from torch.utils.data import Dataset
 from llava_forgery.constants import REAL
 from llava_forgery.faces.crop import crop_box
 from llava_forgery.faces.records import FaceCrop
+from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.degrade import DegradeConfig, degrade
-from llava_forgery.simulate.simulator import ForgerySimulator, SimulatorConfig
+from llava_forgery.simulate.simulator import ForgerySimulator, to_tensor
+
+# Decoded crops that are kept, in bytes: decoding takes longer than forging.
+_KEPT_BYTES = 64 * 2**20
 
 
 class FacePair(NamedTuple):
@@ -93,6 +97,11 @@ class FacePairs(Dataset):
         self.simulator = ForgerySimulator(simulator)
         self.framing = framing or FramingConfig()
         self.degradation = degradation
+        # The last round's order: drawing it anew for each pair would cost more than the pair once
+        # there are a million faces.
+        self._order: tuple[int, np.ndarray] | None = None
+        self._kept: dict[int, FaceCrop] = {}
+        self._room = _KEPT_BYTES
 
     def __len__(self) -> int:
         return self.length
@@ -100,29 +109,45 @@ class FacePairs(Dataset):
     def row_of(self, index: int) -> int:
         """Row of the face that pair ``index`` is made from."""
         lap, place = divmod(index, len(self.faces))
-        order = np.random.default_rng([self.seed, 0, lap]).permutation(len(self.faces))
-        return int(order[place])
+        if self._order is None or self._order[0] != lap:
+            rng = np.random.default_rng([self.seed, 0, lap])
+            self._order = (lap, rng.permutation(len(self.faces)))
+        return int(self._order[1][place])
+
+    def _face(self, row: int) -> FaceCrop:
+        face = self._kept.get(row)
+        if face is None:
+            face = FaceCrop.from_row(self.faces[row])
+            # The first ones stay: rounds visit all faces, so that making room for the latest ones
+            # would only drop what comes next.
+            if face.image.nbytes <= self._room:
+                self._room -= face.image.nbytes
+                self._kept[row] = face
+        return face
 
     def __getitem__(self, index: int) -> FacePair:
         if not 0 <= index < self.length:
             raise IndexError(f"pair {index} of {self.length}")
         row = self.row_of(index)
-        face = FaceCrop.from_row(self.faces[row])
-        seed = np.random.SeedSequence([self.seed, 1, index]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(seed) % 2**63)
-        image, landmarks = frame_face(face, self.size, self.framing, generator)
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-        forged = self.simulator(pixels, torch.from_numpy(landmarks)[None], [generator])
-        images = torch.cat([forged.image, forged.pristine])
-        mask = forged.mask[0]
+        face = self._face(row)
+        rng = np.random.default_rng([self.seed, 1, index])
+        image, landmarks = frame_face(face, self.size, self.framing, rng)
+        forged = self.simulator.forge(image, landmarks, int(rng.integers(2**63)))
+        images, mask = np.stack([forged.image, forged.pristine]), forged.mask
         if self.degradation is not None:
-            images, mirrored = degrade(images, self.degradation, generator)
-            mask = mask.flip(-1) if mirrored else mask
-        return FacePair(images[0], images[1], mask, forged.regions[0], row)
+            images, mirrored = degrade(images, self.degradation, rng)
+            mask = mask[:, ::-1] if mirrored else mask
+        return FacePair(
+            to_tensor(images[0]),
+            to_tensor(images[1]),
+            to_tensor(np.ascontiguousarray(mask)),
+            forged.plan.regions,
+            row,
+        )
 
 
 def frame_face(
-    face: FaceCrop, size: int, framing: FramingConfig, generator: torch.Generator
+    face: FaceCrop, size: int, framing: FramingConfig, rng: np.random.Generator | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cut a face out of its crop with a drawn margin and position.
 
@@ -130,14 +155,19 @@ def frame_face(
         face: With its landmarks.
         size: Side of the result in pixels.
         framing: Ranges.
-        generator: CPU generator.
+        rng: Of the draws; not needed for a framing without a range, such as ``CENTRED``.
 
     Returns:
         Image (size, size, 3) uint8 and landmarks (68, 2) float32 in its pixels.
     """
     low, high = face.landmarks.min(axis=0), face.landmarks.max(axis=0)
     longer = float((high - low).max())
-    draw = torch.rand(3, generator=generator).numpy()
+    if rng is None:
+        if framing.jitter or framing.margin[0] != framing.margin[1]:
+            raise ValueError(f"a framing with ranges needs a generator: {framing}")
+        draw = np.zeros(3)
+    else:
+        draw = rng.random(3)
     margin = framing.margin[0] + (framing.margin[1] - framing.margin[0]) * float(draw[0])
     side = longer * (1 + 2 * margin)
     centre = (low + high) / 2 + (2 * draw[1:] - 1) * framing.jitter * longer

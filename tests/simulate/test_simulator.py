@@ -1,8 +1,16 @@
+from dataclasses import replace
+from itertools import islice
+
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from llava_forgery.constants import REGION_NAMES, WHOLE_FACE
-from llava_forgery.simulate.simulator import ForgerySimulator, SimulatorConfig
+from llava_forgery.simulate.config import SimulatorConfig
+from llava_forgery.simulate.plan import draw_plans
+from llava_forgery.simulate.render import moved, plan_colours, render, source_matrix
+from llava_forgery.simulate.simulator import ForgerySimulator
 from tests import tiny
 
 
@@ -56,6 +64,54 @@ def test_a_sample_depends_on_its_own_generator_alone():
     assert together.regions[1:2] == alone.regions
 
 
+def test_one_by_one_in_a_batch_and_as_tensors_are_the_same_bytes():
+    images, landmarks = _inputs(4)
+    simulator = ForgerySimulator()
+    pictures, points = [tiny.picture(i) for i in range(4)], [tiny.landmarks()] * 4
+    alone = [simulator.forge(pictures[i], points[i], 7 + i) for i in range(4)]
+    batch = simulator.forge_batch(pictures, points, range(7, 11))
+    tensors = simulator(images, landmarks, range(7, 11))
+    for i, (one, two) in enumerate(zip(alone, batch, strict=True)):
+        for a, b in zip(one[:3], two[:3], strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert one.plan.regions == two.plan.regions == tensors.regions[i]
+        pixels = (tensors.image[i] * 255).round().byte().permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(one.image, pixels)
+    assert not np.array_equal(alone[0].image, alone[1].image)
+    with pytest.raises(ValueError, match="each of 4 images, got 4 and 3"):
+        simulator.forge_batch(pictures, points, range(3))
+
+
+def test_a_plan_rendered_twice_is_equal():
+    for plan in islice(draw_plans(SimulatorConfig(poisson=0.5), 0), 20):
+        first, second = (render(tiny.picture(0, 96), tiny.landmarks(96), plan) for _ in range(2))
+        for a, b in zip(first[:3], second[:3], strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert first.difference == second.difference
+
+
+def test_working_on_the_rectangle_equals_working_on_the_whole_picture():
+    """The foreground on its rectangle is what moving and recolouring everything would give."""
+    image = cv2.GaussianBlur(tiny.picture(0, 128), (5, 5), 1)
+    for plan in islice(draw_plans(SimulatorConfig(), 5), 12):
+        colours = plan_colours(plan, 0.5)
+        whole = moved(image, plan, (0, 0, 128, 128), colours)
+        part = moved(image, plan, (30, 17, 51, 64), colours)
+        np.testing.assert_allclose(part, whole[17:81, 30:81], atol=1)
+
+
+def test_foreground_moves_right_and_down_turns_clockwise_and_grows():
+    plan = replace(
+        next(draw_plans(SimulatorConfig(), 0)),
+        angle=np.pi / 2, scale=2.0, shift_x=0.25, shift_y=0.1,
+    )  # fmt: skip
+    # The source of the centre moved by the shift is the centre itself.
+    matrix = source_matrix(plan, (40, 40))
+    np.testing.assert_allclose(matrix @ [30, 24, 1], [20, 20], atol=1e-9)
+    # What stood 5 to the right of it now stands 10 below.
+    np.testing.assert_allclose(matrix @ [30, 34, 1], [25, 20], atol=1e-9)
+
+
 def test_global_generator_is_left_alone():
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
@@ -102,7 +158,7 @@ def test_recoloured_background_is_the_pristine_image():
         ({"images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "expected float images"),
         ({"images": torch.full((2, 3, 64, 64), 255.0)}, "divide bytes by 255"),
         ({"landmarks": torch.zeros(2, 5, 2)}, r"landmarks \(2, 68, 2\)"),
-        ({"generator": [torch.Generator()]}, "one for each of the 2 images"),
+        ({"generator": [torch.Generator()]}, "each of the 2 images"),
         ({"landmarks": torch.full((2, 68, 2), -500.0)}, "inside the image"),
     ],
 )
@@ -116,7 +172,8 @@ def test_wrong_input_is_an_error(change, message):
 @pytest.mark.parametrize(
     "values",
     [{"max_regions": 0}, {"poisson": 1.5}, {"scale": (1.1, 0.9)}, {"opacity": ()},
-     {"softness": (0.0, 0.1)}],
+     {"softness": (0.0, 0.1)}, {"jpeg_quality": (0, 50)}, {"downscale": (0.5, 2.0)},
+     {"cells": (1, 3)}],
 )  # fmt: skip
 def test_wrong_configuration_is_an_error(values):
     with pytest.raises(ValueError, match=next(iter(values))):

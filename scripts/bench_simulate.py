@@ -1,0 +1,178 @@
+"""Forged images per second at 224 and 380 pixels, one CPU thread, alpha and Poisson blending.
+
+    python scripts/bench_simulate.py
+    python scripts/bench_simulate.py --faces FACES --public SelfBlendedImages
+
+What is timed is the process's own CPU time, which other programs disturb less than the clock; all
+ways take turns, and medians are printed. "supply" is the work for a training pair: framed, forged
+as the simulator's defaults say, degraded, as tensors; the crop is decoded already. ``--public``
+names a checkout of github.com/mapooon/SelfBlendedImages (which needs albumentations 1.3.1 and
+scikit-image): its self-blending is timed on the same faces, alone and with its shared transforms
+and tensors. "solver" compares Poisson blending with ``cv2.seamlessClone`` under an ellipse.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+import torch
+import typer
+
+from llava_forgery.faces.generated import generate_face
+from llava_forgery.faces.records import FaceCrop, load_faces
+from llava_forgery.simulate.blend import poisson_blend
+from llava_forgery.simulate.config import SimulatorConfig
+from llava_forgery.simulate.degrade import DegradeConfig, degrade
+from llava_forgery.simulate.pairs import CENTRED, FramingConfig, frame_face
+from llava_forgery.simulate.simulator import ForgerySimulator, to_tensor
+
+SIZES = (224, 380)
+
+
+def main(
+    faces: Annotated[
+        Path | None, typer.Option(help="Prepared faces; without, some are drawn by program.")
+    ] = None,
+    public: Annotated[
+        Path | None, typer.Option(help="Checkout of SelfBlendedImages to compare with.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Turns of each way.")] = 7,
+    images: Annotated[int, typer.Option(help="Images of each way in a turn.")] = 20,
+) -> None:
+    """Print the tables."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    if faces is None:
+        crops = [generate_face(i, 0, 360) for i in range(4)]
+    else:
+        rows = load_faces(faces)
+        crops = [FaceCrop.from_row(rows[i]) for i in range(min(16, len(rows)))]
+    print(f"OpenCV {cv2.__version__}, torch {torch.__version__}, {len(crops)} faces, one thread")
+    print("| pixels | way | images/s | ms | times public |\n|---|---|---|---|---|")
+    for size in SIZES:
+        framed = [frame_face(crop, size, CENTRED) for crop in crops]
+        ways = _ours(crops, framed, size)
+        if public is not None:
+            ways |= _public(public, framed, size)
+        times = _take_turns(ways, rounds, images)
+        for name, seconds in times.items():
+            base = times.get("public, supply" if "supply" in name else "public, self-blending")
+            ratio = f"{base / seconds:.1f}" if base else ""
+            print(f"| {size} | {name} | {1 / seconds:.1f} | {1000 * seconds:.2f} | {ratio} |")
+    print("\n| pixels | solver, ms | seamlessClone, ms | difference inside | largest |")
+    print("|---|---|---|---|---|")
+    for size in SIZES:
+        _solver(crops, size, rounds)
+    if torch.cuda.is_available():
+        print("\nThe simulator runs on the CPU; a GPU is fed by several worker processes.")
+
+
+def _ours(
+    crops: list[FaceCrop], framed: list[tuple[np.ndarray, np.ndarray]], size: int
+) -> dict[str, Callable[[int], object]]:
+    alpha = ForgerySimulator(SimulatorConfig(poisson=0.0))
+    poisson = ForgerySimulator(SimulatorConfig(poisson=1.0))
+    mixed, framing, changes = ForgerySimulator(), FramingConfig(), DegradeConfig()
+
+    def supply(seed: int) -> tuple[torch.Tensor, ...]:
+        rng = np.random.default_rng([seed, 1])
+        image, landmarks = frame_face(crops[seed % len(crops)], size, framing, rng)
+        forged = mixed.forge(image, landmarks, seed)
+        pair, _ = degrade(np.stack([forged.image, forged.pristine]), changes, rng)
+        return to_tensor(pair[0]), to_tensor(pair[1]), to_tensor(forged.mask)
+
+    return {
+        "alpha": lambda seed: alpha.forge(*framed[seed % len(framed)], seed),
+        "Poisson": lambda seed: poisson.forge(*framed[seed % len(framed)], seed),
+        "supply": supply,
+    }
+
+
+def _public(
+    folder: Path, framed: list[tuple[np.ndarray, np.ndarray]], size: int
+) -> dict[str, Callable[[int], object]]:
+    """The public code's ways; its data set is made without its files, its methods are its own."""
+    if not (folder / "src" / "utils" / "sbi.py").is_file():
+        raise FileNotFoundError(
+            f"{folder} is no checkout of SelfBlendedImages: no src/utils/sbi.py"
+        )
+    sys.path.insert(0, str(folder / "src"))
+    from utils import sbi
+
+    source = object.__new__(sbi.SBI_Dataset)
+    source.transforms, source.source_transforms = (
+        source.get_transforms(),
+        source.get_source_transforms(),
+    )
+    points = [landmarks.astype(int) for _, landmarks in framed]
+
+    def blend(seed: int) -> tuple[np.ndarray, ...]:
+        place = seed % len(framed)
+        return source.self_blending(framed[place][0].copy(), points[place].copy())
+
+    def supply(seed: int) -> list[np.ndarray]:
+        pristine, forged, _ = blend(seed)
+        changed = source.transforms(image=forged, image1=pristine)
+        pair = [cv2.resize(changed[name], (size, size)) for name in ("image", "image1")]
+        return [(image.astype("float32") / 255).transpose(2, 0, 1) for image in pair]
+
+    return {"public, self-blending": blend, "public, supply": supply}
+
+
+def _take_turns(
+    ways: dict[str, Callable[[int], object]], rounds: int, images: int
+) -> dict[str, float]:
+    """Median seconds of CPU time for an image."""
+    seeds, taken = count(), {name: [] for name in ways}
+    for way in ways.values():
+        way(next(seeds))
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start = time.process_time()
+            for _ in range(images):
+                way(next(seeds))
+            taken[name].append((time.process_time() - start) / images)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def _solver(crops: list[FaceCrop], size: int, rounds: int) -> None:
+    mask = np.zeros((size, size), np.uint8)
+    middle, axes = (size // 2, size // 2), (size // 4, size // 3)
+    cv2.ellipse(mask, middle, axes, 20, 0, 360, 255, -1)
+    x, y, width, height = cv2.boundingRect(mask)
+    taken: tuple[list[float], list[float]] = ([], [])
+    means, largest = [], 0
+    for crop in crops:
+        back, _ = frame_face(crop, size, CENTRED)
+        front = cv2.convertScaleAbs(np.roll(back, (3, 5), (0, 1)), alpha=0.85, beta=25)
+        results = []
+        for times, clone in (
+            (taken[0], lambda f=front, b=back: poisson_blend(f, b, mask, erosion=3)),
+            (
+                taken[1],
+                # OpenCV overwrites the mask that it is given.
+                lambda f=front, b=back: cv2.seamlessClone(
+                    f, b, mask.copy(), (x + width // 2, y + height // 2), cv2.NORMAL_CLONE
+                ),
+            ),
+        ):
+            for _ in range(max(1, rounds // 2)):
+                start = time.process_time()
+                result = clone()
+                times.append(time.process_time() - start)
+            results.append(result.astype(int))
+        difference = np.abs(results[0] - results[1])
+        means.append(difference[mask > 0].mean())
+        largest = max(largest, int(difference.max()))
+    ours, theirs = (1000 * statistics.median(times) for times in taken)
+    print(f"| {size} | {ours:.2f} | {theirs:.2f} | {np.mean(means):.3f} | {largest} |")
+
+
+if __name__ == "__main__":
+    typer.run(main)
