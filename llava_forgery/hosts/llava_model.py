@@ -272,7 +272,8 @@ def attach_to_llava(
 
     Raises:
         FileNotFoundError: The folder holds no detector.
-        ValueError: It has the skill already, or sizes do not fit.
+        ValueError: It has the skill already, sizes do not fit, or a new learner is wanted where
+            LLaVA's ``disable_torch_init`` was called.
     """
     if has_skill(model):
         raise ValueError("this model has the forgery skill already")
@@ -287,6 +288,7 @@ def attach_to_llava(
     if fpl is None:
         fpl = FPLConfig(hidden_size=width, num_layers=layers)
     if isinstance(fpl, FPLConfig):
+        _check_initialisation()
         learner = ForgeryPromptLearner.from_config(replace(fpl, hidden_size=width), seed)
         learner.match_scale(model.get_input_embeddings().weight.detach().cpu())
     else:
@@ -305,6 +307,16 @@ def attach_to_llava(
     config.mm_forgery_fpl = learner.config.to_dict()
     config.mm_forgery_host = {"name_or_path": model.name_or_path, **fingerprint}
     return model
+
+
+def _check_initialisation() -> None:
+    """LLaVA's tools switch torch's initialisation off: new layers are then what memory holds."""
+    if nn.Linear.reset_parameters.__module__ != nn.Linear.__module__:
+        raise ValueError(
+            "torch's initialisation of linear layers is switched off in this process (LLaVA's "
+            "disable_torch_init), so a new FPL would begin with garbage; attach it before, or give "
+            "a learner that is loaded"
+        )
 
 
 def detach_from_llava(model: PreTrainedModel) -> PreTrainedModel:

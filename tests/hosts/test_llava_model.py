@@ -225,6 +225,17 @@ def test_detaching_leaves_the_host(folders):
         detach_from_llava(bare)
 
 
+def test_a_new_learner_is_not_made_of_garbage(folders, monkeypatch):
+    utils = pytest.importorskip("llava.utils")
+    _, model, _ = tiny_llava.load_llava(folders["square"])
+    for layer in (torch.nn.Linear, torch.nn.LayerNorm):
+        monkeypatch.setattr(layer, "reset_parameters", layer.reset_parameters)
+    utils.disable_torch_init()
+    with pytest.raises(ValueError, match="disable_torch_init"):
+        attach_to_llava(model, folders["kfd"])
+    assert not has_skill(model)
+
+
 def test_mismatches_name_both_numbers(square):
     words, model, processor = square
     good = _inputs(words, model, processor, [_one(), _one()])

@@ -37,13 +37,13 @@ def test_the_skill_on_llava_next(kind, tmp_path):
     assert result["again"] == []
     assert result["one_by_one"] < 1e-4
     one, two, without = result["changes_by_sample"]
-    assert min(one, two) > 1e-4
+    assert min(one, two) > 10 * result["one_by_one"]
     assert without == 0
     assert result["answer"] == [1, 3]
     assert result["loaded"] < 1e-5
     assert result["merged"] < 1e-4
-    # In float16, through LLaVA-NeXT's own loader.
-    assert result["half"] < 4 * result["half_bare"]
+    # In float16 through LLaVA-NeXT's own loader, which leaves the tower in float32.
+    assert result["half"] < 0.5
     assert "CLIPImageProcessor" in result["processor"]
 
 

@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 
 import pytest
+import torch
 from PIL import Image
 
 from llava_forgery.cli.app import load_predictor
@@ -105,6 +106,9 @@ def test_llavas_command_line_answers_other_questions(root, layout, monkeypatch, 
 
         folder, base = root / "tiny-llava-merged", None
         merge_llava(root / "tiny-llava-fpl", folder)
+    # It switches torch's initialisation off, for good.
+    for layer in (torch.nn.Linear, torch.nn.LayerNorm):
+        monkeypatch.setattr(layer, "reset_parameters", layer.reset_parameters)
     questions = iter(["What do you see?", "And then?", ""])
     monkeypatch.setattr("builtins.input", lambda _: next(questions))
     register()
