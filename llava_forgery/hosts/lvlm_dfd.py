@@ -102,13 +102,17 @@ def import_lvlm_dfd(
             "checkpoint too (--imagebind imagebind_huge.pth)"
         )
     parts = _take_parts(tensors, sizes, where)
+    # The heads alone are copied: the other tensors, and the mapped file behind them, are let go
+    # before the towers are built.
+    heads = {name: tensor.clone() for name, tensor in parts.pop("kfd").items()}
+    del tensors
     with atomic_path(target) as temporary:
         temporary.mkdir()
-        write_towers(temporary / ENCODER, parts["encoder"], sizes.towers)
-        _save_detector(temporary, parts["kfd"], sizes)
-        save_tensors(temporary / FPL, parts["fpl"])
-        _save_lora(temporary / LORA, parts["lora"], sizes)
-        save_tensors(temporary / PROJECTION, parts["llama_proj"])
+        write_towers(temporary / ENCODER, parts.pop("encoder"), sizes.towers)
+        save_tensors(temporary / FPL, parts.pop("fpl"))
+        _save_lora(temporary / LORA, parts.pop("lora"), sizes)
+        save_tensors(temporary / PROJECTION, parts.pop("llama_proj"))
+        _save_detector(temporary, heads, sizes)
         info = {"format": FORMAT, "fpl": sizes.fpl.to_dict(), "lora": asdict(sizes.lora)}
         write_json(temporary / INFO, info)
 
