@@ -106,7 +106,8 @@ def check_sources(sources: Iterable[MediaSource]) -> None:
             if before != source.split:
                 raise ValueError(
                     f"{what} {value!r} stands in the splits {before} and {source.split} (there "
-                    f"with {source.name}); every one must stand in a single split"
+                    f"with {source.name}); every one must stand in a single split. Where given "
+                    "splits do not keep people apart, leave the identity out (None)"
                 )
 
 

@@ -52,7 +52,8 @@ class Video:
     """A video file whose frames are read by number.
 
     The file's packets are listed first, without decoding: their times number the frames and show
-    where the file was cut off. Reading then goes from key frame to key frame.
+    where the file was cut off. Reading then goes from key frame to key frame. Damage in the middle
+    of a Matroska or WebM file leaves no trace: its frames are missing, and later ones count lower.
 
     Args:
         path: The file.

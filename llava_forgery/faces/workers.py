@@ -100,14 +100,12 @@ def find_in_sources(
     while lost is not None:
         with _pool(workers, folder, settings, make_detector) as pool:
             lost = yield from _spread(pool, rest, workers * _AHEAD)
-        for key, source in lost or ():
-            # Which of them it was shows when each has a process to itself.
+        # Which of them it was shows when one is tried after the other.
+        alone = iter(lost or ())
+        died = True
+        while died:
             with _pool(1, folder, settings, make_detector) as pool:
-                try:
-                    outcome = pool.submit(_run, source).result()
-                except BrokenProcessPool:
-                    outcome = Outcome([], "the process that read it died, twice")
-            yield key, outcome
+                died = yield from _one_by_one(pool, alone)
 
 
 def _spread(
@@ -129,6 +127,20 @@ def _spread(
                 return list(pending.values())
             key, _ = pending.pop(future)
             yield key, future.result()
+
+
+def _one_by_one(
+    pool: ProcessPoolExecutor, sources: Iterator[tuple[bytes, MediaSource]]
+) -> Generator[tuple[bytes, Outcome], None, bool]:
+    """Returns whether the process died; what it died over has been yielded."""
+    for key, source in sources:
+        try:
+            outcome = pool.submit(_run, source).result()
+        except BrokenProcessPool:
+            yield key, Outcome([], "the process that read it died, twice")
+            return True
+        yield key, outcome
+    return False
 
 
 @contextmanager

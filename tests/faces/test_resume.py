@@ -98,7 +98,7 @@ class Counting(SlowRedSquare):
 Counting.__name__ = "SlowRedSquare"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_kill_9_in_the_middle(src, whole, tmp_path, workers):
     psutil = pytest.importorskip("psutil")
     out = tmp_path / "out"
@@ -177,6 +177,7 @@ def test_other_settings_start_anew(src, tmp_path, monkeypatch):
     assert detector.calls == 24
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_its_process_is_refused(tmp_path):
     src, out = tmp_path / "src", tmp_path / "out"
     for i in range(5):
