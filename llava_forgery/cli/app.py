@@ -25,9 +25,23 @@ def be_quiet() -> None:
 
 
 def load_predictor(model: Path, host: str | None, device: str | None):
+    """The predictor for an adapter: through the ``llava`` package where it is in LLaVA's layout.
+
+    Args:
+        model: The adapter's folder.
+        host: Folder or hub name of its host; "llava" and "llava:HOST" insist on LLaVA's layout.
+        device: Where to.
+    """
+    from llava_forgery.hosts.llava_checkpoint import read_skill_config
     from llava_forgery.infer.predictor import ForgeryPredictor
 
     be_quiet()
+    kind, _, name = (host or "").partition(":")
+    if kind == "llava" or read_skill_config(model) is not None:
+        from llava_forgery.infer.llava_predictor import LlavaForgeryPredictor
+
+        base = (name or None) if kind == "llava" else host
+        return LlavaForgeryPredictor.from_pretrained(model, base, device)
     return ForgeryPredictor.from_pretrained(model, host, device)
 
 

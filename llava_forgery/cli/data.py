@@ -1,4 +1,4 @@
-"""Commands that make data: faces, forgeries, conversations."""
+"""Commands that make data: faces and forgeries."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +11,31 @@ from llava_forgery.cli.options import Faces, Out, Seed
 
 @app.command()
 def prepare(
-    src: Annotated[Path, typer.Argument(help="Photograph, or folder of photographs.")],
+    src: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of photographs and videos, one of them, or a manifest (.jsonl) that "
+            "import-benchmark wrote: labels, identities and splits are then its own."
+        ),
+    ],
     out: Out,
     size: Annotated[int, typer.Option(help="Side of the crops in pixels.")] = 320,
     margin: Annotated[
         float, typer.Option(help="Space around the landmarks, as a share of their box's side.")
     ] = 0.4,
+    align: Annotated[
+        bool, typer.Option("--align", help="Turn the crops until the eyes are level.")
+    ] = False,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames of a video, spread evenly; default: 32.")
+    ] = None,
+    every: Annotated[
+        int | None, typer.Option(help="Every so many-th frame of a video instead.")
+    ] = None,
+    all_faces: Annotated[
+        bool, typer.Option("--all-faces", help="All faces of a file, not its largest alone.")
+    ] = False,
+    detector: Annotated[str, typer.Option(help="Finder of faces and landmarks.")] = "dlib",
     identities: Annotated[
         Path | None, typer.Option(help="CSV with the columns file and identity.")
     ] = None,
@@ -27,23 +46,53 @@ def prepare(
     test_share: Annotated[
         float, typer.Option(help="Share of the identities that are kept for testing.")
     ] = 0.0,
+    fake: Annotated[bool, typer.Option("--fake", help="The faces are forged: label 1.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes; the result is the same.")] = 1,
     seed: Seed = 0,
 ) -> None:
-    """Turn photographs into face crops with landmarks and identities."""
-    from llava_forgery.faces.prepare import prepare as run
+    """Turn photographs and videos into face crops with landmarks and identities.
 
-    report = run(
-        src,
-        out,
-        size=size,
-        margin=margin,
-        identities_csv=identities,
-        identity_pattern=identity_pattern,
-        test_share=test_share,
-        seed=seed,
-    )
+    After an interruption the same command goes on where it was.
+    """
+    from llava_forgery.constants import FAKE, REAL
+    from llava_forgery.faces.benchmarks.manifest import read_manifest
+    from llava_forgery.faces.extract import CropSettings
+    from llava_forgery.faces.prepare import prepare as run
+    from llava_forgery.faces.prepare import prepare_sources
+    from llava_forgery.faces.video import FrameChoice
+
+    if frames is None and every is None:
+        frames = FrameChoice().count
+    if src.suffix == ".jsonl":
+        if identities is not None or identity_pattern is not None or test_share or fake:
+            raise ValueError(
+                f"{src} says labels, identities and splits itself; leave --identities, "
+                "--identity-pattern, --test-share and --fake out"
+            )
+        settings = CropSettings(size, margin, align, not all_faces, FrameChoice(frames, every))
+        sources = read_manifest(src)
+        report = prepare_sources(
+            sources, out, settings=settings, detector=detector, workers=workers
+        )
+    else:
+        report = run(
+            src,
+            out,
+            size=size,
+            margin=margin,
+            align=align,
+            frames=FrameChoice(frames, every),
+            detector=detector,
+            identities_csv=identities,
+            identity_pattern=identity_pattern,
+            test_share=test_share,
+            seed=seed,
+            largest_only=not all_faces,
+            label=FAKE if fake else REAL,
+            workers=workers,
+        )
     typer.echo(
-        f"{report.faces} faces in {report.files} images; {len(report.skipped)} images were left "
+        f"{report.faces} faces in {report.files} files; {len(report.skipped)} files were left "
         f"out, see {out / 'report.json'}",
         err=True,
     )
@@ -64,57 +113,6 @@ def generate_faces(
     from llava_forgery.faces.generated import generate_faces as run
 
     run(out, identities=identities, photos=photos, size=size, test_share=test_share, seed=seed)
-
-
-@app.command()
-def build_qa(
-    faces: Faces,
-    kfd: Annotated[Path, typer.Option("--kfd", help="Folder of a trained detector.")],
-    out: Out,
-    pairs: Annotated[int, typer.Option(help="Forged faces; as many pristine ones.")] = 400,
-    follow_ups: Annotated[
-        float, typer.Option(help="Probability of follow-up turns in a conversation.")
-    ] = 0.3,
-    task_descriptions: Annotated[
-        float, typer.Option(help="Probability of a task description at the beginning.")
-    ] = 1.0,
-    kfd_results: Annotated[
-        float, typer.Option(help="Probability of the sentence that cites the score.")
-    ] = 1.0,
-    host: Annotated[
-        str | None,
-        typer.Option(
-            "--host",
-            help="For a detector on a host's vision tower: that host's folder or hub name; "
-            "default: where it was trained.",
-        ),
-    ] = None,
-    seed: Seed = 1,
-) -> None:
-    """Make the training conversations: forge, score, ask, answer."""
-    from llava_forgery.faces.records import load_faces
-    from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-    from llava_forgery.simulate.degrade import DegradeConfig
-    from llava_forgery.simulate.pairs import FacePairs
-    from llava_forgery.train.conversations import build_conversations
-
-    detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, host=host)
-    source = FacePairs(
-        load_faces(faces, split="train"),
-        pairs,
-        size=detector.config.encoder.image_size,
-        seed=seed,
-        degradation=DegradeConfig(),
-    )
-    build_conversations(
-        source,
-        detector,
-        out,
-        follow_ups=follow_ups,
-        task_descriptions=task_descriptions,
-        kfd_results=kfd_results,
-        seed=seed,
-    )
 
 
 @app.command()

@@ -10,7 +10,11 @@ Faces = Annotated[Path, typer.Option("--faces", help="Folder written by prepare.
 Model = Annotated[Path, typer.Option("--model", help="Folder of a forgery adapter.")]
 Host = Annotated[
     str | None,
-    typer.Option("--host", help="Host's folder or hub name; default: the one the adapter names."),
+    typer.Option(
+        "--host",
+        help="Host's folder or hub name; default: the one the adapter names. llava, or llava:HOST: "
+        "through the llava package.",
+    ),
 ]
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda ...; default: a GPU if there is one.")

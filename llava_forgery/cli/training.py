@@ -18,6 +18,8 @@ from llava_forgery.cli.options import (
     Seed,
 )
 
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Written by torch.save.")]
+
 
 @app.command()
 def import_efficientnet(
@@ -27,6 +29,29 @@ def import_efficientnet(
     from llava_forgery.kfd.imports import import_efficientnet as run
 
     run(out)
+
+
+@app.command()
+def import_imagebind(checkpoint: Checkpoint, out: Out) -> None:
+    """Bring ImageBind's image and text towers into a folder that open_clip reads."""
+    from llava_forgery.kfd.imagebind import import_imagebind as run
+
+    run(checkpoint, out)
+
+
+@app.command()
+def import_lvlm_dfd(
+    checkpoint: Checkpoint,
+    out: Out,
+    imagebind: Annotated[
+        Path | None,
+        typer.Option(help="imagebind_huge.pth, for a checkpoint without ImageBind's own weights."),
+    ] = None,
+) -> None:
+    """Bring the official LVLM-DFD checkpoint into detector, learner and LoRA."""
+    from llava_forgery.hosts.lvlm_dfd import import_lvlm_dfd as run
+
+    run(checkpoint, out, imagebind)
 
 
 @app.command()

@@ -13,9 +13,11 @@ from tqdm import tqdm
 
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.files import atomic_path, write_json
+from llava_forgery.infer.overlay import png_bytes
+from llava_forgery.qa.templates import join_regions
 from llava_forgery.rows import write_rows
 from llava_forgery.simulate.pairs import FacePairs
-from llava_forgery.train.conversations import to_bytes
+from llava_forgery.train.subjects import FORGED, PRISTINE, to_bytes
 
 SPLIT = "test"
 FEATURES = datasets.Features(
@@ -51,8 +53,13 @@ def export_simulated(pairs: FacePairs, output_dir: str | PathLike) -> int:
                 (REAL, pair.pristine, ()),
             ):
                 kind = "forged" if label == FAKE else "pristine"
+                note = (
+                    FORGED.format(regions=join_regions(regions))
+                    if label == FAKE
+                    else PRISTINE.format(source=face["source"])
+                )
                 yield {
-                    "image": to_bytes(image),
+                    "image": {"bytes": png_bytes(to_bytes(image), note), "path": None},
                     "label": label,
                     "regions": list(regions),
                     "video_id": f"{face['video_id']}/{kind}",

@@ -231,7 +231,8 @@ class TableModels:
                 degradation=DegradeConfig(),
             )
             wording = {name: chosen[name] for name in _CONVERSATIONS[1:]}
-            build_conversations(pairs, detector, folder / "data", seed=seed, **wording)
+            # As the tables were measured: up to two follow-ups.
+            build_conversations(pairs, detector, folder / "data", seed=seed, max_turns=3, **wording)
 
         described = {"detector": self._detector_settings(spec, seed), **chosen}
         return datasets.load_from_disk(str(self._made("conversations", described, build) / "data"))

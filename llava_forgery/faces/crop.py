@@ -18,22 +18,29 @@ _REACH = 3
 
 
 def crop_square(
-    image: np.ndarray, landmarks: np.ndarray, size: int = 320, margin: float = 0.4
+    image: np.ndarray,
+    landmarks: np.ndarray,
+    size: int = 320,
+    margin: float = 0.4,
+    angle: float = 0.0,
 ) -> tuple[np.ndarray, Box, np.ndarray]:
     """Cut out the square around a face.
 
     The square is centred on the landmarks' bounding box; its side is ``1 + 2 * margin`` times the
-    longer side of that box. What lies outside the image repeats its edge.
+    longer side of that box. What lies outside the image repeats its edge. With an angle the box
+    and the square stand on axes that are turned by it.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         landmarks: (N, 2) in pixels of the image, x right and y down.
         size: Side of the crop in pixels.
         margin: Space on each side, as a share of the bounding box's longer side; not negative.
+        angle: Degrees that the square is turned about its centre, clockwise as seen;
+            :func:`eye_angle` makes the eyes level.
 
     Returns:
         The crop (size, size, 3) uint8, the square's box in pixels of the image (it may reach
-        outside), and the landmarks (N, 2) float32 in pixels of the crop.
+        outside; before it is turned), and the landmarks (N, 2) float32 in pixels of the crop.
 
     Raises:
         ValueError: Landmarks that are not finite or lie in one point, or a negative margin.
@@ -43,18 +50,35 @@ def crop_square(
         raise ValueError(f"expected finite landmarks of shape (N, 2), got {points.shape}")
     if margin < 0:
         raise ValueError(f"expected a margin of 0 or more, got {margin}")
+    turn = _rotation(angle)
+    # Coordinates on the square's own axes.
+    points = points @ turn
     low, high = points.min(axis=0), points.max(axis=0)
     longer = float((high - low).max())
     if longer <= 0:
         raise ValueError(f"all landmarks lie at {tuple(low)}: they do not span a face")
     side = (1 + 2 * margin) * longer
-    x, y = ((low + high) / 2 - side / 2).tolist()
+    corner = (low + high) / 2 - side / 2
+    inside = (points - corner) * (size / side)
+    x, y = (turn @ ((low + high) / 2) - side / 2).tolist()
     box = (x, y, x + side, y + side)
-    inside = (points - [x, y]) * (size / side)
-    return crop_box(image, box, size), box, inside.astype(np.float32)
+    return crop_box(image, box, size, angle), box, inside.astype(np.float32)
 
 
-def crop_box(image: np.ndarray, box: Box, size: int) -> np.ndarray:
+def eye_angle(landmarks: np.ndarray) -> float:
+    """How a face is tilted: degrees from the horizontal to the line through its eyes.
+
+    Args:
+        landmarks: (68, 2) in pixels, iBUG 300-W order.
+
+    Returns:
+        Above -180 to 180, positive where the eye on the picture's right lies lower.
+    """
+    across = landmarks[42:48].mean(axis=0) - landmarks[36:42].mean(axis=0)
+    return math.degrees(math.atan2(float(across[1]), float(across[0])))
+
+
+def crop_box(image: np.ndarray, box: Box, size: int, angle: float = 0.0) -> np.ndarray:
     """Cut a square box out of an image and bring it to a size.
 
     Shrinking averages areas, enlarging interpolates cubically; what lies outside the image
@@ -64,6 +88,7 @@ def crop_box(image: np.ndarray, box: Box, size: int) -> np.ndarray:
         image: (H, W, 3) uint8.
         box: Square (x0, y0, x1, y1) in continuous pixels; it may reach outside the image.
         size: Side of the result in pixels.
+        angle: Degrees that the box is turned about its centre, clockwise as seen.
 
     Returns:
         (size, size, 3) uint8.
@@ -83,7 +108,11 @@ def crop_box(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     if size < 1:
         raise ValueError(f"expected a size of 1 or more, got {size}")
 
-    image, x0, y0 = _surroundings(image, x0, y0, side)
+    turn = _rotation(angle)
+    # The upright square around the turned one; without an angle the box itself.
+    reach = side * (float(np.abs(turn[0]).sum()) - 1) / 2
+    image, x, y = _surroundings(image, x0 - reach, y0 - reach, side + 2 * reach)
+    centre = np.array([x, y]) + reach + side / 2
     height, width = image.shape[:2]
     scale = np.array([1.0, 1.0])
     factor = int(side / size / 2)
@@ -94,10 +123,10 @@ def crop_box(image: np.ndarray, box: Box, size: int) -> np.ndarray:
         scale = np.array([small[0] / width, small[1] / height])
     # An intermediate grid of about the image's own resolution carries the shift between pixels.
     grid = size if side * scale.max() <= size else math.ceil(side * scale.max())
-    step = side / grid * scale
+    linear = scale[:, None] * turn * (side / grid)
     # warpAffine counts pixel centres: continuous x is index x - 0.5.
-    shift = np.array([x0, y0]) * scale + 0.5 * step - 0.5
-    matrix = np.array([[step[0], 0, shift[0]], [0, step[1], shift[1]]])
+    shift = centre * scale - linear @ np.full(2, grid / 2 - 0.5) - 0.5
+    matrix = np.hstack([linear, shift[:, None]])
     crop = cv2.warpAffine(
         image,
         matrix,
@@ -108,6 +137,12 @@ def crop_box(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     if grid != size:
         crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
     return crop
+
+
+def _rotation(angle: float) -> np.ndarray:
+    """(2, 2): from the axes of a turned square to those of the image, x right and y down."""
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    return np.array([[cos, -sin], [sin, cos]])
 
 
 def _surroundings(

@@ -1,50 +1,28 @@
 """Finding faces and their 68 landmarks in a photograph."""
 
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 
 from llava_forgery.faces.crop import Box
+from llava_forgery.faces.detected import DetectedFace, FaceDetector, area, check_image, overlap
+from llava_forgery.faces.face_mesh import MediaPipeDetector
 from llava_forgery.optional import packaged_file, require
 
-logger = logging.getLogger(__name__)
-
-N_LANDMARKS = 68
 # From this HOG score on a detection is taken as it is; dlib's own threshold.
 _SURE = 0.0
 _MAX_OVERLAP = 0.5
-
-
-@dataclass(frozen=True)
-class DetectedFace:
-    """One face in a photograph."""
-
-    box: Box
-    """(x0, y0, x1, y1) in pixels of the photograph, as the detector draws it: brows to chin."""
-    landmarks: np.ndarray
-    """(68, 2) float32, continuous pixels of the photograph, iBUG 300-W order."""
-    confidence: float
-    """The detector's own score; higher is surer, not a probability."""
-
-
-class FaceDetector(Protocol):
-    """Anything that finds faces."""
-
-    def detect(self, image: np.ndarray) -> list[DetectedFace]:
-        """Find faces in (H, W, 3) uint8 RGB; the largest box first, none gives an empty list."""
-        ...
 
 
 class DlibDetector:
     """dlib's HOG face detector and its 68-point shape predictor.
 
     The predictor's file (``shape_predictor_68_face_landmarks.dat``) was trained on the iBUG 300-W
-    data set, and its author asks that it not be used in commercial products. Register a detector
-    of your own with :func:`register_detector` if that concerns you.
+    data set, and its author asks that it not be used in commercial products. If that concerns you,
+    take :class:`~llava_forgery.faces.face_mesh.MediaPipeDetector`, or register a detector of your
+    own with :func:`register_detector`.
 
     The detector looks for faces in the image brought to ``max_side``; the landmarks are placed in
     the image as it is. Below dlib's own threshold of 0 it finds more real faces and also more
@@ -91,6 +69,11 @@ class DlibDetector:
         self.max_enlarge = max_enlarge
         self.min_face = min_face
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process loads the models anew."""
+        options = (self.threshold, self.max_side, self.max_enlarge, self.min_face)
+        return type(self), options
+
     def detect(self, image: np.ndarray) -> list[DetectedFace]:
         """Find faces.
 
@@ -103,8 +86,7 @@ class DlibDetector:
         Raises:
             ValueError: Another shape or type.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"expected (H, W, 3) uint8 RGB, got {image.dtype} {image.shape}")
+        check_image(image)
         image = np.ascontiguousarray(image)
         small = self._resized(image)
         # The two axes are rounded to whole pixels apart from each other.
@@ -121,7 +103,7 @@ class DlibDetector:
             DetectedFace(box, self._landmarks(image, box), score)
             for box, score in _without_doubts(found)
         ]
-        return sorted(faces, key=lambda face: -_area(face.box))
+        return sorted(faces, key=lambda face: -area(face.box))
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
@@ -146,20 +128,9 @@ def _without_doubts(found: list[tuple[Box, float]]) -> list[tuple[Box, float]]:
     for box, score in sorted(found, key=lambda item: -item[1]):
         if score < _SURE and kept:
             break
-        if all(_overlap(box, other) <= _MAX_OVERLAP for other, _ in kept):
+        if all(overlap(box, other) <= _MAX_OVERLAP for other, _ in kept):
             kept.append((box, score))
     return kept
-
-
-def _area(box: Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _overlap(a: Box, b: Box) -> float:
-    """Shared area as a share of the smaller box, so that a box inside another counts fully."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    return max(0.0, width) * max(0.0, height) / max(min(_area(a), _area(b)), 1e-9)
 
 
 _DETECTORS: dict[str, Callable[..., FaceDetector]] = {}
@@ -184,17 +155,27 @@ def get_detector(name: str = "dlib", **options: Any) -> FaceDetector:
     """Make a detector by its name.
 
     Args:
-        name: ``"dlib"`` or a name given to :func:`register_detector`.
+        name: ``"dlib"``, ``"mediapipe"`` or a name given to :func:`register_detector`.
         options: For its factory.
 
     Raises:
         ValueError: Unknown name.
         ImportError: A package it needs is not installed.
     """
+    return detector_factory(name)(**options)
+
+
+def detector_factory(name: str) -> Callable[..., FaceDetector]:
+    """What was registered under a name; another process may call it.
+
+    Raises:
+        ValueError: Unknown name.
+    """
     if name not in _DETECTORS:
         known = ", ".join(sorted(_DETECTORS))
         raise ValueError(f"unknown face detector {name!r}; expected one of: {known}")
-    return _DETECTORS[name](**options)
+    return _DETECTORS[name]
 
 
 register_detector("dlib", DlibDetector)
+register_detector("mediapipe", MediaPipeDetector)

@@ -19,7 +19,7 @@ from llava_forgery.faces.crop import crop_square
 from llava_forgery.faces.drawn_face import draw_light, paint
 from llava_forgery.faces.drawn_shape import draw_moment, draw_person
 from llava_forgery.faces.drawn_texture import Canvas
-from llava_forgery.faces.prepare import split_identities
+from llava_forgery.faces.identities import split_identities
 from llava_forgery.faces.records import FaceCrop, save_faces
 
 logger = logging.getLogger(__name__)

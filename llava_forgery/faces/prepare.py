@@ -1,37 +1,44 @@
-"""From a folder of photographs to face crops with identities and splits.
+"""From photographs and videos to face crops with identities and splits.
 
 llava-forgery prepare PHOTOS --out faces --identity-pattern '^(\\d+)_' --test-share 0.25
 """
 
-import csv
 import logging
-import os
-import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from os import PathLike
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from llava_forgery.constants import REAL
-from llava_forgery.faces.crop import crop_square
-from llava_forgery.faces.detect import FaceDetector, get_detector
-from llava_forgery.faces.images import SUFFIXES, read_image
+from llava_forgery.faces.detect import FaceDetector, detector_factory
+from llava_forgery.faces.extract import CropSettings
+from llava_forgery.faces.identities import (
+    identities_from_csv,
+    identities_from_pattern,
+    split_identities,
+)
+from llava_forgery.faces.journal import Journal, open_journal, source_key
 from llava_forgery.faces.records import (
     FACES,
     MANIFEST,
     REPORT,
     SETTINGS,
-    FaceCrop,
-    save_faces,
+    save_rows,
 )
+from llava_forgery.faces.sources import MediaSource, check_sources, find_media
+from llava_forgery.faces.video import FrameChoice
+from llava_forgery.faces.workers import find_in_sources
 from llava_forgery.files import write_json
 
 logger = logging.getLogger(__name__)
 
-_OWN = {FACES, MANIFEST, SETTINGS, REPORT}
+UNFINISHED = ".unfinished"
+"""The working folder in ``out_dir``, as long as a run is not finished."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class SkippedFile:
     """A file that gave no face."""
 
     file: str
-    """Path relative to the prepared folder."""
+    """The name of the source: a path relative to the prepared folder."""
     reason: str
     """A sentence."""
 
@@ -49,13 +56,15 @@ class PrepareReport:
     """What :func:`prepare` found; also in ``report.json``."""
 
     files: int
-    """Images that were looked at."""
+    """Photographs and videos that were looked at."""
     faces: int
     """Faces that were written."""
     faces_by_split: dict[str, int]
     identities_by_split: dict[str, int]
     """Identities with at least one face."""
     skipped: tuple[SkippedFile, ...]
+    other_files: dict[str, int] = field(default_factory=dict)
+    """Of a folder: how many files of other suffixes were passed by."""
 
 
 def prepare(
@@ -64,6 +73,8 @@ def prepare(
     *,
     size: int = 320,
     margin: float = 0.4,
+    align: bool = False,
+    frames: FrameChoice | None = None,
     detector: str | FaceDetector = "dlib",
     identities_csv: str | PathLike | None = None,
     identity_pattern: str | None = None,
@@ -71,21 +82,24 @@ def prepare(
     seed: int = 0,
     largest_only: bool = True,
     label: int = REAL,
+    workers: int = 1,
 ) -> PrepareReport:
-    """Find, crop and write the faces of a folder of photographs.
+    """Find, crop and write the faces of a folder of photographs and videos.
 
     Identities come from a CSV, from the file names, or are one per file. Whole identities go to
     the test split, chosen before any face is looked for: which split a person is in does not
     depend on the detector.
 
     Args:
-        src: Folder, searched with its subfolders for jpg, jpeg, png and webp (hidden files and
-            ``out_dir`` are left out), or one image.
+        src: Folder, searched with its subfolders for pictures and videos (hidden files and
+            ``out_dir`` are left out), or one file.
         out_dir: Gets ``faces/``, ``manifest.jsonl``, ``settings.json`` and ``report.json``. It may
             lie inside ``src``. An earlier result is replaced once the new one is complete.
         size: Side of the crops in pixels.
         margin: Space around the landmarks' bounding box on each side, as a share of its longer
             side.
+        align: Turn each crop until the eyes are level.
+        frames: Which frames of a video are looked at; 32 spread evenly by default.
         detector: A registered name or a detector.
         identities_csv: CSV with the columns ``file`` (path relative to ``src``) and ``identity``.
         identity_pattern: Regular expression searched in the file name; its group named
@@ -93,12 +107,13 @@ def prepare(
             the path relative to ``src``: ``([^/]+)/[^/]+$`` takes the folder's name.
         test_share: Share of the identities that go to the test split, at least one if above 0.
         seed: Of the split.
-        largest_only: Take the largest face of a photograph, or all. All faces of one photograph
+        largest_only: Take the largest face of a photograph or video, or all. All faces of one file
             carry its identity, so that they share a split.
         label: 0 real, 1 fake.
+        workers: As in :func:`prepare_sources`, as is what happens after an interruption.
 
     Raises:
-        FileNotFoundError: ``src`` or the CSV is missing, or there is no image in ``src``.
+        FileNotFoundError: ``src`` or the CSV is missing, or there is nothing to read in ``src``.
         ValueError: An option out of range; ``out_dir`` holds other files; a file without an
             identity; too few identities to split; no face in any file, or in any file of a split.
     """
@@ -107,158 +122,206 @@ def prepare(
         raise ValueError(f"test_share must be from 0 to under 1, got {test_share}")
     if identities_csv is not None and identity_pattern is not None:
         raise ValueError("give identities_csv or identity_pattern, not both")
-    if size < 16 or margin < 0:
-        raise ValueError(f"size must be 16 or more, margin 0 or more; got {size} and {margin}")
-    _check_out_dir(src, out_dir)
-    root, files = find_images(src, leave_out=out_dir)
+    settings = CropSettings(size, margin, align, largest_only, frames or FrameChoice())
+    if out_dir.resolve() == src.resolve():
+        raise ValueError(f"{out_dir} is the folder of photographs itself; give another folder")
+    found = find_media(src, leave_out=out_dir)
     if identities_csv is not None:
-        identities = _identities_from_csv(files, Path(identities_csv))
+        identities = identities_from_csv(found.files, Path(identities_csv))
     elif identity_pattern is not None:
-        identities = _identities_from_pattern(files, identity_pattern)
+        identities = identities_from_pattern(found.files, identity_pattern)
     else:
-        identities = {file: _stem(file) for file in files}
+        identities = {file: _stem(file) for file in found.files}
     splits = split_identities(identities.values(), test_share, seed)
-    finder = get_detector(detector) if isinstance(detector, str) else detector
-
-    skipped: list[SkippedFile] = []
-    faces_by_split = dict.fromkeys(splits.values(), 0)
-    identities_with_faces: dict[str, str] = {}
-
-    def crops() -> Iterator[FaceCrop]:
-        for file in tqdm(files, desc="faces", unit="file", disable=None):
-            identity = identities[file]
-            split = splits[identity]
-            try:
-                image = read_image(root / file)
-                found = finder.detect(image)[: 1 if largest_only else None]
-                cuts = [crop_square(image, face.landmarks, size, margin) for face in found]
-            except (OSError, ValueError) as error:
-                _skip(skipped, file, str(error))
-                continue
-            if not cuts:
-                _skip(skipped, file, "no face was found in it")
-            for crop, box, landmarks in cuts:
-                faces_by_split[split] += 1
-                identities_with_faces[identity] = split
-                yield FaceCrop(
-                    image=crop,
-                    landmarks=landmarks,
-                    box=box,
-                    video_id=_stem(file),
-                    identity=identity,
-                    label=label,
-                    source=file,
-                    split=split,
-                )
-        _check_faces(faces_by_split, skipped, src)
-
-    settings = {
-        "made_by": "prepare",
-        "size": size,
-        "margin": margin,
-        "detector": detector if isinstance(detector, str) else type(detector).__name__,
+    sources = (
+        MediaSource(
+            path=found.root / file,
+            name=file,
+            video_id=_stem(file),
+            identity=identities[file],
+            label=label,
+            split=splits[identities[file]],
+        )
+        for file in found.files
+    )
+    unnamed = [SkippedFile(file, "its name is not UTF-8 text") for file in found.unnamed]
+    told = {
         "identities": "csv" if identities_csv else identity_pattern or "one per file",
         "test_share": test_share,
         "seed": seed,
-        "largest_only": largest_only,
     }
-    count = save_faces(crops(), out_dir, settings)
+    return _prepare(
+        sources, out_dir, settings, detector, workers, told, unnamed, found.others, str(src)
+    )
+
+
+def prepare_sources(
+    sources: Iterable[MediaSource],
+    out_dir: str | PathLike,
+    *,
+    settings: CropSettings | None = None,
+    detector: str | FaceDetector = "dlib",
+    workers: int = 1,
+    notes: Mapping[str, Any] | None = None,
+) -> PrepareReport:
+    """Find, crop and write the faces of a list of sources, in its order.
+
+    What was found is written down source by source in ``out_dir/.unfinished``. After an
+    interruption of any kind the same call goes on from there; what it writes is what a call
+    without interruption writes. Files that were added or changed since are looked at, files that
+    are no longer listed are left out. Other settings start anew.
+
+    Args:
+        sources: What to read. The list is held in memory, pixels are not.
+        out_dir: Gets ``faces/``, ``manifest.jsonl``, ``settings.json`` and ``report.json``. An
+            earlier result is replaced once the new one is complete.
+        settings: How faces are cut out.
+        detector: A registered name, or a detector; for several workers one that can be pickled.
+        workers: Number of processes; the result does not depend on it. From 2 on a script that
+            calls this needs the usual ``if __name__ == "__main__":``.
+        notes: More for ``settings.json``, as JSON takes it.
+
+    Raises:
+        ValueError: ``out_dir`` holds other files; a name that occurs twice; an identity or a video
+            in two splits; no face in any file, or in any file of a split.
+        RuntimeError: Another process prepares into ``out_dir``.
+        ImportError: A package that the detector or videos need is not installed.
+    """
+    return _prepare(
+        sources, Path(out_dir), settings or CropSettings(), detector, workers, notes or {}
+    )
+
+
+def _prepare(
+    sources: Iterable[MediaSource],
+    out_dir: Path,
+    settings: CropSettings,
+    detector: str | FaceDetector,
+    workers: int,
+    notes: Mapping[str, Any],
+    skipped: Sequence[SkippedFile] = (),
+    others: Mapping[str, int] | None = None,
+    where: str = "the list",
+) -> PrepareReport:
+    if workers < 1:
+        raise ValueError(f"workers must be 1 or more, got {workers}")
+    _check_out_dir(out_dir)
+    sources = list(sources)
+    if not sources:
+        raise ValueError("there are no sources to prepare; expected at least one")
+    check_sources(sources)
+    by_name = isinstance(detector, str)
+    make_detector = detector_factory(detector) if by_name else partial(_itself, detector)
+    name = detector if by_name else type(detector).__name__
+    job = {**asdict(settings), "detector": name}
+    working = out_dir / UNFINISHED
+    with open_journal(working, job) as journal:
+        keys = [source_key(source) for source in sources]
+        todo = [item for item in zip(keys, sources, strict=True) if item[0] not in journal]
+        if len(todo) < len(sources):
+            logger.info("%d of %d files are done already", len(sources) - len(todo), len(sources))
+        with tqdm(
+            desc="faces",
+            unit="file",
+            total=len(sources),
+            initial=len(sources) - len(todo),
+            disable=None,
+        ) as bar:
+            for key, outcome in find_in_sources(todo, working, settings, make_detector, workers):
+                journal.add(key, outcome)
+                bar.update()
+        result = _Result(sources, keys, journal)
+        result.check(where, working)
+        count = save_rows(result.rows(), out_dir, {"made_by": "prepare", **job, **notes})
     report = PrepareReport(
-        files=len(files),
+        files=len(sources),
         faces=count,
-        faces_by_split=faces_by_split,
-        identities_by_split={
-            split: sum(other == split for other in identities_with_faces.values())
-            for split in faces_by_split
-        },
-        skipped=tuple(skipped),
+        faces_by_split=result.faces,
+        identities_by_split={split: len(names) for split, names in result.people.items()},
+        skipped=(*skipped, *result.skipped),
+        other_files=dict(others or {}),
     )
     write_json(out_dir / REPORT, asdict(report))
-    logger.info("%d faces of %d files written to %s", count, len(files), out_dir)
+    # Last: until here, whatever stops the run, the next one finishes it.
+    shutil.rmtree(working)
+    _remove_remains(out_dir)
+    logger.info("%d faces of %d files written to %s", count, len(sources), out_dir)
     return report
 
 
-def find_images(src: Path, leave_out: Path | None = None) -> tuple[Path, list[str]]:
-    """The images of a folder and its subfolders, or one image.
+class _Result:
+    """A journal's outcomes in the order of the sources."""
 
-    Args:
-        src: Folder or file.
-        leave_out: A folder that is not entered.
+    def __init__(
+        self, sources: Sequence[MediaSource], keys: Sequence[bytes], journal: Journal
+    ) -> None:
+        self._sources, self._keys, self._journal = sources, keys, journal
+        self.faces = {source.split: 0 for source in sources}
+        self.people: dict[str, set[str]] = {source.split: set() for source in sources}
+        self.skipped: list[SkippedFile] = []
+        for source, key in zip(sources, keys, strict=True):
+            outcome = journal.get(key)
+            if outcome.reason is not None:
+                logger.warning("%s is left out: %s", source.name, outcome.reason)
+                self.skipped.append(SkippedFile(source.name, outcome.reason))
+            else:
+                self.faces[source.split] += len(outcome.faces)
+                self.people[source.split].add(source.person)
 
-    Returns:
-        The folder that paths are relative to, and the paths, sorted, with forward slashes.
-
-    Raises:
-        FileNotFoundError: ``src`` does not exist, or holds no image.
-    """
-    if src.is_file():
-        return src.parent, [src.name]
-    if not src.is_dir():
-        raise FileNotFoundError(f"{src} does not exist; expected a folder of photographs or one")
-    avoided = leave_out.resolve() if leave_out is not None else None
-    files = []
-    for folder, subfolders, names in os.walk(src):
-        here = Path(folder)
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if not name.startswith(".") and (here / name).resolve() != avoided
-        ]
-        files += [
-            (here / name).relative_to(src).as_posix()
-            for name in names
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
-    if not files:
-        raise FileNotFoundError(
-            f"{src} holds no images; expected files ending in {', '.join(SUFFIXES)}"
-        )
-    return src, sorted(files)
-
-
-def split_identities(identities: Iterable[str], test_share: float, seed: int) -> dict[str, str]:
-    """Give each identity a split.
-
-    Args:
-        identities: Names; repetitions count once, their order does not matter.
-        test_share: Share that goes to ``"test"``, rounded; at least one if above 0.
-        seed: Of the shuffle.
-
-    Raises:
-        ValueError: A test share, but fewer than two identities, or none left for training.
-    """
-    names = sorted(set(identities))
-    n_test = 0
-    if test_share > 0:
-        n_test = max(1, round(test_share * len(names)))
-        if n_test >= len(names):
+    def check(self, where: str, working: Path) -> None:
+        """Raise where nothing was found."""
+        reasons = "; ".join(f"{item.file}: {item.reason}" for item in self.skipped[:3])
+        if not sum(self.faces.values()):
+            shutil.rmtree(working)
             raise ValueError(
-                f"a test share of {test_share} needs at least two identities and one left to "
-                f"train on, got {len(names)}; add people, lower the share, or set it to 0"
+                f"no face was found in any image of {where} ({reasons}); expected photographs of "
+                "faces at least 40 pixels wide, seen from the front"
             )
-    order = np.random.default_rng(seed).permutation(len(names))
-    test = {names[i] for i in order[:n_test]}
-    return {name: "test" if name in test else "train" for name in names}
+        empty = [split for split, count in self.faces.items() if not count]
+        if empty:
+            raise ValueError(
+                f"no face was found in any image of the {empty[0]} identities ({reasons}); add "
+                "photographs, or choose another seed"
+            )
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of the data set, with what is known of their sources today."""
+        for source, key in zip(self._sources, self._keys, strict=True):
+            for face in self._journal.get(key).faces:
+                pixels = {
+                    name: {"bytes": self._journal.pixels(face[name]), "path": None}
+                    for name in ("image", "mask")
+                    if face[name] is not None
+                }
+                known = {
+                    "video_id": source.video_id,
+                    "identity": source.person,
+                    "label": source.label,
+                    "source": source.name,
+                    "split": source.split,
+                    "method": source.method,
+                    "compression": source.compression,
+                }
+                yield {**face, **pixels, **known}
+
+
+def _itself(detector: FaceDetector) -> FaceDetector:
+    return detector
 
 
 def _stem(file: str) -> str:
     return str(PurePosixPath(file).with_suffix(""))
 
 
-def _skip(skipped: list[SkippedFile], file: str, reason: str) -> None:
-    logger.warning("%s is left out: %s", file, reason)
-    skipped.append(SkippedFile(file, reason))
-
-
-def _check_out_dir(src: Path, out_dir: Path) -> None:
+def _check_out_dir(out_dir: Path) -> None:
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"{out_dir} is a file; give a folder to write to")
-    if out_dir.resolve() == src.resolve():
-        raise ValueError(f"{out_dir} is the folder of photographs itself; give another folder")
+    # Hidden: an unfinished run's working folder and what was left of an interrupted rename.
     present = {entry.name for entry in out_dir.iterdir()} if out_dir.is_dir() else set()
+    present = {name for name in present if not name.startswith(".")}
     if not present:
         return
-    if MANIFEST not in present:
+    if not present & {MANIFEST, FACES}:
         others = ", ".join(sorted(present)[:3])
         raise ValueError(
             f"{out_dir} holds other files ({others}) and no earlier result; give a new or empty "
@@ -267,68 +330,8 @@ def _check_out_dir(src: Path, out_dir: Path) -> None:
     logger.warning("the faces in %s will be replaced", out_dir)
 
 
-def _check_faces(
-    faces_by_split: Mapping[str, int], skipped: Sequence[SkippedFile], src: Path
-) -> None:
-    reasons = "; ".join(f"{item.file}: {item.reason}" for item in skipped[:3])
-    if not sum(faces_by_split.values()):
-        raise ValueError(
-            f"no face was found in any image of {src} ({reasons}); expected photographs of faces "
-            "at least 40 pixels wide, seen from the front"
-        )
-    empty = [split for split, count in faces_by_split.items() if not count]
-    if empty:
-        raise ValueError(
-            f"no face was found in any image of the {empty[0]} identities ({reasons}); add "
-            "photographs, or choose another seed"
-        )
-
-
-def _identities_from_csv(files: Sequence[str], path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; expected a CSV with file,identity")
-    known: dict[str, str] = {}
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        columns = reader.fieldnames or []
-        if "file" not in columns or "identity" not in columns:
-            raise ValueError(f"{path} must have the columns file,identity; it has {columns}")
-        for row in reader:
-            file = (row["file"] or "").strip().replace("\\", "/")
-            identity = (row["identity"] or "").strip()
-            if not file or not identity:
-                raise ValueError(f"{path}, line {reader.line_num}: file or identity is empty")
-            if known.setdefault(file, identity) != identity:
-                raise ValueError(f"{path} gives {file} the identities {known[file]} and {identity}")
-    missing = [file for file in files if file not in known]
-    if missing:
-        raise ValueError(
-            f"{path} has no identity for {missing[0]} ({len(missing)} of {len(files)} files are "
-            "missing in it); the column file holds paths relative to the folder of photographs"
-        )
-    return {file: known[file] for file in files}
-
-
-def _identities_from_pattern(files: Sequence[str], pattern: str) -> dict[str, str]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(
-            f"identity_pattern {pattern!r} is not a regular expression: {error}"
-        ) from error
-    if not expression.groups:
-        raise ValueError(
-            f"identity_pattern {pattern!r} has no group; put the identity in parentheses, for "
-            r"example '^(\d+)_'"
-        )
-    group = "identity" if "identity" in expression.groupindex else 1
-    identities = {}
-    for file in files:
-        match = expression.search(file if "/" in pattern else PurePosixPath(file).name)
-        if match is None or not match[group]:
-            raise ValueError(
-                f"identity_pattern {pattern!r} finds no identity in {file}; change the pattern, or "
-                "leave the file out of the folder"
-            )
-        identities[file] = match[group]
-    return identities
+def _remove_remains(out_dir: Path) -> None:
+    """What runs that were killed while they wrote the result left behind."""
+    for pattern in (".rows-*", *(f".{name}.*.*" for name in (FACES, MANIFEST, SETTINGS, REPORT))):
+        for entry in out_dir.glob(pattern):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

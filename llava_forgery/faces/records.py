@@ -5,6 +5,9 @@ without pixels) and ``settings.json`` (how it was made). A manifest row::
 
     {"video_id": "001_03", "identity": "001", "label": 0, "source": "001_03.jpg", "split": "test",
      "box": [172.4, 171.0, 501.2, 499.8], "landmarks": [[67.1, 121.9], ...]}
+
+Rows of videos and benchmarks have more fields, where there is something to say: ``frame``,
+``track``, ``method``, ``compression``, ``angle``.
 """
 
 import io
@@ -37,8 +40,16 @@ FEATURES = datasets.Features(
         "label": datasets.ClassLabel(names=list(LABEL_NAMES)),
         "source": datasets.Value("string"),
         "split": datasets.Value("string"),
+        "frame": datasets.Value("int32"),
+        "track": datasets.Value("int32"),
+        "method": datasets.Value("string"),
+        "compression": datasets.Value("string"),
+        "angle": datasets.Value("float64"),
+        "mask": datasets.Image(),
     }
 )
+OPTIONAL = ("frame", "track", "method", "compression", "angle", "mask")
+"""Columns that may be empty, and that faces prepared by an earlier version lack."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,20 @@ class FaceCrop:
     """Path relative to the folder that was prepared, with forward slashes."""
     split: str
     """``"train"``, ``"val"`` or ``"test"``."""
+    frame: int | None = None
+    """Number of the video's frame, from 0; None for a photograph."""
+    track: int | None = None
+    """Which of a video's faces it is, from 0: the same number is the same face. None for a
+    photograph."""
+    method: str | None = None
+    """What made the forgery, such as ``"Deepfakes"``; None if real or not known."""
+    compression: str | None = None
+    """Such as ``"c23"``; None if not known."""
+    angle: float | None = None
+    """Of a crop that was turned upright: degrees that the square ``box`` is turned about its
+    centre, clockwise as seen; None if it was cut out as it stands."""
+    mask: np.ndarray | None = None
+    """(S, S) uint8, 255 where forged, 0 where not; None if not known."""
 
     def __post_init__(self) -> None:
         image, landmarks = self.image, self.landmarks
@@ -92,15 +117,42 @@ class FaceCrop:
             raise ValueError(f"label must be {REAL} (real) or {FAKE} (fake), got {self.label!r}")
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        self._check_optional()
+
+    def _check_optional(self) -> None:
+        for name in ("frame", "track"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 0):
+                raise ValueError(f"{name} must be None or 0 or more, got {value!r}")
+        for name in ("method", "compression"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise ValueError(f"{name} must be None or a text that is not empty, got {value!r}")
+        if self.angle is not None and not np.isfinite(self.angle):
+            raise ValueError(f"angle must be None or finite, got {self.angle}")
+        mask = self.mask
+        if mask is not None:
+            if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8:
+                raise ValueError(f"mask must be None or a uint8 array, got {_kind(mask)}")
+            if mask.shape != self.image.shape[:2]:
+                raise ValueError(
+                    f"mask must have the image's shape {self.image.shape[:2]}, got {mask.shape}"
+                )
 
     def to_row(self) -> dict[str, Any]:
         """A row of the data set; the image as lossless PNG."""
-        buffer = io.BytesIO()
-        Image.fromarray(self.image).save(buffer, format="PNG", compress_level=3)
-        return {"image": {"bytes": buffer.getvalue(), "path": None}, **self.to_manifest()}
+        row = {"image": {"bytes": encode_png(self.image), "path": None}, **self.to_manifest()}
+        if self.mask is not None:
+            row["mask"] = {"bytes": encode_png(self.mask), "path": None}
+        return {**dict.fromkeys(OPTIONAL), **row}
 
     def to_manifest(self) -> dict[str, Any]:
-        """Everything but the pixels, as JSON takes it."""
+        """Everything but the pixels, as JSON takes it; no optional field that is empty."""
+        optional = {
+            name: getattr(self, name)
+            for name in OPTIONAL
+            if name != "mask" and getattr(self, name) is not None
+        }
         return {
             "video_id": self.video_id,
             "identity": self.identity,
@@ -109,6 +161,7 @@ class FaceCrop:
             "split": self.split,
             "box": [float(value) for value in self.box],
             "landmarks": [[float(x), float(y)] for x, y in self.landmarks],
+            **optional,
         }
 
     @classmethod
@@ -118,17 +171,15 @@ class FaceCrop:
         Raises:
             ValueError: A column is missing, or a value is not valid.
         """
-        missing = [name for name in FEATURES if name not in row]
+        missing = [name for name in FEATURES if name not in row and name not in OPTIONAL]
         if missing:
             raise ValueError(f"the row lacks {', '.join(missing)}; it has {', '.join(row)}")
-        image = row["image"]
-        if isinstance(image, Mapping):
-            image = Image.open(io.BytesIO(image["bytes"]))
-        if isinstance(image, Image.Image):
-            image = np.array(image.convert("RGB"))
+        optional = {name: row.get(name) for name in OPTIONAL}
+        if optional["mask"] is not None:
+            optional["mask"] = _pixels(optional["mask"], "L")
         x0, y0, x1, y1 = (float(value) for value in row["box"])
         return cls(
-            image=image,
+            image=_pixels(row["image"], "RGB"),
             landmarks=np.asarray(row["landmarks"], dtype=np.float32),
             box=(x0, y0, x1, y1),
             video_id=row["video_id"],
@@ -136,18 +187,27 @@ class FaceCrop:
             label=int(row["label"]),
             source=row["source"],
             split=row["split"],
+            **optional,
         )
 
 
 def save_faces(
     crops: Iterable[FaceCrop], out_dir: str | PathLike, settings: Mapping[str, Any]
 ) -> int:
+    """Write faces as a data set; :func:`save_rows` with the rows of these faces."""
+    return save_rows((crop.to_row() for crop in crops), out_dir, settings)
+
+
+def save_rows(
+    rows: Iterable[Mapping[str, Any]], out_dir: str | PathLike, settings: Mapping[str, Any]
+) -> int:
     """Write faces as a data set, one after another, so that memory does not grow with them.
 
     Nothing in ``out_dir`` changes until all faces are written.
 
     Args:
-        crops: Faces; a generator is fine. What it raises passes through.
+        rows: As :meth:`FaceCrop.to_row` gives them; a generator is fine. What it raises passes
+            through.
         out_dir: Gets ``faces/``, ``manifest.jsonl`` and ``settings.json``; what it already holds
             under these names is replaced.
         settings: How the faces were made, for ``settings.json``.
@@ -164,20 +224,32 @@ def save_faces(
         folder.mkdir()
         with manifest.open("w", encoding="utf-8") as lines:
 
-            def rows() -> Iterator[dict[str, Any]]:
+            def written() -> Iterator[dict[str, Any]]:
                 nonlocal count
-                for crop in _checked(crops):
-                    lines.write(json.dumps(crop.to_manifest(), ensure_ascii=False) + "\n")
+                for row in _checked(rows):
+                    told = {
+                        name: value
+                        for name, value in row.items()
+                        if name not in ("image", "mask") and value is not None
+                    }
+                    lines.write(json.dumps(told, ensure_ascii=False) + "\n")
                     count += 1
-                    yield crop.to_row()
+                    yield dict(row)
                 if not count:
                     raise ValueError(f"no faces were given to write to {out_dir}")
 
-            write_rows(rows, FEATURES, folder)
+            write_rows(written, FEATURES, folder)
     # A report that lies there is of the faces that were replaced.
     (out_dir / REPORT).unlink(missing_ok=True)
     write_json(out_dir / SETTINGS, dict(settings))
     return count
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Lossless PNG of (H, W, 3) or (H, W) uint8; the same bytes for the same pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()
 
 
 def load_faces(folder: str | PathLike, split: str | None = None) -> datasets.Dataset:
@@ -209,7 +281,8 @@ def load_faces(folder: str | PathLike, split: str | None = None) -> datasets.Dat
         )
     faces = datasets.load_from_disk(str(inner))
     columns = getattr(faces, "column_names", None)
-    if not isinstance(columns, list) or set(columns) != set(FEATURES):
+    expected = set(FEATURES)
+    if not isinstance(columns, list) or not expected - set(OPTIONAL) <= set(columns) <= expected:
         raise ValueError(f"{inner} is another data set: expected columns {list(FEATURES)}")
     if split is not None:
         places = [i for i, name in enumerate(faces["split"]) if name == split]
@@ -229,15 +302,21 @@ def _kind(value: Any) -> str:
     return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
 
 
-def _checked(crops: Iterable[FaceCrop]) -> Iterator[FaceCrop]:
+def _pixels(image: Any, mode: str) -> np.ndarray:
+    if isinstance(image, Mapping):
+        image = Image.open(io.BytesIO(image["bytes"]))
+    return np.array(image.convert(mode)) if isinstance(image, Image.Image) else image
+
+
+def _checked(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     seen: dict[tuple[str, str], str] = {}
-    for crop in crops:
+    for row in rows:
         for what in ("identity", "video_id"):
-            name = getattr(crop, what)
-            before = seen.setdefault((what, name), crop.split)
-            if before != crop.split:
+            name = row[what]
+            before = seen.setdefault((what, name), row["split"])
+            if before != row["split"]:
                 raise ValueError(
-                    f"{what} {name!r} stands in the splits {before} and {crop.split}; every one "
+                    f"{what} {name!r} stands in the splits {before} and {row['split']}; every one "
                     "must stand in a single split"
                 )
-        yield crop
+        yield row

@@ -41,6 +41,10 @@ class EmbeddingHooks(ABC):
             handle.remove()
         self._handles = []
 
+    def _find(self, ids: torch.Tensor) -> torch.Tensor:
+        """Where the token stands among the ids."""
+        return ids == self.token_id
+
     @abstractmethod
     def _check(self, ids: torch.Tensor) -> None:
         """Refuse ids (B, T) that hold the token and have no rows to write."""
@@ -51,7 +55,7 @@ class EmbeddingHooks(ABC):
 
     def _before(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple | None:
         ids = inputs[0]
-        places = ids == self.token_id
+        places = self._find(ids)
         self._places = places if bool(places.any()) else None
         if self._places is None:
             return None

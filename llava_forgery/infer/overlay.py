@@ -1,5 +1,6 @@
 """Pictures of a verdict: photograph, map, and where the ground truth is known, the mask."""
 
+import io
 from os import PathLike
 
 import cv2
@@ -102,16 +103,24 @@ def photograph_overlay(image: np.ndarray, verdicts: list[Verdict]) -> Image.Imag
     return side_by_side([("photograph", image), ("map of the forged area", np.asarray(drawn))])
 
 
-def save_png(image: Image.Image, path: str | PathLike, note: str) -> None:
-    """Write a PNG atomically, with a note in its metadata.
+def png_bytes(image: np.ndarray | Image.Image, note: str) -> bytes:
+    """A PNG file with a note in its metadata.
 
     Args:
-        image: The picture.
-        path: Where to.
+        image: The picture, or (H, W, 3) uint8 RGB.
         note: Says what the picture is; simulated forgeries are marked as such here.
     """
     info = PngInfo()
     info.add_text("Software", "llava-forgery")
     info.add_text("Description", note)
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def save_png(image: Image.Image, path: str | PathLike, note: str) -> None:
+    """Write a PNG atomically, with a note in its metadata; see :func:`png_bytes`."""
     with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
+        temporary.write_bytes(png_bytes(image, note))

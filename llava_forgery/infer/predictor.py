@@ -146,25 +146,9 @@ class ForgeryPredictor:
         """
         if not faces:
             return []
-        vlm = self.vlm
         detection = self._detect(faces)
         scores = detection.score.tolist()
-        batch, candidates = self._prompts(faces, scores)
-        prompt_length = batch["input_ids"].shape[1]
-        output = vlm.generate(
-            detection=detection,
-            **batch,
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        first = output.logits[0].float()
-        yes, no = candidates
-        p_yes = torch.softmax(first[:, [yes, no]], dim=1)[:, 0].tolist()
-        answers = vlm.processor.tokenizer.batch_decode(
-            output.sequences[:, prompt_length:], skip_special_tokens=True
-        )
+        p_yes, answers = self._answer(faces, detection)
         masks = detection.mask[:, 0].float().cpu().numpy()
         return [
             Verdict(
@@ -178,6 +162,28 @@ class ForgeryPredictor:
             )
             for i, face in enumerate(faces)
         ]
+
+    def _answer(
+        self, faces: Sequence[JudgedFace], detection: KFDOutput
+    ) -> tuple[list[float], list[str]]:
+        """P(yes) and the written answer for each face."""
+        vlm = self.vlm
+        batch, candidates = self._prompts(faces, detection.score.tolist())
+        prompt_length = batch["input_ids"].shape[1]
+        output = vlm.generate(
+            detection=detection,
+            **batch,
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        first = output.logits[0].float()
+        p_yes = torch.softmax(first[:, list(candidates)], dim=1)[:, 0].tolist()
+        answers = vlm.processor.tokenizer.batch_decode(
+            output.sequences[:, prompt_length:], skip_special_tokens=True
+        )
+        return p_yes, answers
 
     @torch.inference_mode()
     def rate(self, faces: Sequence[JudgedFace]) -> tuple[list[float], list[float]]:

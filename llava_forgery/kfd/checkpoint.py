@@ -8,6 +8,9 @@ compared with those of the day of saving. A host's tower is read from the host t
 names, or compared when the detector is attached to a host.
 """
 
+import hashlib
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -17,14 +20,16 @@ import torch
 from torch import nn
 
 from llava_forgery.files import portable_name, read_json, resolve_name, write_json
-from llava_forgery.kfd.config import KFDConfig
+from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-from llava_forgery.kfd.encoder import VisualEncoder
+from llava_forgery.kfd.encoder import VisualEncoder, default_dtype
 from llava_forgery.kfd.host_tower import HostEncoder
 from llava_forgery.weights import load_tensors, save_tensors
 
 CONFIG, WEIGHTS, KNOWLEDGE = "kfd_config.json", "kfd.safetensors", "knowledge.safetensors"
 FORMAT = 1
+# How open_clip names a folder.
+LOCAL = "local-dir:"
 # Of the norm. Twelve random blocks in bfloat16 differ from float32 by up to 0.008, in float16 by
 # 0.001; weights that differ by a fiftieth of their spread, by 0.03 and more.
 TOLERANCE = 0.02
@@ -47,6 +52,15 @@ def _knowledge_state(detector: KnowledgeGuidedForgeryDetector) -> dict[str, torc
         for name, tensor in detector.knowledge.state_dict().items()
         if not name.startswith(frozen)
     }
+
+
+def detector_digest(detector: KnowledgeGuidedForgeryDetector) -> str:
+    """SHA-256 of a detector's own weights and configuration: the same for the same scores."""
+    digest = hashlib.sha256(json.dumps(detector.config.to_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(_detector_state(detector).items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()
@@ -88,9 +102,8 @@ def save_detector(detector: KnowledgeGuidedForgeryDetector, directory: str | Pat
     directory = Path(directory)
     detector.refresh_text_features()
     meta: dict[str, Any] = {"format": FORMAT, "config": detector.config.to_dict()}
-    if detector.config.encoder.kind == "host":
-        name = portable_name(detector.config.encoder.name, directory)
-        meta["config"]["encoder"]["name"] = name
+    encoder = detector.config.encoder
+    meta["config"]["encoder"]["name"] = _moved(encoder, encoder.name, portable_name, directory)
     if detector.encoder.frozen:
         meta["encoder_probe"] = _probe_to_save(detector)
     save_tensors(directory / WEIGHTS, _detector_state(detector))
@@ -104,6 +117,7 @@ def load_detector(
     with_knowledge: bool = False,
     with_tower: bool = True,
     host: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> KnowledgeGuidedForgeryDetector:
     """Read a detector, in eval mode on the CPU.
 
@@ -114,6 +128,8 @@ def load_detector(
         with_tower: For a detector on a host's vision tower: load the tower. Without it the
             detector is good for attach_forgery alone, which finds the tower in the host.
         host: Folder or hub name of that host, where it is no longer the one that was saved.
+        dtype: In which it is built and filled, without ever being larger; None for torch's default.
+            A host's tower keeps its own.
 
     Raises:
         FileNotFoundError: The folder or a file in it is missing.
@@ -130,15 +146,15 @@ def load_detector(
     if meta.get("format") != FORMAT:
         raise ValueError(f"{directory / CONFIG} has format {meta.get('format')}, not {FORMAT}")
     config = KFDConfig.from_dict(meta["config"])
-    if config.encoder.kind == "host":
-        name = host or resolve_name(config.encoder.name, directory)
-        config = replace(config, encoder=replace(config.encoder, name=name))
-    elif host is not None:
+    if config.encoder.kind != "host" and host is not None:
         raise ValueError(
             f"{directory} holds a detector with an encoder of its own ({config.encoder.name}); it "
             "takes no host"
         )
-    detector = KnowledgeGuidedForgeryDetector(config, with_knowledge, with_tower)
+    name = _moved(config.encoder, host or config.encoder.name, resolve_name, directory)
+    config = replace(config, encoder=replace(config.encoder, name=name))
+    with default_dtype(dtype):
+        detector = KnowledgeGuidedForgeryDetector(config, with_knowledge, with_tower)
     load_weights(detector, directory, with_knowledge)
     detector.eval()
     if isinstance(detector.encoder, HostEncoder):
@@ -146,6 +162,17 @@ def load_detector(
     if detector.encoder.frozen and not _lacks_tower(detector):
         _compare_probe(detector, meta, directory)
     return detector
+
+
+def _moved(
+    encoder: EncoderConfig, name: str, move: Callable[[str, Path], str], directory: Path
+) -> str:
+    """The encoder's name, where it is a folder, relative to ``directory`` or made whole again."""
+    if encoder.kind == "host":
+        return move(name, directory)
+    if name.startswith(LOCAL):
+        return LOCAL + move(name.removeprefix(LOCAL), directory)
+    return name
 
 
 def _lacks_tower(detector: KnowledgeGuidedForgeryDetector) -> bool:

@@ -12,13 +12,14 @@ from torch import nn
 
 from llava_forgery.kfd.config import PRESETS, EncoderConfig, KFDConfig
 from llava_forgery.kfd.consistency import ConsistencyMaps
-from llava_forgery.kfd.encoder import OpenClipEncoder, TimmEncoder, VisualEncoder, load_open_clip
-from llava_forgery.kfd.heads import (
-    ForgeryClassifier,
-    LiteLocator,
-    PaperLocator,
-    frozen_statistics,
+from llava_forgery.kfd.encoder import (
+    OpenClipEncoder,
+    TimmEncoder,
+    VisualEncoder,
+    default_dtype,
+    load_open_clip,
 )
+from llava_forgery.kfd.heads import frozen_statistics, make_heads
 from llava_forgery.kfd.host_tower import HostEncoder, load_tower
 from llava_forgery.kfd.knowledge import ByteTextEncoder, ForgeryKnowledge, OpenClipTextEncoder
 from llava_forgery.kfd.losses import LossWeights, detector_loss
@@ -78,13 +79,7 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
         self.consistency = ConsistencyMaps(
             self.encoder.widths, config.encoder.text_width, config.temperature
         )
-        layers = config.num_layers
-        if config.heads == "paper":
-            self.locator: nn.Module = PaperLocator(layers)
-            self.classifier = ForgeryClassifier(layers)
-        else:
-            self.locator = LiteLocator(layers)
-            self.classifier = ForgeryClassifier(layers, (16, 32, 64), 64)
+        self.locator, self.classifier = make_heads(config.heads, config.num_layers)
         self.knowledge: ForgeryKnowledge | None = None
         self.register_buffer("text_features", torch.zeros(2, config.encoder.text_width))
         if text_encoder is not None:
@@ -107,11 +102,24 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
         return cls.from_config(PRESETS[name], seed)
 
     @classmethod
-    def from_config(cls, config: KFDConfig, seed: int = 0) -> "KnowledgeGuidedForgeryDetector":
-        """The same for a configuration of one's own."""
-        with torch.random.fork_rng(devices=[]):
+    def from_config(
+        cls,
+        config: KFDConfig,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        with_knowledge: bool = True,
+    ) -> "KnowledgeGuidedForgeryDetector":
+        """The same for a configuration of one's own.
+
+        Args:
+            config: Sizes, towers and texts.
+            seed: As for :meth:`from_preset`.
+            dtype: In which it is built, without ever being larger; None for torch's default.
+            with_knowledge: As for the class.
+        """
+        with torch.random.fork_rng(devices=[]), default_dtype(dtype):
             torch.manual_seed(seed)
-            return cls(config)
+            return cls(config, with_knowledge)
 
     @classmethod
     def from_pretrained(
@@ -120,11 +128,12 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
         with_knowledge: bool = False,
         with_tower: bool = True,
         host: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> "KnowledgeGuidedForgeryDetector":
         """Read a saved detector, in eval mode; see :mod:`llava_forgery.kfd.checkpoint`."""
         from llava_forgery.kfd.checkpoint import load_detector
 
-        return load_detector(directory, with_knowledge, with_tower, host)
+        return load_detector(directory, with_knowledge, with_tower, host, dtype)
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write configuration and weights; see :mod:`llava_forgery.kfd.checkpoint`."""

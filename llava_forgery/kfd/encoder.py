@@ -4,6 +4,8 @@ Source: LVLM-DFD, section 3.1: l layers of a pretrained image encoder.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import open_clip
 import timm
@@ -88,9 +90,13 @@ class OpenClipEncoder(VisualEncoder):
         # open_clip counts blocks from 0.
         self.indices = [tap - 1 for tap in config.taps]
         self.eval()
-        side = config.image_size
-        features = self.features(next(self.visual.parameters()).new_zeros(1, 3, side, side))
-        self.widths = tuple(feature.shape[1] for feature in features)
+        if isinstance(self.visual, open_clip.transformer.VisionTransformer):
+            # All its blocks are as wide as the patches; a pass to measure it would take seconds.
+            self.widths = (self.visual.conv1.out_channels,) * len(config.taps)
+        else:
+            side = config.image_size
+            features = self.features(next(self.visual.parameters()).new_zeros(1, 3, side, side))
+            self.widths = tuple(feature.shape[1] for feature in features)
 
     @torch.no_grad()
     def features(self, normalised: torch.Tensor) -> list[torch.Tensor]:
@@ -104,6 +110,17 @@ class OpenClipEncoder(VisualEncoder):
             output_fmt="NCHW",
         )
         return list(result["image_intermediates"])
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    """What is built inside has this precision from the start; None leaves the default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def load_open_clip(config: EncoderConfig) -> nn.Module:

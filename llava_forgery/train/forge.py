@@ -17,13 +17,7 @@ from llava_forgery.files import atomic_path
 from llava_forgery.infer.overlay import save_png
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.simulate.pairs import FacePairs
-from llava_forgery.train.conversations import to_bytes
-
-FORGED = (
-    "simulated forgery at the {regions}, made by llava-forgery to train detectors; not a real "
-    "photograph"
-)
-PRISTINE = "crop of {source}, without forgery"
+from llava_forgery.train.subjects import FORGED, PRISTINE, to_bytes
 
 
 def forge_folders(pairs: FacePairs, output_dir: str | PathLike) -> None:

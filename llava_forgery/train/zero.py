@@ -14,6 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from transformers import TrainingArguments
+from transformers.integrations.deepspeed import (
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 
 from llava_forgery.optional import require
 
@@ -56,6 +61,26 @@ def whole_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[bool]:
         yield not several or dist.get_rank() == 0
     if several:
         dist.barrier()
+
+
+@contextmanager
+def loaded_whole(arguments: TrainingArguments) -> Iterator[None]:
+    """Load models whole inside, though the flags were read before and ask for ZeRO-3.
+
+    Once such arguments exist, transformers shares out every model that it loads, and empty weights
+    have no fingerprint.
+
+    Args:
+        arguments: The Trainer's.
+    """
+    config = getattr(arguments, "hf_deepspeed_config", None)
+    if config is not None:
+        unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            set_hf_deepspeed_config(config)
 
 
 def lay_out(model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from llava_forgery.faces.crop import crop_box, crop_square
+from llava_forgery.faces.crop import crop_box, crop_square, eye_angle
 
 
 def blob_image(side, centre, deviation):
@@ -85,3 +85,29 @@ def test_bad_landmarks():
         crop_square(image, np.full((68, 2), 3.0))
     with pytest.raises(ValueError, match="finite"):
         crop_square(image, np.full((68, 2), np.nan))
+
+
+@pytest.mark.parametrize("angle", [-150.0, -20.0, 7.5, 90.0])
+@pytest.mark.parametrize("size", [60, 300])
+def test_turned_landmarks_move_with_the_pixels(angle, size):
+    spot = (201.3, 187.9)
+    image = blob_image(400, spot, deviation=14)
+    landmarks = np.array([[140.2, 150.7], [260.9, 245.1], spot])
+    crop, box, inside = crop_square(image, landmarks, size=size, margin=0.2, angle=angle)
+    np.testing.assert_allclose(centre_of_mass(crop), inside[2], atol=0.06)
+    # The square's centre is the crop's, and lengths are scaled alike.
+    assert box[2] - box[0] == pytest.approx(box[3] - box[1])
+    scale = size / (box[2] - box[0])
+    before = np.linalg.norm(landmarks[0] - landmarks[1])
+    assert np.linalg.norm(inside[0] - inside[1]) == pytest.approx(before * scale, rel=1e-4)
+    np.testing.assert_array_equal(crop, crop_box(image, box, size, angle))
+
+
+def test_the_eye_angle_makes_the_eyes_level():
+    landmarks = np.random.default_rng(0).uniform(50, 150, (68, 2))
+    landmarks[36:42], landmarks[42:48] = (80, 90), (120, 113.1)
+    angle = eye_angle(landmarks)
+    assert angle == pytest.approx(30.0, abs=0.01)
+    _, _, inside = crop_square(np.zeros((200, 200, 3), np.uint8), landmarks, 90, angle=angle)
+    assert inside[36, 1] == pytest.approx(inside[42, 1], abs=1e-3)
+    assert inside[36, 0] < inside[42, 0]

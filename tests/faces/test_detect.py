@@ -65,6 +65,8 @@ def test_small_faces_and_min_face(detector, london_dir):
 def test_nothing_in_noise(detector):
     noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
     assert detector.detect(noise) == []
+    assert detector.detect(noise[:1, :1]) == []
+    assert detector.detect(noise[:1]) == []
     with pytest.raises(ValueError, match="uint8"):
         detector.detect(noise.astype(np.float32))
 
@@ -93,6 +95,11 @@ def test_options_are_checked():
         DlibDetector(max_side=10)
 
 
+def test_another_process_gets_the_same_options(detector):
+    kind, options = with_options(detector, threshold=0.1, min_face=9).__reduce__()
+    assert (kind, options) == (DlibDetector, (0.1, 640, 2.0, 9))
+
+
 def test_registry(monkeypatch):
     monkeypatch.setattr(detect, "_DETECTORS", dict(detect._DETECTORS))
     factory = type("Mine", (), {})
@@ -101,7 +108,7 @@ def test_registry(monkeypatch):
     assert isinstance(get_detector("mine"), factory)
     with pytest.raises(ValueError, match="is taken"):
         register_detector("mine", dict)
-    with pytest.raises(ValueError, match=r"unknown face detector 'yours'.*dlib, mine"):
+    with pytest.raises(ValueError, match=r"unknown face detector 'yours'.*dlib, mediapipe, mine"):
         get_detector("yours")
 
 

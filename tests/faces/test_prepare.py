@@ -1,35 +1,19 @@
 import json
+import os
+import struct
+import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from llava_forgery.faces.detect import DetectedFace
-from llava_forgery.faces.prepare import find_images, prepare, split_identities
+from llava_forgery.faces.identities import split_identities
+from llava_forgery.faces.prepare import prepare
 from llava_forgery.faces.records import FaceCrop, load_faces
-
-
-class RedSquare:
-    """Takes the red squares of a picture for faces; landmarks on a grid in them."""
-
-    def detect(self, image):
-        red = (image[..., 0] > 180) & (image[..., 1] < 80)
-        if not red.any():
-            return []
-        y, x = np.nonzero(red)
-        box = (float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1))
-        share = np.linspace(0, 1, 68)[:, None]
-        corner, far = np.array(box[:2]), np.array(box[2:])
-        return [DetectedFace(box, (corner + share * (far - corner)).astype(np.float32), 1.0)]
-
-
-def photograph(path, place=(30, 20), side=40, **options):
-    image = np.full((100, 160, 3), 90, np.uint8)
-    x, y = place
-    image[y : y + side, x : x + side] = (230, 20, 20)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, **options)
+from llava_forgery.faces.sources import find_media
+from tests.faces.media import RedSquare, photograph, picture, video
 
 
 def run(src, out, **options):
@@ -95,7 +79,7 @@ def test_nothing_to_do_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         run(src, out)
     src.mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no images"):
+    with pytest.raises(FileNotFoundError, match="holds no pictures or videos"):
         run(src, out)
     Image.new("RGB", (50, 50)).save(src / "a.png")
     with pytest.raises(ValueError, match=r"no face was found in any image .*a\.png"):
@@ -196,7 +180,7 @@ def test_out_dir(tmp_path):
     out = src / "out"
     run(src, out)
     photograph(out / "overlay.png")
-    assert find_images(src, leave_out=out)[1] == ["a.png"]
+    assert find_media(src, leave_out=out).files == ["a.png"]
     assert run(src, out).files == 1
     other = tmp_path / "other"
     other.mkdir()
@@ -218,3 +202,84 @@ def test_real_photographs(tmp_path, london_dir):
         face = FaceCrop.from_row(row)
         assert face.image.shape == (320, 320, 3)
         assert ((face.landmarks > 0) & (face.landmarks < 320)).all()
+
+
+def one_bit_png(path, side):
+    """A true PNG of side x side pixels, a few kilobytes long."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    packer, row = zlib.compressobj(9), bytes(side // 8 + 1)
+    packed = b"".join([*(packer.compress(row) for _ in range(side)), packer.flush()])
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", packed), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_every_kind_of_file_gives_a_face_or_a_reason(tmp_path):
+    pytest.importorskip("av")
+    src, out = tmp_path / "src", tmp_path / "out"
+    photograph(src / "good.jpg", quality=95)
+    photograph(src / "mit Leerzeichen und ümläut.png")
+    photograph(src / "写真" / "顔 1.png")
+    photograph(src / "png inside.jpg", format="PNG")
+    red, grey = picture((30, 20, 40)), picture((0, 0, 0))
+    face = Image.fromarray(red)
+    face.convert("CMYK").save(src / "cmyk.jpg", quality=95)
+    face.quantize(8).save(src / "palette.png")
+    alpha = np.dstack([red, np.full(red.shape[:2], 200, np.uint8)])
+    alpha[20:60, 30:70, 3] = 255
+    Image.fromarray(alpha).save(src / "alpha.png")
+    cv2.imwrite(str(src / "16-bit.png"), red[..., ::-1].astype(np.uint16) * 257)
+    more = {"save_all": True, "append_images": [Image.fromarray(grey)]}
+    face.save(src / "animated.gif", **more)
+    face.save(src / "animated.webp", lossless=True, **more)
+    video(src / "film.mp4", [red] * 3, crf=10)
+    handled = {path.relative_to(src).as_posix() for path in src.rglob("*") if path.is_file()}
+    assert len(handled) == 11
+
+    (src / "empty.png").touch()
+    (src / "text.jpg").write_text("no picture")
+    (src / "cut.jpg").write_bytes((src / "good.jpg").read_bytes()[:900])
+    (src / "photo.mp4").write_bytes((src / "good.jpg").read_bytes())
+    (src / "film.jpg").write_bytes((src / "film.mp4").read_bytes())
+    (src / "text.mov").write_text("no video")
+    rng = np.random.default_rng(0)
+    video(src / "cut.mkv", rng.integers(0, 256, (30, 48, 64, 3), dtype=np.uint8))
+    whole = (src / "cut.mkv").read_bytes()
+    (src / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (1, 1)).save(src / "one pixel.png")
+    one_bit_png(src / "huge.png", 20_000)
+    Image.new("F", (20, 20)).save(src / "float.tif")
+    (src / "broken link.png").symlink_to(src / "nowhere.png")
+    (src / os.fsdecode(b"latin-\xe4.png")).write_bytes((src / "alpha.png").read_bytes())
+    (src / "notes.txt").write_text("passed by")
+
+    report = run(src, out)
+    assert {row["source"] for row in manifest(out)} == handled
+    assert report.faces == 13  # three frames of the video
+    reasons = {item["file"]: item["reason"] for item in _report(out)["skipped"]}
+    expected = {
+        "empty.png": "not an image",
+        "text.jpg": "not an image",
+        "cut.jpg": "could not be read as an image",
+        "photo.mp4": "is a picture",
+        "film.jpg": "not an image",
+        "text.mov": "could not be read as a video",
+        "cut.mkv": "cut off",
+        "one pixel.png": "no face was found",
+        "huge.png": "limit against decompression bombs",
+        "float.tif": "unknown range",
+        "broken link.png": "not a file",
+        "latin-\\xe4.png": "not UTF-8",
+    }
+    assert set(reasons) == set(expected)
+    for file, reason in expected.items():
+        assert reason in reasons[file], file
+    assert _report(out)["other_files"] == {".txt": 1}
+    for row in load_faces(out):
+        crop = FaceCrop.from_row(row)
+        assert crop.image[32, 32, 0] > 180 > 80 > crop.image[32, 32, 1], crop.source

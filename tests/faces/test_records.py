@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from llava_forgery.faces.records import FaceCrop, load_faces, save_faces
+from llava_forgery.faces.records import OPTIONAL, FaceCrop, load_faces, save_faces
 
 
 def face(number=0, split="train", **changes):
@@ -23,7 +23,8 @@ def face(number=0, split="train", **changes):
 
 
 def test_round_trip_is_exact(tmp_path):
-    faces = [face(0), face(1, "test"), face(2, "val")]
+    told = {"frame": 12, "track": 0, "method": "Deepfakes", "compression": "c23", "angle": -3.25}
+    faces = [face(0), face(1, "test", **told), face(2, "val")]
     assert save_faces(iter(faces), tmp_path / "out", {"size": 24}) == 3
     for folder in (tmp_path / "out", tmp_path / "out" / "faces"):
         loaded = [FaceCrop.from_row(row) for row in load_faces(folder)]
@@ -35,12 +36,34 @@ def test_round_trip_is_exact(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").open()]
     assert [row["video_id"] for row in rows] == ["v0", "v1", "v2"]
     assert all("image" not in row for row in rows)
+    assert {name: rows[1][name] for name in told} == told
+    assert not rows[0].keys() & told.keys()
     assert json.loads((tmp_path / "out/settings.json").read_text()) == {"size": 24}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "faces",
         "manifest.jsonl",
         "settings.json",
     ]
+
+
+def test_masks_come_back(tmp_path):
+    mask = np.zeros((24, 24), np.uint8)
+    mask[3:9, 5:] = 255
+    save_faces([face(0, mask=mask), face(1)], tmp_path, {})
+    first, second = (FaceCrop.from_row(row) for row in load_faces(tmp_path))
+    np.testing.assert_array_equal(first.mask, mask)
+    assert second.mask is None
+
+
+def test_faces_of_an_earlier_version_are_read(tmp_path):
+    save_faces([face(0)], tmp_path / "new", {})
+    faces = load_faces(tmp_path / "new")
+    faces.remove_columns(list(OPTIONAL)).save_to_disk(tmp_path / "old/faces")
+    (row,) = load_faces(tmp_path / "old")
+    assert FaceCrop.from_row(row).track is None
+    faces.remove_columns(["box"]).save_to_disk(tmp_path / "other/faces")
+    with pytest.raises(ValueError, match="another data set"):
+        load_faces(tmp_path / "other")
 
 
 def test_split_selects_and_complains(tmp_path):
@@ -95,6 +118,12 @@ def test_identity_in_two_splits_is_refused(tmp_path):
         ({"split": "dev"}, "split"),
         ({"identity": ""}, "identity"),
         ({"box": (3.0, 0.0, 1.0, 4.0)}, "box"),
+        ({"frame": -1}, "frame"),
+        ({"track": 0.5}, "track"),
+        ({"method": ""}, "method"),
+        ({"angle": float("nan")}, "angle"),
+        ({"mask": np.zeros((4, 4), np.uint8)}, r"mask must have the image's shape \(24, 24\)"),
+        ({"mask": np.zeros((24, 24), bool)}, "mask must be None or a uint8"),
     ],
 )
 def test_validation(changes, message):

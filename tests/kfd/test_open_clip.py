@@ -1,6 +1,7 @@
 """The open_clip encoder, on a tiny CLIP saved to disk as open_clip stores its models."""
 
 import json
+import shutil
 
 import open_clip
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-from llava_forgery.kfd.encoder import load_open_clip
+from llava_forgery.kfd.encoder import default_dtype, load_open_clip
 from llava_forgery.kfd.knowledge import OpenClipTextEncoder
 from llava_forgery.kfd.losses import LossWeights
 
@@ -112,6 +113,32 @@ def test_checkpoint_holds_no_tower_and_knows_its_tower(detector, folder, tmp_pat
             KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd")
     finally:
         weights.write_bytes(original)
+
+
+def test_folders_of_tower_and_detector_move_together(detector, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "one/clip")
+    moved = KnowledgeGuidedForgeryDetector.from_config(_config(tmp_path / "one/clip"))
+    moved.save_pretrained(tmp_path / "one/kfd")
+    (tmp_path / "one").rename(tmp_path / "two")
+    config = json.loads((tmp_path / "two/kfd/kfd_config.json").read_text())["config"]
+    assert config["encoder"]["name"] == "local-dir:../clip"
+    again = KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "two/kfd")
+    assert torch.equal(again.text_features, moved.text_features)
+
+
+def test_built_in_a_smaller_precision(detector, folder, tmp_path):
+    """Tower and heads; what it says is near, and the default is as it was."""
+    detector.save_pretrained(tmp_path / "kfd")
+    small = KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", dtype=torch.bfloat16)
+    floating = [t for t in small.state_dict().values() if t.is_floating_point()]
+    assert {tensor.dtype for tensor in floating} == {torch.bfloat16}
+    assert torch.get_default_dtype() == torch.float32
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(small(images).score, detector(images).score, atol=0.05, rtol=0)
+    with pytest.raises(RuntimeError, match="stop"), default_dtype(torch.float16):
+        raise RuntimeError("stop")
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_unknown_model_is_named():

@@ -1,0 +1,143 @@
+"""Commands that make conversations."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llava_forgery.cli.app import app
+from llava_forgery.cli.options import Faces, Out, Seed
+
+
+@app.command()
+def build_qa(
+    faces: Faces,
+    out: Out,
+    kfd: Annotated[
+        Path | None,
+        typer.Option("--kfd", help="Folder of a trained detector; without it no scores are cited."),
+    ] = None,
+    as_is: Annotated[
+        bool,
+        typer.Option(
+            "--as-is",
+            help="Keep the faces' own labels, as many real as fake, instead of forging; regions "
+            "come from their masks.",
+        ),
+    ] = False,
+    unmasked_region: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --as-is: the regions of fakes that have no mask, such as face for swapped "
+            "faces; repeatable. Without it such a fake is an error."
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Whose faces: train, val or test.")] = "train",
+    pairs: Annotated[
+        int | None, typer.Option(help="Forged faces, and as many pristine ones; default: 400.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the pictures; default: the detector's, or 224.")
+    ] = None,
+    follow_ups: Annotated[
+        float, typer.Option(help="Probability of follow-up turns in a conversation.")
+    ] = 0.3,
+    max_turns: Annotated[int, typer.Option(help="Most turns of a conversation, 1 to 4.")] = 4,
+    task_descriptions: Annotated[
+        float, typer.Option(help="Probability of a task description at the beginning.")
+    ] = 1.0,
+    kfd_results: Annotated[
+        float | None,
+        typer.Option(help="Probability of the sentence that cites the score; default: 1 with it."),
+    ] = None,
+    vary: Annotated[
+        bool, typer.Option(help="Vary the wordings; without it the paper's alone.")
+    ] = True,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host",
+            help="For a detector on a host's vision tower: that host's folder or hub name; "
+            "default: where it was trained.",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that make the pictures.")] = 0,
+    seed: Seed = 1,
+) -> None:
+    """Make the training conversations: forge, score, ask, answer.
+
+    OUT is a Hugging Face data set with LLaVA's JSON (conversations.json, images/) in it. An
+    interrupted run goes on where it stopped when it is repeated.
+    """
+    from llava_forgery.faces.records import load_faces
+    from llava_forgery.hosts.checkpoint import pick_device
+    from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+    from llava_forgery.simulate.degrade import DegradeConfig
+    from llava_forgery.simulate.pairs import FacePairs
+    from llava_forgery.train.conversations import build_conversations
+    from llava_forgery.train.subjects import LabelledSubjects
+
+    detector = None
+    if kfd is not None:
+        detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, host=host).to(pick_device())
+        needed = detector.config.encoder.image_size
+        if size not in (None, needed):
+            raise ValueError(f"the detector sees {needed} pixels, got --size {size}; leave it out")
+        size = needed
+    size = size or 224
+    rows = load_faces(faces, split=split)
+    if as_is and pairs is not None:
+        raise ValueError("--pairs is for simulated forgeries; leave it out with --as-is")
+    if unmasked_region and not as_is:
+        raise ValueError("--unmasked-region is for faces with labels of their own: add --as-is")
+    source: FacePairs | LabelledSubjects
+    if as_is:
+        source = LabelledSubjects(
+            rows, size=size, seed=seed, unmasked_regions=tuple(unmasked_region or ())
+        )
+    else:
+        source = FacePairs(rows, pairs or 400, size=size, seed=seed, degradation=DegradeConfig())
+    built = build_conversations(
+        source,
+        detector,
+        out,
+        follow_ups=follow_ups,
+        max_turns=max_turns,
+        task_descriptions=task_descriptions,
+        kfd_results=kfd_results,
+        vary=vary,
+        seed=seed,
+        workers=workers,
+    )
+    typer.echo(f"{len(built)} conversations in {out}", err=True)
+
+
+@app.command()
+def mix(
+    qa: Annotated[Path, typer.Option("--qa", help="LLaVA JSON that build-qa wrote.")],
+    general: Annotated[Path, typer.Option(help="LLaVA JSON of general instruction data.")],
+    general_ratio: Annotated[
+        float, typer.Option(help="Share of general data; 0.5 alternates, as the paper trains.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="LLaVA JSON to write.")],
+    general_images: Annotated[
+        Path | None, typer.Option(help="What its image paths are relative to; default: its folder.")
+    ] = None,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Leave invalid general entries out, named.")
+    ] = False,
+    seed: Seed = 0,
+) -> None:
+    """Mix forgery conversations with general instruction data by a ratio."""
+    from llava_forgery.qa.mixing import mix_llava_json
+
+    count = mix_llava_json(
+        qa,
+        general,
+        out,
+        general_ratio=general_ratio,
+        general_images=general_images,
+        skip_invalid=skip_invalid,
+        seed=seed,
+    )
+    typer.echo(f"{count} conversations in {out}", err=True)

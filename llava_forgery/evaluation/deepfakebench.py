@@ -1,0 +1,85 @@
+"""Prepared faces as DeepfakeBench's pictures and data set JSON.
+
+llava-forgery export-deepfakebench --faces FACES --dataset Celeb-DF-v2 --out OUT
+"""
+
+from collections import Counter
+from os import PathLike
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from llava_forgery.faces.benchmarks.deepfakebench import to_deepfakebench
+from llava_forgery.faces.crop import crop_box
+from llava_forgery.faces.records import FaceCrop
+from llava_forgery.faces.sources import MediaSource
+from llava_forgery.files import atomic_path, write_json
+from llava_forgery.infer.overlay import save_png
+
+
+def export_deepfakebench(
+    faces: datasets.Dataset, output_dir: str | PathLike, dataset: str, size: int = 256
+) -> int:
+    """Write faces as DeepfakeBench reads them: pictures, masks and the data set JSON.
+
+    Written are ``rgb/DATASET/.../frames/VIDEO/000.png``, ``masks`` beside ``frames`` where masks
+    are known, and ``DATASET.json``. Its landmarks are not written: detectors that need them cannot
+    be trained on the result.
+
+    Args:
+        faces: Rows of ``FaceCrop`` with both labels.
+        output_dir: A folder there is replaced as a whole.
+        dataset: DeepfakeBench's name for it; see ``to_deepfakebench``.
+        size: Side of the pictures in pixels; the crop is taken as a whole.
+
+    Returns:
+        The number of pictures.
+
+    Raises:
+        ValueError: As ``to_deepfakebench``; several faces of one frame.
+    """
+    with atomic_path(Path(output_dir)) as temporary:
+        sources = [
+            _frame_file(FaceCrop.from_row(row), temporary / "rgb" / dataset, size) for row in faces
+        ]
+        names = Counter(source.name for source in sources)
+        twice = [name for name, count in names.items() if count > 1]
+        if twice:
+            raise ValueError(
+                f"{twice[0]} would be written twice: DeepfakeBench takes one face of a frame; "
+                "prepare without --all-faces"
+            )
+        value = to_deepfakebench(sources, dataset, temporary / "rgb")
+        write_json(temporary / f"{dataset}.json", value)
+    return len(sources)
+
+
+def _frame_file(face: FaceCrop, folder: Path, size: int) -> MediaSource:
+    """Write a face's picture and mask, and say where they are."""
+    # A photograph is its own only frame.
+    number = face.frame or 0
+    folder = folder / face.split
+    box = (0.0, 0.0, float(face.image.shape[0]), float(face.image.shape[0]))
+    paths = {}
+    for kind, pixels in (("frames", face.image), ("masks", face.mask)):
+        if pixels is None:
+            continue
+        path = folder / kind / face.video_id / f"{number:03d}.png"
+        if pixels.ndim == 2:
+            pixels = np.repeat(pixels[..., None], 3, axis=2)
+        save_png(Image.fromarray(crop_box(pixels, box, size)), path, f"{kind} of {face.source}")
+        paths[kind] = path
+    return MediaSource(
+        path=paths["frames"],
+        name=f"{face.video_id}/{number:03d}",
+        video_id=face.video_id,
+        identity=None,
+        label=face.label,
+        split=face.split,
+        method=face.method,
+        compression=face.compression,
+        mask_path=paths.get("masks"),
+        frame=number,
+    )

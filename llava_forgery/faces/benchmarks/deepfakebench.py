@@ -1,0 +1,285 @@
+"""DeepfakeBench's data set JSON, read and written (Yan et al., 2023; its ``rearrange.py``)::
+
+    {"FaceForensics++": {"FF-DF": {"test": {"c23": {"000_003": {
+        "label": "FF-DF", "frames": [".../000.png", ...], "masks": [".../000.png", ...]}}}}}}
+
+The level of the compression is there for FaceForensics++, FaceShifter and DeepFakeDetection alone.
+A frame is a picture of a face, named after its number in the video; a mask has its frame's name.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from llava_forgery.constants import FAKE, REAL
+from llava_forgery.faces.benchmarks.listing import check_split, need_json, some
+from llava_forgery.faces.records import SPLITS
+from llava_forgery.faces.sources import MediaSource
+
+# Its labels: ours, and what made the forgery where that is said.
+LABELS: dict[str, tuple[int, str | None]] = {
+    "FF-real": (REAL, None),
+    "FF-DF": (FAKE, "Deepfakes"),
+    "FF-F2F": (FAKE, "Face2Face"),
+    "FF-FS": (FAKE, "FaceSwap"),
+    "FF-NT": (FAKE, "NeuralTextures"),
+    "FF-FH": (FAKE, "FaceShifter"),
+    "FF-SH": (FAKE, "FaceShifter"),
+    "DFD_real": (REAL, None),
+    "DFD_fake": (FAKE, "DeepFakeDetection"),
+    "CelebDFv1_real": (REAL, None),
+    "CelebDFv1_fake": (FAKE, "Celeb-synthesis"),
+    "CelebDFv2_real": (REAL, None),
+    "CelebDFv2_fake": (FAKE, "Celeb-synthesis"),
+    "DFDCP_Real": (REAL, None),
+    "DFDCP_FakeA": (FAKE, "method_A"),
+    "DFDCP_FakeB": (FAKE, "method_B"),
+    "DFDC_Real": (REAL, None),
+    "DFDC_Fake": (FAKE, None),
+    "DF_real": (REAL, None),
+    "DF_fake": (FAKE, "DeeperForensics"),
+    "UADFV_Real": (REAL, None),
+    "UADFV_Fake": (FAKE, None),
+    "roop_Real": (REAL, None),
+    "roop_Fake": (FAKE, "roop"),
+}
+# Data sets whose videos stand below a level of compression, and whose labels they use.
+COMPRESSED = {
+    "FaceForensics++": "FF-",
+    "FF-DF": "FF-",
+    "FF-F2F": "FF-",
+    "FF-FS": "FF-",
+    "FF-NT": "FF-",
+    "FaceShifter": "FF-",
+    "DeepFakeDetection": "DFD_",
+}
+_PREFIXES = COMPRESSED | {
+    "Celeb-DF-v1": "CelebDFv1_",
+    "Celeb-DF-v2": "CelebDFv2_",
+    "DFDCP": "DFDCP_",
+    "DFDC": "DFDC_",
+    "UADFV": "UADFV_",
+}
+RGB_FOLDER = "./datasets/rgb"
+"""Where its training looks for pictures by default."""
+
+
+def read_deepfakebench(
+    path: str | PathLike,
+    images: str | PathLike,
+    *,
+    splits: Sequence[str] = SPLITS,
+    compressions: Sequence[str] = ("c23",),
+    masks: bool = True,
+) -> list[MediaSource]:
+    """Frames of one of DeepfakeBench's JSON files.
+
+    Args:
+        path: The JSON file.
+        images: The folder of pictures that its paths are relative to (DeepfakeBench's ``rgb_dir``).
+        splits: Which to read. Some of its files list a video in several splits: read one of them.
+        compressions: Which levels to read, where there are levels.
+        masks: Whether to take the masks that the file names.
+
+    Raises:
+        FileNotFoundError: The file, a frame or a mask is missing.
+        ValueError: Another structure, an unknown label, a video in two of the splits, a mask
+            without its frame or a frame without its mask, or nothing of these splits.
+    """
+    path, images = Path(path), Path(images)
+    for split in splits:
+        check_split(split)
+    value = need_json(path, "a data set JSON of DeepfakeBench")
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"{path} must be an object {{DATASET: {{LABEL: ...}}}}")
+    sources: list[MediaSource] = []
+    seen: dict[str, str] = {}
+    for where, label, split, compression, video, entry in _videos(value, path, splits):
+        if compression is not None and compression not in compressions:
+            continue
+        video_id = "/".join(part for part in (label, compression, video) if part)
+        if seen.setdefault(video_id, split) != split:
+            raise ValueError(
+                f"{path}: the video {video_id} stands in the splits {seen[video_id]} and {split}; "
+                f"read one of them (splits=({split!r},), --split {split})"
+            )
+        for frame, mask in _frames(entry, where, masks):
+            file = _resolve(frame, images, where)
+            sources.append(
+                MediaSource(
+                    path=file,
+                    name=f"{video_id}/{file.name}",
+                    video_id=video_id,
+                    identity=None,
+                    label=LABELS[label][0],
+                    split=split,
+                    method=LABELS[label][1],
+                    compression=compression,
+                    mask_path=None if mask is None else _resolve(mask, images, where),
+                    frame=_number(frame, where),
+                )
+            )
+    if not sources:
+        raise ValueError(
+            f"{path} has no frames of the splits {', '.join(splits)} and the compressions "
+            f"{', '.join(compressions)}"
+        )
+    return sources
+
+
+def to_deepfakebench(
+    sources: Iterable[MediaSource],
+    dataset: str,
+    root: str | PathLike,
+    prefix: str = RGB_FOLDER,
+) -> dict[str, Any]:
+    """Frames as DeepfakeBench's JSON; :func:`llava_forgery.files.write_json` writes it.
+
+    Args:
+        sources: Pictures with a frame number.
+        dataset: One of DeepfakeBench's names, such as ``"Celeb-DF-v2"``: its labels are used. With
+            another name the labels are ``NAME_real`` and ``NAME_fake``, which must be added to the
+            ``label_dict`` of DeepfakeBench's configuration.
+        root: The folder of pictures; paths are written relative to it.
+        prefix: Stands before these paths. DeepfakeBench takes a path as it is if it begins with a
+            full stop, relative to where its training is started.
+
+    Raises:
+        ValueError: No sources, a video among them, a method without a label of the data set, or
+            a compression that is missing or has no place.
+    """
+    root = Path(root)
+    labels: dict[str, Any] = {}
+    for source in sources:
+        if source.is_video or source.frame is None:
+            raise ValueError(
+                f"{source.name} is no numbered frame; DeepfakeBench reads pictures: prepare videos "
+                "first"
+            )
+        label = _label_of(source, dataset)
+        videos = labels.setdefault(label, {split: {} for split in SPLITS})[source.split]
+        if dataset in COMPRESSED:
+            if source.compression is None:
+                raise ValueError(f"{source.name} needs its compression, which {dataset} tells by")
+            videos = videos.setdefault(source.compression, {})
+        video = PurePosixPath(source.video_id).name
+        entry = videos.setdefault(
+            video, {"label": label, "frames": [], "masks": [], "of": source.video_id}
+        )
+        if entry["of"] != source.video_id:
+            raise ValueError(
+                f"two videos of {label} are called {video}: {entry['of']} and {source.video_id}"
+            )
+        entry["frames"].append(_written(source.path, root, prefix))
+        if source.mask_path is not None:
+            entry["masks"].append(_written(source.mask_path, root, prefix))
+    if not labels:
+        raise ValueError(f"no frames were given for {dataset}")
+    for splits in labels.values():
+        for videos in splits.values():
+            for level in videos.values() if dataset in COMPRESSED else (videos,):
+                for entry in level.values():
+                    del entry["of"]
+                    entry["frames"].sort()
+                    entry["masks"].sort()
+    return {dataset: labels}
+
+
+def _videos(
+    value: Mapping[str, Any], path: Path, splits: Sequence[str]
+) -> Iterator[tuple[str, str, str, str | None, str, Mapping[str, Any]]]:
+    """Where it stands, label, split, compression or None, name and entry of each video."""
+    for dataset, labels in value.items():
+        for label, of_splits in _object(labels, f"{path}, {dataset}").items():
+            if label not in LABELS:
+                raise ValueError(
+                    f"{path}, {dataset}: unknown label {label!r}; known are {', '.join(LABELS)}"
+                )
+            of_splits = _object(of_splits, f"{path}, {dataset}, {label}")
+            for split in splits:
+                videos = _object(of_splits.get(split, {}), f"{path}, {label}, {split}")
+                levels = {None: videos}
+                # Told by what is there: a level's value has no frames of its own.
+                if videos and not any("frames" in _object(v, label) for v in videos.values()):
+                    levels = videos
+                for level, inner in levels.items():
+                    for video, entry in _object(inner, f"{path}, {label}, {split}").items():
+                        where = f"{path}, {label}, {split}, {video}"
+                        entry = _object(entry, where)
+                        if entry.get("label", label) != label:
+                            raise ValueError(f"{where} has the label {entry['label']!r} in it")
+                        yield where, label, split, level, video, entry
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _frames(
+    entry: Mapping[str, Any], where: str, with_masks: bool
+) -> list[tuple[PurePosixPath, PurePosixPath | None]]:
+    """Frames in order, each with its mask or None."""
+    frames, masks = (
+        # Written on Windows, paths hold backslashes.
+        {PurePosixPath(text.replace("\\", "/")).stem: PurePosixPath(text.replace("\\", "/"))
+         for text in entry.get(name) or ()}
+        for name in ("frames", "masks")
+    )  # fmt: skip
+    if not frames:
+        raise ValueError(f"{where} has no frames; prepare the video anew, or take it out")
+    if with_masks and masks and set(masks) != set(frames):
+        lonely = sorted(set(masks) - set(frames))
+        bare = sorted(set(frames) - set(masks))
+        if lonely:
+            raise ValueError(f"{where}: no frames belong to the masks {some(lonely)}")
+        raise ValueError(
+            f"{where}: the frames {some(bare)} have no masks and others have; a missing mask is "
+            "no empty one: complete them, or read without masks (masks=False, --no-masks)"
+        )
+    found = masks if with_masks else {}
+    return [(frames[name], found.get(name)) for name in sorted(frames)]
+
+
+def _number(frame: PurePosixPath, where: str) -> int:
+    if not frame.stem.isdigit():
+        raise ValueError(f"{where}: the frame {frame} is not named after its number")
+    return int(frame.stem)
+
+
+def _resolve(path: PurePosixPath, root: Path, where: str) -> Path:
+    text = str(path)
+    for start in ("datasets/rgb/", "datasets/"):
+        text = text.removeprefix(start)
+    # An absolute path stays one.
+    for file in (root / str(path), root / text):
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"{where}: there is no file {root / text}; give the folder of pictures")
+
+
+def _label_of(source: MediaSource, dataset: str) -> str:
+    prefix = _PREFIXES.get(dataset)
+    if prefix is None:
+        return f"{dataset}_{'fake' if source.label == FAKE else 'real'}"
+    known = {
+        name: made_by
+        for name, (label, made_by) in LABELS.items()
+        if name.startswith(prefix) and label == source.label
+    }
+    # A data set with one kind of fakes needs no method to tell them apart.
+    fitting = [name for name, made_by in known.items() if made_by == source.method]
+    if not fitting and len(known) == 1:
+        fitting = list(known)
+    if not fitting:
+        raise ValueError(
+            f"{source.name}: the method {source.method!r} has no label in {dataset}; expected one "
+            f"of {', '.join(str(made_by) for made_by in known.values())}"
+        )
+    return fitting[0]
+
+
+def _written(path: Path, root: Path, prefix: str) -> str:
+    return f"{prefix}/{path.relative_to(root).as_posix()}"

@@ -1,0 +1,126 @@
+"""A benchmark's files as a manifest, which ``prepare`` takes as its source; a line for each file::
+
+    {"path": "../FF/original_sequences/youtube/c23/videos/000.mp4", "name": "original_...",
+     "video_id": "youtube/c23/000", "identity": "000_003", "label": 0, "split": "test",
+     "compression": "c23"}
+
+Paths are relative to the manifest's folder; what is not known is left out.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from llava_forgery.faces.benchmarks.celeb_df import read_celeb_df
+from llava_forgery.faces.benchmarks.deepfakebench import read_deepfakebench
+from llava_forgery.faces.benchmarks.dfdc import read_dfdc, read_dfdcp
+from llava_forgery.faces.benchmarks.forensics import read_dfd, read_forensics
+from llava_forgery.faces.benchmarks.plain import read_antifakeprompt, read_folders
+from llava_forgery.faces.sources import MediaSource, check_sources
+from llava_forgery.files import write_text
+
+# Reader, and the options it knows.
+BENCHMARKS: dict[str, tuple[Callable[..., list[MediaSource]], tuple[str, ...]]] = {
+    "ff++": (read_forensics, ("methods", "compressions", "masks", "partial")),
+    "dfd": (read_dfd, ("compressions", "masks", "partial")),
+    "celeb-df-v1": (read_celeb_df, ("partial",)),
+    "celeb-df-v2": (read_celeb_df, ("partial",)),
+    "dfdcp": (read_dfdcp, ("partial",)),
+    "dfdc": (read_dfdc, ("splits", "partial")),
+    "deepfakebench": (read_deepfakebench, ("images", "splits", "compressions", "masks")),
+    "folders": (read_folders, ("split",)),
+    "antifakeprompt": (read_antifakeprompt, ("split",)),
+}
+_PATHS = ("path", "mask_path")
+_NEEDED = ("path", "name", "video_id", "label", "split")
+
+
+def read_benchmark(name: str, root: str | PathLike, **options: Any) -> list[MediaSource]:
+    """The files of a benchmark.
+
+    Args:
+        name: One of ``BENCHMARKS``.
+        root: Its folder; of ``deepfakebench`` the JSON file, of ``antifakeprompt`` the CSV.
+        options: Of its reader; None counts as not given.
+
+    Raises:
+        FileNotFoundError: As the reader.
+        ValueError: An unknown benchmark or option; as the reader and ``check_sources``.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"unknown benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}")
+    reader, known = BENCHMARKS[name]
+    given = {option: value for option, value in options.items() if value is not None}
+    strange = [option for option in given if option not in known]
+    if strange:
+        raise ValueError(f"{name} has no option {strange[0]}; it has {', '.join(known)}")
+    sources = reader(root, **given)
+    check_sources(sources)
+    return sources
+
+
+def write_manifest(sources: Sequence[MediaSource], path: str | PathLike) -> None:
+    """Write a manifest of sources.
+
+    Raises:
+        ValueError: No sources, a name that comes twice, or a video or identity in two splits.
+    """
+    path = Path(path)
+    if not sources:
+        raise ValueError(f"no sources were given to write to {path}")
+    check_sources(sources)
+    base = path.parent.resolve()
+    lines = []
+    for source in sources:
+        row = {name: value for name, value in asdict(source).items() if value is not None}
+        for name in _PATHS:
+            if name in row:
+                row[name] = Path(os.path.relpath(row[name].resolve(), base)).as_posix()
+        lines.append(json.dumps(row, ensure_ascii=False))
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def read_manifest(path: str | PathLike) -> list[MediaSource]:
+    """The inverse of :func:`write_manifest`.
+
+    Raises:
+        FileNotFoundError: The manifest, or a file or mask that it names, is not there.
+        ValueError: A line is not valid, or as :func:`write_manifest`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no manifest {path}; make it with: llava-forgery import-benchmark"
+        )
+    known = {field.name for field in fields(MediaSource)}
+    sources = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where} is not valid JSON: {error}") from error
+        if not isinstance(row, dict) or not set(_NEEDED) <= set(row) <= known:
+            raise ValueError(
+                f"{where}: expected the keys {', '.join(_NEEDED)} and perhaps "
+                f"{', '.join(sorted(known - set(_NEEDED)))}, got {line[:120]}"
+            )
+        for name in _PATHS:
+            if name in row:
+                row[name] = Path(os.path.normpath(path.parent / row[name]))
+                if not row[name].is_file():
+                    raise FileNotFoundError(f"{where}: there is no file {row[name]}")
+        try:
+            sources.append(MediaSource(**{"identity": None} | row))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from error
+    if not sources:
+        raise ValueError(f"{path} names no files")
+    check_sources(sources)
+    return sources

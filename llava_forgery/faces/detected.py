@@ -1,0 +1,52 @@
+"""What a detector of faces gives, whichever it is."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from llava_forgery.faces.crop import Box
+
+N_LANDMARKS = 68
+
+
+@dataclass(frozen=True)
+class DetectedFace:
+    """One face in a photograph."""
+
+    box: Box
+    """(x0, y0, x1, y1) in pixels of the photograph, as the detector draws it: brows to chin."""
+    landmarks: np.ndarray
+    """(68, 2) float32, continuous pixels of the photograph, iBUG 300-W order."""
+    confidence: float
+    """The detector's own score; higher is surer, not a probability."""
+
+
+class FaceDetector(Protocol):
+    """Anything that finds faces."""
+
+    def detect(self, image: np.ndarray) -> list[DetectedFace]:
+        """Find faces in (H, W, 3) uint8 RGB; the largest box first, none gives an empty list."""
+        ...
+
+
+def check_image(image: np.ndarray) -> None:
+    """Refuse what is not (H, W, 3) uint8.
+
+    Raises:
+        ValueError: Another shape or type.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"expected (H, W, 3) uint8 RGB, got {image.dtype} {image.shape}")
+
+
+def area(box: Box) -> float:
+    """In square pixels."""
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Shared area as a share of the smaller box, so that a box inside another counts fully."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(0.0, width) * max(0.0, height) / max(min(area(a), area(b)), 1e-9)

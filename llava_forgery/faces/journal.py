@@ -1,0 +1,194 @@
+"""What a run has found so far, on disk, so that the next run goes on where this one ended.
+
+A working folder holds ``job.json`` (how faces are cut out), ``journal.jsonl`` (one line a source)
+and ``pixels-*.bin`` (encoded crops, one after another, a file for each process). Pixels are
+written before the line that points at them. A line that was not finished is cut off; bytes that
+no line points at do no harm. What is known of a source besides its faces, such as its split, is
+not written down: it may change from one run to the next.
+"""
+
+import json
+import logging
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from llava_forgery.faces.sources import MediaSource
+from llava_forgery.files import read_json, write_json
+
+try:
+    import fcntl
+except ImportError:  # Not a POSIX system: two runs at once are then not noticed.
+    fcntl = None
+
+logger = logging.getLogger(__name__)
+
+_JOB, _LINES, _LOCK = "job.json", "journal.jsonl", "lock"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one source."""
+
+    faces: list[dict[str, Any]]
+    """A row each, its ``image`` and ``mask`` as places that :meth:`Journal.pixels` reads."""
+    reason: str | None = None
+    """Why there is no face; None if there is one."""
+
+    def __post_init__(self) -> None:
+        if bool(self.faces) == (self.reason is not None):
+            raise ValueError(
+                f"expected faces or a reason, got {len(self.faces)} and {self.reason!r}"
+            )
+
+
+class PixelFile:
+    """Bytes, appended to a file of its own in the working folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / f"pixels-{uuid4().hex}.bin").open("xb")
+
+    def add(self, data: bytes) -> list[Any]:
+        """Append; returns name, offset, length and CRC-32, as JSON takes them."""
+        offset = self._file.tell()
+        self._file.write(data)
+        return [Path(self._file.name).name, offset, len(data), zlib.crc32(data)]
+
+    def flush(self) -> None:
+        """Hand everything to the system; it survives the end of this process."""
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Journal:
+    """Outcomes by the keys of their sources; made by :func:`open_journal`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._offsets: dict[bytes, int] = {}
+        self._sizes: dict[str, int] = {}
+        self._lines = (folder / _LINES).open("a+b")
+        self._read()
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._offsets
+
+    def add(self, key: bytes, outcome: Outcome) -> None:
+        """Write down what came of a source; its pixels must have been flushed."""
+        entry = {"key": key.hex(), "reason": outcome.reason, "faces": outcome.faces}
+        self._lines.seek(0, 2)
+        offset = self._lines.tell()
+        self._lines.write(json.dumps(entry).encode() + b"\n")
+        self._lines.flush()
+        self._offsets[key] = offset
+
+    def get(self, key: bytes) -> Outcome:
+        """Read what came of a source.
+
+        Raises:
+            KeyError: Nothing is written down of it.
+        """
+        self._lines.seek(self._offsets[key])
+        entry = json.loads(self._lines.readline())
+        return Outcome(entry["faces"], entry["reason"])
+
+    def pixels(self, place: list[Any]) -> bytes:
+        """Read what :meth:`PixelFile.add` wrote.
+
+        Raises:
+            ValueError: Other bytes stand there, as after a power failure.
+        """
+        name, offset, length, check = place
+        with (self.folder / name).open("rb") as file:
+            file.seek(offset)
+            data = file.read(length)
+        if zlib.crc32(data) != check:
+            raise ValueError(
+                f"{self.folder / name} is damaged; delete the folder {self.folder} and prepare "
+                "again"
+            )
+        return data
+
+    def close(self) -> None:
+        self._lines.close()
+
+    def _read(self) -> None:
+        self._lines.seek(0)
+        end = 0
+        for line in self._lines:
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else None
+            except json.JSONDecodeError:
+                entry = None
+            if entry is None or not all(self._is_there(face) for face in entry["faces"]):
+                logger.warning("the end of %s was not written and is dropped", self._lines.name)
+                self._lines.truncate(end)
+                break
+            self._offsets[bytes.fromhex(entry["key"])] = end
+            end += len(line)
+
+    def _is_there(self, face: Mapping[str, Any]) -> bool:
+        places = [face[name] for name in ("image", "mask") if face.get(name)]
+        for name, offset, length, _ in places:
+            if name not in self._sizes:
+                path = self.folder / name
+                self._sizes[name] = path.stat().st_size if path.is_file() else 0
+            if offset + length > self._sizes[name]:
+                return False
+        return True
+
+
+@contextmanager
+def open_journal(folder: Path, job: Mapping[str, Any]) -> Iterator[Journal]:
+    """Open a working folder; one that was made with other settings is emptied first.
+
+    Args:
+        folder: Made if missing.
+        job: How faces are found and cut out, as JSON takes it.
+
+    Raises:
+        RuntimeError: Another process has it open.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as lock:
+        if fcntl is not None:
+            try:
+                # The system lets go of it when the process ends, however it ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RuntimeError(
+                    f"another process is at work in {folder}; wait for it, or write elsewhere"
+                ) from error
+        if not (folder / _JOB).is_file() or read_json(folder / _JOB) != dict(job):
+            for entry in folder.iterdir():
+                if entry.name != _LOCK:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            write_json(folder / _JOB, dict(job))
+        journal = Journal(folder)
+        try:
+            yield journal
+        finally:
+            journal.close()
+
+
+def source_key(source: MediaSource) -> bytes:
+    """16 bytes that change when the source's files change, by their sizes and times."""
+    told = [source.frame]
+    for path in (source.path, source.mask_path):
+        if path is None:
+            told.append(None)
+            continue
+        try:
+            status = path.stat()
+            told.append([str(path.absolute()), status.st_size, status.st_mtime_ns])
+        except OSError:
+            told.append([str(path.absolute())])
+    return sha256(json.dumps(told).encode()).digest()[:16]

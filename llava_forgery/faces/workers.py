@@ -1,0 +1,183 @@
+"""Going through sources, in this process or in several."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import cache, partial
+from itertools import islice
+from pathlib import Path
+
+import cv2
+
+from llava_forgery.faces.detect import FaceDetector
+from llava_forgery.faces.extract import CropSettings, find_faces, main_track
+from llava_forgery.faces.journal import Outcome, PixelFile
+from llava_forgery.faces.sources import MediaSource
+
+logger = logging.getLogger(__name__)
+
+# Sources handed to each process at a time: enough that none waits, few enough that memory does
+# not grow with their number.
+_AHEAD = 4
+
+
+class Worker:
+    """Finds the faces of one source after another and keeps their pixels on disk.
+
+    Args:
+        folder: The working folder.
+        settings: How faces are cut out.
+        make_detector: Gives the detector. Other processes need it to be picklable.
+    """
+
+    def __init__(
+        self, folder: Path, settings: CropSettings, make_detector: Callable[[], FaceDetector]
+    ) -> None:
+        self._settings = settings
+        self._detector = make_detector()
+        self._pixels = PixelFile(folder)
+
+    def run(self, source: MediaSource) -> Outcome:
+        """Find the faces of a source; a file that cannot be read is an outcome with a reason."""
+        rows, areas = [], []
+        try:
+            for found in find_faces(source, self._detector, self._settings):
+                row = found.crop.to_row()
+                for name in ("image", "mask"):
+                    if row[name] is not None:
+                        row[name] = self._pixels.add(row[name]["bytes"])
+                rows.append(row)
+                areas.append(found.area)
+        except (OSError, ValueError) as error:
+            return Outcome([], str(error))
+        if source.is_video and self._settings.largest_only and rows:
+            track = main_track([row["track"] for row in rows], areas)
+            rows = [row for row in rows if row["track"] == track]
+        self._pixels.flush()
+        return Outcome(rows, None if rows else "no face was found in it")
+
+    def close(self) -> None:
+        self._pixels.close()
+
+
+def find_in_sources(
+    sources: Iterable[tuple[bytes, MediaSource]],
+    folder: Path,
+    settings: CropSettings,
+    make_detector: Callable[[], FaceDetector],
+    workers: int,
+) -> Iterator[tuple[bytes, Outcome]]:
+    """Find the faces of all sources.
+
+    A source whose process dies over it, twice, has an outcome that says so; the others go on.
+
+    Args:
+        sources: What to read, and a key for each.
+        folder: The working folder.
+        settings: How faces are cut out.
+        make_detector: Gives the detector; picklable if there are several workers.
+        workers: Number of processes; 1 stays in this one.
+
+    Yields:
+        Key and outcome, in the order in which they are finished.
+    """
+    if workers == 1:
+        worker = Worker(folder, settings, make_detector)
+        try:
+            for key, source in sources:
+                yield key, worker.run(source)
+        finally:
+            worker.close()
+        return
+    rest = iter(sources)
+    lost: list[tuple[bytes, MediaSource]] | None = []
+    while lost is not None:
+        with _pool(workers, folder, settings, make_detector) as pool:
+            lost = yield from _spread(pool, rest, workers * _AHEAD)
+        # Which of them it was shows when one is tried after the other.
+        alone = iter(lost or ())
+        died = True
+        while died:
+            with _pool(1, folder, settings, make_detector) as pool:
+                died = yield from _one_by_one(pool, alone)
+
+
+def _spread(
+    pool: ProcessPoolExecutor, sources: Iterator[tuple[bytes, MediaSource]], ahead: int
+) -> Generator[tuple[bytes, Outcome], None, list[tuple[bytes, MediaSource]] | None]:
+    """Returns None when all are done, or the sources that were under way when a process died."""
+    pending: dict[Future, tuple[bytes, MediaSource]] = {}
+    while True:
+        for item in islice(sources, ahead - len(pending)):
+            try:
+                pending[pool.submit(_run, item[1])] = item
+            except BrokenProcessPool:
+                return [*pending.values(), item]
+        if not pending:
+            return None
+        for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            if isinstance(future.exception(), BrokenProcessPool):
+                logger.warning("a process died; what was under way is tried once more")
+                return list(pending.values())
+            key, _ = pending.pop(future)
+            yield key, future.result()
+
+
+def _one_by_one(
+    pool: ProcessPoolExecutor, sources: Iterator[tuple[bytes, MediaSource]]
+) -> Generator[tuple[bytes, Outcome], None, bool]:
+    """Returns whether the process died; what it died over has been yielded."""
+    for key, source in sources:
+        try:
+            outcome = pool.submit(_run, source).result()
+        except BrokenProcessPool:
+            yield key, Outcome([], "the process that read it died, twice")
+            return True
+        yield key, outcome
+    return False
+
+
+@contextmanager
+def _pool(
+    workers: int, folder: Path, settings: CropSettings, make_detector: Callable[[], FaceDetector]
+) -> Iterator[ProcessPoolExecutor]:
+    # A fork would copy the locks of threads that PyTorch and OpenCV started.
+    context = multiprocessing.get_context("spawn")
+    make_worker = partial(Worker, folder, settings, make_detector)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(make_worker,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_make_worker: Callable[[], Worker] | None = None
+
+
+def _start(make_worker: Callable[[], Worker]) -> None:
+    global _make_worker
+    # Made at the first source: an error there is then told as what it is.
+    _make_worker = cache(make_worker)
+    # An interruption is the parent's to handle; it ends the pool.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    cv2.setNumThreads(1)
+
+
+def _end_with_the_parent() -> None:
+    """A parent that was killed tells its processes nothing; they would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run(source: MediaSource) -> Outcome:
+    assert _make_worker is not None
+    return _make_worker().run(source)

@@ -1,0 +1,77 @@
+"""E_forgery in the prompts of the ``llava`` package's models.
+
+Their text is embedded in pieces around the images, sample by sample, so neither the shape nor the
+order of what reaches the embedding says which sample it is of. Each placeholder therefore gets a
+number of its own before the model is called, and the hooks write the row of that number, whatever
+piece it comes in.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from llava_forgery.hosts.placeholder import EmbeddingHooks
+
+# As llava.constants has it.
+IMAGE_TOKEN_INDEX = -200
+# Beside LLaVA's own: outside the vocabulary, so the tokenizer and the embedding stay as they are
+# and decoding cannot emit it.
+FORGERY_TOKEN_INDEX = -201
+# Placeholder j is FIRST - j while the model runs.
+FIRST = -1000
+
+
+class NumberedHooks(EmbeddingHooks):
+    """Each placeholder's own row; :meth:`use` sets the rows for the calls inside."""
+
+    _rows: torch.Tensor | None = None
+
+    def number(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Ids (B, T) with the placeholders numbered, row by row."""
+        places = input_ids == self.token_id
+        numbers = torch.arange(int(places.sum()), device=input_ids.device)
+        return input_ids.masked_scatter(places, (FIRST - numbers).to(input_ids.dtype))
+
+    def samples(self) -> tuple[torch.Tensor, ...]:
+        """The rows of each sample, (n, C) each."""
+        return self._rows.split(self._counts)
+
+    @contextmanager
+    def use(self, rows: torch.Tensor, counts: Sequence[int]) -> Iterator[None]:
+        """Set the rows of all placeholders of a batch.
+
+        Args:
+            rows: (N, C), in the order of :meth:`number`.
+            counts: Placeholders of each sample; they sum to N.
+
+        Raises:
+            ValueError: On leaving: some did not reach the embedding.
+        """
+        self._rows, self._counts = rows, list(counts)
+        self._seen = torch.zeros(len(rows), dtype=torch.bool)
+        try:
+            yield
+            if not bool(self._seen.all()):
+                raise ValueError(
+                    f"{int(self._seen.sum())} of {len(rows)} forgery placeholders reached the "
+                    "language model; the others were masked by attention_mask or cut off"
+                )
+        finally:
+            self._rows = self._places = None
+
+    def _find(self, ids: torch.Tensor) -> torch.Tensor:
+        return (ids <= FIRST) | (ids == self.token_id)
+
+    def _check(self, ids: torch.Tensor) -> None:
+        if self._rows is None:
+            raise RuntimeError(
+                "the prompt holds forgery placeholders, but a part of the model was called "
+                "directly; call the model itself, with forgery_images"
+            )
+        self._index = FIRST - ids[self._find(ids)].cpu()
+
+    def _write(self, output: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        self._seen[self._index] = True
+        rows = self._rows[self._index.to(self._rows.device)].to(output.device, output.dtype)
+        return output.masked_scatter(places[..., None], rows)

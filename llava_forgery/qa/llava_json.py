@@ -1,0 +1,345 @@
+"""LLaVA's JSON, read and written entry by entry: our conversations and anybody's instruction data.
+
+An entry of the list (an image may be missing, or be a list of several)::
+
+    {"id": "000000", "image": "images/000000.png", "conversations": [
+        {"from": "human", "value": "<image>\\nIs this a deepfake image?"},
+        {"from": "gpt", "value": "Yes. This is a deepfake image, and the artifact is at the nose."}
+    ], "label": 1, "regions": ["nose"]}
+
+"label" and "regions" are ours, stand beside LLaVA's own keys and are ignored by its scripts.
+:func:`read_llava_json` reads any such file into :class:`LlavaSample`, which keeps the texts as
+they are; :meth:`LlavaSample.to_conversation` goes on to the neutral record.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import datasets
+
+from llava_forgery.constants import IMAGE_TOKEN
+from llava_forgery.files import atomic_path
+from llava_forgery.qa.conversation import ROLES, Conversation, Message
+
+logger = logging.getLogger(__name__)
+
+SPEAKERS = ("human", "gpt")
+"""LLaVA's names of the two sides, in the order of ``ROLES``."""
+
+FEATURES = datasets.Features(
+    {
+        "id": datasets.Value("string"),
+        "image": datasets.List(datasets.Value("string")),
+        "conversations": datasets.List(
+            {"from": datasets.Value("string"), "value": datasets.Value("string")}
+        ),
+        "label": datasets.Value("int8"),
+        "regions": datasets.List(datasets.Value("string")),
+    }
+)
+
+# Characters that are read at a time.
+_CHUNK = 1 << 20
+
+
+class Turn(NamedTuple):
+    """One side's words."""
+
+    speaker: str
+    """"human" or "gpt"."""
+    value: str
+    """As it stands in the file, with its ``<image>`` tokens."""
+
+
+@dataclass(frozen=True)
+class LlavaSample:
+    """One entry of LLaVA's JSON, with its texts as they are."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    """They alternate, beginning with the human's; as many ``<image>`` in them as ``images``."""
+    images: tuple[str, ...] = ()
+    """Paths relative to the image folder; none for text alone."""
+    label: int | None = None
+    """0 real, 1 fake; None for general instruction data."""
+    regions: tuple[str, ...] = ()
+    """Forged regions in the order of ``REGION_NAMES``; none unless the label is fake."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not self.id:
+            raise ValueError(f"id must be a text that is not empty, got {self.id!r}")
+        for image in self.images:
+            if not isinstance(image, str) or not image:
+                raise ValueError(f"image must be a path or a list of paths, got {image!r}")
+        if len(self.turns) < 2:
+            raise ValueError(f"expected a question and an answer at least, got {len(self.turns)}")
+        for i, turn in enumerate(self.turns):
+            if turn.speaker != SPEAKERS[i % 2]:
+                raise ValueError(
+                    f"turn {i} is from {turn.speaker!r}, expected {SPEAKERS[i % 2]!r}: the sides "
+                    "take turns and the human begins"
+                )
+            if not isinstance(turn.value, str) or not turn.value.strip():
+                raise ValueError(f"turn {i} says nothing, got {turn.value!r}")
+        tokens = sum(turn.value.count(IMAGE_TOKEN) for turn in self.turns)
+        if tokens != len(self.images):
+            raise ValueError(
+                f"the turns hold {tokens} times {IMAGE_TOKEN}, but the entry names "
+                f"{len(self.images)} images; each image needs its one {IMAGE_TOKEN}"
+            )
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any], place: int | str = "?") -> "LlavaSample":
+        """Read an entry; keys beside those above are left out.
+
+        Args:
+            entry: Parsed JSON.
+            place: What the error calls an entry without an id.
+
+        Raises:
+            ValueError: The entry is not valid; the message gives its id.
+        """
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"entry {place} is a {type(entry).__name__}, expected an object")
+        name = entry.get("id", place)
+        try:
+            turns = entry["conversations"]
+            if not isinstance(turns, list):
+                raise ValueError(f"conversations must be a list, got {type(turns).__name__}")
+            image = entry.get("image")
+            images = () if image is None else (image,) if isinstance(image, str) else tuple(image)
+            sample = cls(
+                # Some of LLaVA's own files count with numbers.
+                id=str(name),
+                turns=tuple(Turn(turn["from"], turn["value"]) for turn in turns),
+                images=images,
+                label=entry.get("label"),
+                regions=tuple(entry.get("regions") or ()),
+            )
+            if sample.label is not None or sample.regions:
+                # Label and regions obey the same rules as in our own record.
+                sample.to_conversation()
+        except KeyError as error:
+            raise ValueError(f"entry {name!r} is not valid: the key {error} is missing") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"entry {name!r} is not valid: {error}") from error
+        return sample
+
+    def to_entry(self) -> dict[str, Any]:
+        """The inverse of :meth:`from_entry`; label and regions only where there is a label."""
+        entry: dict[str, Any] = {"id": self.id}
+        if self.images:
+            entry["image"] = self.images[0] if len(self.images) == 1 else list(self.images)
+        entry["conversations"] = [{"from": t.speaker, "value": t.value} for t in self.turns]
+        if self.label is not None:
+            entry |= {"label": self.label, "regions": list(self.regions)}
+        return entry
+
+    @classmethod
+    def from_conversation(cls, name: str, conversation: Conversation) -> "LlavaSample":
+        """LLaVA's form of a conversation: the image's token on a line before the first question.
+
+        Raises:
+            ValueError: The conversation waits for an answer.
+        """
+        turns = [
+            Turn(SPEAKERS[ROLES.index(message.role)], message.text)
+            for message in conversation.messages
+        ]
+        images = () if conversation.image is None else (conversation.image,)
+        if images:
+            turns[0] = Turn(turns[0].speaker, f"{IMAGE_TOKEN}\n{turns[0].value}")
+        return cls(name, tuple(turns), images, conversation.label, conversation.regions)
+
+    def to_conversation(self) -> Conversation:
+        """The neutral record, whose one image stands before the first question.
+
+        Raises:
+            ValueError: Several images, or an image in a later turn than the first: the neutral
+                record has no place for them.
+        """
+        if len(self.images) > 1 or any(IMAGE_TOKEN in turn.value for turn in self.turns[1:]):
+            raise ValueError(
+                f"sample {self.id!r} has {len(self.images)} images or one in a later turn; a "
+                "conversation has one at most, in its first question"
+            )
+        # LLaVA's own data puts the image before or behind the question.
+        texts = [turn.value.replace(IMAGE_TOKEN, "").strip() for turn in self.turns]
+        messages = tuple(Message(ROLES[i % 2], text) for i, text in enumerate(texts))
+        image = self.images[0] if self.images else None
+        return Conversation(messages, self.label, self.regions, image)
+
+
+def read_llava_json(
+    path: str | PathLike,
+    image_folder: str | PathLike | None = None,
+    *,
+    skip_invalid: bool = False,
+) -> Iterator[LlavaSample]:
+    """Read LLaVA's JSON (a list) or JSONL, one entry after another; memory stays flat.
+
+    Args:
+        path: The file.
+        image_folder: Where the images lie; each must be there. None does not look.
+        skip_invalid: Leave entries out that are not valid, each with a warning that names it. For
+            large collections of others' data; a missing image remains an error.
+
+    Yields:
+        The samples in the file's order.
+
+    Raises:
+        FileNotFoundError: There is no such file, or an image of a sample is missing.
+        ValueError: Not JSON, not a list, no valid entries, or an entry that is not valid; the
+            message gives the file and the entry's id.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; expected LLaVA's JSON")
+    count = 0
+    for place, entry in enumerate(_entries(path)):
+        try:
+            sample = LlavaSample.from_entry(entry, place=place)
+        except ValueError as error:
+            if not skip_invalid:
+                raise ValueError(f"{path}: {error}") from error
+            logger.warning("%s: left out: %s", path, error)
+            continue
+        count += 1
+        if image_folder is not None:
+            _check_images(sample, Path(image_folder))
+        yield sample
+    if not count:
+        raise ValueError(f"{path} holds no entries that are valid")
+
+
+def write_llava_json(
+    samples: Iterable[LlavaSample],
+    path: str | PathLike,
+    image_folder: str | PathLike | None = None,
+) -> int:
+    """Write LLaVA's JSON, an entry a line; the file appears when it is complete.
+
+    Args:
+        samples: A generator is fine.
+        path: To write.
+        image_folder: Where the images lie; each must be there. None does not look.
+
+    Returns:
+        The number of entries.
+
+    Raises:
+        FileNotFoundError: An image is missing; the message names it and the sample.
+        ValueError: No samples.
+    """
+    count = 0
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for count, sample in enumerate(samples, start=1):
+            if image_folder is not None:
+                _check_images(sample, Path(image_folder))
+            file.write("[\n" if count == 1 else ",\n")
+            file.write(json.dumps(sample.to_entry(), ensure_ascii=False, allow_nan=False))
+        if not count:
+            raise ValueError(f"no samples were given to write to {path}")
+        file.write("\n]\n")
+    return count
+
+
+def llava_dataset(samples: Iterable[LlavaSample]) -> datasets.Dataset:
+    """Samples as a Hugging Face data set, for mixing and mapping.
+
+    Returns:
+        Rows with the columns of ``FEATURES``; "image" is a list, empty for text alone.
+    """
+    rows = []
+    for sample in samples:
+        entry = sample.to_entry()
+        rows.append({"label": None, "regions": []} | entry | {"image": list(sample.images)})
+    columns = {name: [row[name] for row in rows] for name in FEATURES}
+    return datasets.Dataset.from_dict(columns, features=FEATURES)
+
+
+def _check_images(sample: LlavaSample, folder: Path) -> None:
+    for image in sample.images:
+        if not (folder / image).is_file():
+            raise FileNotFoundError(
+                f"sample {sample.id!r} names the image {image}, which is not in {folder}; give "
+                "the folder that its path is relative to"
+            )
+
+
+def _entries(path: Path) -> Iterator[Any]:
+    with path.open(encoding="utf-8-sig") as file:
+        start = file.read(1)
+        while start and start.isspace():
+            start = file.read(1)
+        file.seek(0)
+        if start == "[":
+            yield from _list_entries(file, path)
+        elif start == "{":
+            yield from _line_entries(file, path)
+        else:
+            raise ValueError(
+                f"{path} begins with {start!r}; expected a JSON list, or one entry a line"
+            )
+
+
+def _line_entries(file: TextIO, path: Path) -> Iterator[Any]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
+
+
+def _list_entries(file: TextIO, path: Path) -> Iterator[Any]:
+    """The elements of one large list, of which no more than a part is held in memory."""
+    decoder = json.JSONDecoder()
+    text = file.read(_CHUNK)
+    at, count, chunk, closed = text.index("[") + 1, 0, _CHUNK, False
+
+    def more() -> bool:
+        # What is done with is dropped; a longer read each time keeps a huge entry's cost linear.
+        nonlocal text, at, chunk
+        piece = file.read(chunk)
+        text, at, chunk = text[at:] + piece, 0, 2 * chunk
+        return bool(piece)
+
+    def skip_space() -> str:
+        nonlocal at
+        while True:
+            while at < len(text) and text[at].isspace():
+                at += 1
+            if at < len(text):
+                return text[at]
+            if not more():
+                raise ValueError(
+                    f"{path} ends after {count} entries without the closing ]: it is cut off; "
+                    "fetch or write it anew"
+                )
+
+    while not closed:
+        if skip_space() == "]" and not count:
+            break
+        while True:
+            try:
+                entry, at = decoder.raw_decode(text, at)
+                break
+            except json.JSONDecodeError as error:
+                if not more():
+                    raise ValueError(
+                        f"{path} is not valid JSON behind its first {count} entries: {error.msg}"
+                    ) from error
+        chunk = _CHUNK
+        count += 1
+        yield entry
+        mark = skip_space()
+        if mark not in ",]":
+            raise ValueError(f"{path} has {mark!r} behind entry {count - 1}, expected , or ]")
+        at += 1
+        closed = mark == "]"

@@ -1,0 +1,49 @@
+"""Which facial regions a mask of the forged area covers: a benchmark's masks become words."""
+
+import numpy as np
+
+from llava_forgery.constants import REGION_NAMES, WHOLE_FACE
+from llava_forgery.simulate.masks import hull_mask
+
+COVERED = 0.5
+"""Least share of a region's hull that the mask covers, for the region to be named."""
+WHOLE = 0.8
+"""Least share of the hull of all landmarks, for the whole inner face to be named instead."""
+# Brighter pixels are forged; compression leaves grey ones along the edge.
+_BRIGHT = 127
+
+
+def covered_regions(mask: np.ndarray, landmarks: np.ndarray) -> tuple[str, ...]:
+    """Name the regions that a mask covers.
+
+    A region is the hull that simulated forgeries fill (:mod:`llava_forgery.simulate.regions`), so
+    that a benchmark's answers and simulated ones mean the same. A mask that reaches ``COVERED`` of
+    no region, but touches some, gives the one that it covers most.
+
+    Args:
+        mask: (S, S) uint8, bright where forged.
+        landmarks: (68, 2) pixels of the mask, x right and y down.
+
+    Returns:
+        Names in the order of ``REGION_NAMES``; none if the mask touches no part of the face.
+
+    Raises:
+        ValueError: The mask is of another shape or type, or no region lies in it.
+    """
+    if mask.dtype != np.uint8 or mask.ndim != 2:
+        raise ValueError(f"expected a mask (H, W) uint8, got {mask.shape} {mask.dtype}")
+    forged = mask > _BRIGHT
+    shares = {}
+    for name in REGION_NAMES:
+        hull = hull_mask((name,), landmarks, mask.shape) > 0
+        # A region outside the picture is neither forged nor untouched.
+        if hull.any():
+            shares[name] = float(forged[hull].mean())
+    if WHOLE_FACE not in shares:
+        raise ValueError("the landmarks lie outside the mask; both must be of one picture")
+    if shares.pop(WHOLE_FACE) >= WHOLE:
+        return (WHOLE_FACE,)
+    named = tuple(name for name, share in shares.items() if share >= COVERED)
+    if not named and max(shares.values(), default=0) > 0:
+        named = (max(shares, key=lambda name: shares[name]),)
+    return named

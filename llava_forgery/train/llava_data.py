@@ -1,0 +1,372 @@
+"""Training samples for a model of the ``llava`` package, from any of three formats.
+
+LLaVA's JSON; a Hugging Face data set that ``build-qa`` wrote; or LLaVA-NeXT's YAML, which draws
+from several JSON files::
+
+    datasets:
+      - json_path: forgery.json
+        sampling_strategy: all            # or first:500, end:10%, random:2000
+      - json_path: more.json
+        sampling_strategy: random:25%
+
+What comes from ``--data_path`` teaches the skill: its images get placeholders and are shown to the
+detector. What comes from ``--general_data_path`` keeps what the host can do and stays as it is.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import torch
+import yaml
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from llava_forgery.constants import IGNORE_INDEX, IMAGE_TOKEN
+from llava_forgery.faces.images import read_image
+from llava_forgery.qa.llava_json import LlavaSample, read_llava_json
+from llava_forgery.qa.mixing import mix_general
+from llava_forgery.train.llava_text import PromptStyle, encode_turns
+
+STRATEGIES = ("all", "first", "end", "random")
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One sample, before template and tokens."""
+
+    id: str
+    turns: tuple[str, ...]
+    """Question, answer, question, answer ...; one ``<image>`` for each image."""
+    images: tuple[Image.Image, ...] = ()
+    """RGB."""
+
+
+class Source(Protocol):
+    """Something that dialogues are read from."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Dialogue: ...
+
+    @property
+    def lengths(self) -> list[int]:
+        """Words of each, negative where there is no image: what LLaVA groups by."""
+
+
+class JsonSource:
+    """Entries of LLaVA's JSON.
+
+    Args:
+        samples: The entries.
+        image_folder: What their paths are relative to.
+    """
+
+    def __init__(self, samples: Sequence[LlavaSample], image_folder: str | PathLike) -> None:
+        self.samples, self.image_folder = list(samples), Path(image_folder)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Dialogue:
+        sample = self.samples[index]
+        images = (Image.fromarray(read_image(self.image_folder / name)) for name in sample.images)
+        return Dialogue(sample.id, tuple(turn.value for turn in sample.turns), tuple(images))
+
+    @property
+    def lengths(self) -> list[int]:
+        return [
+            _length([turn.value for turn in sample.turns], bool(sample.images))
+            for sample in self.samples
+        ]
+
+
+class RowSource:
+    """Rows of a data set from ``build-qa``, whose images lie in it.
+
+    Args:
+        rows: With the columns image and messages.
+        name: Of the data set, for the samples' ids.
+    """
+
+    def __init__(self, rows: datasets.Dataset, name: str) -> None:
+        missing = {"image", "messages"} - set(rows.column_names)
+        if missing or not isinstance(rows.features["image"], datasets.Image):
+            raise ValueError(
+                f"{name} is no data set of conversations with images, it has the columns "
+                f"{', '.join(rows.column_names)}; make one with llava-forgery build-qa, or give "
+                "LLaVA's JSON"
+            )
+        self.rows, self.name = rows, name
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Dialogue:
+        row = self.rows[index]
+        first, *others = (message["text"] for message in row["messages"])
+        turns = (f"{IMAGE_TOKEN}\n{first}", *others)
+        return Dialogue(f"{self.name}[{index}]", turns, (row["image"].convert("RGB"),))
+
+    @property
+    def lengths(self) -> list[int]:
+        return [_length([m["text"] for m in messages], True) for messages in self.rows["messages"]]
+
+
+def open_source(
+    path: str | PathLike, image_folder: str | PathLike | None = None, seed: int = 0
+) -> Source:
+    """Read ``--data_path`` or ``--general_data_path``.
+
+    Args:
+        path: JSON, JSONL, YAML, or a data set's folder.
+        image_folder: What paths in JSON and YAML are relative to; by default the folder of the
+            file.
+        seed: Of what a YAML file draws at random.
+
+    Raises:
+        FileNotFoundError: The file or one of its images is not there.
+        ValueError: It is not valid, or holds no samples.
+    """
+    path = Path(path)
+    if path.is_dir():
+        source: Source = RowSource(datasets.load_from_disk(str(path)), path.name)
+    elif not path.is_file():
+        raise FileNotFoundError(
+            f"there is no {path}; give LLaVA's JSON, LLaVA-NeXT's YAML or a data set's folder"
+        )
+    else:
+        folder = path.parent if image_folder is None else Path(image_folder)
+        if path.suffix in (".yaml", ".yml"):
+            samples = read_yaml(path, folder, seed)
+        else:
+            samples = list(read_llava_json(path, folder))
+        source = JsonSource(samples, folder)
+    if not len(source):
+        raise ValueError(f"{path} holds no samples")
+    return source
+
+
+def read_yaml(path: Path, image_folder: Path, seed: int = 0) -> list[LlavaSample]:
+    """The samples of LLaVA-NeXT's YAML; ``json_path`` is relative to it.
+
+    Raises:
+        FileNotFoundError: A JSON file or an image is not there.
+        ValueError: A key is missing or unknown, or a strategy is not valid.
+    """
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    entries = content.get("datasets") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path} must hold a list `datasets`, as LLaVA-NeXT has it")
+    samples: list[LlavaSample] = []
+    for number, entry in enumerate(entries):
+        known = {"json_path", "sampling_strategy"}
+        if not isinstance(entry, dict) or "json_path" not in entry or not set(entry) <= known:
+            raise ValueError(
+                f"{path}: data set {number} must have json_path and perhaps sampling_strategy, "
+                f"got {entry!r}"
+            )
+        found = list(read_llava_json(path.parent / entry["json_path"], image_folder))
+        try:
+            strategy = str(entry.get("sampling_strategy", "all"))
+            samples += choose(found, strategy, random.Random(f"{seed}-{number}"))
+        except ValueError as error:
+            raise ValueError(f"{path}: data set {number}: {error}") from error
+    return samples
+
+
+def choose(samples: list[Any], strategy: str, rng: random.Random) -> list[Any]:
+    """Some of the samples, by LLaVA-NeXT's rule.
+
+    Args:
+        samples: All.
+        strategy: ``all``, or ``first:N``, ``end:N``, ``random:N``; N may be a share, as ``10%``,
+            which is rounded up.
+        rng: For ``random``.
+
+    Raises:
+        ValueError: Another strategy.
+    """
+    kind, colon, number = strategy.partition(":")
+    digits = number.removesuffix("%")
+    if kind not in STRATEGIES or (kind == "all") == bool(colon) or (colon and not digits.isdigit()):
+        raise ValueError(
+            f"sampling_strategy must be all, first:N, end:N or random:N, N a number or a share "
+            f"such as 10%, got {strategy!r}"
+        )
+    if kind == "all":
+        return samples
+    count = int(digits)
+    if number.endswith("%"):
+        count = math.ceil(count * len(samples) / 100)
+    count = min(count, len(samples))
+    if kind == "random":
+        return rng.sample(samples, count)
+    # samples[-0:] would be all of them.
+    return samples[:count] if kind == "first" else samples[len(samples) - count :]
+
+
+class TrainingSamples(Dataset):
+    """Dialogues as the model's inputs, skill and general data mixed.
+
+    Args:
+        skill: Dialogues that teach the skill.
+        general: General dialogues, if any.
+        general_ratio: Share of the general ones; at 0.5 the two alternate.
+        tokenizer: The checkpoint's.
+        style: Template and placeholders.
+        images: Prepares images for the host.
+        forgery_images: Prepares images for the detector.
+        max_length: Most text tokens of a sample.
+        seed: Of what is drawn of the general data.
+    """
+
+    def __init__(
+        self,
+        skill: Source,
+        general: Source | None,
+        general_ratio: float,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        style: PromptStyle,
+        images: "HostImages",
+        forgery_images: Any,
+        max_length: int,
+        seed: int = 0,
+    ) -> None:
+        self.skill, self.general = skill, general
+        self.order = _mixed_order(len(skill), len(general or ()), general_ratio, seed)
+        self.tokenizer, self.style, self.max_length = tokenizer, style, max_length
+        self.images, self.forgery_images = images, forgery_images
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def is_skill(self) -> list[bool]:
+        """Which samples teach the skill."""
+        return [skill for skill, _ in self.order]
+
+    @property
+    def lengths(self) -> list[int]:
+        """As :attr:`Source.lengths`."""
+        skill = self.skill.lengths
+        general = self.general.lengths if self.general else []
+        return [(skill if is_skill else general)[row] for is_skill, row in self.order]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        is_skill, row = self.order[index]
+        dialogue = (self.skill if is_skill else self.general)[row]
+        try:
+            sample: dict[str, Any] = encode_turns(
+                dialogue.turns,
+                self.tokenizer,
+                self.style,
+                skill=is_skill,
+                max_length=self.max_length,
+            )
+        except ValueError as error:
+            raise ValueError(f"sample {dialogue.id!r}: {error}") from error
+        if is_skill and not dialogue.images:
+            raise ValueError(
+                f"sample {dialogue.id!r} has no image, so there is nothing to detect; general "
+                "data belongs to --general_data_path"
+            )
+        sample["images"], sample["image_sizes"] = self.images(dialogue.images)
+        if is_skill:
+            pixels = self.forgery_images.preprocess(list(dialogue.images))["pixel_values"]
+            sample["forgery_images"] = pixels
+        return sample
+
+
+class HostImages:
+    """Pictures as LLaVA's model takes them.
+
+    Args:
+        processor: Of the host's vision tower.
+        config: The host's, for ``image_aspect_ratio`` and ``image_grid_pinpoints``.
+    """
+
+    def __init__(self, processor: Any, config: Any) -> None:
+        self.processor, self.config = processor, config
+
+    def __call__(
+        self, images: Sequence[Image.Image]
+    ) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
+        """Prepare the images of one sample.
+
+        Returns:
+            (3, H, W) or (tiles, 3, H, W) for each, and (width, height) of each photograph. A
+            sample of text alone gets one empty image: LLaVA's model counts on one, and reads
+            nothing from it.
+        """
+        from llava.mm_utils import process_images
+
+        if not images:
+            side = self.processor.crop_size
+            return [torch.zeros(3, side["height"], side["width"])], [
+                (side["width"], side["height"])
+            ]
+        # One by one: LLaVA stacks what it gets together, and any-resolution images differ.
+        pixels = [process_images([image], self.processor, self.config)[0] for image in images]
+        return pixels, [image.size for image in images]
+
+
+class LlavaCollator:
+    """Pads the texts and joins the images of a batch.
+
+    Args:
+        pad_id: Fills ``input_ids``; the mask says where, so any id will do.
+    """
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Join samples.
+
+        Returns:
+            ``input_ids``, ``labels``, ``attention_mask`` (B, T); ``images`` (N, 3, H, W), or a list
+            where their shapes differ; ``image_sizes``, N times (width, height); and
+            ``forgery_images`` (M, 3, S, S) of the skill's samples, if there are any.
+        """
+        fill = {"input_ids": self.pad_id, "labels": IGNORE_INDEX}
+        batch: dict[str, Any] = {
+            name: torch.nn.utils.rnn.pad_sequence(
+                [sample[name] for sample in samples], batch_first=True, padding_value=value
+            )
+            for name, value in fill.items()
+        }
+        lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
+        batch["attention_mask"] = torch.arange(int(lengths.max())) < lengths[:, None]
+        images = [image for sample in samples for image in sample["images"]]
+        alike = images[0].ndim == 3 and all(image.shape == images[0].shape for image in images)
+        batch["images"] = torch.stack(images) if alike else images
+        batch["image_sizes"] = [size for sample in samples for size in sample["image_sizes"]]
+        shown = [sample["forgery_images"] for sample in samples if "forgery_images" in sample]
+        if shown:
+            batch["forgery_images"] = torch.cat(shown)
+        return batch
+
+
+def _length(texts: Sequence[str], has_image: bool) -> int:
+    words = sum(len(text.split()) for text in texts)
+    return words if has_image else -words
+
+
+def _mixed_order(skill: int, general: int, ratio: float, seed: int) -> list[tuple[bool, int]]:
+    """(whether of the skill, row) of each sample."""
+
+    def rows(is_skill: bool, count: int) -> datasets.Dataset:
+        return datasets.Dataset.from_dict({"skill": [is_skill] * count, "row": list(range(count))})
+
+    if not general:
+        return [(True, row) for row in range(skill)]
+    mixed = mix_general(rows(True, skill), rows(False, general), ratio, seed)
+    return list(zip(mixed["skill"], mixed["row"], strict=True))

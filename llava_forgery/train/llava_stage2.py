@@ -1,0 +1,285 @@
+"""Stage 2 on a model of the ``llava`` package: the FPL, and LoRA where wanted, with LLaVA's flags.
+
+    deepspeed -m llava_forgery.train.llava_train --lora_enable True --forgery_tower KFD ...
+
+``scripts/finetune_lora.sh`` and ``scripts/finetune_fpl.sh`` call it. The detector stays frozen, and
+so does the host but for what the flags ask for.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel
+
+from llava_forgery.hosts.llava_checkpoint import (
+    FPL,
+    LORA_WEIGHTS,
+    TRAINABLES,
+    save_llava_adapter,
+)
+from llava_forgery.hosts.llava_model import PROJECTOR, TOWER, llava_lora_config
+from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.kfd.detector import KFDOutput
+from llava_forgery.train.arguments import TrainingArguments
+from llava_forgery.train.llava_data import LlavaCollator, TrainingSamples
+from llava_forgery.train.order import AlternatingSampler, EpochSampler, ModalitySampler
+from llava_forgery.train.trainer import ForgeryTrainer, Trainable, last_checkpoint, run_training
+from llava_forgery.train.zero import kept_aside
+from llava_forgery.weights import compare_tensors, load_tensors
+
+logger = logging.getLogger(__name__)
+
+
+class LlavaStage2(Trainable):
+    """A model of the ``llava`` package with the skill, as the Trainer wants it.
+
+    Args:
+        model: With the skill; peft's wrapper around it where LoRA is trained.
+        fpl_learning_rate: The FPL's highest learning rate; None takes the common one.
+        projector_learning_rate: The same for the host's own projector.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        fpl_learning_rate: float | None = None,
+        projector_learning_rate: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.fpl_learning_rate = fpl_learning_rate
+        self.projector_learning_rate = projector_learning_rate
+
+    @property
+    def bare(self) -> PreTrainedModel:
+        """The model without peft's wrapper."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def fpl(self) -> nn.Module:
+        """The learner."""
+        return getattr(self.bare.get_model(), PROJECTOR)
+
+    def forward(
+        self, forgery_images: torch.Tensor | None = None, **inputs: Any
+    ) -> dict[str, torch.Tensor]:
+        """Cross-entropy on the answers' tokens (equation 5), as LLaVA's model computes it.
+
+        Args:
+            forgery_images: (M, 3, S, S) in [0, 1], of the samples with placeholders; None where
+                the batch holds general data alone.
+            inputs: What LLaVA's model takes.
+        """
+        if forgery_images is not None:
+            return {"loss": self.model(detection=self._detect(forgery_images), **inputs).loss}
+        loss = self.model(**inputs).loss
+        if self.training:
+            # Several processes exchange the gradients, under ZeRO-3 even the weights, of all that
+            # is trained at every step: one that left the FPL out would keep the others waiting.
+            side = self.bare.get_model().forgery_tower.config.encoder.image_size
+            blank = torch.zeros(1, 3, side, side, device=loss.device)
+            loss = loss + 0.0 * self.fpl(self._detect(blank)).sum().to(loss.dtype)
+        return {"loss": loss}
+
+    def _detect(self, forgery_images: torch.Tensor) -> KFDOutput:
+        # In its own precision, as in use: mixed precision is for the host.
+        with torch.autocast(forgery_images.device.type, enabled=False):
+            return self.bare.detect(forgery_images)
+
+    def trainable_names(self) -> list[str]:
+        """Names of the parameters that training changes, as the model without wrappers has them."""
+        return [name for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def saved_parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def learning_rates(self) -> dict[nn.Parameter, float]:
+        rates: dict[nn.Parameter, float] = {}
+        if self.fpl_learning_rate is not None:
+            rates |= dict.fromkeys(self.fpl.parameters(), self.fpl_learning_rate)
+        if self.projector_learning_rate is not None:
+            rates |= dict.fromkeys(
+                self.bare.get_model().mm_projector.parameters(), self.projector_learning_rate
+            )
+        return rates
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Compute the language model's layers twice to keep less of them in memory."""
+        self.bare.activation_checkpointing_enable(
+            activation_checkpointing_kwargs=activation_checkpointing_kwargs, **options
+        )
+
+    def save_checkpoint(self, directory: Path) -> None:
+        """Write the adapter in LLaVA's layout into a folder that may hold other files."""
+        directory.mkdir(parents=True, exist_ok=True)
+        # Beside it, so that paths relative to the folder are the same.
+        temporary = directory.with_name(f".{directory.name}-llava-lora")
+        try:
+            save_llava_adapter(self.model, temporary, self._trained_projector())
+            for path in sorted(temporary.iterdir()):
+                target = directory / path.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                path.replace(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _trained_projector(self) -> dict[str, torch.Tensor]:
+        """The host's own projector where it is trained as well, by the host's names."""
+        module = self.bare.get_model().mm_projector
+        names = {f"model.mm_projector.{name}": p for name, p in module.named_parameters()}
+        return {name: p.detach() for name, p in names.items() if p.requires_grad}
+
+    def load_checkpoint(self, directory: Path) -> None:
+        """Fill what is trained from :meth:`save_checkpoint`'s files, strictly."""
+        self.fpl.load_state_dict(load_tensors(directory / FPL, self.fpl.state_dict()))
+        if isinstance(self.model, PeftModel):
+            path = directory / LORA_WEIGHTS
+            tensors = load_file(path)
+            compare_tensors(tensors, get_peft_model_state_dict(self.model), str(path))
+            set_peft_model_state_dict(self.model, tensors)
+        if projector := self._trained_projector():
+            for name, tensor in load_tensors(directory / TRAINABLES, projector).items():
+                projector[name].copy_(tensor)
+
+
+class LlavaTrainer(ForgeryTrainer):
+    """With the orders of :mod:`llava_forgery.train.order`."""
+
+    args: TrainingArguments
+    train_dataset: TrainingSamples
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # Under DeepSpeed the Trainer brings all inputs to half precision; see `_detect`.
+        shown = inputs.pop("forgery_images", None)
+        prepared = super()._prepare_inputs(inputs)
+        if shown is not None:
+            prepared["forgery_images"] = shown.to(self.args.device)
+        return prepared
+
+    def _get_train_sampler(self, train_dataset: TrainingSamples | None = None) -> Sampler[int]:
+        samples = train_dataset or self.train_dataset
+        arguments = self.args
+        # Data and weights have seeds of their own in transformers.
+        seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+        if arguments.group_by_modality_length:
+            parts = arguments.world_size * arguments.gradient_accumulation_steps
+            return ModalitySampler(samples.lengths, arguments.train_batch_size, parts, seed)
+        kinds = samples.is_skill
+        return EpochSampler(len(kinds), seed) if all(kinds) else AlternatingSampler(kinds, seed)
+
+
+def linear_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the language model's linear layers, LLaVA's LoRA targets: neither the towers', nor
+    the projectors', nor the head's.
+
+    Args:
+        model: Of the ``llava`` package.
+    """
+    layers = model.get_model().layers.named_modules()
+    return tuple(
+        sorted({name.rsplit(".", 1)[-1] for name, m in layers if isinstance(m, nn.Linear)})
+    )
+
+
+def prepare_model(
+    model: PreTrainedModel, arguments: TrainingArguments
+) -> PreTrainedModel | PeftModel:
+    """Freeze everything but what the flags ask for, and attach LoRA where they do.
+
+    Args:
+        model: With the skill.
+        arguments: ``lora_*``, and whether the host's own projector is trained.
+    """
+    inner = model.get_model()
+    model.requires_grad_(False)
+    getattr(inner, PROJECTOR).requires_grad_(True)
+    prepared: PreTrainedModel | PeftModel = model
+    if arguments.lora_enable:
+        settings = LoraSettings(
+            r=arguments.lora_r,
+            alpha=arguments.lora_alpha,
+            dropout=arguments.lora_dropout,
+            projections=linear_names(model),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(arguments.seed)
+            prepared = get_peft_model(model, llava_lora_config(model, settings))
+        # peft freezes all it did not make.
+        getattr(inner, PROJECTOR).requires_grad_(True)
+    if arguments.trains_projector:
+        inner.mm_projector.requires_grad_(True)
+    # Masters in full precision: an update is far smaller than what half precision tells apart.
+    for parameter in prepared.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return prepared
+
+
+def train_llava(
+    model: PreTrainedModel | PeftModel,
+    samples: TrainingSamples,
+    arguments: TrainingArguments,
+    fpl_learning_rate: float | None = None,
+    pad_id: int = 0,
+) -> PreTrainedModel | PeftModel:
+    """Train, and write the adapter into ``arguments.output_dir``, beside the checkpoints.
+
+    Where checkpoints lie there already, training goes on from the last one, as LLaVA's does.
+
+    Args:
+        model: From :func:`prepare_model`.
+        samples: To learn from.
+        arguments: The flags.
+        fpl_learning_rate: The FPL's.
+        pad_id: Fills up shorter texts; masked.
+
+    Returns:
+        The model, in eval mode. Under ZeRO-3 its weights remain shared out among the processes.
+    """
+    stage = LlavaStage2(model, fpl_learning_rate, arguments.mm_projector_lr)
+    inner = stage.bare.get_model()
+    hidden = kept_aside(inner, TOWER, arguments.device) if arguments.deepspeed else nullcontext()
+    with hidden:
+        with _without_cache(stage.bare):
+            trainer = LlavaTrainer(
+                model=stage,
+                args=arguments,
+                train_dataset=samples,
+                data_collator=LlavaCollator(pad_id),
+            )
+            with arguments.main_process_first():
+                begun = last_checkpoint(arguments.output_dir) is not None
+            run_training(trainer, resume=begun)
+        model.eval()
+        trainer.save_model(arguments.output_dir)
+        if trainer.is_world_process_zero():
+            trainer.save_state()
+    return model
+
+
+@contextmanager
+def _without_cache(model: PreTrainedModel) -> Iterator[None]:
+    """Training needs no keys and values; the checkpoint's configuration keeps its own word."""
+    before = model.config.use_cache
+    model.config.use_cache = False
+    try:
+        yield
+    finally:
+        model.config.use_cache = before

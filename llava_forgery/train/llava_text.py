@@ -1,0 +1,199 @@
+"""A dialogue in one of LLaVA's conversation templates, with loss on the answers alone.
+
+The ids are those of LLaVA's own training (``preprocess`` and ``tokenizer_image_token``); the labels
+are found from where each answer stands in the text. LLaVA counts tokens of the pieces instead,
+and where the sum does not come out it masks the whole sample with a printed warning.
+
+Source of the format: haotian-liu/LLaVA at c121f04, ``llava/train/train.py``, ``llava/mm_utils.py``.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from llava_forgery.constants import FORGERY_TOKEN, IGNORE_INDEX, IMAGE_TOKEN
+from llava_forgery.hosts.llava_hooks import FORGERY_TOKEN_INDEX, IMAGE_TOKEN_INDEX
+from llava_forgery.hosts.llava_prompt import TEMPLATE, forgery_prefix
+
+# What --mm_use_im_start_end puts around an image.
+IM_START, IM_END = "<im_start>", "<im_end>"
+MARKS = {IMAGE_TOKEN: IMAGE_TOKEN_INDEX, FORGERY_TOKEN: FORGERY_TOKEN_INDEX}
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """How a checkpoint is spoken to."""
+
+    template: Any
+    """One of LLaVA's ``conv_templates``."""
+    n_forgery: int
+    """n_f, placeholders behind each image of the skill's samples."""
+    im_start_end: bool = False
+    """The checkpoint's ``mm_use_im_start_end``."""
+
+    def __post_init__(self) -> None:
+        if self.template.sep_style.name == "PLAIN":
+            raise ValueError(
+                "--version plain has no questions and belongs to LLaVA's first stage; give the "
+                "version that the checkpoint was tuned with, such as v1"
+            )
+        if self.n_forgery < 1:
+            raise ValueError(f"n_forgery must be at least 1, got {self.n_forgery}")
+
+
+def encode_turns(
+    turns: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    style: PromptStyle,
+    *,
+    skill: bool,
+    max_length: int,
+) -> dict[str, torch.Tensor]:
+    """Tokens and labels of one dialogue.
+
+    Args:
+        turns: Question, answer, question, answer ...; ``<image>`` where images stand.
+        tokenizer: The checkpoint's; a fast one.
+        style: Template and placeholders.
+        skill: Whether placeholders stand behind the images.
+        max_length: Most tokens, an image counted as one; what is longer is cut off, as in LLaVA.
+
+    Returns:
+        ``input_ids`` (T,) with -200 for each image and -201 for each placeholder, and ``labels``
+        (T,): the ids of each answer and of the mark that ends it, -100 everywhere else.
+
+    Raises:
+        ValueError: No token is left to learn from, or the tokenizer cannot tell the answers'
+            tokens from what stands beside them.
+    """
+    text, spans = render_turns(turns, style, skill=skill)
+    ids, offsets = tokenise(text, tokenizer)
+    labels = torch.full((len(ids),), IGNORE_INDEX)
+    for start, end in spans:
+        for i in _tokens_between(start, end, text, offsets):
+            if ids[i] not in MARKS.values():
+                labels[i] = ids[i]
+    ids, labels = torch.tensor(ids)[:max_length], labels[:max_length]
+    if bool((labels == IGNORE_INDEX).all()):
+        raise ValueError(
+            f"no token is left to learn from: the first answer begins behind the {max_length} "
+            "tokens of --model_max_length; raise it or shorten the question"
+        )
+    return {"input_ids": ids, "labels": labels}
+
+
+def render_turns(
+    turns: Sequence[str], style: PromptStyle, *, skill: bool
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text in the template, and (start, end) of what is to be learnt of it.
+
+    A span reaches from the end of the prompt that the model sees before an answer to the end of
+    the mark that ends its turn.
+
+    Raises:
+        ValueError: The last question has no answer, or the template rewrites earlier turns when
+            later ones are added.
+    """
+    if not turns or len(turns) % 2:
+        raise ValueError(f"expected a question and an answer each, got {len(turns)} turns")
+    conversation = style.template.copy()
+    conversation.messages = []
+    spans, whole = [], ""
+    for question, answer in zip(turns[::2], turns[1::2], strict=True):
+        conversation.append_message(conversation.roles[0], _place_images(question, style, skill))
+        conversation.append_message(conversation.roles[1], None)
+        head = conversation.get_prompt()
+        # Images in answers stay where they are.
+        conversation.messages[-1][1] = answer
+        longer = conversation.get_prompt()
+        if not (head.startswith(whole) and longer.startswith(head)):
+            raise ValueError(
+                f"the template {style.template.version!r} does not put an answer behind its "
+                f"prompt {head[-40:]!r}: labels cannot be placed"
+            )
+        spans.append((len(head), len(longer)))
+        whole = longer
+    return whole, spans
+
+
+def tokenise(
+    text: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids as ``tokenizer_forgery_token`` gives them, and where each stands in the text.
+
+    Raises:
+        ValueError: The tokenizer is a slow one, which does not tell, or ends every text.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not say where its tokens stand in the text; load "
+            "the fast tokenizer"
+        )
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    begins, start = False, 0
+    marks = "|".join(map(re.escape, MARKS))
+    for i, piece in enumerate(re.split(f"((?:{marks})+)", text)):
+        if i % 2:
+            for mark in re.findall(marks, piece):
+                ids.append(MARKS[mark])
+                offsets.append((start, start + len(mark)))
+                start += len(mark)
+            continue
+        encoded = tokenizer(piece, return_offsets_mapping=True)
+        found = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+        if found and found[-1] == (tokenizer.eos_token_id, (0, 0)):
+            raise ValueError(
+                f"the tokenizer puts {tokenizer.eos_token} behind every text; load it with "
+                "add_eos_token=False"
+            )
+        # Each piece is tokenised as a text of its own, but only the first keeps its beginning.
+        if not i:
+            begins = bool(found) and found[0][0] == tokenizer.bos_token_id
+        elif begins:
+            found = found[1:]
+        ids += [token for token, _ in found]
+        offsets += [(start + a, start + b) for _, (a, b) in found]
+        start += len(piece)
+    return ids, offsets
+
+
+def _place_images(question: str, style: PromptStyle, skill: bool) -> str:
+    """A question as LLaVA's training has it, with placeholders where the skill is asked for."""
+    count = question.count(IMAGE_TOKEN)
+    if not count:
+        return question
+    version = style.template.version
+    tags = version == TEMPLATE
+    if skill:
+        shown = forgery_prefix(style.n_forgery, tags=tags)
+    else:
+        shown = f"<Img>{IMAGE_TOKEN}</Img> " if tags else f"{IMAGE_TOKEN}\n"
+    image = f"{IM_START}{IMAGE_TOKEN}{IM_END}" if style.im_start_end else IMAGE_TOKEN
+    if "mmtag" in version:
+        image = f"<Image>{image}</Image>"
+    shown = shown.replace(IMAGE_TOKEN, image)
+    if count == 1:
+        # LLaVA shows a single image first, wherever its token stood.
+        return (shown + question.replace(IMAGE_TOKEN, "").strip()).strip()
+    return re.sub(f"{re.escape(IMAGE_TOKEN)}\\s?", lambda _: shown, question)
+
+
+def _tokens_between(
+    start: int, end: int, text: str, offsets: Sequence[tuple[int, int]]
+) -> list[int]:
+    """Indices of the tokens that write ``text[start:end]``."""
+    found = [i for i, (a, b) in enumerate(offsets) if b > start and a < end]
+    for i in found[:1] + found[-1:]:
+        a, b = offsets[i]
+        if text[a:start].strip() or text[end:b].strip():
+            raise ValueError(
+                f"the token {text[a:b]!r} belongs to an answer and to what stands beside it, in "
+                f"{text[max(a - 20, 0) : b + 20]!r}: this tokenizer cannot separate the answers "
+                "of this template"
+            )
+    return found

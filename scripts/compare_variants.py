@@ -1,0 +1,103 @@
+"""`lite` heads and FPL against the `paper` sizes, trained the same way, over several seeds.
+
+    python scripts/compare_variants.py --faces FACES --host HOST --out OUT [--reduced]
+
+FACES is a folder of prepare or generate-faces, HOST such as make-small-llava writes. OUT gets
+variants.csv and variants.md, which grow with every cell; the same command goes on after an
+interruption. Times of each cell are printed as it ends.
+"""
+
+import logging
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from transformers.utils.logging import disable_progress_bar
+
+from llava_forgery.evaluation.variant_tables import Variant, VariantSettings
+from llava_forgery.evaluation.variants import VariantData, compare_variants
+from llava_forgery.faces.records import load_faces
+
+REDUCED = VariantSettings(
+    image_size=128,
+    kfd_steps=120,
+    kfd_batch_size=4,
+    pairs=60,
+    align_steps=80,
+    align_batch_size=8,
+    steps=20,
+    batch_size=4,
+    test_pairs=40,
+)
+
+
+def main(
+    faces: Annotated[Path, typer.Option(help="Folder written by prepare.")],
+    host: Annotated[str, typer.Option(help="Host's folder or hub name.")],
+    out: Annotated[Path, typer.Option(help="Folder for cells and the table.")],
+    trunk_weights: Annotated[
+        Path | None, typer.Option(help="Written by import-efficientnet; else a random trunk.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Such as 0,1,2.")] = "0,1,2",
+    variants: Annotated[
+        str,
+        typer.Option(help="heads-fpl, separated by commas; lite-paper tells the two apart."),
+    ] = "lite-lite,paper-paper",
+    reduced: Annotated[
+        bool, typer.Option("--reduced", help="Sizes for about half an hour on two cores.")
+    ] = False,
+    sizes: Annotated[
+        str, typer.Option(help="Single sizes, as kfd_steps=50,steps=10; see VariantSettings.")
+    ] = "",
+    threads: Annotated[int | None, typer.Option(help="torch's CPU threads.")] = None,
+) -> None:
+    """Train, judge and print the table."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    started = time.monotonic()
+    settings = with_sizes(REDUCED if reduced else VariantSettings(), sizes)
+    try:
+        chosen = [int(seed) for seed in seeds.split(",")]
+        wanted = [Variant(*name.split("-")) for name in variants.split(",")]
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"expected --seeds such as 0,1,2 and --variants such as lite-lite,paper-paper, got "
+            f"{seeds!r} and {variants!r} ({error})"
+        ) from error
+    rows = tuple(load_faces(faces, split=split) for split in ("train", "test"))
+    trunk = None if trunk_weights is None else str(trunk_weights)
+    compare_variants(wanted, chosen, VariantData(str(faces), host, trunk), settings, rows, out)
+    print((out / "variants.md").read_text(encoding="utf-8"))
+    print(f"{time.monotonic() - started:.0f} s in all")
+
+
+def with_sizes(settings: VariantSettings, changes: str) -> VariantSettings:
+    """Settings with some sizes changed.
+
+    Raises:
+        ValueError: A name is unknown, or a value is no whole number.
+    """
+    known = [f.name for f in fields(settings)]
+    values = {}
+    for change in filter(None, changes.split(",")):
+        name, _, value = change.partition("=")
+        if name not in known or not value.isdigit():
+            raise ValueError(f"--sizes takes NAME=NUMBER of {', '.join(known)}, got {change!r}")
+        values[name] = int(value)
+    return replace(settings, **values)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "open_clip", "datasets", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    disable_progress_bar()
+    try:
+        typer.run(main)
+    except (ValueError, FileNotFoundError, ImportError) as problem:
+        typer.echo(f"error: {problem}", err=True)
+        sys.exit(2)

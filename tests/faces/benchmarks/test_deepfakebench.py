@@ -1,0 +1,138 @@
+"""DeepfakeBench's JSON, both ways."""
+
+import json
+
+import pytest
+
+from llava_forgery.constants import FAKE, REAL
+from llava_forgery.faces.benchmarks.deepfakebench import read_deepfakebench, to_deepfakebench
+from tests.faces.benchmarks.trees import touch
+
+
+@pytest.fixture
+def rgb(tmp_path):
+    """Pictures and masks of a real and a forged video of FaceForensics++."""
+    root = tmp_path / "rgb"
+    for place in ("youtube/c23/frames/000", "FF-DF/c23/frames/000_003", "FF-DF/c23/masks/000_003"):
+        for name in ("000.png", "012.png"):
+            touch(root / "FaceForensics++" / place / name)
+    return root
+
+
+def forensics(slash="/"):
+    def files(place):
+        return [
+            f"FaceForensics++/{place}/{name}".replace("/", slash) for name in ("012.png", "000.png")
+        ]
+
+    real = {"label": "FF-real", "frames": files("youtube/c23/frames/000")}
+    fake = {
+        "label": "FF-DF",
+        "frames": files("FF-DF/c23/frames/000_003"),
+        "masks": files("FF-DF/c23/masks/000_003"),
+    }
+    return {
+        "FaceForensics++": {
+            "FF-real": {"train": {"c23": {"000": real}}, "val": {"c23": {}}, "test": {"c23": {}}},
+            "FF-DF": {"train": {"c23": {"000_003": fake}}, "val": {"c23": {}}, "test": {}},
+        }
+    }
+
+
+def written(tmp_path, value):
+    (tmp_path / "set.json").write_text(json.dumps(value))
+    return tmp_path / "set.json"
+
+
+@pytest.mark.parametrize("slash", ["/", "\\"])
+def test_read(tmp_path, rgb, slash):
+    sources = read_deepfakebench(written(tmp_path, forensics(slash)), rgb)
+    assert [source.frame for source in sources] == [0, 12, 0, 12]
+    real, _, fake, _ = sources
+    assert (real.label, real.method, real.video_id) == (REAL, None, "FF-real/c23/000")
+    assert (fake.label, fake.method, fake.video_id) == (FAKE, "Deepfakes", "FF-DF/c23/000_003")
+    assert (fake.split, fake.compression) == ("train", "c23")
+    assert fake.mask_path == rgb / "FaceForensics++/FF-DF/c23/masks/000_003/000.png"
+    assert read_deepfakebench(written(tmp_path, forensics()), rgb, masks=False)[2].mask_path is None
+
+
+def test_there_and_back(tmp_path, rgb):
+    sources = read_deepfakebench(written(tmp_path, forensics()), rgb)
+    value = to_deepfakebench(sources, "FaceForensics++", rgb)
+    video = value["FaceForensics++"]["FF-DF"]["train"]["c23"]["000_003"]
+    assert video == {
+        "label": "FF-DF",
+        "frames": [
+            f"./datasets/rgb/FaceForensics++/FF-DF/c23/frames/000_003/{n}.png"
+            for n in ("000", "012")
+        ],
+        "masks": [
+            f"./datasets/rgb/FaceForensics++/FF-DF/c23/masks/000_003/{n}.png"
+            for n in ("000", "012")
+        ],
+    }
+    assert set(value["FaceForensics++"]["FF-real"]) == {"train", "val", "test"}
+    assert read_deepfakebench(written(tmp_path, value), rgb) == sources
+
+
+def test_data_sets_without_compression(tmp_path):
+    entry = {"label": "CelebDFv2_fake", "frames": [str(touch(tmp_path / "a/0.png"))]}
+    value = {"Celeb-DF-v2": {"CelebDFv2_fake": {"test": {"id0_id1_0000": entry}}}}
+    (source,) = read_deepfakebench(written(tmp_path, value), tmp_path)
+    assert (source.video_id, source.compression) == ("CelebDFv2_fake/id0_id1_0000", None)
+    back = to_deepfakebench([source], "Celeb-DF-v2", tmp_path)
+    assert list(back["Celeb-DF-v2"]["CelebDFv2_fake"]["test"]) == ["id0_id1_0000"]
+    assert list(to_deepfakebench([source], "Mine", tmp_path)["Mine"]) == ["Mine_fake"]
+    with pytest.raises(ValueError, match="'Celeb-synthesis' has no label in DFDCP"):
+        to_deepfakebench([source], "DFDCP", tmp_path)
+    with pytest.raises(ValueError, match="needs its compression"):
+        to_deepfakebench([source], "DeepFakeDetection", tmp_path)
+
+
+def test_a_video_in_two_splits(tmp_path, rgb):
+    value = forensics()
+    labels = value["FaceForensics++"]["FF-real"]
+    labels["test"] = labels["train"]
+    with pytest.raises(ValueError, match="FF-real/c23/000 stands in the splits train and test"):
+        read_deepfakebench(written(tmp_path, value), rgb)
+    sources = read_deepfakebench(written(tmp_path, value), rgb, splits=["test"])
+    assert {source.split for source in sources} == {"test"}
+
+
+def change(value, what):
+    """Spoil the forged video."""
+    labels = value["FaceForensics++"]
+    video = labels["FF-DF"]["train"]["c23"]["000_003"]
+    if what == "label":
+        labels["FF-XX"] = labels.pop("FF-DF")
+    elif what == "inner label":
+        video["label"] = "FF-real"
+    elif what == "mask missing":
+        video["masks"].pop()
+    elif what == "frame missing":
+        video["frames"].pop()
+    elif what == "no frames":
+        video["frames"] = []
+    elif what == "file":
+        video["frames"][0] = video["frames"][0].replace("012", "013")
+        video["masks"][0] = video["masks"][0].replace("012", "013")
+    elif what == "structure":
+        labels["FF-DF"]["train"] = []
+    return value
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "message"),
+    [
+        ("label", ValueError, "unknown label 'FF-XX'"),
+        ("inner label", ValueError, "000_003 has the label 'FF-real'"),
+        ("mask missing", ValueError, "the frames 000 have no masks"),
+        ("frame missing", ValueError, "no frames belong to the masks 000"),
+        ("no frames", ValueError, "000_003 has no frames"),
+        ("file", FileNotFoundError, "013.png"),
+        ("structure", ValueError, "expected an object, got list"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, rgb, what, error, message):
+    with pytest.raises(error, match=message):
+        read_deepfakebench(written(tmp_path, change(forensics(), what)), rgb)

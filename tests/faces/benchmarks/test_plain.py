@@ -1,0 +1,65 @@
+"""A pair of folders, and AntifakePrompt's CSV."""
+
+import pytest
+
+from llava_forgery.constants import FAKE, REAL
+from llava_forgery.faces.benchmarks.plain import read_antifakeprompt, read_folders
+from tests.faces.benchmarks.trees import touch
+
+
+def test_two_folders(tmp_path):
+    touch(tmp_path / "real/a b.jpg")
+    touch(tmp_path / "fake/sd2/ü.png")
+    touch(tmp_path / "fake/c.mp4")
+    touch(tmp_path / "fake/notes.txt")
+    found = {s.name: (s.label, s.split, s.method) for s in read_folders(tmp_path, split="val")}
+    assert found == {
+        "real/a b.jpg": (REAL, "val", None),
+        "fake/sd2/ü.png": (FAKE, "val", "sd2"),
+        "fake/c.mp4": (FAKE, "val", None),
+    }
+    with pytest.raises(ValueError, match="got 'dev'"):
+        read_folders(tmp_path, split="dev")
+
+
+def test_folders_of_splits(tmp_path):
+    for split in ("train", "test"):
+        touch(tmp_path / split / "real/a.jpg")
+        touch(tmp_path / split / "fake/a.jpg")
+    found = {source.video_id: source.split for source in read_folders(tmp_path)}
+    assert found["train/real/a.jpg"] == "train"
+    assert found["test/fake/a.jpg"] == "test"
+    (tmp_path / "test/fake/a.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no pictures or videos"):
+        read_folders(tmp_path)
+    (tmp_path / "test/fake").rmdir()
+    with pytest.raises(FileNotFoundError, match="the fake pictures or videos"):
+        read_folders(tmp_path)
+
+
+def test_antifakeprompt(tmp_path):
+    absolute = touch(tmp_path / "elsewhere/b.jpg")
+    touch(tmp_path / "data/SD2/a.png")
+    table = tmp_path / "data/test_label.csv"
+    table.write_text(f"img_path,label\nSD2/a.png,no\n{absolute},yes\n")
+    fake, real = read_antifakeprompt(table)
+    # Yes is the answer to "Is this photo real?".
+    assert (fake.label, fake.method, fake.name) == (FAKE, "SD2", "SD2/a.png")
+    assert (real.label, real.method, real.path) == (REAL, None, absolute)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("path,label\na.png,no\n", ValueError, "expected img_path,label"),
+        ("img_path,label\na.png,1\n", ValueError, "line 2: the label must be yes"),
+        ("img_path,label\nb.png,no\n", FileNotFoundError, "line 2: there is no file"),
+        ("img_path,label\na.png,no\na.png,yes\n", ValueError, "line 3: a.png comes twice"),
+        ("img_path,label\n", ValueError, "names no pictures"),
+    ],
+)
+def test_antifakeprompt_is_checked(tmp_path, text, error, message):
+    touch(tmp_path / "a.png")
+    (tmp_path / "label.csv").write_text(text)
+    with pytest.raises(error, match=message):
+        read_antifakeprompt(tmp_path / "label.csv")

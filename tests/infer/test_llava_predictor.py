@@ -1,0 +1,139 @@
+"""Verdicts and dialogues through the real ``llava`` package; its own command line as well."""
+
+import json
+import subprocess
+import sys
+from argparse import Namespace
+
+import pytest
+import torch
+from PIL import Image
+
+from llava_forgery.cli.app import load_predictor
+from llava_forgery.fpl.config import FPLConfig
+from llava_forgery.hosts.llava_checkpoint import save_llava_adapter
+from llava_forgery.hosts.llava_hooks import FORGERY_TOKEN_INDEX, IMAGE_TOKEN_INDEX
+from llava_forgery.hosts.llava_model import TEMPLATE_KEY, attach_to_llava
+from llava_forgery.hosts.llava_prompt import TEMPLATE
+from llava_forgery.hosts.llava_register import register, unregister
+from llava_forgery.infer.llava_predictor import LlavaForgeryPredictor, LlavaSpeaker
+from tests import tiny, tiny_llava
+
+tiny_llava.require_llava()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llava")
+    tiny_llava.save_llava(folder / "tiny-llava", aspect="anyres")
+    tiny_llava.save_kfd(folder / "kfd")
+    _, model, _ = tiny_llava.load_llava(folder / "tiny-llava")
+    attach_to_llava(model, folder / "kfd", FPLConfig(1, 3, n_forgery=2))
+    setattr(model.config, TEMPLATE_KEY, "v1")
+    save_llava_adapter(model, folder / "tiny-llava-fpl")
+    Image.fromarray(tiny.picture(0, 80)).save(folder / "face.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(root):
+    predictor = load_predictor(root / "tiny-llava-fpl", "llava", "cpu")
+    predictor.max_new_tokens = 6
+    return predictor
+
+
+def test_a_verdict(root, predictor):
+    assert isinstance(predictor, LlavaForgeryPredictor)
+    verdict = predictor.predict(root / "face.png", cropped=True)
+    assert 0 < verdict.p_yes < 1
+    assert verdict.mask.shape == (tiny.SIZE, tiny.SIZE)
+    faces = predictor.find_faces(root / "face.png", cropped=True) * 2
+    scores, p_yes = predictor.rate(faces)
+    assert scores == pytest.approx([verdict.score] * 2, abs=1e-5)
+    assert p_yes == pytest.approx([verdict.p_yes] * 2, abs=1e-5)
+
+
+def test_the_prompt_is_the_one_of_training(predictor):
+    speaker = predictor.speaker
+    tokens, (yes, no) = speaker.candidates("Is this a deepfake image?")
+    assert yes != no
+    assert [token for token in tokens if token < 0] == (
+        [IMAGE_TOKEN_INDEX] + [FORGERY_TOKEN_INDEX] * 2
+    )
+    text = speaker.prompt(["Is this a deepfake image?"])
+    assert text.endswith("USER: <image>\n<forgery><forgery>\nIs this a deepfake image? ASSISTANT:")
+    said = speaker.tokens(speaker.prompt(["Is this a deepfake image?", "Yes, at the nose."]))
+    assert said[: len(tokens) + 1] == [*tokens, yes]
+
+
+def test_templates(predictor):
+    model, tokenizer = predictor.vlm, predictor.speaker.tokenizer
+    speaker = LlavaSpeaker(model, tokenizer, TEMPLATE)
+    assert "###Human: <Img><image></Img><forgery><forgery> Why?###Assistant:" in speaker.prompt(
+        ["Why?"]
+    )
+    assert speaker.endings()["stop_strings"] == ["###"]
+    assert predictor.speaker.endings() == {}
+    with pytest.raises(ValueError, match="none of LLaVA's conversation templates"):
+        LlavaSpeaker(model, tokenizer, "v99")
+
+
+def test_a_dialogue_of_two_turns(root, predictor):
+    dialogue = predictor.dialogue(root / "face.png", cropped=True)
+    assert dialogue.ask("Is this a deepfake image?")
+    assert dialogue.ask("Why?")
+    assert [message.role for message in dialogue.messages] == ["user", "assistant"] * 2
+    assert f"{dialogue.score:.2f}" in dialogue.messages[0].text
+    with pytest.raises(ValueError, match="empty"):
+        dialogue.ask(" ")
+    with pytest.raises(ValueError, match="takes no cache"):
+        predictor.dialogue(root / "face.png", cropped=True, reuse_cache=True)
+
+
+def test_other_hosts_are_refused(root):
+    with pytest.raises(ValueError, match="no forgery adapter in LLaVA's layout"):
+        load_predictor(root / "tiny-llava", "llava", "cpu")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_predictor(root / "tiny-llava-fpl", "llava:nowhere", "cpu")
+
+
+@pytest.mark.parametrize("layout", ["adapter", "merged"])
+def test_llavas_command_line_answers_other_questions(root, layout, monkeypatch, capsys):
+    cli = pytest.importorskip("llava.serve.cli")
+    folder, base = root / "tiny-llava-fpl", str(root / "tiny-llava")
+    if layout == "merged":
+        from llava_forgery.hosts.llava_checkpoint import merge_llava
+
+        folder, base = root / "tiny-llava-merged", None
+        merge_llava(root / "tiny-llava-fpl", folder)
+    # It switches torch's initialisation off, for good.
+    for layer in (torch.nn.Linear, torch.nn.LayerNorm):
+        monkeypatch.setattr(layer, "reset_parameters", layer.reset_parameters)
+    questions = iter(["What do you see?", "And then?", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(questions))
+    register()
+    try:
+        cli.main(
+            Namespace(
+                model_path=str(folder), model_base=base, image_file=str(root / "face.png"),
+                device="cpu", conv_mode="llava_v1", temperature=0, max_new_tokens=3,
+                load_8bit=False, load_4bit=False, debug=True,
+            )
+        )  # fmt: skip
+    finally:
+        unregister()
+    printed = capsys.readouterr().out
+    assert printed.count("'outputs'") == 2
+    assert "exit..." in printed
+
+
+@pytest.mark.slow
+def test_the_command_prints_json(root):
+    result = subprocess.run(
+        [sys.executable, "-m", "llava_forgery.cli", "detect", str(root / "face.png"), "--cropped",
+         "--json", "--model", str(root / "tiny-llava-fpl"), "--host", "llava", "--device", "cpu"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (record,) = json.loads(result.stdout)
+    assert set(record["faces"][0]) >= {"score", "p_yes", "answer"}

@@ -1,0 +1,1 @@
+from .language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM  # noqa: F401

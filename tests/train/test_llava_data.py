@@ -1,0 +1,179 @@
+"""Samples for LLaVA's models from JSON, YAML and data sets, mixed, and joined to batches."""
+
+import json
+import random
+from types import SimpleNamespace
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+
+from llava_forgery.constants import IGNORE_INDEX
+from llava_forgery.hosts.llava_tower import KFDImageProcessor
+from llava_forgery.train.llava_data import (
+    HostImages,
+    LlavaCollator,
+    TrainingSamples,
+    choose,
+    open_source,
+)
+from llava_forgery.train.llava_text import PromptStyle
+from tests import tiny, tiny_llava
+
+
+def _entry(name, image=None, answer="It is real."):
+    shown = "" if image is None else "<image>\n"
+    turns = [
+        {"from": "human", "value": f"{shown}Is this a deepfake image?"},
+        {"from": "gpt", "value": answer},
+    ]
+    return {"id": name, "conversations": turns} | ({} if image is None else {"image": image})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """skill.json with three images, general.json with one image and one text, mix.yaml."""
+    for i in range(3):
+        Image.fromarray(tiny.picture(i, 40)).save(tmp_path / f"{i}.png")
+    skill = [_entry(f"s{i}", f"{i}.png") for i in range(3)]
+    general = [_entry("g0", "1.png", "A man."), _entry("g1", None, "I do not know.")]
+    (tmp_path / "skill.json").write_text(json.dumps(skill))
+    (tmp_path / "general.json").write_text(json.dumps(general))
+    (tmp_path / "mix.yaml").write_text(
+        "datasets:\n"
+        "  - {json_path: skill.json, sampling_strategy: 'end:2'}\n"
+        "  - {json_path: general.json}\n"
+    )
+    return tmp_path
+
+
+def _samples(skill, general=None, max_length=2048, aspect="pad", ratio=0.5):
+    tiny_llava.require_llava()
+    from llava.conversation import conv_templates
+    from transformers import CLIPImageProcessor
+
+    clip = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    config = SimpleNamespace(image_aspect_ratio=aspect, image_grid_pinpoints=tiny_llava.PINPOINTS)
+    return TrainingSamples(
+        skill,
+        general,
+        ratio,
+        tokenizer=tiny_llava.tokenizer(),
+        style=PromptStyle(conv_templates["v1"], 3),
+        images=HostImages(clip, config),
+        forgery_images=KFDImageProcessor(tiny.SIZE),
+        max_length=max_length,
+    )
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [("all", 10), ("first:3", 3), ("end:3", 3), ("end:0", 0), ("first:25%", 3), ("random:40%", 4),
+     ("first:99", 10)],
+)  # fmt: skip
+def test_strategies_of_llava_next(strategy, expected):
+    rows = list(range(10))
+    chosen = choose(rows, strategy, random.Random(0))
+    assert len(chosen) == expected
+    assert len(set(chosen)) == expected
+    if strategy.startswith("end"):
+        assert chosen == rows[10 - expected :]
+    elif not strategy.startswith("random"):
+        assert chosen == rows[:expected]
+    assert choose(rows, strategy, random.Random(0)) == chosen
+
+
+@pytest.mark.parametrize(
+    "strategy", ["first", "all:3", "last:3", "first:x", "random:-2", "end:3.5%"]
+)
+def test_other_strategies_are_refused(strategy):
+    with pytest.raises(ValueError, match="must be all, first:N, end:N or random:N"):
+        choose([1, 2], strategy, random.Random(0))
+
+
+def test_yaml_draws_from_several_files(folder):
+    source = open_source(folder / "mix.yaml")
+    assert [source[i].id for i in range(len(source))] == ["s1", "s2", "g0", "g1"]
+    for text, message in (
+        ("[]", "must hold a list `datasets`"),
+        ("datasets: [{path: a}]", "data set 0 must have json_path"),
+        ("datasets: [{json_path: skill.json, sampling_strategy: most}]", "data set 0: sampling"),
+    ):
+        (folder / "bad.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            open_source(folder / "bad.yaml")
+
+
+def test_a_data_set_of_build_qa_is_read(tmp_path):
+    messages = [{"role": "user", "text": "Is it fake?"}, {"role": "assistant", "text": "No."}]
+    rows = datasets.Dataset.from_dict(
+        {"image": [Image.fromarray(tiny.picture(0))], "messages": [messages]},
+    ).cast_column("image", datasets.Image())
+    rows.save_to_disk(tmp_path / "qa")
+    source = open_source(tmp_path / "qa")
+    assert source[0].id == "qa[0]"
+    assert source[0].turns == ("<image>\nIs it fake?", "No.")
+    assert source[0].images[0].size == (tiny.SIZE, tiny.SIZE)
+    assert source.lengths == [4]
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "other")
+    with pytest.raises(ValueError, match="no data set of conversations with images"):
+        open_source(tmp_path / "other")
+
+
+def test_missing_files_are_named(folder):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*nothing\.json"):
+        open_source(folder / "nothing.json")
+    (folder / "1.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"'s1' names the image 1\.png"):
+        open_source(folder / "skill.json")
+
+
+def test_skill_and_general_data_alternate(folder):
+    samples = _samples(open_source(folder / "skill.json"), open_source(folder / "general.json"))
+    assert samples.is_skill == [True, False] * 3
+    assert [length > 0 for length in samples.lengths].count(False) in (1, 2)
+    for i, is_skill in enumerate(samples.is_skill):
+        ids = samples[i]["input_ids"].tolist()
+        assert ids.count(-201) == (3 if is_skill else 0)
+        assert ("forgery_images" in samples[i]) == is_skill
+        # A sample of text alone has an empty image, which LLaVA's model counts on.
+        empty = not bool(samples[i]["images"][0].any())
+        assert len(samples[i]["images"]) == 1
+        assert empty == (-200 not in ids) == (samples.lengths[i] < 0)
+
+
+def test_a_sample_that_teaches_nothing_is_named(folder):
+    with pytest.raises(ValueError, match="sample 's2': no token is left to learn from"):
+        _ = _samples(open_source(folder / "skill.json"), max_length=10)[2]
+    with pytest.raises(ValueError, match="sample 'g1' has no image"):
+        _ = _samples(open_source(folder / "general.json"))[1]
+
+
+def test_a_batch_is_padded_masked_and_keeps_its_images_in_order(folder):
+    samples = _samples(open_source(folder / "skill.json"), open_source(folder / "general.json"))
+    members = [samples[i] for i in range(4)]
+    batch = LlavaCollator(pad_id=7)(members)
+    for row, member in enumerate(members):
+        length = len(member["input_ids"])
+        assert batch["attention_mask"][row].tolist() == [
+            i < length for i in range(batch["input_ids"].shape[1])
+        ]
+        assert torch.equal(batch["input_ids"][row, :length], member["input_ids"])
+        assert bool((batch["input_ids"][row, length:] == 7).all())
+        assert torch.equal(batch["labels"][row, :length], member["labels"])
+        assert bool((batch["labels"][row, length:] == IGNORE_INDEX).all())
+        assert torch.equal(batch["images"][row], member["images"][0])
+    shown = [member["forgery_images"] for member in members if "forgery_images" in member]
+    assert torch.equal(batch["forgery_images"], torch.cat(shown))
+    assert batch["forgery_images"].shape == (2, 3, tiny.SIZE, tiny.SIZE)
+    general = [sample for sample in members if "forgery_images" not in sample]
+    assert "forgery_images" not in LlavaCollator(7)(general)
+
+
+def test_tiles_stay_a_list(folder):
+    samples = _samples(open_source(folder / "skill.json"), aspect="anyres")
+    batch = LlavaCollator(0)([samples[0], samples[1]])
+    assert isinstance(batch["images"], list)
+    assert batch["images"][0].ndim == 4
+    assert batch["image_sizes"] == [(40, 40), (40, 40)]

@@ -1,0 +1,372 @@
+"""Stage 2 on LLaVA's models: what is trained, saved, resumed, and read again by LLaVA's loader."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava_forgery.faces.records import FEATURES
+from llava_forgery.kfd.losses import LossWeights
+from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.train.arguments import parse_arguments
+from llava_forgery.train.conversations import build_conversations
+from llava_forgery.train.llava_data import LlavaCollator
+from llava_forgery.train.llava_stage2 import LlavaStage2, LlavaTrainer
+from llava_forgery.train.llava_train import (
+    attach_skill,
+    load_host,
+    main,
+    open_samples,
+    open_vision_tower,
+    prepare_model,
+    run,
+)
+from llava_forgery.train.stage1 import Stage1
+from tests import tiny, tiny_llava
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    tiny_llava.require_llava()
+    from llava_forgery.hosts import llava_register
+
+    llava_register.register()
+    yield
+    llava_register.unregister()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """tiny-llava/, kfd/, qa/ and general.json."""
+    folder = tmp_path_factory.mktemp("stage2")
+    tiny_llava.save_llava(folder / "tiny-llava", aspect="pad")
+    tiny_llava.save_kfd(folder / "kfd")
+    rows = [tiny.face(i).to_row() for i in range(4)]
+    faces = datasets.Dataset.from_list(rows, features=FEATURES)
+    build_conversations(FacePairs(faces, 4, size=tiny.SIZE), tiny.kfd(), folder / "qa", seed=1)
+    turns = [{"from": "human", "value": "Who are you?"}, {"from": "gpt", "value": "A model."}]
+    (folder / "general.json").write_text(json.dumps([{"id": "g", "conversations": turns}]))
+    return folder
+
+
+def _words(folder, out, **changes):
+    flags = {
+        "model_name_or_path": folder / "tiny-llava",
+        "forgery_tower": f"kfd:{folder / 'kfd'}",
+        "data_path": folder / "qa",
+        "output_dir": folder / out,
+        "lora_enable": "lora" in out,
+        "freeze_backbone": "lora" not in out,
+        "lora_r": 2,
+        "lora_dropout": 0,
+        "max_steps": 4,
+        "save_steps": 2,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 0.01,
+        "model_max_length": 2048,
+        "report_to": "none",
+        **changes,
+    }
+    return [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+
+
+def _arguments(folder, out, **changes):
+    return parse_arguments(_words(folder, out, **changes))
+
+
+def _prepared(folder, out, **changes):
+    arguments = _arguments(folder, out, **changes)
+    tokenizer, model = load_host(arguments)
+    tower = open_vision_tower(model, arguments)
+    attach_skill(model, arguments)
+    samples = open_samples(model, tokenizer, tower.image_processor, arguments)
+    model = prepare_model(model, arguments.training)
+    return arguments, model, samples
+
+
+def _trained(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _named(model, part):
+    return {name for name, _ in model.named_parameters() if f".{part}." in name}
+
+
+def test_lora_and_fpl_are_trained_and_nothing_else(folder):
+    _, model, _ = _prepared(folder, "x-llava-lora")
+    prefix = "base_model.model.model"
+    lora = {
+        f"{prefix}.layers.{layer}.{'mlp' if 'self' not in part else 'self_attn'}."
+        f"{part.removeprefix('self.')}.lora_{side}.default.weight"
+        for layer in range(2)
+        for part in (
+            *(f"self.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")),
+            "gate_proj", "up_proj", "down_proj",
+        )
+        for side in "AB"
+    }  # fmt: skip
+    fpl = _named(model, "forgery_projector")
+    assert len(fpl) == len(list(model.get_model().forgery_projector.parameters()))
+    assert _trained(model) == lora | fpl
+    # LLaVA's own projector only where its flag asks for it.
+    _, model, _ = _prepared(folder, "x-llava-lora", mm_projector_lr=1e-5)
+    assert _trained(model) == lora | fpl | _named(model, "mm_projector")
+
+
+def test_the_fpl_alone_is_trained_and_nothing_else(folder):
+    _, model, _ = _prepared(folder, "x-llava-fpl")
+    fpl = {f"model.forgery_projector.{n}" for n, _ in tiny_fpl(model).named_parameters()}
+    assert _trained(model) == fpl
+
+
+def tiny_fpl(model):
+    return model.get_model().forgery_projector
+
+
+def test_all_of_a_detector_with_a_small_encoder_is_trained_in_stage_1():
+    detector = tiny.kfd()
+    stage = Stage1(detector, LossWeights())
+    parts = {"encoder", "consistency", "locator", "classifier", "knowledge"}
+    names = {name for name, _ in stage.named_parameters()}
+    assert {name.split(".")[1] for name in names} == parts
+    assert _trained(stage) == names
+
+
+def test_groups_have_the_learning_rates_of_their_flags(folder):
+    arguments, model, samples = _prepared(folder, "x-llava-lora", mm_projector_lr=1e-5, fpl_lr=0.5)
+    stage = LlavaStage2(model, arguments.forgery.fpl_lr, arguments.training.mm_projector_lr)
+    trainer = LlavaTrainer(model=stage, args=arguments.training, train_dataset=samples)
+    rates = {
+        id(p): group["lr"] for group in trainer.create_optimizer().param_groups
+        for p in group["params"]
+    }  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            expected = 0.01
+            if ".mm_projector." in name:
+                expected = 1e-5
+            elif ".forgery_projector." in name:
+                expected = 0.5
+            assert rates.pop(id(parameter)) == expected, name
+    assert not rates
+
+
+@pytest.fixture(scope="module")
+def lora(folder):
+    """The arguments and the model of a training with general data and the host's projector."""
+    arguments = _arguments(
+        folder, "whole-llava-lora", general_data_path=folder / "general.json",
+        mm_projector_lr=1e-3, gradient_checkpointing=True,
+    )  # fmt: skip
+    return arguments, run(arguments)
+
+
+def _files(folder):
+    names = ("adapter_model.safetensors", "fpl.safetensors", "host_trainables.safetensors")
+    return {name: load_file(folder / name) for name in names if (folder / name).is_file()}
+
+
+def _same(one, two):
+    return all(torch.equal(one[f][name], two[f][name]) for f in one for name in one[f])
+
+
+def test_training_changes_what_it_should_and_writes_llavas_layout(folder, lora):
+    _, model = lora
+    out = folder / "whole-llava-lora"
+    names = {path.name for path in out.iterdir()}
+    assert {
+        "adapter_config.json", "adapter_model.safetensors", "config.json", "fpl.safetensors",
+        "kfd", "non_lora_trainables.bin", "checkpoint-2", "checkpoint-4", "log.json",
+    } <= names  # fmt: skip
+    assert not [name for name in names if name.startswith(".")]
+    host = load_file(folder / "tiny-llava/model.safetensors")
+    state = {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): tensor
+        for name, tensor in model.state_dict().items()
+    }
+    for name, tensor in host.items():
+        assert torch.equal(state[name], tensor) == ("mm_projector" not in name), name
+    for name, tensor in load_file(out / "kfd/kfd.safetensors").items():
+        assert torch.equal(load_file(folder / "kfd/kfd.safetensors")[name], tensor)
+    trained = torch.load(out / "non_lora_trainables.bin", weights_only=True)
+    assert set(trained) == {name for name in host if "mm_projector" in name}
+
+
+def test_resumed_equals_uninterrupted(folder, lora):
+    cut = folder / "cut-llava-lora"
+    shutil.copytree(folder / "whole-llava-lora/checkpoint-2", cut / "checkpoint-2")
+    run(_arguments(
+        folder, "cut-llava-lora", general_data_path=folder / "general.json",
+        mm_projector_lr=1e-3, gradient_checkpointing=True,
+    ))  # fmt: skip
+    whole = _files(folder / "whole-llava-lora")
+    assert len(whole) == 3
+    assert _same(whole, _files(cut))
+    assert not _same(whole, _files(cut / "checkpoint-2"))
+
+
+def _logits(model, samples):
+    """Of the first two samples, in float32."""
+    batch = LlavaCollator(0)([samples[i] for i in (0, 1)])
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        output = model.eval()(**batch)
+    return output.logits.float(), labels
+
+
+def _loaded(out, base):
+    """As LLaVA's loader reads it, brought from its float16 to float32."""
+    from llava.mm_utils import get_model_name_from_path
+    from llava.model import builder
+
+    loaded = builder.load_pretrained_model(
+        str(out), str(base), get_model_name_from_path(str(out)), device_map="cpu", device="cpu"
+    )
+    model = loaded[1].float()
+    model.get_vision_tower().float()
+    return model
+
+
+def _agree(before, after):
+    """Equal up to the rounding of LLaVA's float16; another seed's FPL is far outside."""
+    scale = before.std()
+    assert float((before - after).abs().mean() / scale) < 0.01
+    assert float((before - after).abs().max() / scale) < 0.2
+
+
+def test_llavas_loader_gives_the_answers_of_before(folder, lora):
+    arguments, model = lora
+    bare = model.get_base_model()
+    tokenizer, _ = load_host(arguments)
+    samples = open_samples(bare, tokenizer, bare.get_vision_tower().image_processor, arguments)
+    before, _ = _logits(model, samples)
+    loaded = _loaded(folder / "whole-llava-lora", folder / "tiny-llava")
+    after, _ = _logits(loaded, samples)
+    _agree(before, after)
+    # Without what was trained the logits are others: the comparison can fail.
+    with torch.no_grad():
+        for parameter in tiny_fpl(loaded).parameters():
+            parameter.zero_()
+    with pytest.raises(AssertionError):
+        _agree(before, _logits(loaded, samples)[0])
+
+
+def test_the_fpl_alone_is_read_by_llavas_loader_and_the_host_is_untouched(folder):
+    arguments = _arguments(folder, "whole-llava-fpl", max_steps=2, group_by_modality_length=True)
+    model = run(arguments)
+    host = load_file(folder / "tiny-llava/model.safetensors")
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in host.items())
+    tokenizer, _ = load_host(arguments)
+    samples = open_samples(model, tokenizer, model.get_vision_tower().image_processor, arguments)
+    before, _ = _logits(model, samples)
+    after, _ = _logits(_loaded(folder / "whole-llava-fpl", folder / "tiny-llava"), samples)
+    _agree(before, after)
+
+
+def test_general_data_alone_leaves_gradients_of_zero_not_none(folder):
+    _, model, samples = _prepared(folder, "x-llava-lora", general_data_path=folder / "general.json")
+    batch = LlavaCollator(0)([samples[samples.is_skill.index(False)]])
+    assert "forgery_images" not in batch
+    stage = LlavaStage2(model).train()
+    stage(**batch)["loss"].backward()
+    for name, parameter in tiny_fpl(stage.bare).named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
+def test_the_detector_sees_in_full_precision_what_it_sees_in_use(folder):
+    _, model, samples = _prepared(folder, "x-llava-lora")
+    stage = LlavaStage2(model)
+    images = samples[0]["forgery_images"]
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = stage._detect(images)
+    assert torch.equal(seen.class_logits, tiny.kfd()(images).class_logits)
+
+
+def test_lora_is_trained_on_a_language_model_of_four_bits(folder):
+    pytest.importorskip("bitsandbytes", reason="needs the extra quantization")
+    _, model, samples = _prepared(folder, "x-llava-lora", bits=4)
+    inner = model.get_base_model().get_model()
+    assert type(inner.layers[0].mlp.up_proj.base_layer).__name__ == "Linear4bit"
+    assert type(inner.mm_projector[0]) is torch.nn.Linear
+    _, plain, _ = _prepared(folder, "x-llava-lora")
+    assert _trained(model) == _trained(plain)
+    LlavaStage2(model)(**LlavaCollator(0)([samples[0]]))["loss"].backward()
+    # B begins at zero, so A has no gradient yet.
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_A" not in name:
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.any(), name
+
+
+def test_wrong_hosts_and_templates_are_one_line_on_the_command_line(folder, tmp_path, caplog):
+    words = _words(folder, "x-llava-lora")
+    assert main([*words, "--version", "v9"]) == 2
+    assert "--version v9 is none of LLaVA's conversation templates" in caplog.text
+    assert main([*words, "--model_name_or_path", str(tmp_path / "none")]) == 2
+    assert "could not be read" in caplog.text
+    assert main([*words, "--forgery_tower", str(tmp_path)]) == 2
+    assert "holds no kfd_config.json" in caplog.text
+    host, processor = tiny.llava()
+    host.save_pretrained(tmp_path / "hf")
+    processor.save_pretrained(tmp_path / "hf")
+    assert main([*words, "--model_name_or_path", str(tmp_path / "hf")]) == 2
+    assert "for models of transformers" in caplog.text
+
+
+def _shell(folder, out, stage):
+    """``scripts/finetune_lora.sh`` with two processes on the CPU."""
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MODEL": "tiny-llava", "KFD": "kfd", "DATA": "qa", "OUT": out, "GPUS": "2", "BATCH": "1",
+        "ACCUMULATE": "1", "BF16": "False", "WORKERS": "0",
+        "ZERO": str(ROOT / f"scripts/zero{stage}.json"),
+    }  # fmt: skip
+    result = subprocess.run(
+        ["bash", ROOT / "scripts/finetune_lora.sh", "--lora_r", "2", "--lora_dropout", "0",
+         "--max_steps", "4", "--save_steps", "2", "--learning_rate", "0.01"],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=3600,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-6000:]
+
+
+@pytest.fixture(scope="module")
+def one_process(folder):
+    """Two samples for each step in one process: the mean of two processes' means."""
+    arguments = _arguments(
+        folder, "one-llava-lora", per_device_train_batch_size=1, gradient_accumulation_steps=2,
+        lora_r=2, lora_alpha=32, warmup_steps=0.03, lr_scheduler_type="cosine",
+        gradient_checkpointing=True,
+    )  # fmt: skip
+    return arguments, run(arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_processes_from_the_shell_and_llavas_loader(folder, one_process, stage):
+    pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
+    out = f"zero{stage}-llava-lora"
+    _shell(folder, out, stage)
+    one, two = _files(folder / "one-llava-lora"), _files(folder / out)
+    for file, tensors in one.items():
+        assert set(tensors) == set(two[file])
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(two[file][name], tensor, atol=1e-4, rtol=1e-3)
+    arguments, model = one_process
+    bare = model.get_base_model()
+    tokenizer, _ = load_host(arguments)
+    samples = open_samples(bare, tokenizer, bare.get_vision_tower().image_processor, arguments)
+    before, _ = _logits(model, samples)
+    after, _ = _logits(_loaded(folder / out, folder / "tiny-llava"), samples)
+    _agree(before, after)
