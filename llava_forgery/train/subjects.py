@@ -169,6 +169,7 @@ class LabelledSubjects:
 
     def _subject(self, row: int) -> Subject:
         face = FaceCrop.from_row(self.faces[row])
+        # The centred framing draws nothing.
         image, _ = frame_face(face, self.size, CENTRED)
         method = f", made by {face.method}" if face.method else ""
         fake = f"fake face of {face.source}{method}, labelled so by its data set"
