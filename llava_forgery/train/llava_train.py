@@ -24,7 +24,13 @@ from transformers import (
 )
 
 from llava_forgery.fpl.config import FPLConfig
-from llava_forgery.hosts.llava_model import PROJECTOR, TOWER, attach_to_llava, has_skill
+from llava_forgery.hosts.llava_model import (
+    PROJECTOR,
+    TEMPLATE_KEY,
+    TOWER,
+    attach_to_llava,
+    has_skill,
+)
 from llava_forgery.hosts.llava_register import register
 from llava_forgery.hosts.llava_tower import KFDVisionTower
 from llava_forgery.optional import require
@@ -156,6 +162,8 @@ def attach_skill(model: PreTrainedModel, arguments: LlavaArguments) -> None:
         n_forgery=flags.fpl_n_forgery,
     )
     attach_to_llava(model, flags.forgery_tower, sizes, seed=arguments.training.seed)
+    # With which detect, chat and convert-adapter then ask.
+    setattr(model.config, TEMPLATE_KEY, arguments.model.version)
     inner = model.get_model()
     for name in (TOWER, PROJECTOR):
         getattr(inner, name).float()

@@ -188,6 +188,7 @@ def test_training_changes_what_it_should_and_writes_llavas_layout(folder, lora):
         "kfd", "non_lora_trainables.bin", "checkpoint-2", "checkpoint-4", "log.json",
     } <= names  # fmt: skip
     assert not [name for name in names if name.startswith(".")]
+    assert json.loads((out / "config.json").read_text())["mm_forgery_template"] == "v1"
     host = load_file(folder / "tiny-llava/model.safetensors")
     state = {
         name.removeprefix("base_model.model.").replace(".base_layer", ""): tensor
