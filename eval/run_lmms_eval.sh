@@ -25,7 +25,7 @@ for argument in "$@"; do
 done
 launch=("${PYTHON:-python}")
 if [ "${PROCESSES:-1}" -gt 1 ]; then
-    launch+=(-m torch.distributed.run --nproc_per_node "$PROCESSES")
+    launch+=(-m torch.distributed.run --standalone --nproc_per_node "$PROCESSES")
 fi
 
 export LLAVA_FORGERY_EVAL_DATA="$data"

@@ -43,6 +43,22 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_replaceable(target: str | os.PathLike, marker: str) -> None:
+    """Refuse to replace a folder that no earlier call has written.
+
+    Args:
+        target: A folder that is to be written, and replaced as a whole if it is there.
+        marker: A file or folder that every such folder holds.
+
+    Raises:
+        ValueError: There is something else.
+    """
+    target = Path(target)
+    taken = target.is_file() or (target.is_dir() and any(target.iterdir()))
+    if taken and not (target / marker).exists():
+        raise ValueError(f"{target} is there and holds no {marker}; give another --out")
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_path(path) as temporary:

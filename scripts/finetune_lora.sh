@@ -10,17 +10,17 @@
 # OUT     result; its name must hold "llava" and "lora", by which LLaVA's loader goes
 # IMAGES  what the images' paths in JSON and YAML are relative to
 # GENERAL general instruction data that is mixed in, GENERAL_IMAGES its images
-# GPUS    processes (default: all GPUs); ZERO the DeepSpeed file (default: zero2.json)
+# GPUS    processes (default: all GPUs); ZERO the DeepSpeed file (default: zero2.json); PORT
 #
-# Needs: pip install 'llava-forgery[deepspeed]' and pip install --no-deps llava-torch
+# Needs: pip install 'llava-forgery[deepspeed,llava]' and pip install --no-deps llava-torch
 set -euo pipefail
 here="$(dirname "${BASH_SOURCE[0]}")"
 if [ -z "${KFD:-}" ] || [ -z "${DATA:-}" ]; then
-    sed -n '2,17p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,15p' "${BASH_SOURCE[0]}" >&2
     exit 2
 fi
 # Rank, alpha and dropout are the official LVLM-DFD's, the rest LLaVA's finetune_task_lora.sh.
-exec deepspeed ${GPUS:+--num_gpus "$GPUS"} --module llava_forgery.train.llava_train \
+exec deepspeed ${GPUS:+--num_gpus "$GPUS"} ${PORT:+--master_port "$PORT"} --module llava_forgery.train.llava_train \
     --lora_enable True --lora_r 32 --lora_alpha 32 --lora_dropout 0.1 \
     --deepspeed "${ZERO:-$here/zero2.json}" \
     --model_name_or_path "${MODEL:-liuhaotian/llava-v1.5-7b}" \

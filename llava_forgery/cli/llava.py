@@ -5,11 +5,19 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import app, be_quiet
-from llava_forgery.cli.options import Dtype, Host, Model, Out
+from llava_forgery.cli.options import Dtype, Model, Out
 
 
 @app.command()
-def merge_llava(model: Model, out: Out, host: Host = None, dtype: Dtype = "auto") -> None:
+def merge_llava(
+    model: Model,
+    out: Out,
+    host: Annotated[
+        str | None,
+        typer.Option("--host", help="Its host's folder or hub name; default: the one it names."),
+    ] = None,
+    dtype: Dtype = "auto",
+) -> None:
     """Write a whole LLaVA model: the host with LoRA in its weights, and the skill beside it.
 
     LLaVA's load_pretrained_model reads it after llava_forgery.hosts.llava_register.register().

@@ -12,14 +12,14 @@ import datasets
 from tqdm import tqdm
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.files import atomic_path, write_json
+from llava_forgery.files import atomic_path, check_replaceable, write_json
 from llava_forgery.infer.overlay import png_bytes
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.rows import write_rows
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.subjects import FORGED, PRISTINE, to_bytes
 
-SPLIT = "test"
+SPLIT, DICTIONARY = "test", "dataset_dict.json"
 FEATURES = datasets.Features(
     {
         "image": datasets.Image(),
@@ -93,8 +93,9 @@ def export_faces(faces: datasets.Dataset, output_dir: str | PathLike) -> int:
 
 
 def _write(rows: Callable[[], Iterator[dict[str, Any]]], output_dir: str | PathLike) -> None:
+    check_replaceable(output_dir, DICTIONARY)
     with atomic_path(Path(output_dir)) as temporary:
         temporary.mkdir()
         write_rows(rows, FEATURES, temporary / SPLIT)
         # What makes it a DatasetDict, which lmms-eval asks for.
-        write_json(temporary / "dataset_dict.json", {"splits": [SPLIT]})
+        write_json(temporary / DICTIONARY, {"splits": [SPLIT]})

@@ -167,7 +167,15 @@ def open_journal(folder: Path, job: Mapping[str, Any]) -> Iterator[Journal]:
                 raise RuntimeError(
                     f"another process is at work in {folder}; wait for it, or write elsewhere"
                 ) from error
-        if not (folder / _JOB).is_file() or read_json(folder / _JOB) != dict(job):
+        before = read_json(folder / _JOB) if (folder / _JOB).is_file() else None
+        if before != dict(job):
+            if before is not None:
+                changed = [name for name in job if before.get(name) != job[name]]
+                logger.warning(
+                    "%s holds the unfinished work of other settings (%s), which is dropped",
+                    folder,
+                    ", ".join(changed),
+                )
             for entry in folder.iterdir():
                 if entry.name != _LOCK:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -46,16 +46,21 @@ class Worker:
     def run(self, source: MediaSource) -> Outcome:
         """Find the faces of a source; a file that cannot be read is an outcome with a reason."""
         rows, areas = [], []
-        try:
-            for found in find_faces(source, self._detector, self._settings):
-                row = found.crop.to_row()
-                for name in ("image", "mask"):
-                    if row[name] is not None:
-                        row[name] = self._pixels.add(row[name]["bytes"])
-                rows.append(row)
-                areas.append(found.area)
-        except (OSError, ValueError) as error:
-            return Outcome([], str(error))
+        faces = find_faces(source, self._detector, self._settings)
+        while True:
+            # Around reading alone: a full disk is no fault of the file.
+            try:
+                found = next(faces, None)
+            except (OSError, ValueError) as error:
+                return Outcome([], str(error))
+            if found is None:
+                break
+            row = found.crop.to_row()
+            for name in ("image", "mask"):
+                if row[name] is not None:
+                    row[name] = self._pixels.add(row[name]["bytes"])
+            rows.append(row)
+            areas.append(found.area)
         if source.is_video and self._settings.largest_only and rows:
             track = main_track([row["track"] for row in rows], areas)
             rows = [row for row in rows if row["track"] == track]

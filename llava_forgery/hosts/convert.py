@@ -20,7 +20,7 @@ from peft import (
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from llava_forgery.files import read_json, resolve_name
+from llava_forgery.files import check_replaceable, read_json, resolve_name
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.checkpoint import (
@@ -71,6 +71,7 @@ def convert_adapter(
         ValueError: The hosts' language models differ, or the adapter holds what cannot be moved.
     """
     source = Path(source)
+    check_replaceable(directory, FPL)
     values = read_skill_config(source)
     if values is None:
         return _to_llava(source, host, directory, template)
@@ -136,8 +137,10 @@ def _read_lora(directory: Path) -> tuple[LoraSettings, dict[str, torch.Tensor]]:
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory} holds no {name}")
     values = read_json(directory / LORA_CONFIG)
-    changed = [k for k in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern") if values[k]]
-    if values["bias"] != "none":
+    changed = [
+        k for k in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern") if values.get(k)
+    ]
+    if values.get("bias", "none") != "none":
         changed.append("bias")
     if changed:
         raise ValueError(f"{directory} uses LoRA's {', '.join(changed)}, which cannot be moved")

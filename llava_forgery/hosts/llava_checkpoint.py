@@ -30,7 +30,13 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from llava_forgery.files import atomic_path, portable_name, read_json, resolve_name
+from llava_forgery.files import (
+    atomic_path,
+    check_replaceable,
+    portable_name,
+    read_json,
+    resolve_name,
+)
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.fingerprint import check_fingerprint, host_fingerprint
@@ -195,6 +201,7 @@ def merge_llava(
             f"LLaVA's loader goes by a folder's name: {directory.name!r} must hold 'llava' and, "
             "for a whole model, not 'lora'"
         )
+    check_replaceable(directory, CONFIG)
     tokenizer, model = load_llava(adapter, base, dtype=dtype, device="cpu")
     with atomic_path(directory) as temporary:
         model.save_pretrained(temporary)

@@ -61,6 +61,10 @@ class LlavaSpeaker:
         self.model, self.tokenizer = model, tokenizer
         trained = getattr(model.config, TEMPLATE_KEY, None)
         name = template or trained or DEFAULT_TEMPLATE
+        if not (template or trained):
+            logger.warning(
+                "the model's configuration names no conversation template: %s is taken", name
+            )
         if trained and name != trained:
             logger.warning("the skill was trained with the template %r, not %r", trained, name)
         known = import_llava("a prompt", "llava.conversation").conv_templates

@@ -20,11 +20,10 @@ from typing import Any
 import open_clip
 import torch
 
-from llava_forgery.files import atomic_path, write_json
+from llava_forgery.files import atomic_path, check_replaceable, write_json
 from llava_forgery.kfd.imports import (
     Source,
     check_sources,
-    check_target,
     convert_sources,
     read_checkpoint,
 )
@@ -89,7 +88,7 @@ def import_imagebind(
         ValueError: Names are missing, unknown or of another shape, all of them listed; or it is no
             checkpoint of tensors alone; or the target holds something else.
     """
-    check_target(target, CONFIG)
+    check_replaceable(target, CONFIG)
     tensors = needed_tensors(read_checkpoint(checkpoint))
     sources = tower_sources(model)
     factors = factor_sources(sources, tensors, rank)

@@ -61,22 +61,6 @@ def read_checkpoint(path: str | PathLike) -> dict[str, torch.Tensor]:
     return values
 
 
-def check_target(target: str | PathLike, marker: str) -> None:
-    """Refuse to replace a folder that an import has not written.
-
-    Args:
-        target: Where an import is to write.
-        marker: A file that every such folder holds.
-
-    Raises:
-        ValueError: There is something else.
-    """
-    target = Path(target)
-    taken = target.is_file() or (target.is_dir() and any(target.iterdir()))
-    if taken and not (target / marker).is_file():
-        raise ValueError(f"{target} is there and holds no {marker}; give another --out")
-
-
 @dataclass(frozen=True)
 class Source:
     """Where a tensor of ours comes from."""

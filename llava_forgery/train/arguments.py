@@ -109,7 +109,9 @@ class DataArguments:
         "General instruction data that is mixed in, without the skill's placeholders."
     )
     general_image_folder: str | None = _flag("Of the general data; default: --image_folder.")
-    general_ratio: float = _flag("Share of the general data; at 0.5 the two alternate.", 0.5)
+    general_ratio: float | None = _flag(
+        "Share of the general data; default 0.5, at which the two alternate."
+    )
 
     def __post_init__(self) -> None:
         if not self.data_path:
@@ -118,6 +120,12 @@ class DataArguments:
             raise ValueError(
                 f"--image_aspect_ratio must be square, pad or anyres, got {self.image_aspect_ratio}"
             )
+        if self.general_data_path is None:
+            for name in ("general_ratio", "general_image_folder"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"--{name} is of no use without --general_data_path")
+        if self.general_ratio is None:
+            self.general_ratio = 0.5
         if not 0 < self.general_ratio < 1:
             raise ValueError(
                 f"--general_ratio is the share of general data, between 0 and 1, got "

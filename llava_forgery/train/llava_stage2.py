@@ -1,6 +1,6 @@
 """Stage 2 on a model of the ``llava`` package: the FPL, and LoRA where wanted, with LLaVA's flags.
 
-    deepspeed -m llava_forgery.train.llava_train --lora_enable True --forgery_tower KFD ...
+    deepspeed --module llava_forgery.train.llava_train --lora_enable True --forgery_tower KFD ...
 
 ``scripts/finetune_lora.sh`` and ``scripts/finetune_fpl.sh`` call it. The detector stays frozen, and
 so does the host but for what the flags ask for.
@@ -26,8 +26,12 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 
 from llava_forgery.hosts.llava_checkpoint import (
+    CONFIG,
     FPL,
+    LORA_CONFIG,
     LORA_WEIGHTS,
+    NO_LORA,
+    NON_LORA,
     TRAINABLES,
     save_llava_adapter,
 )
@@ -132,7 +136,11 @@ class LlavaStage2(Trainable):
         temporary = directory.with_name(f".{directory.name}-llava-lora")
         try:
             save_llava_adapter(self.model, temporary, self._trained_projector())
-            for path in sorted(temporary.iterdir()):
+            # Without the configuration the folder is no adapter: so it is the first file to go and
+            # the last to come. What an earlier training wrote and this one did not goes as well.
+            for name in (CONFIG, LORA_CONFIG, LORA_WEIGHTS, NON_LORA, NO_LORA, TRAINABLES):
+                (directory / name).unlink(missing_ok=True)
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == CONFIG):
                 target = directory / path.name
                 if target.is_dir():
                     shutil.rmtree(target)
@@ -154,7 +162,13 @@ class LlavaStage2(Trainable):
             tensors = load_file(path)
             compare_tensors(tensors, get_peft_model_state_dict(self.model), str(path))
             set_peft_model_state_dict(self.model, tensors)
-        if projector := self._trained_projector():
+        projector = self._trained_projector()
+        if not projector and (directory / TRAINABLES).is_file():
+            raise ValueError(
+                f"{directory} holds weights of the host's own projector, which this training "
+                "leaves as they are; give --mm_projector_lr as before, or another --output_dir"
+            )
+        if projector:
             for name, tensor in load_tensors(directory / TRAINABLES, projector).items():
                 projector[name].copy_(tensor)
 

@@ -25,6 +25,10 @@ def test_simulated_forgeries(faces, tmp_path):
     pairs = FacePairs(faces, 4, size=48, seed=3, framing=CENTRED)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/old").touch()
+    with pytest.raises(ValueError, match=r"data is there and holds no dataset_dict\.json"):
+        export_simulated(pairs, tmp_path / "data")
+    assert (tmp_path / "data/old").exists()
+    (tmp_path / "data/dataset_dict.json").touch()
     assert export_simulated(pairs, tmp_path / "data") == 8
     found = datasets.load_from_disk(str(tmp_path / "data"))
     assert list(found) == ["test"]

@@ -35,7 +35,7 @@ class SlowRedSquare(RedSquare):
     """Slow enough to be killed in the middle."""
 
     def detect(self, image):
-        time.sleep(0.1)
+        time.sleep(0.25)
         return super().detect(image)
 
 

@@ -113,8 +113,8 @@ PSEUDO_WORD = [
 
 
 def _two_processes(folder, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-               "-m", "llava_forgery.cli"]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc_per_node", "2", "-m", "llava_forgery.cli"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu",
                    "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # fmt: skip
     result = subprocess.run(
