@@ -2,13 +2,15 @@
 
     python scripts/bench_simulate.py
     python scripts/bench_simulate.py --faces FACES --public SelfBlendedImages
+    python scripts/bench_simulate.py --batch 32 --torch      # the torch renderer, on the CPU too
 
 What is timed is the process's own CPU time, which other programs disturb less than the clock; all
 ways take turns, and medians are printed. "supply" is the work for a training pair: framed, forged
 as the simulator's defaults say, degraded, as tensors; the crop is decoded already. ``--public``
 names a checkout of github.com/mapooon/SelfBlendedImages (which needs albumentations 1.3.1 and
 scikit-image): its self-blending is timed on the same faces, alone and with its shared transforms
-and tensors. "solver" compares Poisson blending with ``cv2.seamlessClone`` under an ellipse.
+and tensors. "solver" compares Poisson blending with ``cv2.seamlessClone`` under an ellipse. Where
+there is a GPU, a last table times batches of tensors on it by the clock.
 """
 
 import statistics
@@ -44,6 +46,10 @@ def main(
     ] = None,
     rounds: Annotated[int, typer.Option(help="Turns of each way.")] = 7,
     images: Annotated[int, typer.Option(help="Images of each way in a turn.")] = 20,
+    batch: Annotated[int, typer.Option(help="Images of a batch of tensors.")] = 256,
+    on_cpu: Annotated[
+        bool, typer.Option("--torch", help="Time the torch renderer on the CPU as well.")
+    ] = False,
 ) -> None:
     """Print the tables."""
     cv2.setNumThreads(1)
@@ -69,8 +75,12 @@ def main(
     print("|---|---|---|---|---|")
     for size in SIZES:
         _solver(crops, size, rounds)
-    if torch.cuda.is_available():
-        print("\nThe simulator runs on the CPU; a GPU is fed by several worker processes.")
+    devices = ["cpu"] * on_cpu + ["cuda"] * torch.cuda.is_available()
+    if devices:
+        print("\n| pixels | torch renderer | images/s | batch |\n|---|---|---|---|")
+    for size in SIZES:
+        for device in devices:
+            _batches(crops, size, device, rounds, batch)
 
 
 def _ours(
@@ -172,6 +182,26 @@ def _solver(crops: list[FaceCrop], size: int, rounds: int) -> None:
         largest = max(largest, int(difference.max()))
     ours, theirs = (1000 * statistics.median(times) for times in taken)
     print(f"| {size} | {ours:.2f} | {theirs:.2f} | {np.mean(means):.3f} | {largest} |")
+
+
+def _batches(crops: list[FaceCrop], size: int, device: str, rounds: int, batch: int) -> None:
+    """Time whole calls by the clock: plans, masks and JPEG on the CPU are part of them."""
+    framed = [frame_face(crop, size, CENTRED) for crop in crops]
+    order = [i % len(framed) for i in range(batch)]
+    images = torch.stack([to_tensor(framed[i][0]) for i in order]).to(device)
+    landmarks = torch.from_numpy(np.stack([framed[i][1] for i in order]))
+    for name, poisson in (("alpha", 0.0), ("Poisson", 1.0)):
+        simulator = ForgerySimulator(SimulatorConfig(poisson=poisson), renderer="torch")
+        taken = []
+        for turn in range(rounds + 1):
+            start = time.perf_counter()
+            made = simulator(images, landmarks, range(turn * batch, (turn + 1) * batch))
+            float(made.image.sum())  # waits for the device
+            taken.append(time.perf_counter() - start)
+        # The first turn warms up.
+        print(
+            f"| {size} | {device}, {name} | {batch / statistics.median(taken[1:]):.1f} | {batch} |"
+        )
 
 
 if __name__ == "__main__":

@@ -24,12 +24,20 @@ def bench(monkeypatch):
 
 
 def test_tables_have_a_row_for_each_way(bench, capsys):
-    bench.main(faces=None, public=None, rounds=1, images=1)
+    bench.main(faces=None, public=None, rounds=1, images=1, batch=2, on_cpu=False)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 64 |")]
     assert [row.split(" | ")[1] for row in rows[:3]] == ["alpha", "Poisson", "supply"]
     difference, largest = rows[3].strip("| ").split(" | ")[3:]
     assert 0 < float(difference) < 1
     assert int(largest) <= 1
+
+
+def test_the_torch_renderer_has_rows_of_its_own(bench, capsys, monkeypatch):
+    monkeypatch.setattr(bench.torch.cuda, "is_available", lambda: False)
+    bench.main(faces=None, public=None, rounds=1, images=1, batch=2, on_cpu=True)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 64 |")]
+    assert [row.split(" | ")[1] for row in rows[4:]] == ["cpu, alpha", "cpu, Poisson"]
+    assert all(row.endswith("| 2 |") for row in rows[4:])
 
 
 def test_a_folder_without_the_public_code_is_named(bench, tmp_path):

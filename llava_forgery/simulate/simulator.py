@@ -16,7 +16,9 @@ import torch
 from llava_forgery.simulate.config import SimulatorConfig as SimulatorConfig
 from llava_forgery.simulate.plan import ForgeryPlan, draw_plans
 from llava_forgery.simulate.render import Rendering, render
+from llava_forgery.simulate.render_torch import render_batch
 
+RENDERERS = ("auto", "opencv", "torch")
 _OUTSIDE = "no region of the face lies inside the image: check the landmarks"
 
 
@@ -52,10 +54,17 @@ class ForgerySimulator:
 
     All random choices are drawn first, from a seed for each face (:mod:`plan`); what is drawn from
     them depends on nothing else. The same seed gives the same forgery bit for bit, alone or in a
-    batch, in any worker process.
+    batch, in any worker process. Tensors on a GPU are forged there in one batch by the same plans
+    (:mod:`render_torch`), equal to the bytes of the CPU up to a few grey levels.
 
     Args:
         config: How they are drawn; the defaults if None.
+        renderer: What forges tensors: "opencv" on the CPU, one face after another; "torch" on the
+            tensors' device; "auto" takes torch where they lie on a GPU, otherwise OpenCV. Arrays
+            of bytes are always forged with OpenCV.
+
+    Raises:
+        ValueError: An unknown renderer.
 
     Example:
         >>> simulator = ForgerySimulator()
@@ -64,8 +73,11 @@ class ForgerySimulator:
         True
     """
 
-    def __init__(self, config: SimulatorConfig | None = None) -> None:
+    def __init__(self, config: SimulatorConfig | None = None, renderer: str = "auto") -> None:
+        if renderer not in RENDERERS:
+            raise ValueError(f"renderer must be one of {', '.join(RENDERERS)}, got {renderer!r}")
         self.config = config or SimulatorConfig()
+        self.renderer = renderer
 
     def forge(self, image: np.ndarray, landmarks: np.ndarray, seed: int) -> ForgedFace:
         """Forge one face; a forgery that is too faint is drawn anew, at most ``max_draws`` times.
@@ -143,6 +155,9 @@ class ForgerySimulator:
         _check(images, landmarks)
         seeds = _seeds(generator, len(images))
         points = landmarks.detach().cpu().numpy().astype(np.float32)
+        wanted = images.is_cuda if self.renderer == "auto" else self.renderer == "torch"
+        if wanted and len(images):
+            return self._forge_on_device(images, points, seeds)
         pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         forged = self.forge_batch(list(pixels), list(points), seeds)
         return ForgedFaces(
@@ -150,6 +165,36 @@ class ForgerySimulator:
             torch.stack([to_tensor(face.pristine) for face in forged]).to(images),
             torch.stack([to_tensor(face.mask) for face in forged]).to(images),
             tuple(face.plan.regions for face in forged),
+        )
+
+    def _forge_on_device(
+        self, images: torch.Tensor, points: np.ndarray, seeds: Sequence[int]
+    ) -> ForgedFaces:
+        """What :meth:`forge` does to one face, for a batch: only those too faint go round again."""
+        source = (images * 255).round().byte()
+        image, pristine, mask = source.clone(), source.clone(), torch.zeros_like(source[:, :1])
+        streams = [draw_plans(self.config, seed) for seed in seeds]
+        chosen: list[ForgeryPlan | None] = [None] * len(seeds)
+        best = np.full(len(seeds), -1.0)
+        left = np.arange(len(seeds))
+        for _ in range(self.config.max_draws):
+            plans = [next(streams[i]) for i in left]
+            drawn = render_batch(source[left], points[left], plans)
+            differences = drawn.difference.cpu().numpy()
+            (stronger,) = np.nonzero(differences > best[left])
+            to = left[stronger]
+            image[to], pristine[to] = drawn.image[stronger], drawn.pristine[stronger]
+            mask[to], best[to] = drawn.mask[stronger], differences[stronger]
+            for place in stronger:
+                chosen[left[place]] = plans[place]
+            left = left[best[left] < self.config.min_difference]
+            if not len(left):
+                break
+        if any(plan is None for plan in chosen):
+            raise ValueError(_OUTSIDE)
+        return ForgedFaces(
+            *((tensor.float() / 255).to(images) for tensor in (image, pristine, mask)),
+            tuple(plan.regions for plan in chosen),
         )
 
 
