@@ -101,7 +101,7 @@ def test_the_hosts_projector_is_trained_where_llavas_flags_ask_for_it():
         ({"output_dir": "checkpoints/mine"}, "with llava and lora in it"),
         ({"image_aspect_ratio": "wide"}, "must be square, pad or anyres"),
         ({"general_ratio": 0.3}, "--general_ratio is of no use without --general_data_path"),
-        ({"general_ratio": 1, "general_data_path": "g.json"}, "share of general data, between 0 and"),
+        ({"general_ratio": 1, "general_data_path": "g.json"}, "share of general data, between"),
         ({"fpl_lr": 0}, "--fpl_lr must be greater than 0"),
     ],
 )
