@@ -53,6 +53,7 @@ def test_detect_in_a_new_process_says_what_the_library_says(folder):
     assert entry["faces"][0]["overlay"] is None
 
 
+@pytest.mark.slow
 def test_exit_status_1_when_a_file_was_not_judged(folder, tmp_path):
     (tmp_path / "broken.jpg").write_text("no picture")
     result = _run("detect", tmp_path / "broken.jpg", folder / "face.png", "--model",
@@ -70,6 +71,7 @@ def test_exit_status_1_when_a_file_was_not_judged(folder, tmp_path):
         ([], "Missing option '--model'"),
     ],
 )
+@pytest.mark.slow
 def test_wrong_use_is_exit_status_2(folder, arguments, message):
     names = {"ADAPTER": folder / "adapter", "OTHER": folder / "other-host"}
     arguments = [names.get(argument, argument) for argument in arguments]
@@ -79,6 +81,7 @@ def test_wrong_use_is_exit_status_2(folder, arguments, message):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_chat_answers_several_questions(folder):
     result = _run("chat", folder / "face.png", "--model", folder / "adapter", "--cropped",
                   text="Is it fake?\nWhere?\n\n")  # fmt: skip

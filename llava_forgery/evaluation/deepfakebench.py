@@ -40,7 +40,7 @@ def export_deepfakebench(
     Raises:
         ValueError: As ``to_deepfakebench``; several faces of one frame.
     """
-    check_replaceable(output_dir, f"{dataset}.json")
+    check_replaceable(output_dir, "rgb")
     with atomic_path(Path(output_dir)) as temporary:
         sources = [
             _frame_file(FaceCrop.from_row(row), temporary / "rgb" / dataset, size) for row in faces

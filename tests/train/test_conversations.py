@@ -132,6 +132,7 @@ class Watched(FacePairs):
     ("moment", "todo"),
     [("pictures", {4, 5, 6}), pytest.param("assembly", set(), marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_killed_and_run_again(faces, whole, tmp_path, moment, todo):
     folder = Path(faces.cache_files[0]["filename"]).parent
     out = tmp_path / "qa"
