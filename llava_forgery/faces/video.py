@@ -180,6 +180,8 @@ class Video:
                     frame = next(decoded, None)
                 while frame is not None and frame.pts < time:
                     frame = next(decoded, None)
+                if frame is not None and frame.pts != time:
+                    raise ValueError(f"{self.path} is damaged: its frame {number} is missing")
                 position = number
             if frame is None:
                 raise ValueError(f"{self.path} ends before its frame {number}")
