@@ -117,7 +117,8 @@ def test_kill_9_in_the_middle(src, whole, tmp_path, workers):
     detector = Counting()
     prepare(src, out, detector=detector, **PEOPLE)
     assert contents(out) == whole
-    assert detector.calls <= 24 - done
+    # One of the finished files may be the one that is no picture: nothing was looked for in it.
+    assert detector.calls <= 24 - (done - 1)
     assert not (out / UNFINISHED).exists()
 
 
