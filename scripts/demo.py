@@ -56,7 +56,7 @@ class Sizes:
 
 
 FULL = Sizes(
-    identities=80, kfd_steps=300, qa_pairs=500, align_steps=500, adapter_steps=220, test_pairs=60
+    identities=80, kfd_steps=200, qa_pairs=500, align_steps=500, adapter_steps=200, test_pairs=60
 )
 REDUCED = Sizes(
     identities=16, kfd_steps=12, qa_pairs=16, align_steps=20, adapter_steps=4, test_pairs=8
