@@ -9,16 +9,15 @@ passed stands, on CPU, the time that the process was busy: other work on the mac
 nearly as it is. --tiny checks that the script runs; its figures say nothing.
 """
 
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 import typer
+from bench_timing import measure
 from tokenizers import Tokenizer, models
 from transformers import (
     CLIPImageProcessorPil,
@@ -218,32 +217,6 @@ def run_host(host: LlavaForConditionalGeneration, ids: torch.Tensor, pixels: tor
 def run_skilled(vlm: ForgeryVLM, ids: torch.Tensor, seen, pixels: torch.Tensor) -> None:
     """The same with the skill."""
     vlm(input_ids=ids, detection=seen, pixel_values=pixels, use_cache=True, logits_to_keep=1)
-
-
-def measure(
-    variants: dict[str, Callable[[], None]], rounds: int, warm_up: int, device: torch.device
-) -> dict[str, tuple[float, float]]:
-    """Median seconds passed and busy; variants take turns, so that slow moments hit all alike."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
-    for i in range(warm_up + rounds):
-        for name, variant in variants.items():
-            synchronise(device)
-            start, start_busy = time.perf_counter(), time.process_time()
-            variant()
-            synchronise(device)
-            if i >= warm_up:
-                passed = time.perf_counter() - start
-                times[name].append((passed, time.process_time() - start_busy))
-    return {
-        name: tuple(statistics.median(values) for values in zip(*pairs, strict=True))
-        for name, pairs in times.items()
-    }
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the accelerator."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 if __name__ == "__main__":

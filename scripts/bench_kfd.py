@@ -15,7 +15,6 @@ of this process's memory; run it by itself.
 
 import math
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 import typer
+from bench_timing import measure
 from torch import nn
 
 from llava_forgery.fpl.config import FPLConfig
@@ -318,32 +318,6 @@ def fill(module: nn.Module) -> None:
 def random(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Normal numbers."""
     return torch.randn(shape, device=device).to(dtype)
-
-
-def measure(
-    variants: Variants, rounds: int, warm_up: int, device: torch.device
-) -> dict[str, tuple[float, float]]:
-    """Median seconds passed and busy; variants take turns, so that slow moments hit all alike."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
-    for i in range(warm_up + rounds):
-        for name, variant in variants.items():
-            synchronise(device)
-            start, start_busy = time.perf_counter(), time.process_time()
-            variant()
-            synchronise(device)
-            if i >= warm_up:
-                passed = time.perf_counter() - start
-                times[name].append((passed, time.process_time() - start_busy))
-    return {
-        name: tuple(statistics.median(values) for values in zip(*pairs, strict=True))
-        for name, pairs in times.items()
-    }
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the accelerator."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def print_rows(

@@ -15,7 +15,8 @@ from typing import Annotated
 
 import torch
 import typer
-from bench_host_tower import LLAVA_7B, TINY, Sizes, detector, make_host, measure, prompt
+from bench_host_tower import LLAVA_7B, TINY, Sizes, detector, make_host, prompt
+from bench_timing import measure
 from transformers.utils import logging
 
 from llava_forgery.constants import IGNORE_INDEX

@@ -106,6 +106,9 @@ def save_detector(detector: KnowledgeGuidedForgeryDetector, directory: str | Pat
     meta["config"]["encoder"]["name"] = _moved(encoder, encoder.name, portable_name, directory)
     if detector.encoder.frozen:
         meta["encoder_probe"] = _probe_to_save(detector)
+    # Without its configuration a folder is no detector: it goes first and comes last, so that an
+    # interruption over an older detector leaves no mixture of both that could be read.
+    (directory / CONFIG).unlink(missing_ok=True)
     save_tensors(directory / WEIGHTS, _detector_state(detector))
     if detector.knowledge is not None:
         save_tensors(directory / KNOWLEDGE, _knowledge_state(detector))
