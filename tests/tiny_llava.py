@@ -12,6 +12,7 @@ import transformers as hf
 from tokenizers import processors
 
 from llava_forgery.hosts.small_llava import CHAT_TEMPLATE
+from llava_forgery.kfd.config import EncoderConfig, HostTower, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from tests import tiny
 
@@ -146,6 +147,25 @@ def save_kfd(folder: Path, seed: int = 0, **changes: Any) -> Path:
     """A detector's folder, for ``kfd:DIR``."""
     KnowledgeGuidedForgeryDetector.from_config(tiny.kfd_config(**changes), seed).eval(
     ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def save_tower_kfd(folder: Path, clip: Path, seed: int = 0) -> Path:
+    """A detector that reads the CLIP tower of :func:`save_clip`, for ``kfd:DIR``."""
+    tower = hf.CLIPVisionModel.from_pretrained(clip)
+    processor = hf.CLIPImageProcessor.from_pretrained(clip)
+    likeness = HostTower(
+        tower.config.model_type, tower.config.hidden_size, tower.config.num_hidden_layers, PATCH,
+        tuple(processor.image_mean), tuple(processor.image_std),
+    )  # fmt: skip
+    encoder = EncoderConfig("host", str(clip), None, (1, 2, 3), 16, SIDE, tower=likeness)
+    # The lite heads want a finer grid than 2 x 2.
+    config = KFDConfig(encoder, context_length=2, heads="paper", temperature=10.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        detector = KnowledgeGuidedForgeryDetector(config, with_tower=False).eval()
+    detector.encoder.adopt(tower)
+    detector.save_pretrained(folder)
     return folder
 
 

@@ -64,10 +64,10 @@ def prepare(
     if frames is None and every is None:
         frames = FrameChoice().count
     if src.suffix == ".jsonl":
-        if identities is not None or identity_pattern is not None or test_share or fake:
+        if identities is not None or identity_pattern is not None or test_share or fake or seed:
             raise ValueError(
                 f"{src} says labels, identities and splits itself; leave --identities, "
-                "--identity-pattern, --test-share and --fake out"
+                "--identity-pattern, --test-share, --fake and --seed out"
             )
         settings = CropSettings(size, margin, align, not all_faces, FrameChoice(frames, every))
         sources = read_manifest(src)

@@ -50,7 +50,7 @@ class ImageRecord:
         for name in ("score", "p_yes"):
             value = getattr(self, name)
             # Written so that NaN fails as well.
-            if value is not None and not (_is_number(value) and 0 <= value <= 1):
+            if value is not None and not (is_number(value) and 0 <= value <= 1):
                 raise ValueError(f"{name} must lie in [0, 1] or be None, got {value!r}")
         if self.score is None and self.p_yes is None:
             raise ValueError("a record needs a score or p_yes, both are None")
@@ -158,5 +158,6 @@ def read_other_records(path: str | PathLike, test: str) -> list[ImageRecord]:
     return records
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number; true and false are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

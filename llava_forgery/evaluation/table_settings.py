@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from llava_forgery.evaluation.cells import is_number
 from llava_forgery.faces.records import SPLITS
 from llava_forgery.kfd.config import PRESETS
 
@@ -176,11 +177,11 @@ def check_numbers(
         check_whole(name, getattr(settings, name))
     for name in positive:
         value = getattr(settings, name)
-        if not _is_number(value) or not value > 0:
+        if not is_number(value) or not value > 0:
             raise ValueError(f"{name} must be a number over 0, got {value!r}")
     for name in shares:
         value = getattr(settings, name)
-        if not _is_number(value) or not 0 <= value <= 1:
+        if not is_number(value) or not 0 <= value <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
 
 
@@ -195,7 +196,3 @@ def check_text(name: str, value: Any, needed: bool = False) -> None:
     if (value is None and not needed) or (isinstance(value, str) and value):
         return
     raise ValueError(f"{name} must be a text that is not empty, got {value!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -7,8 +7,6 @@ import numpy as np
 
 from llava_forgery.faces.crop import Box
 
-N_LANDMARKS = 68
-
 
 @dataclass(frozen=True)
 class DetectedFace:

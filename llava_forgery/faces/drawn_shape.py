@@ -40,7 +40,6 @@ _HAIRS = np.array(
 _IRISES = np.array(
     [[74, 46, 26], [104, 68, 36], [110, 104, 62], [96, 124, 132], [88, 122, 160]], dtype=np.float32
 )
-HAIR_STYLES = ("shaved", "short", "parted", "tied", "long", "fringe", "curly")
 
 
 @dataclass(frozen=True)

@@ -212,8 +212,7 @@ def _prepare(
     check_sources(sources)
     by_name = isinstance(detector, str)
     make_detector = detector_factory(detector) if by_name else partial(_itself, detector)
-    name = detector if by_name else type(detector).__name__
-    job = {**asdict(settings), "detector": name}
+    job = {**asdict(settings), "detector": detector if by_name else _description(detector)}
     working = out_dir / UNFINISHED
     with open_journal(working, job) as journal:
         keys = [source_key(source) for source in sources]
@@ -307,6 +306,16 @@ class _Result:
 
 def _itself(detector: FaceDetector) -> FaceDetector:
     return detector
+
+
+def _description(detector: FaceDetector) -> dict[str, Any]:
+    """Class and options of a detector, as far as JSON takes them: with others a run starts anew."""
+    options = {
+        name: value
+        for name, value in sorted(getattr(detector, "__dict__", {}).items())
+        if not name.startswith("_") and isinstance(value, (bool, int, float, str, type(None)))
+    }
+    return {"class": type(detector).__name__, **options}
 
 
 def _stem(file: str) -> str:

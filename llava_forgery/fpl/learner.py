@@ -18,6 +18,7 @@ GRID = 3
 PAPER_SIZE = 224
 # Finer maps are reduced to this side for the lite networks: regions of a face remain apart.
 LITE_SIZE = 24
+LITE_PLACES = 6
 
 
 class PaperGrid(nn.Sequential):
@@ -34,15 +35,15 @@ class PaperGrid(nn.Sequential):
 
 
 class LiteGrid(nn.Module):
-    """Three small convolutions, pooled to 3 x 3; then each vector is made from all nine places.
+    """Three small convolutions, down to 6 x 6 places; then each of 3 x 3 vectors is made from all.
 
-    No norm: how strong a map is says as much as where, and stage 2 runs on batches of a few
-    samples.
+    A third of a face is too coarse to tell its eyes from its eyebrows. No norm: how strong a map is
+    says as much as where, and stage 2 runs on batches of a few samples.
     """
 
     def __init__(self, channels: int, hidden_size: int, latent: int = 64) -> None:
         super().__init__()
-        places = GRID * GRID
+        vectors = GRID * GRID
         self.trunk = nn.Sequential(
             nn.Conv2d(channels, 32, 3, padding=1),
             nn.GELU(),
@@ -50,13 +51,14 @@ class LiteGrid(nn.Module):
             nn.GELU(),
             nn.Conv2d(64, 128, 3, padding=1, stride=2),
             nn.GELU(),
-            nn.AdaptiveAvgPool2d(GRID),
+            nn.AdaptiveAvgPool2d(LITE_PLACES),
+            nn.Conv2d(128, 32, 1),
             nn.Flatten(),
         )
         self.head = nn.Sequential(
-            nn.Linear(128 * places, places * latent),
+            nn.Linear(32 * LITE_PLACES**2, vectors * latent),
             nn.GELU(),
-            nn.Unflatten(1, (places, latent)),
+            nn.Unflatten(1, (vectors, latent)),
             nn.Linear(latent, hidden_size),
         )
 

@@ -94,7 +94,7 @@ def _to_transformers(
     model, processor = load_host(source, host, dtype="auto")
     _check_language_model(model, values["mm_forgery_host"], source)
     fpl = _read_learner(source, values["mm_forgery_fpl"])
-    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(source / KFD)
+    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(source / KFD, with_tower=False)
     vlm = attach_forgery(model, processor, kfd, fpl, settings)
     if lora:
         _fill_lora(vlm.host, tensors, source)

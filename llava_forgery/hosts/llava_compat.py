@@ -50,7 +50,7 @@ def apply() -> list[str]:
             "the llava that Python finds is not LLaVA-NeXT's (llava/model/multimodal_resampler is "
             "missing): put a checkout of LLaVA-VL/LLaVA-NeXT on PYTHONPATH before anything else"
         )
-    changes = [*_bring_back_helpers(), *_keep_rope(), *_delay_towers()]
+    changes = [*_bring_back_helpers(), *_keep_rope(), *_delay_towers(), *_plain_sizes()]
     for change in changes:
         logger.warning("%s", change)
     return changes
@@ -125,6 +125,38 @@ def _delay_towers() -> Iterable[str]:
     yield (
         "llava_arch.build_vision_tower leaves the tower's weights to load_model() inside "
         "from_pretrained, as delay_load in the configuration does"
+    )
+
+
+class _PlainSize:
+    """An image processor whose ``size`` is a dictionary, as transformers 4 had it."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self.size = dict(processor.size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+
+def _plain_sizes() -> Iterable[str]:
+    """Any-resolution images ask whether ``size`` is a dict, which it no longer is."""
+    module = importlib.import_module("llava.mm_utils")
+    original = getattr(module, "process_anyres_image", None)
+    if original is None or hasattr(original, "_plain"):
+        return
+
+    @functools.wraps(original)
+    def process_anyres_image(image: Any, processor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # Some of LLaVA-NeXT's own processors give a pair.
+        plain = processor if isinstance(processor.size, tuple) else _PlainSize(processor)
+        return original(image, plain, *args, **kwargs)
+
+    process_anyres_image._plain = True
+    _set(module, "process_anyres_image", process_anyres_image)
+    yield (
+        "llava.mm_utils.process_anyres_image reads an image processor's size as a dictionary, "
+        "which transformers 5 has replaced"
     )
 
 

@@ -13,7 +13,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -33,10 +33,12 @@ from llava_forgery.hosts.llava_hooks import (
     NumberedHooks,
 )
 from llava_forgery.hosts.llava_images import pictures_of
+from llava_forgery.hosts.llava_shared import LlavaSharedTower
 from llava_forgery.hosts.llava_tower import PREFIX, KFDVisionTower
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.placeholder import count_placeholders
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
+from llava_forgery.kfd.host_tower import HostEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -58,21 +60,36 @@ class SkilledLlava:
 
     _forgery_hooks: NumberedHooks | None = None
     _forgery_derived = False
+    _forgery_shared: LlavaSharedTower | None = None
 
     @property
     def n_forgery(self) -> int:
         """n_f: placeholders that a prompt must hold for each of its images."""
         return self.get_model().forgery_projector.config.n_forgery
 
+    @property
+    def takes_forgery_images(self) -> bool:
+        """Whether calls take ``forgery_images``. A detector on the model's own vision tower reads
+        ``images``, and each image is encoded once."""
+        return self._forgery_shared is None
+
     @torch.no_grad()
     def detect(self, forgery_images: torch.Tensor) -> KFDOutput:
-        """The detector's output for images (N, 3, S, S) in [0, 1]."""
+        """The detector's output for images (N, 3, S, S) in [0, 1].
+
+        Where it reads the model's tower, the output keeps the tower's features: handed on as
+        ``detection``, it spares the model a second encoding.
+        """
+        if self._forgery_shared is not None:
+            return self._forgery_shared.detect(forgery_images)
         return self.get_model().forgery_tower(forgery_images)
 
     @contextmanager
     def detector_alone(self) -> Iterator[KnowledgeGuidedForgeryDetector]:
-        """The detector for calls without the model."""
-        yield self.get_model().forgery_tower.kfd
+        """The detector for calls without the model, also where it reads the model's tower."""
+        shared = self._forgery_shared
+        with nullcontext() if shared is None else shared.lent():
+            yield self.get_model().forgery_tower.kfd
 
     def prepare_inputs_labels_for_multimodal(self, *args: Any, **kwargs: Any) -> Any:
         """LLaVA's own; it cuts what is longer than ``tokenizer_model_max_length`` without a word,
@@ -115,6 +132,12 @@ class SkilledLlava:
         input_ids = given.get(name)
         if forgery_images is not None and detection is not None:
             raise ValueError("give either forgery_images or detection, not both")
+        shared = self._forgery_shared
+        if shared is not None and forgery_images is not None:
+            raise ValueError(
+                "this detector reads the model's own vision tower: give images alone, no "
+                "forgery_images"
+            )
         shown = forgery_images if detection is None else detection.class_logits
         placeholders = [0] if input_ids is None else _placeholders(input_ids)
         if not any(placeholders):
@@ -126,7 +149,11 @@ class SkilledLlava:
             return function(*bound.args, **bound.kwargs)
         counts = _images_of(input_ids)
         wanted = self._check_prompts(placeholders, counts, given.get("images"))
-        if shown is None:
+        encoded = nullcontext()
+        if shared is not None:
+            detection, encoded = shared.prepare(given["images"], wanted, detection)
+            shown = detection.class_logits
+        elif shown is None:
             forgery_images = shown = self._derive(given["images"], wanted, given.get("image_sizes"))
         if len(shown) != len(wanted):
             raise ValueError(
@@ -143,7 +170,7 @@ class SkilledLlava:
             given["labels"] = labels.masked_fill(labels == FORGERY_TOKEN_INDEX, IGNORE_INDEX)
         self._forgery_hooks = hooks
         try:
-            with hooks.use(rows, placeholders):
+            with encoded, hooks.use(rows, placeholders):
                 return function(*bound.args, **bound.kwargs)
         finally:
             hooks.remove()
@@ -268,7 +295,8 @@ def attach_to_llava(
 
     Returns:
         The same model; its ``forward`` and ``generate`` take ``forgery_images`` (N, 3, S, S) in
-        [0, 1], one for each image of the prompts with placeholders, in their order.
+        [0, 1], one for each image of the prompts with placeholders, in their order; or none, where
+        the detector reads the model's own vision tower (``train-kfd --host``).
 
     Raises:
         FileNotFoundError: The folder holds no detector.
@@ -301,6 +329,8 @@ def attach_to_llava(
                 f"detector need {expected}: it belongs to others"
             )
     _install(model, tower, learner)
+    if isinstance(tower.kfd.encoder, HostEncoder):
+        model._forgery_shared = LlavaSharedTower(model, tower.kfd)
     config = model.config
     config.mm_forgery_tower = f"{PREFIX}{tower.directory}"
     config.mm_forgery_projector_type = PROJECTOR_TYPE
@@ -333,6 +363,7 @@ def detach_from_llava(model: PreTrainedModel) -> PreTrainedModel:
     for key in (*CONFIG_KEYS, TEMPLATE_KEY):
         if hasattr(model.config, key):
             delattr(model.config, key)
+    model._forgery_shared = None
     model.__class__ = type(model).__mro__[2]
     return model
 

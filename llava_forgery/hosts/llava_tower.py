@@ -97,7 +97,7 @@ class KFDVisionTower(nn.Module):
 
     Raises:
         FileNotFoundError: The folder holds no detector, or no weights.
-        ValueError: The detector reads the vision tower of a transformers host.
+        ValueError: The configuration is not valid.
     """
 
     def __init__(
@@ -122,7 +122,8 @@ class KFDVisionTower(nn.Module):
         if self.is_loaded:
             logger.info("%s is loaded already", self.vision_tower_name)
             return
-        self.kfd = KnowledgeGuidedForgeryDetector.from_pretrained(self.directory)
+        # Where it reads a host's vision tower, that is the model's own.
+        self.kfd = KnowledgeGuidedForgeryDetector.from_pretrained(self.directory, with_tower=False)
         self.kfd.requires_grad_(False)
         self.is_loaded = True
         device = device_map.get("") if isinstance(device_map, dict) else device_map
@@ -141,7 +142,8 @@ class KFDVisionTower(nn.Module):
             images: (N, 3, S, S) in [0, 1] from :attr:`image_processor`, or a list of (3, S, S).
 
         Raises:
-            RuntimeError: The weights were not loaded.
+            RuntimeError: The weights were not loaded; or the detector reads its model's vision
+                tower, and only the model can ask it.
         """
         if not self.is_loaded:
             raise RuntimeError(f"{self.vision_tower_name} is not loaded; call load_model()")
@@ -181,6 +183,8 @@ class KFDVisionTower(nn.Module):
             RuntimeError: The weights were not loaded: only the encoder knows its grid.
         """
         side = self.config.encoder.image_size
+        if self.config.encoder.tower is not None:
+            return side // self.config.encoder.tower.patch_size
         picture = torch.zeros(1, 3, side, side, device=self.device, dtype=self.dtype)
         return self(picture).consistency_maps.shape[-1]
 
@@ -197,11 +201,4 @@ def _read_config(directory: Path) -> KFDConfig:
                 f"the forgery tower {directory} holds no {name}; give the folder that "
                 "`llava-forgery train-kfd` wrote, as kfd:DIR"
             )
-    config = KFDConfig.from_dict(read_json(directory / CONFIG)["config"])
-    if config.encoder.kind == "host":
-        raise ValueError(
-            f"the detector in {directory} reads the vision tower of a transformers host "
-            f"({config.encoder.name}), which the llava package's models do not lend; train one "
-            "with an encoder of its own (train-kfd --preset)"
-        )
-    return config
+    return KFDConfig.from_dict(read_json(directory / CONFIG)["config"])

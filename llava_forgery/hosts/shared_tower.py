@@ -6,8 +6,9 @@ and the finished features stand in for ``pixel_values`` when the host runs (``mm
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,8 +41,81 @@ class SharedDetection(KFDOutput):
     """What the host's ``get_image_features`` gave for them, without hidden states."""
 
 
-class SharedTower:
-    """Encodes images once for a host and for a detector that reads the host's tower.
+class TowerLoan(ABC):
+    """A host's vision tower, lent to a detector that was trained on it.
+
+    Args:
+        kfd: A detector with an encoder of kind ``host``. A tower of its own is given up by
+            :meth:`check`.
+    """
+
+    def __init__(self, kfd: KnowledgeGuidedForgeryDetector) -> None:
+        assert isinstance(kfd.encoder, HostEncoder)
+        self._kfd = kfd
+
+    @property
+    @abstractmethod
+    def tower(self) -> PreTrainedModel:
+        """The host's vision tower as it is now."""
+
+    def check(self, image_processor: Any, owner: str) -> None:
+        """Compare the host's tower, and how it is shown an image, with what the detector knows.
+
+        Args:
+            image_processor: The host's.
+            owner: Of the tower, for messages.
+
+        Raises:
+            ValueError: The detector was made for another tower, or the host does not take an image
+                as one square of a fixed size.
+        """
+        encoder, config = self._kfd.encoder, self._kfd.config.encoder
+        check_tower(self.tower, config)
+        check_processor(image_processor, config, owner)
+        if encoder.probe is None:
+            encoder.probe = encoder_probe(encoder, config.image_size)
+        # The detector's own copy goes: it is not moved, and the tower is the host's alone.
+        encoder.tower = None
+        self._kfd.to(next(self.tower.parameters()).device)
+        with self.lent():
+            found = encoder_probe(encoder, config.image_size)
+        if not same_probe(encoder.probe, found):
+            raise ValueError(
+                "the detector was trained on a vision tower of the same sizes but with other "
+                f"weights than this host's; give the host it was trained with ({config.name!r}), "
+                "or train a detector for this one (train-kfd --host)"
+            )
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let the detector be called by itself inside, on the host's tower."""
+        encoder = self._kfd.encoder
+        encoder.tower = self.tower.eval()
+        try:
+            yield
+        finally:
+            encoder.tower = None
+
+    def tapped(self) -> AbstractContextManager[dict[int, torch.Tensor]]:
+        """Collect what the detector reads while the tower runs once inside."""
+        return tapped(self.tower, self._kfd.config.encoder.taps)
+
+    @torch.no_grad()
+    def read(self, states: dict[int, torch.Tensor]) -> KFDOutput:
+        """Detect on hidden states (N, T, C) of the taps."""
+        # A host that is spread over devices may have its tower on another one.
+        device = self._kfd.encoder.mean.device
+        grids = [grid.to(device) for grid in self._kfd.encoder.arrange(states)]
+        return self._kfd.read_features(grids)
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (N, 3, S, S) in [0, 1] as the host's processor gives them."""
+        mean = self._kfd.encoder.mean
+        return self._kfd.encoder.normalise(images.to(mean.device, mean.dtype))
+
+
+class SharedTower(TowerLoan):
+    """Encodes images once for a host of transformers and for a detector that reads its tower.
 
     Args:
         model: The bare host.
@@ -59,43 +133,17 @@ class SharedTower:
         processor: ProcessorMixin,
         kfd: KnowledgeGuidedForgeryDetector,
     ) -> None:
-        self._model, self._kfd = model, kfd
-        encoder, config = kfd.encoder, kfd.config.encoder
-        assert isinstance(encoder, HostEncoder)
-        tower = vision_tower(model)
-        check_tower(tower, config)
+        self._model = model
         check_interface(model)
-        check_processor(processor.image_processor, config, type(model).__name__)
-        if encoder.probe is None:
-            encoder.probe = encoder_probe(encoder, config.image_size)
-        # The detector's own copy goes: it is not moved, and the tower is the host's alone.
-        encoder.tower = None
-        kfd.to(next(tower.parameters()).device)
-        with self.lent():
-            found = encoder_probe(encoder, config.image_size)
-        if not same_probe(encoder.probe, found):
-            raise ValueError(
-                "the detector was trained on a vision tower of the same sizes but with other "
-                f"weights than this host's; give the host it was trained with ({config.name!r}), "
-                "or train a detector for this one (train-kfd --host)"
-            )
+        super().__init__(kfd)
+        self.check(processor.image_processor, type(model).__name__)
         if model.name_or_path:
-            kfd.config = replace(kfd.config, encoder=replace(config, name=model.name_or_path))
+            encoder = replace(kfd.config.encoder, name=model.name_or_path)
+            kfd.config = replace(kfd.config, encoder=encoder)
 
     @property
     def tower(self) -> PreTrainedModel:
-        """The host's vision tower as it is now."""
         return vision_tower(self._model)
-
-    @contextmanager
-    def lent(self) -> Iterator[None]:
-        """Let the detector be called by itself inside, on the host's tower."""
-        encoder = self._kfd.encoder
-        encoder.tower = self.tower.eval()
-        try:
-            yield
-        finally:
-            encoder.tower = None
 
     def encode(self, pixel_values: torch.Tensor, **options: Any) -> SharedDetection:
         """Encode images for the host and detect on what its tower gave.
@@ -113,23 +161,19 @@ class SharedTower:
                 f"expected pixel_values (N, 3, {side}, {side}), one square for each image, got "
                 f"{tuple(pixel_values.shape)}"
             )
-        with tapped(self.tower, self._kfd.config.encoder.taps) as states:
+        with self.tapped() as states:
             features = self._model.base_model.get_image_features(
                 pixel_values=pixel_values, return_dict=True, **options
             )
-        with torch.no_grad():
-            # A host that is spread over devices may have its tower on another one.
-            device = self._kfd.encoder.mean.device
-            grids = [grid.to(device) for grid in self._kfd.encoder.arrange(states)]
-            output = self._kfd.read_features(grids)
         return SharedDetection(
-            **vars(output), pixel_values=pixel_values, image_features=_without_states(features)
+            **vars(self.read(states)),
+            pixel_values=pixel_values,
+            image_features=_without_states(features),
         )
 
     def encode_images(self, images: torch.Tensor) -> SharedDetection:
         """The same for images (N, 3, S, S) in [0, 1]."""
-        mean = self._kfd.encoder.mean
-        return self.encode(self._kfd.encoder.normalise(images.to(mean.device, mean.dtype)))
+        return self.encode(self.normalise(images))
 
     def prepare(
         self,
@@ -172,26 +216,32 @@ class SharedTower:
             if pixel_values is None and host_inputs.get("past_key_values") is not None:
                 # A later turn: the image stands in the cache.
                 return detection, host_inputs
-            self._compare_pixels(pixel_values, detection)
+            if pixel_values is not None:
+                check_same_pixels(pixel_values, detection.pixel_values)
         # A copy: beam search changes the features in place.
         features = _without_states(detection.image_features)
         return detection, {**host_inputs, "mm_encoder_outputs": {"image": features}}
 
-    def _compare_pixels(
-        self, pixel_values: torch.Tensor | None, detection: SharedDetection
-    ) -> None:
-        if pixel_values is None:
-            return
-        known = detection.pixel_values
-        same = pixel_values.shape == known.shape and bool(
-            ((pixel_values.to(known.device).float() - known.float()).abs() < PIXEL_TOLERANCE).all()
+
+def check_same_pixels(given: torch.Tensor, known: torch.Tensor) -> None:
+    """One encoding serves host and detector: both must be shown the same pictures.
+
+    Args:
+        given: (N, 3, S, S), for the host.
+        known: (N, 3, S, S), that the detection was made on.
+
+    Raises:
+        ValueError: They differ.
+    """
+    same = given.shape == known.shape and bool(
+        ((given.to(known.device).float() - known.float()).abs() < PIXEL_TOLERANCE).all()
+    )
+    if not same:
+        raise ValueError(
+            "the host's pixels are not of the images that the detection was made on: one encoding "
+            f"serves host and detector (shapes {tuple(given.shape)} and {tuple(known.shape)}); "
+            "detect on the pictures that the prompt shows"
         )
-        if not same:
-            raise ValueError(
-                "pixel_values are not of the images that the detection was made on: one encoding "
-                f"serves host and detector (shapes {tuple(pixel_values.shape)} and "
-                f"{tuple(known.shape)}); detect on the pictures that the prompt shows"
-            )
 
 
 def _without_states(features: ModelOutput) -> ModelOutput:

@@ -310,7 +310,8 @@ class LlavaDialogue:
 
 
 def _one(detection: KFDOutput, i: int) -> KFDOutput:
-    return KFDOutput(**{name: value[i : i + 1] for name, value in vars(detection).items()})
+    # Its own class: it may hold the host's features of the image.
+    return type(detection)(**{name: value[i : i + 1] for name, value in vars(detection).items()})
 
 
 def _p_yes(logits: torch.Tensor, candidates: tuple[int, int]) -> float:

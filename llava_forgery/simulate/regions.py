@@ -9,7 +9,6 @@ import numpy as np
 
 from llava_forgery.constants import REGION_NAMES, WHOLE_FACE
 
-JAW = slice(0, 17)
 BROWS = (slice(17, 22), slice(22, 27))
 NOSE = slice(27, 36)
 EYES = (slice(36, 42), slice(42, 48))

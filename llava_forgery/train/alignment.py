@@ -87,9 +87,9 @@ def align_learner(
     *,
     steps: int = 400,
     batch_size: int = 32,
-    learning_rate: float = 5e-3,
+    learning_rate: float = 3e-3,
     seed: int = 0,
-    max_rows: int = 1024,
+    max_rows: int = 2048,
 ) -> float:
     """Draw the FPL's embeddings to words; see the module.
 
@@ -132,7 +132,9 @@ def align_learner(
     vlm.fpl.train()
     for _ in (bar := trange(steps, desc="align", unit="step")):
         chosen = torch.randint(len(rows), (min(batch_size, len(rows)),), generator=generator)
-        batch = KFDOutput(*(tensor[chosen].to(vlm.device) for tensor in detections))
+        batch = _mirrored(
+            KFDOutput(*(tensor[chosen].to(vlm.device) for tensor in detections)), generator
+        )
         prompts = vlm.fpl(batch)[:, :SLOTS].float()
         distance = (prompts - targets[chosen]).pow(2) * weights[chosen]
         loss = distance.mean() / scale
@@ -143,6 +145,18 @@ def align_learner(
         bar.set_postfix(loss=f"{loss.item():.3f}")
     vlm.fpl.eval()
     return loss.item()
+
+
+def _mirrored(detection: KFDOutput, generator: torch.Generator) -> KFDOutput:
+    """Half of the images left and right exchanged: the regions are named alike on both sides."""
+    turned = torch.rand(len(detection.class_logits), generator=generator) < 0.5
+    maps, mask = detection.consistency_maps, detection.mask_logits
+    turned = turned.to(maps.device)
+    return KFDOutput(
+        torch.where(turned.view(-1, 1, 1, 1, 1), maps.flip(-1), maps),
+        torch.where(turned.view(-1, 1, 1, 1), mask.flip(-1), mask),
+        detection.class_logits,
+    )
 
 
 def _detections(vlm: ForgeryVLM, rows: datasets.Dataset) -> tuple[torch.Tensor, ...]:

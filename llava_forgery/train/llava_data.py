@@ -222,7 +222,7 @@ class TrainingSamples(Dataset):
         tokenizer: The checkpoint's.
         style: Template and placeholders.
         images: Prepares images for the host.
-        forgery_images: Prepares images for the detector.
+        forgery_images: Prepares images for the detector; None where it reads the host's tower.
         max_length: Most text tokens of a sample.
         seed: Of what is drawn of the general data.
     """
@@ -236,7 +236,7 @@ class TrainingSamples(Dataset):
         tokenizer: PreTrainedTokenizerBase,
         style: PromptStyle,
         images: "HostImages",
-        forgery_images: Any,
+        forgery_images: Any | None,
         max_length: int,
         seed: int = 0,
     ) -> None:
@@ -279,7 +279,7 @@ class TrainingSamples(Dataset):
                 "data belongs to --general_data_path"
             )
         sample["images"], sample["image_sizes"] = self.images(dialogue.images)
-        if is_skill:
+        if is_skill and self.forgery_images is not None:
             pixels = self.forgery_images.preprocess(list(dialogue.images))["pixel_values"]
             sample["forgery_images"] = pixels
         return sample
@@ -334,7 +334,7 @@ class LlavaCollator:
         Returns:
             ``input_ids``, ``labels``, ``attention_mask`` (B, T); ``images`` (N, 3, H, W), or a list
             where their shapes differ; ``image_sizes``, N times (width, height); and
-            ``forgery_images`` (M, 3, S, S) of the skill's samples, if there are any.
+            ``forgery_images`` (M, 3, S, S) of the skill's samples, where they have any.
         """
         fill = {"input_ids": self.pad_id, "labels": IGNORE_INDEX}
         batch: dict[str, Any] = {

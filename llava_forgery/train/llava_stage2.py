@@ -6,6 +6,7 @@
 so does the host but for what the flags ask for.
 """
 
+import inspect
 import logging
 import shutil
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from llava_forgery.hosts.llava_checkpoint import (
     TRAINABLES,
     save_llava_adapter,
 )
+from llava_forgery.hosts.llava_hooks import FORGERY_TOKEN_INDEX
 from llava_forgery.hosts.llava_model import PROJECTOR, TOWER, llava_lora_config
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.kfd.detector import KFDOutput
@@ -65,6 +67,8 @@ class LlavaStage2(Trainable):
     ) -> None:
         super().__init__()
         self.model = model
+        # LLaVA-NeXT's models want to be told of each image that it is no video.
+        self._tells_modalities = "modalities" in inspect.signature(self.bare.forward).parameters
         self.fpl_learning_rate = fpl_learning_rate
         self.projector_learning_rate = projector_learning_rate
 
@@ -85,13 +89,16 @@ class LlavaStage2(Trainable):
 
         Args:
             forgery_images: (M, 3, S, S) in [0, 1], of the samples with placeholders; None where
-                the batch holds general data alone.
+                the batch holds general data alone, or the detector reads the host's own tower.
             inputs: What LLaVA's model takes.
         """
+        if self._tells_modalities:
+            inputs.setdefault("modalities", ["image"] * len(inputs["images"]))
         if forgery_images is not None:
             return {"loss": self.model(detection=self._detect(forgery_images), **inputs).loss}
         loss = self.model(**inputs).loss
-        if self.training:
+        skilled = bool((inputs["input_ids"] == FORGERY_TOKEN_INDEX).any())
+        if self.training and not skilled:
             # Several processes exchange the gradients, under ZeRO-3 even the weights, of all that
             # is trained at every step: one that left the FPL out would keep the others waiting.
             side = self.bare.get_model().forgery_tower.config.encoder.image_size

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from llava_forgery.fpl.config import FPLConfig
+from llava_forgery.hosts import llava_compat
 from llava_forgery.hosts.llava_model import (
     PROJECTOR,
     TEMPLATE_KEY,
@@ -54,6 +55,8 @@ def run(arguments: LlavaArguments) -> PreTrainedModel:
         ImportError: A package is not installed; the message says which.
         ValueError: A flag contradicts the checkpoint, or data are not valid.
     """
+    if arguments.forgery.llava_next:
+        llava_compat.apply()
     register()
     flags = arguments.training
     set_seed(flags.seed)
@@ -193,6 +196,7 @@ def open_samples(
         model.n_forgery,
         bool(getattr(model.config, "mm_use_im_start_end", False)),
     )
+    detectors = model.get_model().forgery_tower.image_processor
     return TrainingSamples(
         open_source(data.data_path, data.image_folder, flags.seed),
         general,
@@ -200,7 +204,7 @@ def open_samples(
         tokenizer=tokenizer,
         style=style,
         images=HostImages(image_processor, model.config),
-        forgery_images=model.get_model().forgery_tower.image_processor,
+        forgery_images=detectors if model.takes_forgery_images else None,
         max_length=flags.model_max_length,
         seed=flags.seed,
     )

@@ -9,10 +9,12 @@ import json
 import sys
 from pathlib import Path
 
+import datasets
 import torch
-from peft import get_peft_model
-from transformers import Qwen2Config
+from peft import PeftModel, get_peft_model
+from transformers import AutoConfig, Qwen2Config
 
+from llava_forgery.faces.records import FEATURES
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts import llava_compat
 from llava_forgery.hosts.llava_checkpoint import merge_llava, save_llava_adapter
@@ -24,6 +26,11 @@ from llava_forgery.hosts.llava_prompt import (
 )
 from llava_forgery.hosts.llava_register import register, unregister
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.train.arguments import parse_arguments
+from llava_forgery.train.conversations import build_conversations
+from llava_forgery.train.llava_train import run
 from tests import tiny, tiny_llava
 
 
@@ -120,9 +127,6 @@ def main(out: Path) -> None:
     result["answer"] = list(answer.shape)
     save_llava_adapter(peft, adapter)
 
-    from peft import PeftModel
-    from transformers import AutoConfig
-
     loaded = load_qwen(folder, config=AutoConfig.from_pretrained(adapter))
     again = PeftModel.from_pretrained(loaded, adapter).eval()
     result["loaded"] = float((again(**inputs, forgery_images=pictures).logits - logits).abs().max())
@@ -141,9 +145,50 @@ def main(out: Path) -> None:
     one, two = (m(**half, forgery_images=pictures).logits.float() for m in (whole, mine))
     result["half"] = float((one - two).abs().max())
     result["processor"] = type(processor).__name__
+    result["shared"] = _shared(folder, out, inputs)
+    result["trained"] = _trained(folder, kfd, out)
     unregister()
     llava_compat.undo()
     (out / "result.json").write_text(json.dumps(result))
+
+
+def _shared(folder, out, inputs):
+    """How far a detector on the model's own tower is from encoding apart; and a control."""
+    kfd = tiny_llava.save_tower_kfd(out / "shared", folder.parent / "clip")
+    model = load_qwen(folder)
+    attach_to_llava(model, kfd, FPLConfig(1, 3, n_forgery=2))
+    detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, with_tower=False)
+    detector.encoder.adopt(model.get_vision_tower().vision_tower)
+    whole = inputs["images"][:2, 0]
+    alone = detector.read_features(detector.encoder.features(whole))
+    logits = model(**inputs).logits
+    changed = {**inputs, "images": 1 - inputs["images"]}
+    return [
+        float((model(**inputs, detection=alone).logits - logits).abs().max()),
+        float((model(**changed).logits - logits).abs().max()),
+    ]
+
+
+def _trained(folder, kfd, out):
+    """Train with LLaVA's flags; how far the result is from the model before it."""
+    faces = datasets.Dataset.from_list([tiny.face(i).to_row() for i in range(2)], FEATURES)
+    build_conversations(FacePairs(faces, 2, size=tiny.SIZE), None, out / "qa", seed=1)
+    flags = {
+        "model_name_or_path": folder, "forgery_tower": f"kfd:{kfd}", "data_path": out / "qa",
+        "output_dir": out / "run-llava-qwen-lora", "version": "llava_v0", "llava_next": True,
+        "lora_enable": True, "lora_r": 2, "max_steps": 2, "per_device_train_batch_size": 2,
+        "learning_rate": 0.01, "model_max_length": 2048, "report_to": "none",
+    }  # fmt: skip
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    with torch.enable_grad():
+        peft = run(parse_arguments(words)).eval()
+    adapter = out / "run-llava-qwen-lora"
+    loaded = load_qwen(folder, config=AutoConfig.from_pretrained(adapter))
+    again = PeftModel.from_pretrained(loaded, adapter).eval()
+    learnt = [p.abs().max() for name, p in again.named_parameters() if "lora_B" in name]
+    same = {name: p for name, p in again.named_parameters() if "lora_" in name}
+    moved = [float((p - same[n]).abs().max()) for n, p in peft.named_parameters() if n in same]
+    return [float(min(learnt)), max(moved)]
 
 
 def _alone(model, inputs, pictures):

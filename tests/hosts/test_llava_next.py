@@ -34,6 +34,7 @@ def test_the_skill_on_llava_next(kind, tmp_path):
     assert result["template"]
     assert any("find_pruneable_heads_and_indices" in change for change in result["changes"])
     assert any("rope_scaling" in change for change in result["changes"])
+    assert any("size as a dictionary" in change for change in result["changes"])
     assert result["again"] == []
     assert result["one_by_one"] < 1e-4
     one, two, without = result["changes_by_sample"]
@@ -45,6 +46,12 @@ def test_the_skill_on_llava_next(kind, tmp_path):
     # In float16 through LLaVA-NeXT's own loader, which leaves the tower in float32.
     assert result["half"] < 0.5
     assert "CLIPImageProcessor" in result["processor"]
+    apart, control = result["shared"]
+    assert apart < 1e-4
+    assert control > 1e-2
+    learnt, moved = result["trained"]
+    assert learnt > 0
+    assert moved == 0
 
 
 def test_the_other_llava_needs_nothing():

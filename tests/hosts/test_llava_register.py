@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from llava_forgery.files import read_json, write_json
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.llava_model import PROJECTOR_TYPE, has_skill
@@ -132,17 +131,6 @@ def test_tower_without_weights_says_what_to_do(llava_taught, kfd_folder, tmp_pat
     (tmp_path / "kfd_config.json").write_text((kfd_folder / "kfd_config.json").read_text())
     with pytest.raises(FileNotFoundError, match=r"no kfd.safetensors; give the folder"):
         arch.build_vision_tower(config, delay_load=True)
-
-
-def test_a_detector_on_a_transformers_hosts_tower_is_refused(llava_taught, kfd_folder, tmp_path):
-    meta = read_json(kfd_folder / "kfd_config.json")
-    tower = {"model_type": "clip_vision_model", "width": 16, "layers": 3, "patch_size": 16}
-    tower |= {"mean": [0.5] * 3, "std": [0.5] * 3}
-    meta["config"]["encoder"] |= {"kind": "host", "name": "some/host", "tower": tower}
-    write_json(tmp_path / "kfd_config.json", meta)
-    (tmp_path / "kfd.safetensors").touch()
-    with pytest.raises(ValueError, match=r"vision tower of a transformers host \(some/host\)"):
-        arch.build_vision_tower(SimpleNamespace(mm_vision_tower=f"kfd:{tmp_path}"))
 
 
 def test_without_llava_the_error_says_how_to_install_it(monkeypatch):

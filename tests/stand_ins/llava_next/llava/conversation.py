@@ -22,5 +22,12 @@ class Conversation:
     def copy(self):
         return dataclasses.replace(self, messages=[list(m) for m in self.messages])
 
+    def append_message(self, role, message):
+        self.messages.append([role, message])
+
+    def get_prompt(self):
+        said = [f"{r}:" if m is None else f"{r}: {m}{self.sep}" for r, m in self.messages]
+        return self.system + self.sep + "".join(said)
+
 
 conv_templates = {"llava_v0": Conversation("Answer.", ("Human", "Assistant"), [])}
