@@ -10,7 +10,8 @@ as the simulator's defaults say, degraded, as tensors; the crop is decoded alrea
 names a checkout of github.com/mapooon/SelfBlendedImages (which needs albumentations 1.3.1 and
 scikit-image): its self-blending is timed on the same faces, alone and with its shared transforms
 and tensors. "solver" compares Poisson blending with ``cv2.seamlessClone`` under an ellipse. Where
-there is a GPU, a last table times batches of tensors on it by the clock.
+there is a GPU, a last table times batches of tensors on it by the clock, with all CPU threads. Its
+"CPU" is the time for an image that no GPU can shorten: plans, masks and JPEG.
 """
 
 import statistics
@@ -28,10 +29,12 @@ import typer
 
 from llava_forgery.faces.generated import generate_face
 from llava_forgery.faces.records import FaceCrop, load_faces
+from llava_forgery.simulate import host
 from llava_forgery.simulate.blend import poisson_blend
 from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.degrade import DegradeConfig, degrade
 from llava_forgery.simulate.pairs import CENTRED, FramingConfig, frame_face
+from llava_forgery.simulate.plan import draw_plans
 from llava_forgery.simulate.simulator import ForgerySimulator, to_tensor
 
 SIZES = (224, 380)
@@ -52,6 +55,7 @@ def main(
     ] = False,
 ) -> None:
     """Print the tables."""
+    threads = torch.get_num_threads()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     if faces is None:
@@ -77,9 +81,11 @@ def main(
         _solver(crops, size, rounds)
     devices = ["cpu"] * on_cpu + ["cuda"] * torch.cuda.is_available()
     if devices:
-        print("\n| pixels | torch renderer | images/s | batch |\n|---|---|---|---|")
+        print("\n| pixels | torch renderer | threads | images/s | ms | of it CPU, ms | batch |")
+        print("|---|---|---|---|---|---|---|")
     for size in SIZES:
         for device in devices:
+            torch.set_num_threads(threads if device == "cuda" else 1)
             _batches(crops, size, device, rounds, batch)
 
 
@@ -185,23 +191,43 @@ def _solver(crops: list[FaceCrop], size: int, rounds: int) -> None:
 
 
 def _batches(crops: list[FaceCrop], size: int, device: str, rounds: int, batch: int) -> None:
-    """Time whole calls by the clock: plans, masks and JPEG on the CPU are part of them."""
+    """Time whole calls by the clock, and what the CPU does in them by itself."""
     framed = [frame_face(crop, size, CENTRED) for crop in crops]
     order = [i % len(framed) for i in range(batch)]
-    images = torch.stack([to_tensor(framed[i][0]) for i in order]).to(device)
-    landmarks = torch.from_numpy(np.stack([framed[i][1] for i in order]))
+    pictures = np.stack([framed[i][0] for i in order])
+    points = np.stack([framed[i][1] for i in order])
+    images = torch.stack([to_tensor(picture) for picture in pictures]).to(device)
+    landmarks = torch.from_numpy(points)
     for name, poisson in (("alpha", 0.0), ("Poisson", 1.0)):
-        simulator = ForgerySimulator(SimulatorConfig(poisson=poisson), renderer="torch")
-        taken = []
+        config = SimulatorConfig(poisson=poisson)
+        simulator = ForgerySimulator(config, renderer="torch")
+        taken, alone = [], []
         for turn in range(rounds + 1):
+            seeds = range(turn * batch, (turn + 1) * batch)
             start = time.perf_counter()
-            made = simulator(images, landmarks, range(turn * batch, (turn + 1) * batch))
+            made = simulator(images, landmarks, seeds)
             float(made.image.sum())  # waits for the device
-            taken.append(time.perf_counter() - start)
+            taken.append((time.perf_counter() - start) / batch)
+            start = time.perf_counter()
+            _host(config, pictures, points, seeds, device == "cuda")
+            alone.append((time.perf_counter() - start) / batch)
         # The first turn warms up.
+        whole, host_only = statistics.median(taken[1:]), statistics.median(alone[1:])
         print(
-            f"| {size} | {device}, {name} | {batch / statistics.median(taken[1:]):.1f} | {batch} |"
+            f"| {size} | {device}, {name} | {torch.get_num_threads()} | {1 / whole:.1f} | "
+            f"{1000 * whole:.3f} | {1000 * host_only:.3f} | {batch} |"
         )
+
+
+def _host(
+    config: SimulatorConfig, pictures: np.ndarray, points: np.ndarray, seeds: range, pinned: bool
+) -> None:
+    """What the CPU does for a batch, but for faint forgeries that are drawn anew."""
+    plans = [next(draw_plans(config, seed)) for seed in seeds]
+    host.draw_masks(points, plans, pictures.shape[1:3], pinned)
+    qualities = np.array([plan.jpeg for plan in plans])
+    chosen = torch.from_numpy(pictures[qualities > 0])
+    host.compress(chosen, [chosen.shape[1:3]] * len(chosen), qualities[qualities > 0].tolist())
 
 
 if __name__ == "__main__":

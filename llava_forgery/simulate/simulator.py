@@ -172,12 +172,15 @@ class ForgerySimulator:
     ) -> ForgedFaces:
         """What :meth:`forge` does to one face, for a batch: only those too faint go round again."""
         source = (images * 255).round().byte()
-        image, pristine, mask = source.clone(), source.clone(), torch.zeros_like(source[:, :1])
         streams = [draw_plans(self.config, seed) for seed in seeds]
-        chosen: list[ForgeryPlan | None] = [None] * len(seeds)
-        best = np.full(len(seeds), -1.0)
-        left = np.arange(len(seeds))
-        for _ in range(self.config.max_draws):
+        chosen = [next(stream) for stream in streams]
+        drawn = render_batch(source, points, chosen)
+        image, pristine, mask = drawn[:3]
+        best = drawn.difference.cpu().numpy()
+        for _ in range(self.config.max_draws - 1):
+            (left,) = np.nonzero(best < self.config.min_difference)
+            if not len(left):
+                break
             plans = [next(streams[i]) for i in left]
             drawn = render_batch(source[left], points[left], plans)
             differences = drawn.difference.cpu().numpy()
@@ -187,10 +190,7 @@ class ForgerySimulator:
             mask[to], best[to] = drawn.mask[stronger], differences[stronger]
             for place in stronger:
                 chosen[left[place]] = plans[place]
-            left = left[best[left] < self.config.min_difference]
-            if not len(left):
-                break
-        if any(plan is None for plan in chosen):
+        if (best < 0).any():
             raise ValueError(_OUTSIDE)
         return ForgedFaces(
             *((tensor.float() / 255).to(images) for tensor in (image, pristine, mask)),
@@ -231,8 +231,9 @@ def _check(images: torch.Tensor, landmarks: torch.Tensor) -> None:
         raise ValueError(
             f"expected landmarks ({len(images)}, 68, 2) in pixels, got {tuple(landmarks.shape)}"
         )
-    if len(images) and (float(images.min()) < 0 or float(images.max()) > 1):
+    # Both in one go: a GPU is waited for only once.
+    low, high = torch.stack(images.aminmax()).tolist() if images.numel() else (0, 0)
+    if low < 0 or high > 1:
         raise ValueError(
-            f"expected images in [0, 1], got [{float(images.min()):.3g}, "
-            f"{float(images.max()):.3g}]; divide bytes by 255"
+            f"expected images in [0, 1], got [{low:.3g}, {high:.3g}]; divide bytes by 255"
         )
