@@ -10,10 +10,11 @@ as the simulator's defaults say, degraded, as tensors; the crop is decoded alrea
 names a checkout of github.com/mapooon/SelfBlendedImages (which needs albumentations 1.3.1 and
 scikit-image): its self-blending is timed on the same faces, alone and with its shared transforms
 and tensors. "solver" compares Poisson blending with ``cv2.seamlessClone`` under an ellipse. Where
-there is a GPU, a last table times batches of tensors on it by the clock, with all CPU threads. Its
-"CPU" is the time for an image that no GPU can shorten: plans, masks and JPEG.
+there is a GPU, a last table times batches of tensors on it by the clock, with worker processes and
+all CPU threads. "CPU alone" is the time for an image that no GPU shortens: plans, masks and JPEG.
 """
 
+import os
 import statistics
 import sys
 import time
@@ -34,7 +35,6 @@ from llava_forgery.simulate.blend import poisson_blend
 from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.degrade import DegradeConfig, degrade
 from llava_forgery.simulate.pairs import CENTRED, FramingConfig, frame_face
-from llava_forgery.simulate.plan import draw_plans
 from llava_forgery.simulate.simulator import ForgerySimulator, to_tensor
 
 SIZES = (224, 380)
@@ -53,6 +53,9 @@ def main(
     on_cpu: Annotated[
         bool, typer.Option("--torch", help="Time the torch renderer on the CPU as well.")
     ] = False,
+    workers: Annotated[
+        int, typer.Option(help="Processes that draw for a GPU; one for each CPU core if negative.")
+    ] = -1,
 ) -> None:
     """Print the tables."""
     threads = torch.get_num_threads()
@@ -81,12 +84,14 @@ def main(
         _solver(crops, size, rounds)
     devices = ["cpu"] * on_cpu + ["cuda"] * torch.cuda.is_available()
     if devices:
-        print("\n| pixels | torch renderer | threads | images/s | ms | of it CPU, ms | batch |")
+        print("\n| pixels | torch renderer | workers | images/s | ms | CPU alone, ms | batch |")
         print("|---|---|---|---|---|---|---|")
-    for size in SIZES:
-        for device in devices:
-            torch.set_num_threads(threads if device == "cuda" else 1)
-            _batches(crops, size, device, rounds, batch)
+    for device in devices:
+        on_gpu = device == "cuda"
+        torch.set_num_threads(threads if on_gpu else 1)
+        drawers = (workers if workers >= 0 else os.cpu_count() or 1) if on_gpu else 0
+        for size in SIZES:
+            _batches(crops, size, device, rounds, batch, drawers)
 
 
 def _ours(
@@ -190,7 +195,9 @@ def _solver(crops: list[FaceCrop], size: int, rounds: int) -> None:
     print(f"| {size} | {ours:.2f} | {theirs:.2f} | {np.mean(means):.3f} | {largest} |")
 
 
-def _batches(crops: list[FaceCrop], size: int, device: str, rounds: int, batch: int) -> None:
+def _batches(
+    crops: list[FaceCrop], size: int, device: str, rounds: int, batch: int, workers: int
+) -> None:
     """Time whole calls by the clock, and what the CPU does in them by itself."""
     framed = [frame_face(crop, size, CENTRED) for crop in crops]
     order = [i % len(framed) for i in range(batch)]
@@ -199,8 +206,7 @@ def _batches(crops: list[FaceCrop], size: int, device: str, rounds: int, batch: 
     images = torch.stack([to_tensor(picture) for picture in pictures]).to(device)
     landmarks = torch.from_numpy(points)
     for name, poisson in (("alpha", 0.0), ("Poisson", 1.0)):
-        config = SimulatorConfig(poisson=poisson)
-        simulator = ForgerySimulator(config, renderer="torch")
+        simulator = ForgerySimulator(SimulatorConfig(poisson=poisson), "torch", workers)
         taken, alone = [], []
         for turn in range(rounds + 1):
             seeds = range(turn * batch, (turn + 1) * batch)
@@ -209,25 +215,31 @@ def _batches(crops: list[FaceCrop], size: int, device: str, rounds: int, batch: 
             float(made.image.sum())  # waits for the device
             taken.append((time.perf_counter() - start) / batch)
             start = time.perf_counter()
-            _host(config, pictures, points, seeds, device == "cuda")
+            _host(simulator, pictures, points, seeds, device == "cuda")
             alone.append((time.perf_counter() - start) / batch)
+        simulator.drawer.close()
         # The first turn warms up.
         whole, host_only = statistics.median(taken[1:]), statistics.median(alone[1:])
         print(
-            f"| {size} | {device}, {name} | {torch.get_num_threads()} | {1 / whole:.1f} | "
-            f"{1000 * whole:.3f} | {1000 * host_only:.3f} | {batch} |"
+            f"| {size} | {device}, {name} | {workers} | {1 / whole:.1f} | {1000 * whole:.3f} | "
+            f"{1000 * host_only:.3f} | {batch} |"
         )
 
 
 def _host(
-    config: SimulatorConfig, pictures: np.ndarray, points: np.ndarray, seeds: range, pinned: bool
+    simulator: ForgerySimulator,
+    pictures: np.ndarray,
+    points: np.ndarray,
+    seeds: range,
+    pinned: bool,
 ) -> None:
     """What the CPU does for a batch, but for faint forgeries that are drawn anew."""
-    plans = [next(draw_plans(config, seed)) for seed in seeds]
-    host.draw_masks(points, plans, pictures.shape[1:3], pinned)
+    size = pictures.shape[1:3]
+    plans, drawn = simulator.drawer(seeds, points, size)
+    host.gather_masks(drawn, np.array([plan.poisson for plan in plans]), size, pinned)
     qualities = np.array([plan.jpeg for plan in plans])
     chosen = torch.from_numpy(pictures[qualities > 0])
-    host.compress(chosen, [chosen.shape[1:3]] * len(chosen), qualities[qualities > 0].tolist())
+    host.compress(chosen, [size] * len(chosen), qualities[qualities > 0].tolist())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,6 @@
-"""What a batch on a device needs from the CPU: masks, JPEG, and numbers sent without waiting.
+"""What a batch on a device needs from the CPU: masks in one piece, JPEG, copies without waiting."""
 
-OpenCV releases Python's lock, so that threads share the pictures of a batch; each writes its own
-places, and the result does not depend on their number.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,12 +8,10 @@ import cv2
 import numpy as np
 import torch
 
-from llava_forgery.simulate import masks, pixels
-from llava_forgery.simulate.plan import ForgeryPlan
+from llava_forgery.simulate import pixels
+from llava_forgery.simulate.masks import SoftMask
 
-# Beyond these, threads wait for Python's lock, and a share must be worth the start of a thread.
 _MOST_THREADS = 16
-_LEAST_SHARE = 4
 
 
 class HostMasks(NamedTuple):
@@ -32,48 +26,41 @@ class HostMasks(NamedTuple):
     or where a plan does not ask for it."""
 
 
-def draw_masks(
-    landmarks: np.ndarray,
-    plans: Sequence[ForgeryPlan],
-    size: tuple[int, int],
-    pinned: bool = False,
+def gather_masks(
+    drawn: Sequence[SoftMask], poisson: np.ndarray, size: tuple[int, int], pinned: bool = False
 ) -> HostMasks:
-    """Masks of a batch, byte for byte those of ``render.py``.
+    """Bring soft masks into one tensor.
 
     Args:
-        landmarks: (B, 68, 2) float32 pixels.
-        plans: One for each face.
+        drawn: B masks.
+        poisson: (B,) bool, whose rectangles Poisson blending is to solve on.
         size: (height, width) of the images.
         pinned: Whether a GPU is to read the values without waiting; it needs a GPU.
     """
-    outlines = masks.plan_outlines(plans, landmarks, size)
-    values = torch.zeros((len(plans), 1, *size), dtype=torch.uint8, pin_memory=pinned)
+    values = torch.zeros((len(drawn), 1, *size), dtype=torch.uint8, pin_memory=pinned)
     pictures = values.numpy()[:, 0]
-    boxes, solved = np.zeros((2, len(plans), 4), np.int64)
-
-    def draw(index: int) -> None:
-        plan = plans[index]
-        soft = masks.soft_mask(outlines[index], plan.softness * max(size), size)
-        if not soft.values.size:
-            return
-        height, width = soft.values.shape
-        pictures[index, soft.top : soft.top + height, soft.left : soft.left + width] = soft.values
-        boxes[index] = soft.left, soft.top, width, height
-        if plan.poisson and width > 2 and height > 2:
+    boxes, solved = np.zeros((2, len(drawn), 4), np.int64)
+    for index, (left, top, soft) in enumerate(drawn):
+        if not soft.size:
+            continue
+        height, width = soft.shape
+        pictures[index, top : top + height, left : left + width] = soft
+        boxes[index] = left, top, width, height
+        if poisson[index] and width > 2 and height > 2:
             # As blend.poisson_blend: the edge of what is blended is a boundary value at the least.
-            inside = cv2.compare(soft.values[1:-1, 1:-1], 127, cv2.CMP_GT)
+            inside = cv2.compare(soft[1:-1, 1:-1], 127, cv2.CMP_GT)
             x, y, w, h = cv2.boundingRect(inside)
             if w >= 3 and h >= 3:
-                solved[index] = soft.left + 1 + x, soft.top + 1 + y, w, h
-
-    _share(draw, len(plans))
+                solved[index] = left + 1 + x, top + 1 + y, w, h
     return HostMasks(values, boxes, solved)
 
 
 def compress(
     pictures: torch.Tensor, extents: Sequence[tuple[int, int]], qualities: Sequence[int]
 ) -> None:
-    """Encode and decode pictures in place as JPEG.
+    """Encode and decode pictures in place as JPEG, on as many threads as torch may use.
+
+    OpenCV releases Python's lock for most of it.
 
     Args:
         pictures: (B, H, W, 3) uint8 RGB, contiguous, on the CPU.
@@ -81,13 +68,27 @@ def compress(
         qualities: 1 to 100 for each.
     """
     arrays = pictures.numpy()
+    threads = min(_MOST_THREADS, torch.get_num_threads(), len(arrays))
 
-    def work(index: int) -> None:
-        height, width = extents[index]
-        corner = arrays[index, :height, :width]
-        corner[:] = pixels.compress(np.ascontiguousarray(corner), qualities[index])
+    def work(first: int) -> None:
+        for index in range(first, len(arrays), threads):
+            height, width = extents[index]
+            corner = arrays[index, :height, :width]
+            corner[:] = pixels.compress(np.ascontiguousarray(corner), qualities[index])
 
-    _share(work, len(pictures))
+    if threads < 2:
+        work(0)
+        return
+    # Threads of this call alone: none is missing after a fork.
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+
+
+def download(tensor: torch.Tensor) -> torch.Tensor:
+    """Bring a tensor to the CPU; from a GPU into pinned memory, which it can be read from again."""
+    if not tensor.is_cuda:
+        return tensor.cpu()
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor)
 
 
 def upload(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -101,19 +102,3 @@ def upload(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Ten
         return tensor.to(device)
     tensor = tensor if tensor.is_pinned() else tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def _share(work: Callable[[int], None], count: int) -> None:
-    """Call ``work`` for 0 to ``count - 1`` on as many threads as torch may use."""
-    threads = min(_MOST_THREADS, torch.get_num_threads(), count // _LEAST_SHARE)
-
-    def part(first: int) -> None:
-        for index in range(first, count, max(1, threads)):
-            work(index)
-
-    if threads < 2:
-        part(0)
-        return
-    # Threads of a call of its own outlive no fork and need no shutdown.
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(part, range(threads)))

@@ -6,12 +6,13 @@ the softening follow the idea of self-blended images (Shiohara & Yamasaki, 2022)
 
 import math
 from collections.abc import Sequence
-from itertools import islice
+from itertools import accumulate, chain, islice, pairwise
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from llava_forgery.constants import REGION_NAMES
 from llava_forgery.simulate.plan import ForgeryPlan
 from llava_forgery.simulate.regions import region_polygons
 
@@ -19,6 +20,8 @@ from llava_forgery.simulate.regions import region_polygons
 _SHIFT = 4
 # Length of a hull's pieces between displaced points, as a share of the image's side.
 _STEP = 0.015
+# Instead of a length of 0 below a fraction.
+_TINY = 1e-30
 # A blur this wide, in pixels, hides that the mask was blurred at a reduced size and enlarged.
 _SMOOTH = 1.5
 
@@ -45,11 +48,16 @@ def hull_outlines(
         growth: (B,) float32, scale of each hull about its polygon's centre.
     """
     outlines: list[list[np.ndarray]] = [[] for _ in regions]
-    for name in dict.fromkeys(name for names in regions for name in names):
+    growth = growth[:, None, None]
+    # In one order whatever stands beside a face; names that are none come last, and are refused.
+    for name in dict.fromkeys(chain(REGION_NAMES, *regions)):
         faces = [i for i, names in enumerate(regions) if name in names]
-        for polygons in region_polygons(name, landmarks[faces]):
+        if not faces:
+            continue
+        chosen = slice(None) if len(faces) == len(regions) else faces
+        for polygons in region_polygons(name, landmarks[chosen]):
             centre = polygons.mean(axis=1, keepdims=True)
-            grown = centre + (polygons - centre) * growth[faces, None, None]
+            grown = centre + (polygons - centre) * growth[chosen]
             for face, polygon in zip(faces, grown, strict=True):
                 outlines[face].append(cv2.convexHull(polygon)[:, 0])
     return outlines
@@ -74,25 +82,29 @@ def deform(
         The polygons with further points between theirs, (M, 2) float32 each.
     """
     points, counts = _densify([one for face in outlines for one in face], _STEP * max(size))
-    polygons = [len(face) for face in outlines]
-    owner = np.repeat(np.repeat(np.arange(len(outlines)), polygons), counts)
+    cuts = iter(accumulate(counts.tolist()))
+    ends = [list(islice(cuts, len(face))) for face in outlines]
+    starts = [0, *(face[-1] for face in ends)]
+    sizes = [high - low for low, high in pairwise(starts)]
     # The grid's nodes lie on the image's edges.
-    places = points * np.float32([(f.shape[2] - 1, f.shape[1] - 1) for f in fields])[owner]
+    nodes = np.float32([(field.shape[2] - 1, field.shape[1] - 1) for field in fields])
+    places = points * np.repeat(nodes, sizes, axis=0)
     places /= np.float32((size[1], size[0]))
-    ends = np.cumsum(np.bincount(owner, minlength=len(outlines))).tolist()
     moves = [
         cv2.remap(
             np.ascontiguousarray(field.transpose(1, 2, 0)),
-            places[None, start:end],
+            places[None, start : face[-1]],
             None,
             cv2.INTER_CUBIC,
             borderMode=cv2.BORDER_REPLICATE,
         )[0]
-        for field, start, end in zip(fields, [0, *ends[:-1]], ends, strict=True)
+        for field, start, face in zip(fields, starts, ends, strict=False)
     ]
-    moved = points + strength[owner, None] * np.concatenate(moves)
-    pieces = iter(np.split(moved, np.cumsum(counts)[:-1]))
-    return [list(islice(pieces, count)) for count in polygons]
+    moved = points + np.repeat(strength, sizes)[:, None] * np.concatenate(moves)
+    return [
+        [moved[low:high] for low, high in pairwise([start, *face])]
+        for start, face in zip(starts, ends, strict=False)
+    ]
 
 
 def _densify(outlines: Sequence[np.ndarray], step: float) -> tuple[np.ndarray, np.ndarray]:
@@ -114,17 +126,16 @@ def _densify(outlines: Sequence[np.ndarray], step: float) -> tuple[np.ndarray, n
     lengths[polygon, place + 1] = np.hypot(*edges.T.astype(np.float32))
     along = np.cumsum(lengths, axis=1).astype(np.float64)
     counts = np.maximum(8, np.ceil(along[:, -1] / step)).astype(int)
-    pitch = np.maximum(along[:, -1] / counts, np.finfo(np.float32).tiny)
+    pitch = np.maximum(along[:, -1] / counts, _TINY)
     start, end = along[polygon, place], along[polygon, place + 1]
-    # How many points lie before each end of an edge; all lie before the last edge's end.
-    before = np.ceil(np.stack([start, end]) / pitch[polygon]).astype(int)
-    before = np.minimum(before, counts[polygon])
-    before[1, first + sides - 1] = counts
-    edge = np.repeat(np.arange(len(corners)), before[1] - before[0])
-    owner = polygon[edge]
-    index = np.arange(len(edge)) - (np.cumsum(counts) - counts)[owner]
-    share = (index * pitch[owner] - start[edge])[:, None]
-    slopes = edges / np.maximum(end - start, np.finfo(np.float32).tiny)[:, None]
+    # The first point of each edge; the last edge has all that are left.
+    offset = (np.cumsum(counts) - counts)[polygon]
+    begin = offset + np.minimum(np.ceil(start / pitch[polygon]).astype(int), counts[polygon])
+    points = np.concatenate([begin[1:], [counts.sum()]]) - begin
+    edge = np.repeat(np.arange(len(corners)), points)
+    index = np.arange(len(edge)) - offset[edge]
+    share = (index * pitch[polygon][edge] - start[edge])[:, None]
+    slopes = edges / np.maximum(end - start, _TINY)[:, None]
     return (slopes[edge] * share + corners[edge]).astype(np.float32), counts
 
 

@@ -54,7 +54,7 @@ def _chin(landmarks: np.ndarray) -> list[np.ndarray]:
     # From the jaw up to halfway between the lower lip and the chin's tip.
     jaw = landmarks[..., 5:12, :]
     lip, tip = landmarks[..., 57:58, :], landmarks[..., 8:9, :]
-    top = landmarks[..., [48, 57, 54], :] + (tip - lip) * np.float32(0.4)
+    top = landmarks.take([48, 57, 54], axis=-2) + (tip - lip) * np.float32(0.4)
     return [np.concatenate([jaw, top], axis=-2)]
 
 
@@ -64,7 +64,7 @@ def _cheeks(landmarks: np.ndarray) -> list[np.ndarray]:
         eye = _centre(landmarks[..., EYES[0] if jaw[0] == 1 else EYES[1], :])
         # Below the lower lid, by as much as the eye is away from the nostril in a quarter.
         below = eye + (landmarks[..., inner[:1], :] - eye) * np.float32(0.4)
-        polygons.append(np.concatenate([landmarks[..., jaw + inner, :], below], axis=-2))
+        polygons.append(np.concatenate([landmarks.take(jaw + inner, axis=-2), below], axis=-2))
     return polygons
 
 

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from llava_forgery.simulate import host, pixels
+from llava_forgery.simulate.drawing import draw_masks
+from llava_forgery.simulate.masks import SoftMask
 from llava_forgery.simulate.plan import ForgeryPlan, PlanColumns
 from llava_forgery.simulate.render import plan_colours, source_matrix
 
@@ -37,7 +39,10 @@ class Renderings(NamedTuple):
 
 @torch.no_grad()
 def render_batch(
-    images: torch.Tensor, landmarks: Sequence[np.ndarray], plans: Sequence[ForgeryPlan]
+    images: torch.Tensor,
+    landmarks: Sequence[np.ndarray],
+    plans: Sequence[ForgeryPlan],
+    drawn: Sequence[SoftMask] | None = None,
 ) -> Renderings:
     """Forge a batch of faces, each by its plan.
 
@@ -46,6 +51,7 @@ def render_batch(
             or a CUDA device.
         landmarks: (68, 2) pixels of each image, on the CPU.
         plans: What to do with each.
+        drawn: The plans' masks if they are drawn already.
 
     Raises:
         ValueError: Shapes, dtype or counts are not as above.
@@ -70,8 +76,9 @@ def render_batch(
 
     altered = _changed(original, numbers, extents)
     # While the device does this, the CPU draws. JPEG then needs the device's result.
-    drawn = host.draw_masks(np.stack(points), plans, size, pinned=device.type == "cuda")
-    values = host.upload(drawn.values, device)
+    drawn = draw_masks(plans, np.stack(points), size) if drawn is None else drawn
+    gathered = host.gather_masks(drawn, numbers.poisson, size, pinned=device.type == "cuda")
+    values = host.upload(gathered.values, device)
     _compress(altered, numbers.jpeg, extents)
 
     chosen = host.upload(numbers.on_foreground, device)[:, None, None, None]
@@ -94,8 +101,8 @@ def render_batch(
         foreground[index] = _poisson(
             foreground[index],
             pristine[index],
-            _inside(values[index], drawn.boxes[seamless]),
-            drawn.solved[seamless],
+            _inside(values[index], gathered.boxes[seamless]),
+            gathered.solved[seamless],
         )
 
     opacity = _numbers(numbers.opacity / 255, device)
@@ -158,7 +165,7 @@ def _compress(images: torch.Tensor, qualities: np.ndarray, extents: np.ndarray) 
     (compressed,) = np.nonzero(qualities)
     if len(compressed):
         index = host.upload(compressed, images.device)
-        stack = images[index].byte().permute(0, 2, 3, 1).contiguous().cpu()
+        stack = host.download(images[index].byte().permute(0, 2, 3, 1).contiguous())
         host.compress(stack, extents[compressed].tolist(), qualities[compressed].tolist())
         images[index] = host.upload(stack, images.device).permute(0, 3, 1, 2).float()
 
