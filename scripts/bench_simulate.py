@@ -54,8 +54,12 @@ def main(
         bool, typer.Option("--torch", help="Time the torch renderer on the CPU as well.")
     ] = False,
     workers: Annotated[
-        int, typer.Option(help="Processes that draw for a GPU; one for each CPU core if negative.")
-    ] = -1,
+        int | None,
+        typer.Option(
+            help="Processes that draw for the torch renderer; without, one for each core "
+            "where there is a GPU, none on the CPU."
+        ),
+    ] = None,
 ) -> None:
     """Print the tables."""
     threads = torch.get_num_threads()
@@ -89,7 +93,7 @@ def main(
     for device in devices:
         on_gpu = device == "cuda"
         torch.set_num_threads(threads if on_gpu else 1)
-        drawers = (workers if workers >= 0 else os.cpu_count() or 1) if on_gpu else 0
+        drawers = (os.cpu_count() or 1) * on_gpu if workers is None else workers
         for size in SIZES:
             _batches(crops, size, device, rounds, batch, drawers)
 
