@@ -10,9 +10,11 @@ as the simulator's defaults say, degraded, as tensors; the crop is decoded alrea
 names a checkout of github.com/mapooon/SelfBlendedImages (which needs albumentations 1.3.1 and
 scikit-image): its self-blending is timed on the same faces, alone and with its shared transforms
 and tensors. "solver" compares Poisson blending with ``cv2.seamlessClone`` under an ellipse. Where
-there is a GPU, a last table times batches of tensors on it by the clock.
+there is a GPU, a last table times batches of tensors on it by the clock, with worker processes and
+all CPU threads. "CPU alone" is the time for an image that no GPU shortens: plans, masks and JPEG.
 """
 
+import os
 import statistics
 import sys
 import time
@@ -28,6 +30,7 @@ import typer
 
 from llava_forgery.faces.generated import generate_face
 from llava_forgery.faces.records import FaceCrop, load_faces
+from llava_forgery.simulate import host
 from llava_forgery.simulate.blend import poisson_blend
 from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.degrade import DegradeConfig, degrade
@@ -50,8 +53,16 @@ def main(
     on_cpu: Annotated[
         bool, typer.Option("--torch", help="Time the torch renderer on the CPU as well.")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that draw for the torch renderer; without, one for each core "
+            "where there is a GPU, none on the CPU."
+        ),
+    ] = None,
 ) -> None:
     """Print the tables."""
+    threads = torch.get_num_threads()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     if faces is None:
@@ -77,10 +88,14 @@ def main(
         _solver(crops, size, rounds)
     devices = ["cpu"] * on_cpu + ["cuda"] * torch.cuda.is_available()
     if devices:
-        print("\n| pixels | torch renderer | images/s | batch |\n|---|---|---|---|")
-    for size in SIZES:
-        for device in devices:
-            _batches(crops, size, device, rounds, batch)
+        print("\n| pixels | torch renderer | workers | images/s | ms | CPU alone, ms | batch |")
+        print("|---|---|---|---|---|---|---|")
+    for device in devices:
+        on_gpu = device == "cuda"
+        torch.set_num_threads(threads if on_gpu else 1)
+        drawers = (os.cpu_count() or 1) * on_gpu if workers is None else workers
+        for size in SIZES:
+            _batches(crops, size, device, rounds, batch, drawers)
 
 
 def _ours(
@@ -184,24 +199,51 @@ def _solver(crops: list[FaceCrop], size: int, rounds: int) -> None:
     print(f"| {size} | {ours:.2f} | {theirs:.2f} | {np.mean(means):.3f} | {largest} |")
 
 
-def _batches(crops: list[FaceCrop], size: int, device: str, rounds: int, batch: int) -> None:
-    """Time whole calls by the clock: plans, masks and JPEG on the CPU are part of them."""
+def _batches(
+    crops: list[FaceCrop], size: int, device: str, rounds: int, batch: int, workers: int
+) -> None:
+    """Time whole calls by the clock, and what the CPU does in them by itself."""
     framed = [frame_face(crop, size, CENTRED) for crop in crops]
     order = [i % len(framed) for i in range(batch)]
-    images = torch.stack([to_tensor(framed[i][0]) for i in order]).to(device)
-    landmarks = torch.from_numpy(np.stack([framed[i][1] for i in order]))
+    pictures = np.stack([framed[i][0] for i in order])
+    points = np.stack([framed[i][1] for i in order])
+    images = torch.stack([to_tensor(picture) for picture in pictures]).to(device)
+    landmarks = torch.from_numpy(points)
     for name, poisson in (("alpha", 0.0), ("Poisson", 1.0)):
-        simulator = ForgerySimulator(SimulatorConfig(poisson=poisson), renderer="torch")
-        taken = []
+        simulator = ForgerySimulator(SimulatorConfig(poisson=poisson), "torch", workers)
+        taken, alone = [], []
         for turn in range(rounds + 1):
+            seeds = range(turn * batch, (turn + 1) * batch)
             start = time.perf_counter()
-            made = simulator(images, landmarks, range(turn * batch, (turn + 1) * batch))
+            made = simulator(images, landmarks, seeds)
             float(made.image.sum())  # waits for the device
-            taken.append(time.perf_counter() - start)
+            taken.append((time.perf_counter() - start) / batch)
+            start = time.perf_counter()
+            _host(simulator, pictures, points, seeds, device == "cuda")
+            alone.append((time.perf_counter() - start) / batch)
+        simulator.drawer.close()
         # The first turn warms up.
+        whole, host_only = statistics.median(taken[1:]), statistics.median(alone[1:])
         print(
-            f"| {size} | {device}, {name} | {batch / statistics.median(taken[1:]):.1f} | {batch} |"
+            f"| {size} | {device}, {name} | {workers} | {1 / whole:.1f} | {1000 * whole:.3f} | "
+            f"{1000 * host_only:.3f} | {batch} |"
         )
+
+
+def _host(
+    simulator: ForgerySimulator,
+    pictures: np.ndarray,
+    points: np.ndarray,
+    seeds: range,
+    pinned: bool,
+) -> None:
+    """What the CPU does for a batch, but for faint forgeries that are drawn anew."""
+    size = pictures.shape[1:3]
+    plans, drawn = simulator.drawer(seeds, points, size)
+    host.gather_masks(drawn, np.array([plan.poisson for plan in plans]), size, pinned)
+    qualities = np.array([plan.jpeg for plan in plans])
+    chosen = torch.from_numpy(pictures[qualities > 0])
+    host.compress(chosen, [size] * len(chosen), qualities[qualities > 0].tolist())
 
 
 if __name__ == "__main__":

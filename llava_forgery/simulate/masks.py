@@ -6,11 +6,13 @@ the softening follow the idea of self-blended images (Shiohara & Yamasaki, 2022)
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate, chain, islice, pairwise
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from llava_forgery.constants import REGION_NAMES
 from llava_forgery.simulate.plan import ForgeryPlan
 from llava_forgery.simulate.regions import region_polygons
 
@@ -18,6 +20,8 @@ from llava_forgery.simulate.regions import region_polygons
 _SHIFT = 4
 # Length of a hull's pieces between displaced points, as a share of the image's side.
 _STEP = 0.015
+# Instead of a length of 0 below a fraction.
+_TINY = 1e-30
 # A blur this wide, in pixels, hides that the mask was blurred at a reduced size and enlarged.
 _SMOOTH = 1.5
 
@@ -34,64 +38,105 @@ class SoftMask(NamedTuple):
 
 
 def hull_outlines(
-    regions: Sequence[str], landmarks: np.ndarray, growth: float = 1.0
-) -> list[np.ndarray]:
-    """Convex hulls of the regions' polygons, (N, 2) float32 each, in pixels.
+    regions: Sequence[Sequence[str]], landmarks: np.ndarray, growth: np.ndarray
+) -> list[list[np.ndarray]]:
+    """Convex hulls of the regions' polygons, for each face a list of (N, 2) float32, in pixels.
 
     Args:
-        regions: Names out of ``REGION_NAMES``.
-        landmarks: (68, 2) pixels.
-        growth: Scale of each hull about its polygon's centre.
+        regions: Names out of ``REGION_NAMES``, for each of B faces.
+        landmarks: (B, 68, 2) float32 pixels.
+        growth: (B,) float32, scale of each hull about its polygon's centre.
     """
-    outlines = []
-    for name in regions:
-        for polygon in region_polygons(name, landmarks):
-            centre = polygon.mean(axis=0)
-            hull = cv2.convexHull(np.float32(centre + (polygon - centre) * growth))
-            outlines.append(hull[:, 0])
+    outlines: list[list[np.ndarray]] = [[] for _ in regions]
+    growth = growth[:, None, None]
+    # In one order whatever stands beside a face; names that are none come last, and are refused.
+    for name in dict.fromkeys(chain(REGION_NAMES, *regions)):
+        faces = [i for i, names in enumerate(regions) if name in names]
+        if not faces:
+            continue
+        chosen = slice(None) if len(faces) == len(regions) else faces
+        for polygons in region_polygons(name, landmarks[chosen]):
+            centre = polygons.mean(axis=1, keepdims=True)
+            grown = centre + (polygons - centre) * growth[chosen]
+            for face, polygon in zip(faces, grown, strict=True):
+                outlines[face].append(cv2.convexHull(polygon)[:, 0])
     return outlines
 
 
 def deform(
-    outlines: Sequence[np.ndarray], field: np.ndarray, strength: float, size: tuple[int, int]
-) -> list[np.ndarray]:
+    outlines: Sequence[Sequence[np.ndarray]],
+    fields: Sequence[np.ndarray],
+    strength: np.ndarray,
+    size: tuple[int, int],
+) -> list[list[np.ndarray]]:
     """Elastic deformation by a smooth random displacement, on the outlines instead of the pixels.
 
     Args:
-        outlines: Closed polygons (N, 2) in pixels.
-        field: (2, n, n) displacements in x and y at a grid over the image, standard normal;
-            between its nodes they are interpolated cubically.
-        strength: Standard deviation of the displacement in pixels.
-        size: (height, width) of the image.
+        outlines: Closed polygons (N, 2) in pixels, one or more for each of B faces.
+        fields: (2, n, n) displacements in x and y at a grid over the image, standard normal, for
+            each face; between its nodes they are interpolated cubically.
+        strength: (B,) float32, standard deviation of the displacement in pixels.
+        size: (height, width) of the images.
 
     Returns:
         The polygons with further points between theirs, (M, 2) float32 each.
     """
-    step = _STEP * max(size)
-    dense = [_densify(outline, step) for outline in outlines]
-    points = np.concatenate(dense)
+    points, counts = _densify([one for face in outlines for one in face], _STEP * max(size))
+    cuts = iter(accumulate(counts.tolist()))
+    ends = [list(islice(cuts, len(face))) for face in outlines]
+    starts = [0, *(face[-1] for face in ends)]
+    sizes = [high - low for low, high in pairwise(starts)]
     # The grid's nodes lie on the image's edges.
-    places = points * ((np.float32(field.shape[2] - 1), np.float32(field.shape[1] - 1)))
+    nodes = np.float32([(field.shape[2] - 1, field.shape[1] - 1) for field in fields])
+    places = points * np.repeat(nodes, sizes, axis=0)
     places /= np.float32((size[1], size[0]))
-    moves = cv2.remap(
-        np.ascontiguousarray(field.transpose(1, 2, 0)),
-        np.float32(places)[None],
-        None,
-        cv2.INTER_CUBIC,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    moved = points + np.float32(strength) * moves[0]
-    return np.split(moved, np.cumsum([len(outline) for outline in dense])[:-1])
+    moves = [
+        cv2.remap(
+            np.ascontiguousarray(field.transpose(1, 2, 0)),
+            places[None, start : face[-1]],
+            None,
+            cv2.INTER_CUBIC,
+            borderMode=cv2.BORDER_REPLICATE,
+        )[0]
+        for field, start, face in zip(fields, starts, ends, strict=False)
+    ]
+    moved = points + np.repeat(strength, sizes)[:, None] * np.concatenate(moves)
+    return [
+        [moved[low:high] for low, high in pairwise([start, *face])]
+        for start, face in zip(starts, ends, strict=False)
+    ]
 
 
-def _densify(outline: np.ndarray, step: float) -> np.ndarray:
-    closed = np.concatenate([outline, outline[:1]])
-    lengths = np.hypot(*(closed[1:] - closed[:-1]).T)
-    along = np.concatenate([[0.0], np.cumsum(lengths)])
-    places = np.linspace(0, along[-1], max(8, math.ceil(along[-1] / step)), endpoint=False)
-    return np.stack([np.interp(places, along, closed[:, axis]) for axis in (0, 1)], axis=1).astype(
-        np.float32
-    )
+def _densify(outlines: Sequence[np.ndarray], step: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points at equal distances of at most ``step`` along closed polygons, all at once.
+
+    Returns:
+        (M, 2) float32, polygon after polygon, and how many each of them has.
+    """
+    corners = np.concatenate(outlines).astype(np.float64)
+    sides = np.array([len(outline) for outline in outlines])
+    first = np.cumsum(sides) - sides
+    polygon = np.repeat(np.arange(len(outlines)), sides)
+    place = np.arange(len(corners)) - first[polygon]
+    following = np.arange(1, len(corners) + 1)
+    following[first + sides - 1] = first
+    edges = corners[following] - corners
+    # A row for each polygon, so that no sum depends on the polygons beside it.
+    lengths = np.zeros((len(outlines), sides.max() + 1), np.float32)
+    lengths[polygon, place + 1] = np.hypot(*edges.T.astype(np.float32))
+    along = np.cumsum(lengths, axis=1).astype(np.float64)
+    counts = np.maximum(8, np.ceil(along[:, -1] / step)).astype(int)
+    pitch = np.maximum(along[:, -1] / counts, _TINY)
+    start, end = along[polygon, place], along[polygon, place + 1]
+    # The first point of each edge; the last edge has all that are left.
+    offset = (np.cumsum(counts) - counts)[polygon]
+    begin = offset + np.minimum(np.ceil(start / pitch[polygon]).astype(int), counts[polygon])
+    points = np.concatenate([begin[1:], [counts.sum()]]) - begin
+    edge = np.repeat(np.arange(len(corners)), points)
+    index = np.arange(len(edge)) - offset[edge]
+    share = (index * pitch[polygon][edge] - start[edge])[:, None]
+    slopes = edges / np.maximum(end - start, _TINY)[:, None]
+    return (slopes[edge] * share + corners[edge]).astype(np.float32), counts
 
 
 def fill(
@@ -109,9 +154,14 @@ def fill(
         ``size`` uint8, 0 or 255.
     """
     mask = np.zeros(size, dtype=np.uint8)
+    if not outlines:
+        return mask
+    points = ((np.concatenate(outlines) - np.float32(corner)) / step - 0.5) * (1 << _SHIFT)
+    vertices, start = np.rint(points).astype(np.int32), 0
     for outline in outlines:
-        points = ((outline - np.float32(corner)) / step - 0.5) * (1 << _SHIFT)
-        cv2.fillPoly(mask, [np.rint(points).astype(np.int32)], 255, cv2.LINE_8, _SHIFT)
+        end = start + len(outline)
+        cv2.fillPoly(mask, [vertices[start:end]], 255, cv2.LINE_8, _SHIFT)
+        start = end
     return mask
 
 
@@ -129,16 +179,26 @@ def hull_mask(
     Returns:
         (height, width) float32, 0 or 1.
     """
-    filled = fill(hull_outlines(regions, landmarks, growth), (0, 0), size)
+    (outlines,) = hull_outlines([regions], np.float32(landmarks)[None], np.float32([growth]))
+    filled = fill(outlines, (0, 0), size)
     return (filled > 0).astype(np.float32)
 
 
 def plan_outlines(
-    plan: ForgeryPlan, landmarks: np.ndarray, size: tuple[int, int]
-) -> list[np.ndarray]:
-    """The deformed hulls of a plan in an image of (height, width), (N, 2) float32 each."""
-    outlines = hull_outlines(plan.regions, landmarks, plan.growth)
-    return deform(outlines, plan.field, plan.deformation * max(size), size)
+    plans: Sequence[ForgeryPlan], landmarks: np.ndarray, size: tuple[int, int]
+) -> list[list[np.ndarray]]:
+    """The deformed hulls of plans for faces (B, 68, 2) float32 in images of (height, width).
+
+    What is drawn for a face depends on nothing beside it. For many faces at once it takes a
+    fraction of the time, most of which is not spent on the points.
+
+    Returns:
+        For each face (N, 2) float32 polygons in pixels.
+    """
+    growth = np.float32([plan.growth for plan in plans])
+    outlines = hull_outlines([plan.regions for plan in plans], landmarks, growth)
+    strength = np.float32([plan.deformation * max(size) for plan in plans])
+    return deform(outlines, [plan.field for plan in plans], strength, size)
 
 
 def soft_mask(outlines: Sequence[np.ndarray], sigma: float, size: tuple[int, int]) -> SoftMask:
@@ -156,14 +216,16 @@ def soft_mask(outlines: Sequence[np.ndarray], sigma: float, size: tuple[int, int
     step = min(8, max(1, int(sigma / _SMOOTH)))
     reach = math.ceil(3 * sigma) + step
     points = np.concatenate(outlines)
-    # What lies farther outside than the blur reaches changes nothing inside.
-    limit = np.array([width, height]) + reach
-    low = np.clip(np.floor(points.min(axis=0)) - reach, -reach, limit).astype(int)
-    high = np.clip(np.ceil(points.max(axis=0)) + reach, -reach, limit).astype(int)
-    columns, rows = (-(-(high - low) // step)).tolist()
+    # What lies farther outside than the blur reaches changes nothing inside. Plain numbers: arrays
+    # of two take longer than the blur.
+    (left, columns), (top, rows) = (
+        _span(low, high, side, reach, step)
+        for low, high, side in zip(
+            points.min(axis=0).tolist(), points.max(axis=0).tolist(), (width, height), strict=True
+        )
+    )
     if columns < 1 or rows < 1:
         return SoftMask(0, 0, np.zeros((0, 0), np.uint8))
-    left, top = low.tolist()
     mask = fill(outlines, (left, top), (rows, columns), step)
     mask = cv2.GaussianBlur(mask, (0, 0), sigma / step, borderType=cv2.BORDER_CONSTANT)
     if step > 1:
@@ -174,3 +236,10 @@ def soft_mask(outlines: Sequence[np.ndarray], sigma: float, size: tuple[int, int
         return SoftMask(0, 0, np.zeros((0, 0), np.uint8))
     x, y, w, h = cv2.boundingRect(mask)
     return SoftMask(left + x, top + y, mask[y : y + h, x : x + w])
+
+
+def _span(low: float, high: float, side: int, reach: int, step: int) -> tuple[int, int]:
+    """First pixel and number of steps from ``low`` to ``high`` with ``reach`` on either side."""
+    first = min(max(math.floor(low) - reach, -reach), side + reach)
+    last = min(max(math.ceil(high) + reach, -reach), side + reach)
+    return first, -(-(last - first) // step)

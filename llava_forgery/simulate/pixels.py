@@ -29,6 +29,8 @@ def colour_matrix(
     scales the distance from the luma, the contrast the distance from ``grey``, then brightness is
     added.
 
+    Each number may be an array (B,) as well.
+
     Args:
         shift: Of red, green and blue, in units of the full range.
         hue: Turn in radians.
@@ -38,10 +40,10 @@ def colour_matrix(
         grey: What the contrast leaves as it is, in [0, 1].
 
     Returns:
-        (3, 4) float64 for columns (red, green, blue, 1) in [0, 1].
+        (3, 4) float64 for columns (red, green, blue, 1) in [0, 1], or (3, 4, B).
     """
-    cos, third = math.cos(hue), (1 - math.cos(hue)) / 3
-    sine = math.sin(hue) / math.sqrt(3)
+    cos, sine = np.cos(hue), np.sin(hue) / math.sqrt(3)
+    third = (1 - cos) / 3
     turn = np.array(
         [
             [cos + third, third - sine, third + sine],
@@ -49,9 +51,11 @@ def colour_matrix(
             [third - sine, third + sine, cos + third],
         ]
     )
-    saturate = saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1))
-    linear = contrast * (saturate @ turn)
-    offset = linear @ np.array(shift) + (1 - contrast) * grey + brightness
+    luma = LUMA[0] * turn[0] + LUMA[1] * turn[1] + LUMA[2] * turn[2]
+    linear = contrast * (saturation * turn + (1 - saturation) * luma)
+    red, green, blue = shift
+    offset = linear[:, 0] * red + linear[:, 1] * green + linear[:, 2] * blue
+    offset += (1 - contrast) * grey + brightness
     return np.concatenate([linear, offset[:, None]], axis=1)
 
 

@@ -4,8 +4,9 @@ A plan follows from a seed alone; rendering draws nothing. The same seed therefo
 forgery whatever stands beside it in a batch.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -88,6 +89,19 @@ class ForgeryPlan:
             raise ValueError(
                 f"downscale must be 1 or more and jpeg 0 to 100, got {self.downscale}, {self.jpeg}"
             )
+
+
+class PlanColumns(SimpleNamespace):
+    """The numbers of B plans under their names in :class:`ForgeryPlan`, each an array (B,)."""
+
+    def __init__(self, plans: Sequence[ForgeryPlan]) -> None:
+        super().__init__(
+            **{
+                item.name: np.array([getattr(plan, item.name) for plan in plans])
+                for item in fields(ForgeryPlan)
+                if item.name not in ("regions", "field")
+            }
+        )
 
 
 def draw_plans(config: SimulatorConfig, seed: int) -> Iterator[ForgeryPlan]:

@@ -15,15 +15,19 @@ EYES = (slice(36, 42), slice(42, 48))
 OUTER_LIPS = slice(48, 60)
 
 
+def _centre(points: np.ndarray) -> np.ndarray:
+    return points.mean(axis=-2, keepdims=True)
+
+
 def _grow(points: np.ndarray, x: float, y: float) -> np.ndarray:
     """Scale points about their centre; 1.0 leaves a direction as it is."""
-    centre = points.mean(axis=0)
+    centre = _centre(points)
     return centre + (points - centre) * np.array([x, y], dtype=points.dtype)
 
 
 def _eyes(landmarks: np.ndarray) -> list[np.ndarray]:
     # The contour follows the lids closely; a forged eye takes the lids and the socket along.
-    return [_grow(landmarks[eye], 1.4, 2.2) for eye in EYES]
+    return [_grow(landmarks[..., eye, :], 1.4, 2.2) for eye in EYES]
 
 
 def _eyebrows(landmarks: np.ndarray) -> list[np.ndarray]:
@@ -31,35 +35,35 @@ def _eyebrows(landmarks: np.ndarray) -> list[np.ndarray]:
     # eye, upwards and downwards along the face's own vertical axis.
     polygons = []
     for brow, eye in zip(BROWS, EYES, strict=True):
-        line = landmarks[brow]
-        half = (landmarks[eye].mean(axis=0) - line.mean(axis=0)) / 3
-        polygons.append(np.concatenate([line + half, line - half]))
+        line = landmarks[..., brow, :]
+        half = (_centre(landmarks[..., eye, :]) - _centre(line)) / 3
+        polygons.append(np.concatenate([line + half, line - half], axis=-2))
     return polygons
 
 
 def _nose(landmarks: np.ndarray) -> list[np.ndarray]:
-    return [_grow(landmarks[NOSE], 1.3, 1.05)]
+    return [_grow(landmarks[..., NOSE, :], 1.3, 1.05)]
 
 
 def _mouth(landmarks: np.ndarray) -> list[np.ndarray]:
-    return [_grow(landmarks[OUTER_LIPS], 1.15, 1.3)]
+    return [_grow(landmarks[..., OUTER_LIPS, :], 1.15, 1.3)]
 
 
 def _chin(landmarks: np.ndarray) -> list[np.ndarray]:
     # From the jaw up to halfway between the lower lip and the chin's tip.
-    jaw = landmarks[5:12]
-    lip, tip = landmarks[57], landmarks[8]
-    top = landmarks[[48, 57, 54]] + (tip - lip) * np.float32(0.4)
-    return [np.concatenate([jaw, top])]
+    jaw = landmarks[..., 5:12, :]
+    lip, tip = landmarks[..., 57:58, :], landmarks[..., 8:9, :]
+    top = landmarks.take([48, 57, 54], axis=-2) + (tip - lip) * np.float32(0.4)
+    return [np.concatenate([jaw, top], axis=-2)]
 
 
 def _cheeks(landmarks: np.ndarray) -> list[np.ndarray]:
     polygons = []
     for jaw, inner in (((1, 2, 3, 4, 5), (31, 48)), ((15, 14, 13, 12, 11), (35, 54))):
-        eye = landmarks[EYES[0] if jaw[0] == 1 else EYES[1]]
+        eye = _centre(landmarks[..., EYES[0] if jaw[0] == 1 else EYES[1], :])
         # Below the lower lid, by as much as the eye is away from the nostril in a quarter.
-        below = eye.mean(axis=0) + (landmarks[inner[0]] - eye.mean(axis=0)) * np.float32(0.4)
-        polygons.append(np.concatenate([landmarks[list(jaw)], landmarks[list(inner)], below[None]]))
+        below = eye + (landmarks[..., inner[:1], :] - eye) * np.float32(0.4)
+        polygons.append(np.concatenate([landmarks.take(jaw + inner, axis=-2), below], axis=-2))
     return polygons
 
 
@@ -84,10 +88,10 @@ def region_polygons(name: str, landmarks: np.ndarray) -> list[np.ndarray]:
 
     Args:
         name: One of ``REGION_NAMES``.
-        landmarks: (68, 2) pixels, x right and y down.
+        landmarks: (..., 68, 2) pixels, x right and y down, of one face or of several.
 
     Returns:
-        One or two arrays (N, 2), float32, in pixels; they may reach outside the image.
+        One or two arrays (..., N, 2), float32, in pixels; they may reach outside the image.
 
     Raises:
         ValueError: Unknown region, or landmarks of another shape.
@@ -95,6 +99,7 @@ def region_polygons(name: str, landmarks: np.ndarray) -> list[np.ndarray]:
     if name not in _POLYGONS:
         raise ValueError(f"unknown region {name!r}; expected one of {', '.join(REGION_NAMES)}")
     landmarks = np.asarray(landmarks, dtype=np.float32)
-    if landmarks.shape != (68, 2):
+    if landmarks.shape[-2:] != (68, 2):
         raise ValueError(f"expected landmarks of shape (68, 2), got {landmarks.shape}")
-    return _POLYGONS[name](landmarks)
+    # OpenCV wants them contiguous, and a sum's rounding is then the same for one face or many.
+    return [np.ascontiguousarray(polygon) for polygon in _POLYGONS[name](landmarks)]

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from llava_forgery.simulate import blend, masks, pixels
-from llava_forgery.simulate.plan import ForgeryPlan
+from llava_forgery.simulate.plan import ForgeryPlan, PlanColumns
 
 # What sharpening and bilinear interpolation read around the rectangle that they fill.
 _HALO = 4
@@ -25,8 +25,8 @@ class Rendering(NamedTuple):
     """Mean change inside the forged area in grey levels; -1 if no pixel lies inside."""
 
 
-def plan_colours(plan: ForgeryPlan, grey: float) -> np.ndarray:
-    """The plan's changes of colour for a picture whose mean is ``grey``, (3, 4)."""
+def plan_colours(plan: ForgeryPlan | PlanColumns, grey: float) -> np.ndarray:
+    """The changes of colour for a picture whose mean is ``grey``: (3, 4), of B plans (3, 4, B)."""
     return pixels.colour_matrix(
         shift=(plan.red, plan.green, plan.blue),
         hue=plan.hue,
@@ -37,18 +37,24 @@ def plan_colours(plan: ForgeryPlan, grey: float) -> np.ndarray:
     )
 
 
-def source_matrix(plan: ForgeryPlan, size: tuple[int, int]) -> np.ndarray:
-    """Where each point of the foreground comes from: (2, 3), in continuous pixels.
+def source_matrix(plan: ForgeryPlan | PlanColumns, size: tuple[int, int]) -> np.ndarray:
+    """Where each point of the foreground comes from, in continuous pixels.
 
     The foreground is turned and scaled about the image's centre, then moved.
+
+    Returns:
+        (2, 3), of B plans (2, 3, B).
     """
     height, width = size
-    side = max(size)
     cos, sin = np.cos(plan.angle) / plan.scale, np.sin(plan.angle) / plan.scale
-    linear = np.array([[cos, sin], [-sin, cos]])
-    centre = np.array([width / 2, height / 2])
-    moved = centre + np.array([plan.shift_x, plan.shift_y]) * side
-    return np.concatenate([linear, (centre - linear @ moved)[:, None]], axis=1)
+    x = width / 2 + plan.shift_x * max(size)
+    y = height / 2 + plan.shift_y * max(size)
+    return np.array(
+        [
+            [cos, sin, width / 2 - (cos * x + sin * y)],
+            [-sin, cos, height / 2 - (cos * y - sin * x)],
+        ]
+    )
 
 
 def render(image: np.ndarray, landmarks: np.ndarray, plan: ForgeryPlan) -> Rendering:
@@ -60,7 +66,7 @@ def render(image: np.ndarray, landmarks: np.ndarray, plan: ForgeryPlan) -> Rende
         plan: What to do.
     """
     size = image.shape[:2]
-    outlines = masks.plan_outlines(plan, landmarks, size)
+    (outlines,) = masks.plan_outlines([plan], landmarks[None], size)
     soft = masks.soft_mask(outlines, plan.softness * max(size), size)
     inside = cv2.compare(soft.values, 127, cv2.CMP_GT) if soft.values.size else None
     mask = np.zeros(size, np.uint8)

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from llava_forgery.simulate import masks, pixels
-from llava_forgery.simulate.plan import ForgeryPlan
+from llava_forgery.simulate import host, pixels
+from llava_forgery.simulate.drawing import draw_masks
+from llava_forgery.simulate.masks import SoftMask
+from llava_forgery.simulate.plan import ForgeryPlan, PlanColumns
 from llava_forgery.simulate.render import plan_colours, source_matrix
 
 
@@ -35,18 +37,12 @@ class Renderings(NamedTuple):
     """(B,) float32: mean change inside the area in grey levels; -1 if no pixel lies inside."""
 
 
-class _Masks(NamedTuple):
-    values: torch.Tensor
-    """(B, 1, H, W) uint8."""
-    inside: torch.Tensor
-    """(B, 1, H, W) float32, 1 where the foreground's gradients are kept, otherwise 0."""
-    rectangles: np.ndarray
-    """(B, 4) int: left, top, width, height of what Poisson blending changes; 0 sides if nothing."""
-
-
 @torch.no_grad()
 def render_batch(
-    images: torch.Tensor, landmarks: Sequence[np.ndarray], plans: Sequence[ForgeryPlan]
+    images: torch.Tensor,
+    landmarks: Sequence[np.ndarray],
+    plans: Sequence[ForgeryPlan],
+    drawn: Sequence[SoftMask] | None = None,
 ) -> Renderings:
     """Forge a batch of faces, each by its plan.
 
@@ -55,6 +51,7 @@ def render_batch(
             or a CUDA device.
         landmarks: (68, 2) pixels of each image, on the CPU.
         plans: What to do with each.
+        drawn: The plans' masks if they are drawn already.
 
     Raises:
         ValueError: Shapes, dtype or counts are not as above.
@@ -74,37 +71,44 @@ def render_batch(
             raise ValueError(f"expected landmarks (68, 2) of each image, got {item.shape}")
     original = images.float() if images.dtype == torch.uint8 else _bytes(images.float() * 255)
     device, size = images.device, (images.shape[2], images.shape[3])
-    drawn = _draw_masks(points, plans, size, device)
+    numbers = PlanColumns(plans)
+    extents = np.array([pixels.reduced_size(size, plan.downscale) for plan in plans])
 
-    altered, extents = _changed(original, plans)
-    on_foreground = np.array([plan.on_foreground for plan in plans])
-    chosen = torch.from_numpy(on_foreground).to(device)[:, None, None, None]
-    matrices = np.stack([source_matrix(plan, size) for plan in plans])
+    altered = _changed(original, numbers, extents)
+    # While the device does this, the CPU draws. JPEG then needs the device's result.
+    drawn = draw_masks(plans, np.stack(points), size) if drawn is None else drawn
+    gathered = host.gather_masks(drawn, numbers.poisson, size, pinned=device.type == "cuda")
+    values = host.upload(gathered.values, device)
+    _compress(altered, numbers.jpeg, extents)
+
+    chosen = host.upload(numbers.on_foreground, device)[:, None, None, None]
+    matrices = source_matrix(numbers, size).transpose(2, 0, 1)
     share = extents / np.array(size)
     # A recoloured foreground is read from the changed picture, which may be a smaller one.
-    matrices[on_foreground] *= share[on_foreground][:, ::-1, None]
-    reach = np.where(on_foreground[:, None], extents, np.array(size))
+    matrices = matrices * np.where(numbers.on_foreground[:, None], share, 1)[:, ::-1, None]
+    reach = np.where(numbers.on_foreground[:, None], extents, np.array(size))
     foreground = _sample(torch.where(chosen, altered, original), matrices, reach)
     pristine = original
-    (behind,) = np.nonzero(~on_foreground)
+    (behind,) = np.nonzero(~numbers.on_foreground)
     if len(behind):
         enlarging = np.zeros((len(behind), 2, 3))
         enlarging[:, 0, 0], enlarging[:, 1, 1] = share[behind, 1], share[behind, 0]
-        pristine = original.clone()
-        pristine[behind] = _sample(altered[behind], enlarging, extents[behind])
-    (seamless,) = np.nonzero([plan.poisson for plan in plans])
+        pristine, index = original.clone(), host.upload(behind, device)
+        pristine[index] = _sample(altered[index], enlarging, extents[behind])
+    (seamless,) = np.nonzero(numbers.poisson)
     if len(seamless):
-        foreground[seamless] = _poisson(
-            foreground[seamless],
-            pristine[seamless],
-            drawn.inside[seamless],
-            drawn.rectangles[seamless],
+        index = host.upload(seamless, device)
+        foreground[index] = _poisson(
+            foreground[index],
+            pristine[index],
+            _inside(values[index], gathered.boxes[seamless]),
+            gathered.solved[seamless],
         )
 
-    opacity = _numbers([plan.opacity / 255 for plan in plans], device)
-    weight = drawn.values * opacity[:, None, None, None]
+    opacity = _numbers(numbers.opacity / 255, device)
+    weight = values * opacity[:, None, None, None]
     forged = _bytes(pristine + weight * (foreground - pristine))
-    area = (drawn.values > 127).float()
+    area = (values > 127).float()
     count = area.sum((1, 2, 3))
     change = ((forged - pristine).abs() * area).sum((1, 2, 3)) / (3 * count.clamp(min=1))
     found = count > 0
@@ -113,87 +117,66 @@ def render_batch(
     return Renderings(
         torch.where(keep, forged, original).byte(),
         torch.where(keep, pristine, original).byte(),
-        drawn.values * keep,
+        values * keep,
         torch.where(found, change, -torch.ones_like(change)),
     )
 
 
-def _draw_masks(
-    landmarks: Sequence[np.ndarray],
-    plans: Sequence[ForgeryPlan],
-    size: tuple[int, int],
-    device: torch.device,
-) -> _Masks:
-    values = np.zeros((len(plans), 1, *size), np.uint8)
-    inside = np.zeros((len(plans), 1, *size), np.uint8)
-    rectangles = np.zeros((len(plans), 4), np.int64)
-    for index, (points, plan) in enumerate(zip(landmarks, plans, strict=True)):
-        outlines = masks.plan_outlines(plan, points, size)
-        soft = masks.soft_mask(outlines, plan.softness * max(size), size)
-        if not soft.values.size:
-            continue
-        height, width = soft.values.shape
-        box = np.s_[soft.top : soft.top + height, soft.left : soft.left + width]
-        values[index, 0][box] = soft.values
-        if not plan.poisson:
-            continue
-        # As blend.poisson_blend: the edge of what is blended is a boundary value at the least.
-        kept = cv2.compare(soft.values, 127, cv2.CMP_GT)
-        kept[[0, -1]] = 0
-        kept[:, [0, -1]] = 0
-        x, y, w, h = cv2.boundingRect(kept)
-        if w >= 3 and h >= 3:
-            inside[index, 0][box] = kept
-            rectangles[index] = soft.left + x, soft.top + y, w, h
-    return _Masks(
-        torch.from_numpy(values).to(device),
-        (torch.from_numpy(inside).to(device) > 0).float(),
-        rectangles,
-    )
+def _changed(images: torch.Tensor, numbers: PlanColumns, extents: np.ndarray) -> torch.Tensor:
+    """``render.changed`` of each image (B, 3, H, W) in [0, 255], all but the compression.
 
-
-def _changed(images: torch.Tensor, plans: Sequence[ForgeryPlan]) -> tuple[torch.Tensor, np.ndarray]:
-    """``render.changed`` of each image (B, 3, H, W) in [0, 255], and (height, width) (B, 2) of it.
-
-    A reduced picture lies in the upper left corner; beside it stands nothing of use.
+    A picture reduced to its (height, width) out of ``extents`` (B, 2) lies in the upper left
+    corner; beside it stands nothing of use.
     """
     device, size = images.device, images.shape[2:]
-    result = images.clone()
-    extents = np.array([pixels.reduced_size(tuple(size), plan.downscale) for plan in plans])
+    result = images
     (reduced,) = np.nonzero((extents < np.array(size)).any(axis=1))
     if len(reduced):
         rows, columns = (
             _area_matrices(extents[reduced, axis], size[axis], device) for axis in (0, 1)
         )
-        result[reduced] = _bytes(_separable(images[reduced], rows, columns))
+        result, index = images.clone(), host.upload(reduced, device)
+        result[index] = _bytes(_separable(images[index], rows, columns))
 
     # The grey that the contrast keeps is known to the device only; it enters the offset alone.
-    colours = _numbers([plan_colours(plan, 0.0) for plan in plans], device)
-    contrast = _numbers([plan.contrast for plan in plans], device)
+    colours = _numbers(plan_colours(numbers, 0.0).transpose(2, 0, 1), device)
+    contrast = _numbers(numbers.contrast, device)
     grey = images.mean((1, 2, 3)) / 255
     offset = colours[:, :, 3] + ((1 - contrast) * grey)[:, None]
     # Not a matrix product, which autocast would round to half precision.
     mixed = sum(colours[:, :, i, None, None] * result[:, None, i] for i in range(3))
     result = _bytes(mixed + 255 * offset[:, :, None, None])
 
-    (sharp,) = np.nonzero([plan.sharpness > 0 for plan in plans])
+    (sharp,) = np.nonzero(numbers.sharpness > 0)
     if len(sharp):
-        amount = _numbers([plans[i].sharpness for i in sharp], device)[:, None, None, None]
+        index = host.upload(sharp, device)
+        amount = _numbers(numbers.sharpness[sharp], device)[:, None, None, None]
         rows, columns = (
             _blur_matrices(extents[sharp, axis], size[axis], device) for axis in (0, 1)
         )
-        blurred = _bytes(_separable(result[sharp], rows, columns))
-        result[sharp] = _bytes((1 + amount) * result[sharp] - amount * blurred)
+        clear = result[index]
+        blurred = _bytes(_separable(clear, rows, columns))
+        result[index] = _bytes((1 + amount) * clear - amount * blurred)
+    return result
 
-    (compressed,) = np.nonzero([plan.jpeg > 0 for plan in plans])
+
+def _compress(images: torch.Tensor, qualities: np.ndarray, extents: np.ndarray) -> None:
+    """Encode and decode as JPEG, in place, the images (B, 3, H, W) whose quality is not 0."""
+    (compressed,) = np.nonzero(qualities)
     if len(compressed):
-        stack = result[compressed].byte().permute(0, 2, 3, 1).cpu().numpy()
-        for place, index in enumerate(compressed):
-            height, width = extents[index]
-            picture = np.ascontiguousarray(stack[place, :height, :width])
-            stack[place, :height, :width] = pixels.compress(picture, plans[index].jpeg)
-        result[compressed] = torch.from_numpy(stack).to(device).permute(0, 3, 1, 2).float()
-    return result, extents
+        index = host.upload(compressed, images.device)
+        stack = host.download(images[index].byte().permute(0, 2, 3, 1).contiguous())
+        host.compress(stack, extents[compressed].tolist(), qualities[compressed].tolist())
+        images[index] = host.upload(stack, images.device).permute(0, 3, 1, 2).float()
+
+
+def _inside(values: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:
+    """1 where masks (B, 1, H, W) keep the foreground's gradients: not on their box's edge."""
+    box = host.upload(boxes, values.device)[:, :, None, None, None]
+    x = torch.arange(values.shape[3], device=values.device) - box[:, 0]
+    y = torch.arange(values.shape[2], device=values.device)[:, None] - box[:, 1]
+    within = (x > 0) & (x < box[:, 2] - 1) & (y > 0) & (y < box[:, 3] - 1)
+    return ((values > 127) & within).float()
 
 
 def _sample(images: torch.Tensor, matrices: np.ndarray, extents: np.ndarray) -> torch.Tensor:
@@ -261,7 +244,7 @@ def _separable(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) 
 
 def _area_matrices(counts: np.ndarray, length: int, device: torch.device) -> torch.Tensor:
     """(B, length, length): row i < count averages the i-th of ``count`` equal shares of a line."""
-    count = torch.from_numpy(counts).to(device, torch.float64)[:, None, None]
+    count = host.upload(counts, device).double()[:, None, None]
     step = length / count
     place = torch.arange(length, device=device, dtype=torch.float64)
     target = place[:, None]
@@ -274,7 +257,7 @@ def _blur_matrices(counts: np.ndarray, length: int, device: torch.device) -> tor
     # Most often no picture is reduced and one matrix serves all.
     counts = counts[:1] if (counts == counts[0]).all() else counts
     taps = cv2.getGaussianKernel(5, pixels.SHARPEN_SIGMA)[:, 0]
-    count = torch.from_numpy(counts).to(device)[:, None]
+    count = host.upload(counts, device)[:, None]
     period = (2 * (count - 1)).clamp(min=1)
     place = torch.arange(length, device=device)
     result = torch.zeros(len(counts), length, length, dtype=torch.float64, device=device)
@@ -303,7 +286,7 @@ def _sine_matrices(
     """
     counts = np.maximum(sides - 2, 0)
     start, count = (
-        torch.from_numpy(np.ascontiguousarray(values)).to(like.device)[:, None, None]
+        host.upload(np.ascontiguousarray(values), like.device)[:, None, None]
         for values in (starts, counts)
     )
     frequency = torch.arange(1, max(1, int(counts.max())) + 1, device=like.device)
@@ -321,5 +304,5 @@ def _bytes(values: torch.Tensor) -> torch.Tensor:
     return values.round().clamp(0, 255).float()
 
 
-def _numbers(values: object, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(values, dtype=np.float32)).to(device)
+def _numbers(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    return host.upload(np.ascontiguousarray(values, dtype=np.float32), device)

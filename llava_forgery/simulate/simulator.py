@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from llava_forgery.simulate.config import SimulatorConfig as SimulatorConfig
+from llava_forgery.simulate.drawing import FaceDrawer
 from llava_forgery.simulate.plan import ForgeryPlan, draw_plans
 from llava_forgery.simulate.render import Rendering, render
 from llava_forgery.simulate.render_torch import render_batch
@@ -62,9 +63,13 @@ class ForgerySimulator:
         renderer: What forges tensors: "opencv" on the CPU, one face after another; "torch" on the
             tensors' device; "auto" takes torch where they lie on a GPU, otherwise OpenCV. Arrays
             of bytes are always forged with OpenCV.
+        workers: Processes that draw plans and masks for the torch renderer; 0 draws them in the
+            calling process, which a fast GPU waits for. They are started with the first batch, as
+            by a ``DataLoader`` that spawns: the script's main part belongs under
+            ``if __name__ == "__main__"``.
 
     Raises:
-        ValueError: An unknown renderer.
+        ValueError: An unknown renderer, or a negative number of workers.
 
     Example:
         >>> simulator = ForgerySimulator()
@@ -73,11 +78,14 @@ class ForgerySimulator:
         True
     """
 
-    def __init__(self, config: SimulatorConfig | None = None, renderer: str = "auto") -> None:
+    def __init__(
+        self, config: SimulatorConfig | None = None, renderer: str = "auto", workers: int = 0
+    ) -> None:
         if renderer not in RENDERERS:
             raise ValueError(f"renderer must be one of {', '.join(RENDERERS)}, got {renderer!r}")
         self.config = config or SimulatorConfig()
         self.renderer = renderer
+        self.drawer = FaceDrawer(self.config, workers)
 
     def forge(self, image: np.ndarray, landmarks: np.ndarray, seed: int) -> ForgedFace:
         """Forge one face; a forgery that is too faint is drawn anew, at most ``max_draws`` times.
@@ -172,13 +180,16 @@ class ForgerySimulator:
     ) -> ForgedFaces:
         """What :meth:`forge` does to one face, for a batch: only those too faint go round again."""
         source = (images * 255).round().byte()
-        image, pristine, mask = source.clone(), source.clone(), torch.zeros_like(source[:, :1])
-        streams = [draw_plans(self.config, seed) for seed in seeds]
-        chosen: list[ForgeryPlan | None] = [None] * len(seeds)
-        best = np.full(len(seeds), -1.0)
-        left = np.arange(len(seeds))
-        for _ in range(self.config.max_draws):
-            plans = [next(streams[i]) for i in left]
+        chosen, masks = self.drawer(seeds, points, tuple(images.shape[2:]))
+        drawn = render_batch(source, points, chosen, masks)
+        image, pristine, mask = drawn[:3]
+        best = drawn.difference.cpu().numpy()
+        for turn in range(1, self.config.max_draws):
+            (left,) = np.nonzero(best < self.config.min_difference)
+            if not len(left):
+                break
+            # Few faces get here.
+            plans = [next(islice(draw_plans(self.config, seeds[i]), turn, None)) for i in left]
             drawn = render_batch(source[left], points[left], plans)
             differences = drawn.difference.cpu().numpy()
             (stronger,) = np.nonzero(differences > best[left])
@@ -187,10 +198,7 @@ class ForgerySimulator:
             mask[to], best[to] = drawn.mask[stronger], differences[stronger]
             for place in stronger:
                 chosen[left[place]] = plans[place]
-            left = left[best[left] < self.config.min_difference]
-            if not len(left):
-                break
-        if any(plan is None for plan in chosen):
+        if (best < 0).any():
             raise ValueError(_OUTSIDE)
         return ForgedFaces(
             *((tensor.float() / 255).to(images) for tensor in (image, pristine, mask)),
@@ -231,8 +239,9 @@ def _check(images: torch.Tensor, landmarks: torch.Tensor) -> None:
         raise ValueError(
             f"expected landmarks ({len(images)}, 68, 2) in pixels, got {tuple(landmarks.shape)}"
         )
-    if len(images) and (float(images.min()) < 0 or float(images.max()) > 1):
+    # Both in one go: a GPU is waited for only once.
+    low, high = torch.stack(images.aminmax()).tolist() if images.numel() else (0, 0)
+    if low < 0 or high > 1:
         raise ValueError(
-            f"expected images in [0, 1], got [{float(images.min()):.3g}, "
-            f"{float(images.max()):.3g}]; divide bytes by 255"
+            f"expected images in [0, 1], got [{low:.3g}, {high:.3g}]; divide bytes by 255"
         )

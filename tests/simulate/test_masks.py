@@ -1,9 +1,17 @@
 import numpy as np
 import pytest
 
-from llava_forgery.simulate.masks import deform, fill, soft_mask
+from llava_forgery.simulate.config import SimulatorConfig
+from llava_forgery.simulate.masks import _densify, deform, fill, plan_outlines, soft_mask
+from llava_forgery.simulate.plan import draw_plans
+from tests import tiny
 
 SQUARE = np.float32([[20, 20], [44, 20], [44, 40], [20, 40]])
+
+
+def _deform(field, strength):
+    ((moved,),) = deform([[SQUARE]], [field], np.float32([strength]), (64, 64))
+    return moved
 
 
 def _whole(soft, size=(64, 64)):
@@ -14,19 +22,43 @@ def _whole(soft, size=(64, 64)):
 
 
 def test_a_field_of_zeros_and_a_constant_one_do_not_change_the_form():
-    still = deform([SQUARE], np.zeros((2, 5, 5), np.float32), 3.0, (64, 64))
-    assert (fill(still, (0, 0), (64, 64)) == fill([SQUARE], (0, 0), (64, 64))).all()
-    moved = deform([SQUARE], np.ones((2, 5, 5), np.float32), 3.0, (64, 64))
-    np.testing.assert_allclose(moved[0].min(axis=0), [23, 23], atol=1e-4)
+    still = _deform(np.zeros((2, 5, 5), np.float32), 3.0)
+    assert (fill([still], (0, 0), (64, 64)) == fill([SQUARE], (0, 0), (64, 64))).all()
+    moved = _deform(np.ones((2, 5, 5), np.float32), 3.0)
+    np.testing.assert_allclose(moved.min(axis=0), [23, 23], atol=1e-4)
 
 
 def test_deformation_bends_each_place_by_its_own_node():
     field = np.zeros((2, 2, 2), np.float32)
     field[0, :, 1] = 1
-    moved = deform([SQUARE], field, 8.0, (64, 64))[0]
-    shift = moved[:, 0] - deform([SQUARE], 0 * field, 8.0, (64, 64))[0][:, 0]
+    moved = _deform(field, 8.0)
+    shift = moved[:, 0] - _deform(0 * field, 8.0)[:, 0]
     assert shift[moved[:, 0].argmax()] > shift[moved[:, 0].argmin()] + 1
     np.testing.assert_allclose(moved[:, 1].max(), 40, atol=1e-4)
+
+
+def test_outlines_of_a_face_are_the_same_alone_and_in_a_batch():
+    plans = [next(draw_plans(SimulatorConfig(), seed)) for seed in range(20)]
+    landmarks = np.stack([tiny.landmarks() + np.float32(i) for i in range(20)])
+    together = plan_outlines(plans, landmarks, (64, 64))
+    for i, plan in enumerate(plans):
+        (alone,) = plan_outlines([plan], landmarks[i : i + 1], (64, 64))
+        assert len(alone) == len(together[i])
+        for one, other in zip(alone, together[i], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_points_lie_along_the_outline_at_equal_distances_also_where_it_is_a_point():
+    point = np.float32([[5, 6]])
+    points, counts = _densify([SQUARE, point, SQUARE + 1], 1.5)
+    assert counts.tolist() == [59, 8, 59]
+    square = points[:59]
+    # 88 pixels around, corners included as far as a point falls on them.
+    np.testing.assert_array_equal(square[0], SQUARE[0])
+    steps = np.abs(np.diff(square, axis=0, append=square[:1])).sum(axis=1)
+    np.testing.assert_allclose(steps, 88 / 59, atol=1e-4)
+    np.testing.assert_array_equal(points[59:67], np.repeat(point, 8, axis=0))
+    np.testing.assert_allclose(points[67:], square + 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("sigma", [0.5, 2.0, 6.5])

@@ -45,6 +45,19 @@ def test_each_change_of_colour_does_what_it_says():
     )
 
 
+def test_matrices_of_many_pictures_are_those_of_each():
+    rng = np.random.default_rng(0)
+    values = {name: rng.uniform(0.5, 1.5, 4) for name in ("hue", "saturation", "contrast")}
+    values["brightness"] = rng.uniform(-0.1, 0.1, 4)
+    shifts = rng.uniform(-0.1, 0.1, (3, 4))
+    together = pixels.colour_matrix(shift=tuple(shifts), grey=0.4, **values)
+    assert together.shape == (3, 4, 4)
+    for i in range(4):
+        one = {name: float(column[i]) for name, column in values.items()}
+        alone = pixels.colour_matrix(shift=tuple(shifts[:, i]), grey=0.4, **one)
+        np.testing.assert_allclose(together[..., i], alone, atol=1e-12)
+
+
 def test_recolouring_rounds_and_saturates(image):
     matrix = pixels.colour_matrix(shift=(0.5, 0, -0.5), hue=0.2, contrast=1.3)
     expected = image @ matrix[:, :3].T + 255 * matrix[:, 3]

@@ -48,8 +48,20 @@ def test_chin_lies_below_the_mouth():
     assert mask[int(landmarks[8, 1]) - 2, int(landmarks[8, 0])] == 1
 
 
+def test_polygons_of_many_faces_are_those_of_each():
+    faces = np.stack([np.float32(tiny.landmarks(128) * (1 + i / 7)) for i in range(3)])
+    for name in REGION_NAMES:
+        for i, face in enumerate(faces):
+            alone, together = region_polygons(name, face), region_polygons(name, faces)
+            assert len(alone) == len(together)
+            for one, all_faces in zip(alone, together, strict=True):
+                np.testing.assert_array_equal(one, all_faces[i])
+
+
 def test_unknown_region_and_wrong_shape_are_named():
     with pytest.raises(ValueError, match="unknown region 'ear'"):
         region_polygons("ear", tiny.landmarks())
+    with pytest.raises(ValueError, match="unknown region 'ear'"):
+        hull_mask(["nose", "ear"], tiny.landmarks(), (64, 64))
     with pytest.raises(ValueError, match=r"\(68, 2\), got \(5, 2\)"):
         region_polygons("nose", np.zeros((5, 2)))

@@ -11,10 +11,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llava_forgery.constants import WHOLE_FACE
+from llava_forgery.simulate import host
 from llava_forgery.simulate.blend import poisson_blend
 from llava_forgery.simulate.config import SimulatorConfig
+from llava_forgery.simulate.drawing import draw_masks
 from llava_forgery.simulate.plan import draw_plans
 from llava_forgery.simulate.render import render
 from llava_forgery.simulate.render_torch import _poisson, render_batch
@@ -150,6 +153,37 @@ def test_a_face_outside_its_image_leaves_it_alone():
     assert torch.equal(made.image[1], batch[1])
     assert torch.equal(made.pristine[1], batch[1])
     assert not made.mask[1].any()
+
+
+def _on_a_pretended_gpu(monkeypatch, upload):
+    """Render with tensors that have a shape, a dtype and a CUDA device, but no values."""
+    plans = _plans(8, poisson=0.5, jpeg=0.5, on_foreground=0.5)
+    assert {plan.poisson for plan in plans} == {plan.on_foreground for plan in plans} == {0, 1}
+    assert {plan.jpeg > 0 for plan in plans} == {plan.sharpness > 0 for plan in plans} == {0, 1}
+    landmarks = [tiny.landmarks(SIZE)] * 8
+    masks = draw_masks(plans, np.float32(landmarks), (SIZE, SIZE))
+    gathered = host.gather_masks(masks, np.array([plan.poisson for plan in plans]), (SIZE, SIZE))
+    # Pinned memory needs a driver; JPEG needs values.
+    monkeypatch.setattr(host, "gather_masks", lambda *_, **__: gathered)
+    monkeypatch.setattr(host, "compress", lambda *_: None)
+    monkeypatch.setattr(host, "download", lambda tensor: tensor.cpu())
+    monkeypatch.setattr(host, "upload", upload)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        images = torch.empty(8, 3, SIZE, SIZE, dtype=torch.uint8, device="cuda")
+        return render_batch(images, landmarks, plans, masks)
+
+
+def test_no_operation_mixes_a_gpu_with_the_cpu(monkeypatch):
+    def upload(values, device):
+        return torch.as_tensor(values).to(device)
+
+    made = _on_a_pretended_gpu(monkeypatch, upload)
+    assert {tensor.device.type for tensor in made} == {"cuda"}
+    assert [tensor.dtype for tensor in made] == [torch.uint8] * 3 + [torch.float32]
+    assert made.image.shape == made.pristine.shape == (8, 3, SIZE, SIZE)
+    # The same where a copy is forgotten: the check sees it.
+    with pytest.raises(RuntimeError, match="same device"):
+        _on_a_pretended_gpu(monkeypatch, lambda values, _: torch.as_tensor(values))
 
 
 @pytest.mark.parametrize(
