@@ -69,10 +69,15 @@ class DlibDetector:
         self.max_enlarge = max_enlarge
         self.min_face = min_face
 
+    @property
+    def options(self) -> dict[str, float]:
+        """What it was made with."""
+        names = ("threshold", "max_side", "max_enlarge", "min_face")
+        return {name: getattr(self, name) for name in names}
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process loads the models anew."""
-        options = (self.threshold, self.max_side, self.max_enlarge, self.min_face)
-        return type(self), options
+        return type(self), tuple(self.options.values())
 
     def detect(self, image: np.ndarray) -> list[DetectedFace]:
         """Find faces.

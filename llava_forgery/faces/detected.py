@@ -21,7 +21,11 @@ class DetectedFace:
 
 
 class FaceDetector(Protocol):
-    """Anything that finds faces."""
+    """Anything that finds faces.
+
+    Where it has ``options``, a dictionary for JSON, they are kept with what it found, and an
+    unfinished run with others starts anew.
+    """
 
     def detect(self, image: np.ndarray) -> list[DetectedFace]:
         """Find faces in (H, W, 3) uint8 RGB; the largest box first, none gives an empty list."""

@@ -57,9 +57,14 @@ class MediaPipeDetector:
         self._mesh = _network("face_landmark")
         self._anchors = np.concatenate([_grid(side, count) for side, count in _GRIDS])
 
+    @property
+    def options(self) -> dict[str, float]:
+        """What it was made with."""
+        return {"threshold": self.threshold, "min_face": self.min_face}
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process loads the models anew."""
-        return type(self), (self.threshold, self.min_face)
+        return type(self), tuple(self.options.values())
 
     def detect(self, image: np.ndarray) -> list[DetectedFace]:
         """Find faces.

@@ -309,13 +309,8 @@ def _itself(detector: FaceDetector) -> FaceDetector:
 
 
 def _description(detector: FaceDetector) -> dict[str, Any]:
-    """Class and options of a detector, as far as JSON takes them: with others a run starts anew."""
-    options = {
-        name: value
-        for name, value in sorted(getattr(detector, "__dict__", {}).items())
-        if not name.startswith("_") and isinstance(value, (bool, int, float, str, type(None)))
-    }
-    return {"class": type(detector).__name__, **options}
+    """Class and options of a detector: with others a run starts anew."""
+    return {"class": type(detector).__name__, **getattr(detector, "options", {})}
 
 
 def _stem(file: str) -> str:

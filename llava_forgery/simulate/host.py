@@ -63,12 +63,12 @@ def compress(
     OpenCV releases Python's lock for most of it.
 
     Args:
-        pictures: (B, H, W, 3) uint8 RGB, contiguous, on the CPU.
+        pictures: (B, H, W, 3) uint8 RGB, contiguous, on the CPU; B may be 0.
         extents: (height, width) of each, in the upper left corner.
         qualities: 1 to 100 for each.
     """
     arrays = pictures.numpy()
-    threads = min(_MOST_THREADS, torch.get_num_threads(), len(arrays))
+    threads = max(1, min(_MOST_THREADS, torch.get_num_threads(), len(arrays)))
 
     def work(first: int) -> None:
         for index in range(first, len(arrays), threads):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llava_forgery.faces.detect import DlibDetector
 from llava_forgery.faces.identities import split_identities
 from llava_forgery.faces.prepare import prepare
 from llava_forgery.faces.records import FaceCrop, load_faces
@@ -43,6 +44,17 @@ def test_crops_and_manifest(tmp_path):
     assert second.image[32, 32, 0] > 200
     assert second.image[4, 4, 0] < 120
     assert json.loads((out / "report.json").read_text())["faces"] == 2
+
+
+def test_a_detectors_options_stand_in_the_settings(tmp_path):
+    photograph(tmp_path / "src" / "a.png")
+    detector = RedSquare()
+    for out, options in (("one", {"threshold": 0.5}), ("two", {})):
+        detector.options = options
+        prepare(tmp_path / "src", tmp_path / out, detector=detector, size=64)
+        settings = json.loads((tmp_path / out / "settings.json").read_text())
+        assert settings["detector"] == {"class": "RedSquare", **options}
+    assert DlibDetector(min_face=50).options["min_face"] == 50
 
 
 def test_exif_rotation(tmp_path):
