@@ -30,7 +30,7 @@ import typer
 
 from llava_forgery.faces.generated import generate_face
 from llava_forgery.faces.records import FaceCrop, load_faces
-from llava_forgery.simulate import host
+from llava_forgery.simulate import staging
 from llava_forgery.simulate.blend import poisson_blend
 from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.degrade import DegradeConfig, degrade
@@ -219,18 +219,18 @@ def _batches(
             float(made.image.sum())  # waits for the device
             taken.append((time.perf_counter() - start) / batch)
             start = time.perf_counter()
-            _host(simulator, pictures, points, seeds, device == "cuda")
+            _cpu_part(simulator, pictures, points, seeds, device == "cuda")
             alone.append((time.perf_counter() - start) / batch)
         simulator.drawer.close()
         # The first turn warms up.
-        whole, host_only = statistics.median(taken[1:]), statistics.median(alone[1:])
+        whole, cpu_only = statistics.median(taken[1:]), statistics.median(alone[1:])
         print(
             f"| {size} | {device}, {name} | {workers} | {1 / whole:.1f} | {1000 * whole:.3f} | "
-            f"{1000 * host_only:.3f} | {batch} |"
+            f"{1000 * cpu_only:.3f} | {batch} |"
         )
 
 
-def _host(
+def _cpu_part(
     simulator: ForgerySimulator,
     pictures: np.ndarray,
     points: np.ndarray,
@@ -240,10 +240,10 @@ def _host(
     """What the CPU does for a batch, but for faint forgeries that are drawn anew."""
     size = pictures.shape[1:3]
     plans, drawn = simulator.drawer(seeds, points, size)
-    host.gather_masks(drawn, np.array([plan.poisson for plan in plans]), size, pinned)
+    staging.gather_masks(drawn, np.array([plan.poisson for plan in plans]), size, pinned)
     qualities = np.array([plan.jpeg for plan in plans])
     chosen = torch.from_numpy(pictures[qualities > 0])
-    host.compress(chosen, [size] * len(chosen), qualities[qualities > 0].tolist())
+    staging.compress(chosen, [size] * len(chosen), qualities[qualities > 0].tolist())
 
 
 if __name__ == "__main__":

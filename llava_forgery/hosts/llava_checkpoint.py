@@ -46,8 +46,8 @@ from llava_forgery.hosts.llava_model import (
     PROJECTOR_TYPE,
     TOWER,
     attach_to_llava,
-    has_skill,
 )
+from llava_forgery.hosts.llava_skill import has_skill
 from llava_forgery.hosts.llava_tower import PREFIX
 from llava_forgery.weights import load_tensors, save_tensors
 

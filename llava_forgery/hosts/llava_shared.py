@@ -47,7 +47,7 @@ class LlavaSharedTower(TowerLoan):
         super().__init__(kfd)
         self._model, self._checked = model, False
         if self._outer.is_loaded:
-            self._check_once()
+            self.check_once()
 
     @property
     def tower(self) -> PreTrainedModel:
@@ -94,7 +94,7 @@ class LlavaSharedTower(TowerLoan):
 
     def _encode(self, pixels: torch.Tensor, rows: Sequence[int]) -> tuple[torch.Tensor, KFDOutput]:
         """The tower's features of all tiles, and the detection on some."""
-        self._check_once()
+        self.check_once()
         self.tower.eval()
         side = self._kfd.config.encoder.image_size
         if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
@@ -121,7 +121,13 @@ class LlavaSharedTower(TowerLoan):
             features[others] = self._outer(pixels[others]).to(features.dtype)
         return features
 
-    def _check_once(self) -> None:
+    def check_once(self) -> None:
+        """Compare the tower with the detector's, unless that is done.
+
+        Raises:
+            RuntimeError: The tower is not loaded.
+            ValueError: As :meth:`check`.
+        """
         if self._checked:
             return
         if not self._outer.is_loaded:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from llava_forgery.simulate import host, pixels
+from llava_forgery.simulate import pixels, staging
 from llava_forgery.simulate.drawing import draw_masks
 from llava_forgery.simulate.masks import SoftMask
 from llava_forgery.simulate.plan import ForgeryPlan, PlanColumns
@@ -77,11 +77,11 @@ def render_batch(
     altered = _changed(original, numbers, extents)
     # While the device does this, the CPU draws. JPEG then needs the device's result.
     drawn = draw_masks(plans, np.stack(points), size) if drawn is None else drawn
-    gathered = host.gather_masks(drawn, numbers.poisson, size, pinned=device.type == "cuda")
-    values = host.upload(gathered.values, device)
+    gathered = staging.gather_masks(drawn, numbers.poisson, size, pinned=device.type == "cuda")
+    values = staging.upload(gathered.values, device)
     _compress(altered, numbers.jpeg, extents)
 
-    chosen = host.upload(numbers.on_foreground, device)[:, None, None, None]
+    chosen = staging.upload(numbers.on_foreground, device)[:, None, None, None]
     matrices = source_matrix(numbers, size).transpose(2, 0, 1)
     share = extents / np.array(size)
     # A recoloured foreground is read from the changed picture, which may be a smaller one.
@@ -93,11 +93,11 @@ def render_batch(
     if len(behind):
         enlarging = np.zeros((len(behind), 2, 3))
         enlarging[:, 0, 0], enlarging[:, 1, 1] = share[behind, 1], share[behind, 0]
-        pristine, index = original.clone(), host.upload(behind, device)
+        pristine, index = original.clone(), staging.upload(behind, device)
         pristine[index] = _sample(altered[index], enlarging, extents[behind])
     (seamless,) = np.nonzero(numbers.poisson)
     if len(seamless):
-        index = host.upload(seamless, device)
+        index = staging.upload(seamless, device)
         foreground[index] = _poisson(
             foreground[index],
             pristine[index],
@@ -135,7 +135,7 @@ def _changed(images: torch.Tensor, numbers: PlanColumns, extents: np.ndarray) ->
         rows, columns = (
             _area_matrices(extents[reduced, axis], size[axis], device) for axis in (0, 1)
         )
-        result, index = images.clone(), host.upload(reduced, device)
+        result, index = images.clone(), staging.upload(reduced, device)
         result[index] = _bytes(_separable(images[index], rows, columns))
 
     # The grey that the contrast keeps is known to the device only; it enters the offset alone.
@@ -149,7 +149,7 @@ def _changed(images: torch.Tensor, numbers: PlanColumns, extents: np.ndarray) ->
 
     (sharp,) = np.nonzero(numbers.sharpness > 0)
     if len(sharp):
-        index = host.upload(sharp, device)
+        index = staging.upload(sharp, device)
         amount = _numbers(numbers.sharpness[sharp], device)[:, None, None, None]
         rows, columns = (
             _blur_matrices(extents[sharp, axis], size[axis], device) for axis in (0, 1)
@@ -164,15 +164,15 @@ def _compress(images: torch.Tensor, qualities: np.ndarray, extents: np.ndarray) 
     """Encode and decode as JPEG, in place, the images (B, 3, H, W) whose quality is not 0."""
     (compressed,) = np.nonzero(qualities)
     if len(compressed):
-        index = host.upload(compressed, images.device)
-        stack = host.download(images[index].byte().permute(0, 2, 3, 1).contiguous())
-        host.compress(stack, extents[compressed].tolist(), qualities[compressed].tolist())
-        images[index] = host.upload(stack, images.device).permute(0, 3, 1, 2).float()
+        index = staging.upload(compressed, images.device)
+        stack = staging.download(images[index].byte().permute(0, 2, 3, 1).contiguous())
+        staging.compress(stack, extents[compressed].tolist(), qualities[compressed].tolist())
+        images[index] = staging.upload(stack, images.device).permute(0, 3, 1, 2).float()
 
 
 def _inside(values: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:
     """1 where masks (B, 1, H, W) keep the foreground's gradients: not on their box's edge."""
-    box = host.upload(boxes, values.device)[:, :, None, None, None]
+    box = staging.upload(boxes, values.device)[:, :, None, None, None]
     x = torch.arange(values.shape[3], device=values.device) - box[:, 0]
     y = torch.arange(values.shape[2], device=values.device)[:, None] - box[:, 1]
     within = (x > 0) & (x < box[:, 2] - 1) & (y > 0) & (y < box[:, 3] - 1)
@@ -244,7 +244,7 @@ def _separable(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) 
 
 def _area_matrices(counts: np.ndarray, length: int, device: torch.device) -> torch.Tensor:
     """(B, length, length): row i < count averages the i-th of ``count`` equal shares of a line."""
-    count = host.upload(counts, device).double()[:, None, None]
+    count = staging.upload(counts, device).double()[:, None, None]
     step = length / count
     place = torch.arange(length, device=device, dtype=torch.float64)
     target = place[:, None]
@@ -257,7 +257,7 @@ def _blur_matrices(counts: np.ndarray, length: int, device: torch.device) -> tor
     # Most often no picture is reduced and one matrix serves all.
     counts = counts[:1] if (counts == counts[0]).all() else counts
     taps = cv2.getGaussianKernel(5, pixels.SHARPEN_SIGMA)[:, 0]
-    count = host.upload(counts, device)[:, None]
+    count = staging.upload(counts, device)[:, None]
     period = (2 * (count - 1)).clamp(min=1)
     place = torch.arange(length, device=device)
     result = torch.zeros(len(counts), length, length, dtype=torch.float64, device=device)
@@ -286,7 +286,7 @@ def _sine_matrices(
     """
     counts = np.maximum(sides - 2, 0)
     start, count = (
-        host.upload(np.ascontiguousarray(values), like.device)[:, None, None]
+        staging.upload(np.ascontiguousarray(values), like.device)[:, None, None]
         for values in (starts, counts)
     )
     frequency = torch.arange(1, max(1, int(counts.max())) + 1, device=like.device)
@@ -305,4 +305,4 @@ def _bytes(values: torch.Tensor) -> torch.Tensor:
 
 
 def _numbers(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    return host.upload(np.ascontiguousarray(values, dtype=np.float32), device)
+    return staging.upload(np.ascontiguousarray(values, dtype=np.float32), device)

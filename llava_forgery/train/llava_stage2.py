@@ -97,8 +97,7 @@ class LlavaStage2(Trainable):
         if forgery_images is not None:
             return {"loss": self.model(detection=self._detect(forgery_images), **inputs).loss}
         loss = self.model(**inputs).loss
-        skilled = bool((inputs["input_ids"] == FORGERY_TOKEN_INDEX).any())
-        if self.training and not skilled:
+        if self.training and not bool((inputs["input_ids"] == FORGERY_TOKEN_INDEX).any()):
             # Several processes exchange the gradients, under ZeRO-3 even the weights, of all that
             # is trained at every step: one that left the FPL out would keep the others waiting.
             side = self.bare.get_model().forgery_tower.config.encoder.image_size

@@ -25,14 +25,9 @@ from transformers import (
 
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts import llava_compat
-from llava_forgery.hosts.llava_model import (
-    PROJECTOR,
-    TEMPLATE_KEY,
-    TOWER,
-    attach_to_llava,
-    has_skill,
-)
+from llava_forgery.hosts.llava_model import PROJECTOR, TEMPLATE_KEY, TOWER, attach_to_llava
 from llava_forgery.hosts.llava_register import register
+from llava_forgery.hosts.llava_skill import has_skill
 from llava_forgery.hosts.llava_tower import KFDVisionTower
 from llava_forgery.optional import require
 from llava_forgery.train.arguments import LlavaArguments, parse_arguments

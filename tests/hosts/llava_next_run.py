@@ -18,13 +18,14 @@ from llava_forgery.faces.records import FEATURES
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts import llava_compat
 from llava_forgery.hosts.llava_checkpoint import merge_llava, save_llava_adapter
-from llava_forgery.hosts.llava_model import attach_to_llava, has_skill, llava_lora_config
+from llava_forgery.hosts.llava_model import attach_to_llava, llava_lora_config
 from llava_forgery.hosts.llava_prompt import (
     TEMPLATE,
     forgery_prefix,
     tokenizer_forgery_token,
 )
 from llava_forgery.hosts.llava_register import register, unregister
+from llava_forgery.hosts.llava_skill import has_skill
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.simulate.pairs import FacePairs

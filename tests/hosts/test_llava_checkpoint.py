@@ -12,9 +12,10 @@ from llava_forgery.cli import app
 from llava_forgery.files import read_json
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.llava_checkpoint import merge_llava, save_llava_adapter
-from llava_forgery.hosts.llava_model import attach_to_llava, has_skill, llava_lora_config
+from llava_forgery.hosts.llava_model import attach_to_llava, llava_lora_config
 from llava_forgery.hosts.llava_prompt import forgery_prefix, tokenizer_forgery_token
 from llava_forgery.hosts.llava_register import register, unregister
+from llava_forgery.hosts.llava_skill import has_skill
 from llava_forgery.hosts.lora import LoraSettings
 from tests import tiny, tiny_llava
 

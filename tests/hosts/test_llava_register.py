@@ -9,9 +9,10 @@ from PIL import Image
 
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.llava_model import PROJECTOR_TYPE, has_skill
+from llava_forgery.hosts.llava_model import PROJECTOR_TYPE
 from llava_forgery.hosts.llava_prompt import TEMPLATE, forgery_prefix, paper_template
 from llava_forgery.hosts.llava_register import register, registered, unregister
+from llava_forgery.hosts.llava_skill import has_skill
 from llava_forgery.hosts.llava_tower import KFDVisionTower
 from tests import tiny, tiny_llava
 

@@ -99,7 +99,6 @@ def test_equal_to_encoding_separately_and_the_tower_runs_once(root, aspect):
     inputs, pictures = _inputs(words, model, (2, 1))
     # The detector with a tower of its own; what it says has no features for the host.
     alone = KnowledgeGuidedForgeryDetector.from_pretrained(root / "kfd")(pictures)
-    model.get_vision_tower()(inputs["images"].flatten(0, -4))
     expected = model(**inputs, detection=alone).logits
     counted = Encodings(model)
     torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-4)
@@ -180,6 +179,23 @@ def test_another_tower_is_refused(root, tmp_path):
     _, model, _ = tiny_llava.load_llava(tmp_path / "tiny-llava")
     with pytest.raises(ValueError, match="other weights than this host's"):
         attach_to_llava(model, root / "kfd")
+
+
+def test_a_tower_that_is_loaded_later_is_compared_then(root, tmp_path):
+    from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+
+    tiny_llava.save_clip(tmp_path / "clip", seed=5)
+    folder = tiny_llava.save_llava(tmp_path / "tiny-llava")
+    model = LlavaLlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    attach_to_llava(model, root / "kfd")
+    picture = torch.rand(1, 3, SIDE, SIDE)
+    with pytest.raises(RuntimeError, match="vision tower is not loaded"):
+        model.detect(picture)
+    model.get_vision_tower().load_model()
+    with pytest.raises(ValueError, match="other weights than this host's"):
+        model.detect(picture)
+    with pytest.raises(ValueError, match="other weights than this host's"):
+        model.detector_alone().__enter__()
 
 
 def test_saved_and_read_by_llavas_loader_whose_tower_comes_later(root):

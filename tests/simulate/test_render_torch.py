@@ -14,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llava_forgery.constants import WHOLE_FACE
-from llava_forgery.simulate import host
+from llava_forgery.simulate import staging
 from llava_forgery.simulate.blend import poisson_blend
 from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.drawing import draw_masks
@@ -162,12 +162,12 @@ def _on_a_pretended_gpu(monkeypatch, upload):
     assert {plan.jpeg > 0 for plan in plans} == {plan.sharpness > 0 for plan in plans} == {0, 1}
     landmarks = [tiny.landmarks(SIZE)] * 8
     masks = draw_masks(plans, np.float32(landmarks), (SIZE, SIZE))
-    gathered = host.gather_masks(masks, np.array([plan.poisson for plan in plans]), (SIZE, SIZE))
+    gathered = staging.gather_masks(masks, np.array([plan.poisson for plan in plans]), (SIZE, SIZE))
     # Pinned memory needs a driver; JPEG needs values.
-    monkeypatch.setattr(host, "gather_masks", lambda *_, **__: gathered)
-    monkeypatch.setattr(host, "compress", lambda *_: None)
-    monkeypatch.setattr(host, "download", lambda tensor: tensor.cpu())
-    monkeypatch.setattr(host, "upload", upload)
+    monkeypatch.setattr(staging, "gather_masks", lambda *_, **__: gathered)
+    monkeypatch.setattr(staging, "compress", lambda *_: None)
+    monkeypatch.setattr(staging, "download", lambda tensor: tensor.cpu())
+    monkeypatch.setattr(staging, "upload", upload)
     with FakeTensorMode(allow_non_fake_inputs=True):
         images = torch.empty(8, 3, SIZE, SIZE, dtype=torch.uint8, device="cuda")
         return render_batch(images, landmarks, plans, masks)

@@ -14,7 +14,7 @@ from llava_forgery.simulate.masks import SoftMask
 _MOST_THREADS = 16
 
 
-class HostMasks(NamedTuple):
+class GatheredMasks(NamedTuple):
     """Soft masks of a batch in the CPU's memory."""
 
     values: torch.Tensor
@@ -28,7 +28,7 @@ class HostMasks(NamedTuple):
 
 def gather_masks(
     drawn: Sequence[SoftMask], poisson: np.ndarray, size: tuple[int, int], pinned: bool = False
-) -> HostMasks:
+) -> GatheredMasks:
     """Bring soft masks into one tensor.
 
     Args:
@@ -52,7 +52,7 @@ def gather_masks(
             x, y, w, h = cv2.boundingRect(inside)
             if w >= 3 and h >= 3:
                 solved[index] = left + 1 + x, top + 1 + y, w, h
-    return HostMasks(values, boxes, solved)
+    return GatheredMasks(values, boxes, solved)
 
 
 def compress(
