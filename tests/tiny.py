@@ -118,3 +118,10 @@ def face(index: int = 0, split: str = "train", size: int = 96) -> FaceCrop:
         source=f"p{index}.png",
         split=split,
     )
+
+
+def tell_apart(learner: torch.nn.Module, factor: float) -> None:
+    """Let maps and mask count for more: a new learner hardly tells two images apart."""
+    with torch.no_grad():
+        for grid in (learner.mask_grid, learner.map_grid):
+            grid.head[-1].weight.mul_(factor)

@@ -33,6 +33,7 @@ def adapter(tmp_path_factory) -> Path:
     processor.save_pretrained(folder / "host")
     model, processor = load_host(folder, str(folder / "host"))
     vlm = attach_forgery(model, processor, tiny.kfd(), lora=LoraSettings(r=2, alpha=4))
+    tiny.tell_apart(vlm.fpl, 100)
     vlm.save_pretrained(folder / "adapter")
     return folder / "adapter"
 

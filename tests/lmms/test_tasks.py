@@ -1,6 +1,7 @@
 """The tasks, run by lmms-eval on our model and on one that only says what it is told."""
 
 import json
+from itertools import product
 
 import pytest
 from lmms_eval.api.model import lmms
@@ -58,7 +59,17 @@ def direct(adapter, pairs):
         for label, image in ((FAKE, pair.forged), (REAL, pair.pristine)):
             verdict = predictor.predict(to_bytes(image), cropped=True)
             rows.append((label, f"{pair.row}{label}", verdict.p_yes, verdict.score))
-    return [list(column) for column in zip(*rows, strict=True)]
+    labels, videos, *figures = (list(column) for column in zip(*rows, strict=True))
+    # Rankings are compared exactly: what batches change must not decide which image is ahead.
+    for values in figures:
+        pooled = video_level(values, videos, labels)
+        for scores, truth in ((values, labels), (pooled.scores, pooled.labels)):
+            forged, real = (
+                [s for s, t in zip(scores, truth, strict=True) if t == label]
+                for label in (FAKE, REAL)
+            )
+            assert min(abs(one - two) for one, two in product(forged, real)) > 1e-6
+    return [labels, videos, *figures]
 
 
 @pytest.mark.parametrize(
