@@ -50,17 +50,23 @@ class Sizes:
     identities: int
     kfd_steps: int
     qa_pairs: int
+    align_pairs: int
     align_steps: int
     adapter_steps: int
     test_pairs: int
 
 
+# The warm start is cheap and learns the regions: it gets most of the forgeries.
 FULL = Sizes(
-    identities=80, kfd_steps=280, qa_pairs=700, align_steps=400, adapter_steps=200, test_pairs=60
-)
+    identities=80, kfd_steps=250, qa_pairs=450, align_pairs=1300, align_steps=1000,
+    adapter_steps=190, test_pairs=60,
+)  # fmt: skip
 REDUCED = Sizes(
-    identities=16, kfd_steps=12, qa_pairs=16, align_steps=20, adapter_steps=4, test_pairs=8
-)
+    identities=16, kfd_steps=12, qa_pairs=16, align_pairs=8, align_steps=20, adapter_steps=4,
+    test_pairs=8,
+)  # fmt: skip
+# One process forges while this one computes.
+WORKERS = 1
 # On two cores a step's time grows with its tokens, and more steps learn more: small batches of
 # conversations that are mostly short.
 CONVERSATIONS_PER_STEP = 4
@@ -128,11 +134,12 @@ def main(
 
     step("forgery adapter (stage 2)")
     if not (out / "adapter").is_dir():
-        pairs = FacePairs(
-            train, sizes.qa_pairs, size=side, seed=SEED + 1, degradation=DegradeConfig()
+        pairs, more = (
+            FacePairs(train, count, size=side, seed=seed, degradation=DegradeConfig())
+            for count, seed in ((sizes.qa_pairs, SEED + 1), (sizes.align_pairs, SEED + 3))
         )
         conversations = build_conversations(
-            pairs, detector, work / "conversations", seed=SEED, **WORDING
+            pairs, detector, work / "conversations", seed=SEED, workers=WORKERS, **WORDING
         )
         model, processor = load_host(Path.cwd(), str(out / "host"))
         vlm = attach_forgery(model, processor, detector, lora=LORA, seed=SEED)
@@ -142,6 +149,8 @@ def main(
             out / "adapter",
             steps=sizes.adapter_steps,
             align_steps=sizes.align_steps,
+            align_more=more,
+            workers=WORKERS,
             batch_size=CONVERSATIONS_PER_STEP,
             learning_rate=ADAPTER_LEARNING_RATE,
             seed=SEED,

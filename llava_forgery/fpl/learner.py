@@ -5,6 +5,7 @@ Source: LVLM-DFD, section 3.2 and figure 4; the ``paper`` sizes are the official
 """
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,17 @@ LITE_SIZE = 24
 LITE_PLACES = 6
 
 
+class FPLInput(NamedTuple):
+    """What the learner's networks read of a detection; see :meth:`ForgeryPromptLearner.read`."""
+
+    mask: torch.Tensor
+    """(B, 1, h, w): probability of forgery."""
+    maps: torch.Tensor
+    """(B, 2 L, h, w): consistency maps."""
+    probabilities: torch.Tensor
+    """(B, 2): real, fake."""
+
+
 class PaperGrid(nn.Sequential):
     """Six convolutions with five poolings (224 to 7), then conv 5 x 5 to C at 3 x 3 places."""
 
@@ -32,6 +44,22 @@ class PaperGrid(nn.Sequential):
             if i < 5:
                 layers.append(nn.MaxPool2d(2))
         super().__init__(*layers, nn.Conv2d(512, hidden_size, 5))
+
+
+class PoolTo(nn.Module):
+    """Mean over equal places; maps (B, C, h, w) of that size already are left alone.
+
+    torch's own pools those too, which on a CPU takes as long as the convolutions before it.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps (B, C, h, w) to (B, C, side, side)."""
+        size = (self.side, self.side)
+        return maps if maps.shape[-2:] == size else F.adaptive_avg_pool2d(maps, size)
 
 
 class LiteGrid(nn.Module):
@@ -51,7 +79,7 @@ class LiteGrid(nn.Module):
             nn.GELU(),
             nn.Conv2d(64, 128, 3, padding=1, stride=2),
             nn.GELU(),
-            nn.AdaptiveAvgPool2d(LITE_PLACES),
+            PoolTo(LITE_PLACES),
             nn.Conv2d(128, 32, 1),
             nn.Flatten(),
         )
@@ -143,6 +171,20 @@ class ForgeryPromptLearner(nn.Module):
             E_forgery (B, n_f, C).
 
         Raises:
+            ValueError: As :meth:`read`.
+        """
+        return self.embed(self.read(detection))
+
+    def read(self, detection: KFDOutput) -> FPLInput:
+        """What the networks read of a detection: for ``lite`` a fraction of its size.
+
+        Args:
+            detection: The detector's output for B images.
+
+        Returns:
+            Without a gradient, in the FPL's precision; for ``lite`` at most ``LITE_SIZE`` wide.
+
+        Raises:
             ValueError: Another number of consistency maps than the configuration's.
         """
         maps = detection.consistency_maps.detach()
@@ -153,21 +195,25 @@ class ForgeryPromptLearner(nn.Module):
             )
         dtype = self.base.dtype
         mask, flat = detection.mask.detach().to(dtype), maps.flatten(1, 2).to(dtype)
-        if self.config.kind == "paper":
-            size = (PAPER_SIZE, PAPER_SIZE)
-            mask = F.interpolate(mask, size, mode="bilinear", align_corners=True)
-            flat = F.interpolate(flat, size, mode="bilinear", align_corners=True)
-        else:
+        if self.config.kind == "lite":
             size = tuple(min(side, LITE_SIZE) for side in flat.shape[-2:])
             mask = F.adaptive_avg_pool2d(mask, size)
             # The maps come in units of the temperature.
             flat = F.adaptive_avg_pool2d(flat, size) / 10
-        probabilities = detection.class_logits.detach().softmax(dim=1).to(dtype)
+        return FPLInput(mask, flat, detection.class_logits.detach().softmax(dim=1).to(dtype))
+
+    def embed(self, inputs: FPLInput) -> torch.Tensor:
+        """E_forgery (B, n_f, C) from what :meth:`read` gave."""
+        mask, maps, probabilities = inputs
+        if self.config.kind == "paper":
+            size = (PAPER_SIZE, PAPER_SIZE)
+            mask = F.interpolate(mask, size, mode="bilinear", align_corners=True)
+            maps = F.interpolate(maps, size, mode="bilinear", align_corners=True)
         vectors = torch.cat(
             [
                 self.base.expand(len(maps), -1, -1),
                 self.mask_grid(mask).flatten(2).transpose(1, 2),
-                self.map_grid(flat).flatten(2).transpose(1, 2),
+                self.map_grid(maps).flatten(2).transpose(1, 2),
                 self.score(probabilities)[:, None],
             ],
             dim=1,

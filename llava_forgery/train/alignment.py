@@ -9,17 +9,20 @@ the paper; stage 2 then trains FPL and LoRA as the paper has it.
 """
 
 import logging
+from collections.abc import Iterator
 
 import datasets
 import torch
-from tqdm import trange
+from torch.utils.data import DataLoader
+from tqdm import tqdm, trange
 from transformers import PreTrainedTokenizerBase
 
-from llava_forgery.constants import LABEL_NAMES, REGION_NAMES
+from llava_forgery.constants import FAKE, LABEL_NAMES, REGION_NAMES
+from llava_forgery.fpl.learner import FPLInput
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
-from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.templates import join_regions
-from llava_forgery.train.conversations import from_bytes
+from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.train.conversations import from_bytes, to_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,7 @@ logger = logging.getLogger(__name__)
 ABSENT = "-"
 FORGED_WEIGHT = 3.0
 SLOTS = len(REGION_NAMES) + 1
+DETECTED_AT_ONCE = 16
 
 
 def opening_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
@@ -90,6 +94,8 @@ def align_learner(
     learning_rate: float = 3e-3,
     seed: int = 0,
     max_rows: int = 2048,
+    more: FacePairs | None = None,
+    workers: int = 0,
 ) -> float:
     """Draw the FPL's embeddings to words; see the module.
 
@@ -100,7 +106,11 @@ def align_learner(
         batch_size: Images for each step.
         learning_rate: Highest value of a one-cycle schedule.
         seed: Of the batches.
-        max_rows: Images whose detections are kept in memory (about half a megabyte each).
+        max_rows: Conversations whose detections are kept in memory: about 20 KB each for a
+            ``lite`` FPL, half a megabyte for a ``paper`` one.
+        more: Pairs of the detector's size whose forged images are learned from as well. To name
+            regions well takes more forgeries than stage 2 has time to talk about.
+        workers: Processes that make ``more``.
 
     Returns:
         The last loss: weighted mean squared distance as a share of the words' own mean square.
@@ -116,9 +126,9 @@ def align_learner(
         )
     rows = conversations.select(range(min(max_rows, len(conversations))))
     vectors = word_vectors(vlm)
-    words = alignment_words(rows["label"], rows["regions"])
+    inputs, labels, regions = _read(vlm, rows, more, workers)
+    words = alignment_words(labels, regions)
     targets = torch.stack([torch.stack([vectors[word] for word in row]) for row in words])
-    detections = _detections(vlm, rows)
     generator = torch.Generator().manual_seed(seed)
     # Most regions of most images are untouched: without more weight on the forged ones, all would
     # shrink towards the dash.
@@ -126,16 +136,16 @@ def align_learner(
         [[[1.0 if word == ABSENT else FORGED_WEIGHT] for word in row] for row in words],
         device=targets.device,
     )
-    optimiser = torch.optim.AdamW(vlm.fpl.parameters(), lr=learning_rate, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(
+        vlm.fpl.parameters(), lr=learning_rate, weight_decay=0.0, fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
     scale = targets.pow(2).mean()
     vlm.fpl.train()
     for _ in (bar := trange(steps, desc="align", unit="step")):
-        chosen = torch.randint(len(rows), (min(batch_size, len(rows)),), generator=generator)
-        batch = _mirrored(
-            KFDOutput(*(tensor[chosen].to(vlm.device) for tensor in detections)), generator
-        )
-        prompts = vlm.fpl(batch)[:, :SLOTS].float()
+        chosen = torch.randint(len(words), (min(batch_size, len(words)),), generator=generator)
+        batch = FPLInput(*(tensor[chosen].to(vlm.device) for tensor in inputs))
+        prompts = vlm.fpl.embed(_mirrored(batch, generator))[:, :SLOTS].float()
         distance = (prompts - targets[chosen]).pow(2) * weights[chosen]
         loss = distance.mean() / scale
         optimiser.zero_grad()
@@ -147,25 +157,41 @@ def align_learner(
     return loss.item()
 
 
-def _mirrored(detection: KFDOutput, generator: torch.Generator) -> KFDOutput:
+def _mirrored(inputs: FPLInput, generator: torch.Generator) -> FPLInput:
     """Half of the images left and right exchanged: the regions are named alike on both sides."""
-    turned = torch.rand(len(detection.class_logits), generator=generator) < 0.5
-    maps, mask = detection.consistency_maps, detection.mask_logits
-    turned = turned.to(maps.device)
-    return KFDOutput(
-        torch.where(turned.view(-1, 1, 1, 1, 1), maps.flip(-1), maps),
-        torch.where(turned.view(-1, 1, 1, 1), mask.flip(-1), mask),
-        detection.class_logits,
+    mask, maps, probabilities = inputs
+    turned = (torch.rand(len(maps), generator=generator) < 0.5).to(maps.device)
+    turned = turned.view(-1, 1, 1, 1)
+    return FPLInput(
+        torch.where(turned, mask.flip(-1), mask),
+        torch.where(turned, maps.flip(-1), maps),
+        probabilities,
     )
 
 
-def _detections(vlm: ForgeryVLM, rows: datasets.Dataset) -> tuple[torch.Tensor, ...]:
-    """Maps, mask logits and class logits of all rows, on the CPU."""
-    outputs = []
-    for start in range(0, len(rows), 16):
-        images = rows[start : start + 16]["image"]
-        outputs.append(vlm.detect(torch.stack([from_bytes(image) for image in images])))
-    return tuple(
-        torch.cat([getattr(output, name).cpu() for output in outputs])
-        for name in ("consistency_maps", "mask_logits", "class_logits")
-    )
+def _read(
+    vlm: ForgeryVLM, rows: datasets.Dataset, more: FacePairs | None, workers: int
+) -> tuple[FPLInput, list[int], list[list[str]]]:
+    """What the FPL reads of all images, on the CPU, with their labels and forged regions."""
+
+    def images() -> Iterator[tuple[torch.Tensor, int, list[str]]]:
+        for row in rows:
+            yield from_bytes(row["image"]), row["label"], row["regions"]
+        # One process at a time draws from the pairs, in their order.
+        loader = () if more is None else DataLoader(more, batch_size=None, num_workers=workers)
+        for pair in loader:
+            # In eight bits, as the conversations' images are.
+            yield from_bytes(to_bytes(pair.forged)), FAKE, list(pair.regions)
+
+    inputs, labels, regions, waiting = [], [], [], []
+    total = len(rows) + (0 if more is None else len(more))
+    with torch.no_grad():
+        for image, label, named in tqdm(images(), total=total, desc="detect", unit="image"):
+            waiting.append(image)
+            labels.append(label)
+            regions.append(named)
+            if len(waiting) == DETECTED_AT_ONCE or len(labels) == total:
+                read = vlm.fpl.read(vlm.detect(torch.stack(waiting)))
+                inputs.append([tensor.cpu() for tensor in read])
+                waiting = []
+    return FPLInput(*(torch.cat(parts) for parts in zip(*inputs, strict=True))), labels, regions

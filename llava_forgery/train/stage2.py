@@ -21,6 +21,7 @@ from llava_forgery.constants import IGNORE_INDEX
 from llava_forgery.hosts.plain import PlainHost
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.qa.render import collate, encode
+from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.alignment import align_learner
 from llava_forgery.train.conversations import conversation_of, from_bytes
 from llava_forgery.train.order import LengthSampler
@@ -144,6 +145,7 @@ def train_adapter(
     *,
     steps: int = 120,
     align_steps: int = 0,
+    align_more: FacePairs | None = None,
     batch_size: int = 8,
     accumulate: int = 1,
     learning_rate: float = 1e-3,
@@ -168,6 +170,7 @@ def train_adapter(
         steps: Optimiser steps.
         align_steps: Steps of the FPL's warm start (:mod:`llava_forgery.train.alignment`) before
             them; 0 leaves it out, and so does resuming.
+        align_more: Pairs whose forged images the warm start learns from as well.
         batch_size: Conversations for each pass and process.
         accumulate: Passes whose gradients make one step.
         learning_rate: Highest value of a warmed-up cosine.
@@ -177,7 +180,7 @@ def train_adapter(
         seed: Of order and dropout.
         save_steps: Steps between checkpoints; None saves none.
         max_length: Most tokens of a sample.
-        workers: Processes that render and tokenise.
+        workers: Processes that render and tokenise, and that make ``align_more``.
         resume: Continue from the last checkpoint.
         report_to: ``none``, ``tensorboard`` or ``wandb``.
         gradient_checkpointing: Compute the host's layers twice to keep less of them in memory.
@@ -211,7 +214,9 @@ def train_adapter(
         resumes = resume and last_checkpoint(training_dir)
     if align_steps and not resumes:
         # Every process does the same: it takes seconds, and needs no exchange.
-        align_learner(vlm, conversations, steps=align_steps, seed=seed)
+        align_learner(
+            vlm, conversations, steps=align_steps, seed=seed, more=align_more, workers=workers
+        )
     if fpl_learning_rate is None and align_steps:
         fpl_learning_rate = learning_rate / 10
     if gradient_checkpointing:
