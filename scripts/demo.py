@@ -33,6 +33,7 @@ from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.imports import import_efficientnet, load_trunk
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
+from llava_forgery.train.alignment import further_forgeries
 from llava_forgery.train.conversations import build_conversations
 from llava_forgery.train.stage1 import train_kfd
 from llava_forgery.train.stage2 import train_adapter
@@ -134,9 +135,8 @@ def main(
 
     step("forgery adapter (stage 2)")
     if not (out / "adapter").is_dir():
-        pairs, more = (
-            FacePairs(train, count, size=side, seed=seed, degradation=DegradeConfig())
-            for count, seed in ((sizes.qa_pairs, SEED + 1), (sizes.align_pairs, SEED + 3))
+        pairs = FacePairs(
+            train, sizes.qa_pairs, size=side, seed=SEED + 1, degradation=DegradeConfig()
         )
         conversations = build_conversations(
             pairs, detector, work / "conversations", seed=SEED, workers=WORKERS, **WORDING
@@ -149,7 +149,7 @@ def main(
             out / "adapter",
             steps=sizes.adapter_steps,
             align_steps=sizes.align_steps,
-            align_more=more,
+            align_more=further_forgeries(train, sizes.align_pairs, vlm, SEED),
             workers=WORKERS,
             batch_size=CONVERSATIONS_PER_STEP,
             learning_rate=ADAPTER_LEARNING_RATE,

@@ -153,6 +153,11 @@ def finetune(
     align_steps: Annotated[
         int, typer.Option(help="Steps of the FPL's warm start without the host; 0: none.")
     ] = 400,
+    align_faces: Annotated[
+        Path | None,
+        typer.Option(help="Folder of faces to forge for the warm start, beside the conversations."),
+    ] = None,
+    align_pairs: Annotated[int, typer.Option(help="With --align-faces: how many.")] = 1300,
     batch_size: Annotated[int, typer.Option(help="Conversations for each step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     fpl_learning_rate: Annotated[
@@ -173,23 +178,31 @@ def finetune(
     """Stage 2: train the forgery adapter of a host on conversations."""
     import datasets
 
+    from llava_forgery.faces.records import load_faces
     from llava_forgery.hosts.checkpoint import load_host
     from llava_forgery.hosts.lora import LoraSettings
     from llava_forgery.hosts.transformers_vlm import attach_forgery
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+    from llava_forgery.train.alignment import further_forgeries
     from llava_forgery.train.stage2 import train_adapter
 
+    if align_faces is not None and not align_steps:
+        raise ValueError("--align-faces is for the warm start, which --align-steps 0 leaves out")
     # A detector on the host's own tower finds it in the host.
     detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, with_tower=False)
     model, processor = load_host(Path.cwd(), host, quantization, dtype=dtype)
     settings = LoraSettings(r=lora_r, alpha=lora_alpha, dropout=lora_dropout) if lora else None
     vlm = attach_forgery(model, processor, detector, lora=settings, seed=seed)
+    more = None
+    if align_faces is not None:
+        more = further_forgeries(load_faces(align_faces, split="train"), align_pairs, vlm, seed)
     train_adapter(
         vlm,
         datasets.load_from_disk(str(data)),
         out,
         steps=steps,
         align_steps=align_steps,
+        align_more=more,
         batch_size=batch_size,
         accumulate=accumulate,
         save_steps=save_steps,

@@ -21,6 +21,7 @@ from llava_forgery.constants import FAKE, LABEL_NAMES, REGION_NAMES
 from llava_forgery.fpl.learner import FPLInput
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.qa.templates import join_regions
+from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.conversations import from_bytes, to_bytes
 
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 ABSENT = "-"
 FORGED_WEIGHT = 3.0
 SLOTS = len(REGION_NAMES) + 1
-DETECTED_AT_ONCE = 16
+_DETECTED_AT_ONCE = 16
+_OWN_SEEDS = 10**6
 
 
 def opening_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
@@ -85,6 +87,21 @@ def alignment_words(labels: list[int], regions: list[list[str]]) -> list[list[st
     ]
 
 
+def further_forgeries(
+    faces: datasets.Dataset, count: int, vlm: ForgeryVLM, seed: int = 0
+) -> FacePairs:
+    """Forgeries of the detector's size for ``more`` of :func:`align_learner`.
+
+    Args:
+        faces: Of people who are for training.
+        count: How many; detecting on one takes as long as on a conversation's image.
+        vlm: Whose detector it is.
+        seed: Of everything; conversations of the same seed are about other forgeries.
+    """
+    size = vlm.kfd.config.encoder.image_size
+    return FacePairs(faces, count, size, seed + _OWN_SEEDS, degradation=DegradeConfig())
+
+
 def align_learner(
     vlm: ForgeryVLM,
     conversations: datasets.Dataset,
@@ -108,8 +125,9 @@ def align_learner(
         seed: Of the batches.
         max_rows: Conversations whose detections are kept in memory: about 20 KB each for a
             ``lite`` FPL, half a megabyte for a ``paper`` one.
-        more: Pairs of the detector's size whose forged images are learned from as well. To name
-            regions well takes more forgeries than stage 2 has time to talk about.
+        more: Pairs whose forged images are learned from as well, from
+            :func:`further_forgeries`. To name regions well takes more forgeries than stage 2 has
+            time to talk about.
         workers: Processes that make ``more``.
 
     Returns:
@@ -190,7 +208,7 @@ def _read(
             waiting.append(image)
             labels.append(label)
             regions.append(named)
-            if len(waiting) == DETECTED_AT_ONCE or len(labels) == total:
+            if len(waiting) == _DETECTED_AT_ONCE or len(labels) == total:
                 read = vlm.fpl.read(vlm.detect(torch.stack(waiting)))
                 inputs.append([tensor.cpu() for tensor in read])
                 waiting = []
