@@ -59,8 +59,8 @@ class Sizes:
 
 # The warm start is cheap and learns the regions: it gets most of the forgeries.
 FULL = Sizes(
-    identities=80, kfd_steps=250, qa_pairs=450, align_pairs=1300, align_steps=1000,
-    adapter_steps=190, test_pairs=60,
+    identities=80, kfd_steps=230, qa_pairs=400, align_pairs=1200, align_steps=900,
+    adapter_steps=170, test_pairs=60,
 )  # fmt: skip
 REDUCED = Sizes(
     identities=16, kfd_steps=12, qa_pairs=16, align_pairs=8, align_steps=20, adapter_steps=4,

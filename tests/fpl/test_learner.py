@@ -2,9 +2,10 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from llava_forgery.fpl.config import FPLConfig
-from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.fpl.learner import LITE_SIZE, ForgeryPromptLearner, PoolTo
 from llava_forgery.kfd.detector import KFDOutput
 
 
@@ -39,6 +40,29 @@ def test_paper_sizes_have_the_official_number_of_parameters():
     assert 107e6 < count < 110e6
     assert learner.fuse.weight.shape == (9, 28, 3)
     assert sum(p.numel() for p in ForgeryPromptLearner(FPLConfig(4096, 3)).parameters()) < 5e6
+
+
+def test_lite_reads_a_fraction_of_a_detection():
+    learner = ForgeryPromptLearner.from_config(FPLConfig(24, 3)).eval()
+    detection = _detection(grid=56, size=224)
+    read = learner.read(detection)
+    assert read.mask.shape == (2, 1, LITE_SIZE, LITE_SIZE)
+    assert read.maps.shape == (2, 6, LITE_SIZE, LITE_SIZE)
+    assert not any(part.requires_grad for part in read)
+    torch.testing.assert_close(read.probabilities, detection.class_logits.detach().softmax(dim=1))
+    assert read.mask.mean() == pytest.approx(detection.mask.mean().item(), abs=0.01)
+
+
+def test_paper_reads_a_detection_whole():
+    read = ForgeryPromptLearner.from_config(FPLConfig(24, 3, "paper")).read(_detection())
+    assert read.mask.shape == (2, 1, 64, 64)
+    assert read.maps.shape == (2, 6, 16, 16)
+
+
+@pytest.mark.parametrize("side", [3, 6, 12, 14])
+def test_pooling_is_torchs(side):
+    maps = torch.randn(2, 4, side, side)
+    torch.testing.assert_close(PoolTo(6)(maps), F.adaptive_avg_pool2d(maps, 6))
 
 
 @pytest.mark.parametrize("part", ["consistency_maps", "mask_logits", "class_logits"])

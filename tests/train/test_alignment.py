@@ -14,6 +14,7 @@ from llava_forgery.train.alignment import (
     SLOTS,
     align_learner,
     alignment_words,
+    further_forgeries,
     opening_tokens,
     word_vectors,
 )
@@ -22,8 +23,12 @@ from tests import tiny
 
 
 @pytest.fixture(scope="module")
-def conversations(tmp_path_factory):
-    faces = datasets.Dataset.from_list([tiny.face().to_row()], features=FEATURES)
+def faces():
+    return datasets.Dataset.from_list([tiny.face().to_row()], features=FEATURES)
+
+
+@pytest.fixture(scope="module")
+def conversations(faces, tmp_path_factory):
     folder = tmp_path_factory.mktemp("align") / "qa"
     return build_conversations(FacePairs(faces, 4, size=tiny.SIZE), tiny.kfd(), folder)
 
@@ -90,3 +95,41 @@ def test_warm_start_moves_the_learner_alone_towards_the_words(conversations):
 def test_too_few_placeholders_are_an_error(conversations):
     with pytest.raises(ValueError, match="n_forgery of at least 8, got 3"):
         align_learner(_vlm(n_forgery=3), conversations, steps=1)
+
+
+def test_further_forgeries_are_learned_from_as_well(conversations, faces, monkeypatch):
+    vlm, seen = _vlm(), []
+    detect = vlm.detect
+
+    def watched(images):
+        seen.extend(images)
+        return detect(images)
+
+    monkeypatch.setattr(vlm, "detect", watched)
+    more = further_forgeries(faces, 20, vlm)
+    align_learner(vlm, conversations, steps=1, more=more)
+    assert len(seen) == len(conversations) + 20
+    # Forged images as the detector sees those of conversations: in eight bits, at its size.
+    for image, pair in zip(seen[len(conversations) :], more, strict=True):
+        torch.testing.assert_close(image, pair.forged, rtol=0, atol=0.51 / 255)
+        torch.testing.assert_close(image * 255, (image * 255).round(), rtol=0, atol=1e-4)
+
+
+def test_further_forgeries_change_the_learner_and_workers_do_not(conversations, faces):
+    learned = []
+    for count, workers in ((None, 0), (6, 0), (6, 1)):
+        vlm = _vlm()
+        more = None if count is None else further_forgeries(faces, count, vlm)
+        align_learner(vlm, conversations, steps=3, more=more, workers=workers)
+        learned.append(torch.nn.utils.parameters_to_vector(vlm.fpl.parameters()).detach())
+    assert not torch.equal(learned[0], learned[1])
+    assert torch.equal(learned[1], learned[2])
+
+
+def test_further_forgeries_are_not_those_of_conversations(faces):
+    vlm = _vlm()
+    more = further_forgeries(faces, 3, vlm, seed=7)
+    same_seed = FacePairs(faces, 3, size=tiny.SIZE, seed=7, degradation=more.degradation)
+    assert more.size == tiny.SIZE
+    for further, usual in zip(more, same_seed, strict=True):
+        assert not torch.equal(further.forged, usual.forged)
