@@ -59,15 +59,13 @@ class Sizes:
 
 # The warm start is cheap and learns the regions: it gets most of the forgeries.
 FULL = Sizes(
-    identities=80, kfd_steps=230, qa_pairs=400, align_pairs=1200, align_steps=900,
-    adapter_steps=170, test_pairs=60,
+    identities=80, kfd_steps=260, qa_pairs=350, align_pairs=1200, align_steps=800,
+    adapter_steps=140, test_pairs=60,
 )  # fmt: skip
 REDUCED = Sizes(
     identities=16, kfd_steps=12, qa_pairs=16, align_pairs=8, align_steps=20, adapter_steps=4,
     test_pairs=8,
 )  # fmt: skip
-# One process forges while this one computes.
-WORKERS = 1
 # On two cores a step's time grows with its tokens, and more steps learn more: small batches of
 # conversations that are mostly short.
 CONVERSATIONS_PER_STEP = 4
@@ -139,7 +137,7 @@ def main(
             train, sizes.qa_pairs, size=side, seed=SEED + 1, degradation=DegradeConfig()
         )
         conversations = build_conversations(
-            pairs, detector, work / "conversations", seed=SEED, workers=WORKERS, **WORDING
+            pairs, detector, work / "conversations", seed=SEED, **WORDING
         )
         model, processor = load_host(Path.cwd(), str(out / "host"))
         vlm = attach_forgery(model, processor, detector, lora=LORA, seed=SEED)
@@ -150,7 +148,6 @@ def main(
             steps=sizes.adapter_steps,
             align_steps=sizes.align_steps,
             align_more=further_forgeries(train, sizes.align_pairs, vlm, SEED),
-            workers=WORKERS,
             batch_size=CONVERSATIONS_PER_STEP,
             learning_rate=ADAPTER_LEARNING_RATE,
             seed=SEED,

@@ -116,7 +116,8 @@ def png_bytes(image: np.ndarray | Image.Image, note: str) -> bytes:
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=info)
+    # PIL's own level takes two and a half times as long for a fifteenth fewer bytes.
+    image.save(buffer, format="PNG", pnginfo=info, compress_level=3)
     return buffer.getvalue()
 
 
