@@ -38,8 +38,8 @@ def work(tmp_path_factory):
     _run("build-qa", "--faces", work / "faces", "--kfd", work / "kfd", "--out", work / "qa",
          "--pairs", 4)  # fmt: skip
     _run("finetune", "--host", work / "host", "--kfd", work / "kfd", "--data", work / "qa",
-         "--out", work / "adapter", "--steps", 3, "--align-steps", 3,
-         "--align-faces", work / "faces", "--align-pairs", 3, "--batch-size", 2, "--lora-r", 2)  # fmt: skip
+         "--out", work / "adapter", "--steps", 3, "--align-steps", 3, "--align-faces",
+         work / "faces", "--align-pairs", 3, "--batch-size", 2, "--lora-r", 2)  # fmt: skip
     return work
 
 
