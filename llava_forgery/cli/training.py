@@ -157,7 +157,7 @@ def finetune(
         Path | None,
         typer.Option(help="Folder of faces to forge for the warm start, beside the conversations."),
     ] = None,
-    align_pairs: Annotated[int, typer.Option(help="With --align-faces: how many.")] = 1300,
+    align_pairs: Annotated[int, typer.Option(help="With --align-faces: how many.")] = 1200,
     batch_size: Annotated[int, typer.Option(help="Conversations for each step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     fpl_learning_rate: Annotated[

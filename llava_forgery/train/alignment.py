@@ -195,7 +195,7 @@ def _read(
     def images() -> Iterator[tuple[torch.Tensor, int, list[str]]]:
         for row in rows:
             yield from_bytes(row["image"]), row["label"], row["regions"]
-        # One process at a time draws from the pairs, in their order.
+        # Whatever the workers, the loader keeps the order.
         loader = () if more is None else DataLoader(more, batch_size=None, num_workers=workers)
         for pair in loader:
             # In eight bits, as the conversations' images are.
