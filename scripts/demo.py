@@ -147,7 +147,7 @@ def main(
             out / "adapter",
             steps=sizes.adapter_steps,
             align_steps=sizes.align_steps,
-            align_more=further_forgeries(train, sizes.align_pairs, vlm, SEED),
+            align_more=further_forgeries(train, sizes.align_pairs, detector, SEED),
             batch_size=CONVERSATIONS_PER_STEP,
             learning_rate=ADAPTER_LEARNING_RATE,
             seed=SEED,

@@ -190,12 +190,14 @@ def finetune(
         raise ValueError("--align-faces is for the warm start, which --align-steps 0 leaves out")
     # A detector on the host's own tower finds it in the host.
     detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, with_tower=False)
+    more = None
+    if align_faces is not None:
+        # Before the host, which takes minutes to load.
+        faces = load_faces(align_faces, split="train")
+        more = further_forgeries(faces, align_pairs, detector, seed)
     model, processor = load_host(Path.cwd(), host, quantization, dtype=dtype)
     settings = LoraSettings(r=lora_r, alpha=lora_alpha, dropout=lora_dropout) if lora else None
     vlm = attach_forgery(model, processor, detector, lora=settings, seed=seed)
-    more = None
-    if align_faces is not None:
-        more = further_forgeries(load_faces(align_faces, split="train"), align_pairs, vlm, seed)
     train_adapter(
         vlm,
         datasets.load_from_disk(str(data)),

@@ -28,7 +28,7 @@ class FPLInput(NamedTuple):
     mask: torch.Tensor
     """(B, 1, h, w): probability of forgery."""
     maps: torch.Tensor
-    """(B, 2 L, h, w): consistency maps."""
+    """(B, 2 L, h, w): consistency maps, for ``lite`` a tenth of them."""
     probabilities: torch.Tensor
     """(B, 2): real, fake."""
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from llava_forgery.constants import FAKE, LABEL_NAMES, REGION_NAMES
 from llava_forgery.fpl.learner import FPLInput
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePairs
@@ -88,17 +89,23 @@ def alignment_words(labels: list[int], regions: list[list[str]]) -> list[list[st
 
 
 def further_forgeries(
-    faces: datasets.Dataset, count: int, vlm: ForgeryVLM, seed: int = 0
+    faces: datasets.Dataset,
+    count: int,
+    detector: KnowledgeGuidedForgeryDetector,
+    seed: int = 0,
 ) -> FacePairs:
     """Forgeries of the detector's size for ``more`` of :func:`align_learner`.
 
     Args:
         faces: Of people who are for training.
         count: How many; detecting on one takes as long as on a conversation's image.
-        vlm: Whose detector it is.
+        detector: Whose size they have.
         seed: Of everything; conversations of the same seed are about other forgeries.
+
+    Raises:
+        ValueError: No faces, or faces labelled fake.
     """
-    size = vlm.kfd.config.encoder.image_size
+    size = detector.config.encoder.image_size
     return FacePairs(faces, count, size, seed + _OWN_SEEDS, degradation=DegradeConfig())
 
 

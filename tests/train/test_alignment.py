@@ -3,7 +3,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
+from llava_forgery.cli import app
 from llava_forgery.constants import REGION_NAMES, WHOLE_FACE
 from llava_forgery.faces.records import FEATURES
 from llava_forgery.fpl.config import FPLConfig
@@ -106,7 +108,7 @@ def test_further_forgeries_are_learned_from_as_well(conversations, faces, monkey
         return detect(images)
 
     monkeypatch.setattr(vlm, "detect", watched)
-    more = further_forgeries(faces, 20, vlm)
+    more = further_forgeries(faces, 20, vlm.kfd)
     align_learner(vlm, conversations, steps=1, more=more)
     assert len(seen) == len(conversations) + 20
     # Forged images as the detector sees those of conversations: in eight bits, at its size.
@@ -119,7 +121,7 @@ def test_further_forgeries_change_the_learner_and_workers_do_not(conversations, 
     learned = []
     for count, workers in ((None, 0), (6, 0), (6, 1)):
         vlm = _vlm()
-        more = None if count is None else further_forgeries(faces, count, vlm)
+        more = None if count is None else further_forgeries(faces, count, vlm.kfd)
         align_learner(vlm, conversations, steps=3, more=more, workers=workers)
         learned.append(torch.nn.utils.parameters_to_vector(vlm.fpl.parameters()).detach())
     assert not torch.equal(learned[0], learned[1])
@@ -127,9 +129,21 @@ def test_further_forgeries_change_the_learner_and_workers_do_not(conversations, 
 
 
 def test_further_forgeries_are_not_those_of_conversations(faces):
-    vlm = _vlm()
-    more = further_forgeries(faces, 3, vlm, seed=7)
+    more = further_forgeries(faces, 3, tiny.kfd(), seed=7)
     same_seed = FacePairs(faces, 3, size=tiny.SIZE, seed=7, degradation=more.degradation)
     assert more.size == tiny.SIZE
     for further, usual in zip(more, same_seed, strict=True):
         assert not torch.equal(further.forged, usual.forged)
+
+
+def test_their_faces_are_looked_at_before_the_host(tmp_path):
+    """Nothing is loaded for a mistake that can be seen before."""
+    tiny.kfd().save_pretrained(tmp_path / "kfd")
+    arguments = ["finetune", "--host", "no-such-host", "--kfd", str(tmp_path / "kfd"), "--data",
+                 "qa", "--out", "adapter", "--align-faces", str(tmp_path / "no-faces")]  # fmt: skip
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, FileNotFoundError)
+    assert "no-faces" in str(result.exception)
+    result = CliRunner().invoke(app, [*arguments, "--align-steps", "0"])
+    assert isinstance(result.exception, ValueError)
+    assert "--align-steps 0 leaves out" in str(result.exception)
