@@ -21,6 +21,8 @@ EVAL = [
     "grad-cam>=1.5.5",
     "matplotlib>=3.10",
     "lmms-eval>=0.7.3",
+    # lmms-eval 0.7.3 imports filelock._api, which filelock 4.3 has no more.
+    "filelock<4.3",
     # lmms-eval's own llava_hf needs it, which stands beside ours in a comparison.
     "decord>=0.6",
 ]
