@@ -24,25 +24,35 @@ def be_quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def load_predictor(model: Path, host: str | None, device: str | None):
+def load_predictor(
+    model: Path, host: str | None, device: str | None, face_detector: str | None = None
+):
     """The predictor for an adapter: through the ``llava`` package where it is in LLaVA's layout.
 
     Args:
         model: The adapter's folder.
         host: Folder or hub name of its host; "llava" and "llava:HOST" insist on LLaVA's layout.
         device: Where to.
+        face_detector: Name of what finds the faces; None: dlib's, once one is needed.
     """
+    from llava_forgery.faces.detect import get_detector
     from llava_forgery.hosts.llava_checkpoint import read_skill_config
     from llava_forgery.infer.predictor import ForgeryPredictor
 
     be_quiet()
+    # Before the host, which takes long to read.
+    finder = None if face_detector is None else get_detector(face_detector)
     kind, _, name = (host or "").partition(":")
     if kind == "llava" or read_skill_config(model) is not None:
         from llava_forgery.infer.llava_predictor import LlavaForgeryPredictor
 
         base = (name or None) if kind == "llava" else host
-        return LlavaForgeryPredictor.from_pretrained(model, base, device)
-    return ForgeryPredictor.from_pretrained(model, host, device)
+        predictor = LlavaForgeryPredictor.from_pretrained(model, base, device)
+    else:
+        predictor = ForgeryPredictor.from_pretrained(model, host, device)
+    if finder is not None:
+        predictor.face_detector = finder
+    return predictor
 
 
 def main() -> None:

@@ -24,6 +24,10 @@ Cropped = Annotated[
     bool,
     typer.Option("--cropped", help="The files are face crops already: no face is looked for."),
 ]
+FaceFinder = Annotated[
+    str | None,
+    typer.Option("--detector", help="Finder of faces: dlib (default) or mediapipe."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")]
 ReportTo = Annotated[str, typer.Option("--report-to", help="none, tensorboard or wandb.")]
 Quantization = Annotated[

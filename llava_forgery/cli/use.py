@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import app, load_predictor
-from llava_forgery.cli.options import Cropped, Device, Host, Model
+from llava_forgery.cli.options import Cropped, Device, FaceFinder, Host, Model
 
 
 @app.command()
@@ -21,18 +21,34 @@ def detect(
         Path | None, typer.Option("--overlay", help="Folder for pictures with maps.")
     ] = None,
     cropped: Cropped = False,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames of a video, spread evenly; default: 32.")
+    ] = None,
+    every: Annotated[
+        int | None, typer.Option(help="Every so many-th frame of a video instead.")
+    ] = None,
+    pool: Annotated[
+        str, typer.Option(help="From a video's frames to its figures: mean, median, max or top_k.")
+    ] = "mean",
+    detector: FaceFinder = None,
     host: Host = None,
     device: Device = None,
 ) -> None:
-    """Judge the faces in photographs.
+    """Judge the faces in photographs and videos.
 
     Exit status: 0 when every file was judged, 1 when some were not, 2 for wrong use.
     """
+    from llava_forgery.evaluation.video import check_reduction
+    from llava_forgery.faces.video import FrameChoice
     from llava_forgery.infer.batch import judge_files
 
-    predictor = load_predictor(model, host, device)
+    check_reduction(pool)
+    choice = FrameChoice(FrameChoice().count if frames is every is None else frames, every)
+    predictor = load_predictor(model, host, device, detector)
     results = []
-    for result in judge_files(predictor, paths, cropped=cropped, overlay_dir=overlay):
+    for result in judge_files(
+        predictor, paths, cropped=cropped, overlay_dir=overlay, frames=choice, reduce=pool
+    ):
         results.append(result)
         if not as_json:
             typer.echo("\n".join(_lines(result)))
@@ -47,11 +63,12 @@ def chat(
     image: Annotated[Path, typer.Argument(help="Photograph.")],
     model: Model,
     cropped: Cropped = False,
+    detector: FaceFinder = None,
     host: Host = None,
     device: Device = None,
 ) -> None:
     """Talk about the largest face of a photograph; an empty line or Ctrl-D ends it."""
-    predictor = load_predictor(model, host, device)
+    predictor = load_predictor(model, host, device, detector)
     dialogue = predictor.dialogue(image, cropped)
     typer.echo(f"Score of the detector: {dialogue.score:.3f} (0 real, 1 fake). Ask a question.")
     while True:
@@ -68,10 +85,16 @@ def _lines(result) -> list[str]:
     """A result for people."""
     if result.error:
         return [f"{result.file}: not judged: {result.error}"]
+    from llava_forgery.infer.video import VideoVerdict
+
     lines = [f"{result.file}:"]
     for face in result.faces:
         name = "fake" if face.is_fake else "real"
         agree = "" if face.agree else "  (detector and answer disagree)"
-        lines.append(f"  {name}  score {face.score:.3f}  P(yes) {face.p_yes:.3f}{agree}")
-        lines.append(f"        {face.answer}")
+        what, whose = "", ""
+        if isinstance(face, VideoVerdict):
+            what = f"  over {len(face.frames)} frames"
+            whose = f"frame {face.frame}: "
+        lines.append(f"  {name}  score {face.score:.3f}  P(yes) {face.p_yes:.3f}{what}{agree}")
+        lines.append(f"        {whose}{face.answer}")
     return lines

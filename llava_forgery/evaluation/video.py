@@ -79,11 +79,25 @@ def video_level(
             len(frames),
         )
     return VideoScores(
-        scores=np.array([_reduce(scores[rows], reduce, k) for rows in frames.values()]),
+        scores=np.array([pool(scores[rows], reduce, k) for rows in frames.values()]),
         labels=np.array([int((labels[rows] == FAKE).all()) for rows in frames.values()]),
         video_ids=tuple(frames),
         mixed=mixed,
     )
+
+
+def check_reduction(reduce: str) -> None:
+    """Raises ValueError where ``reduce`` is none of ``REDUCTIONS``."""
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
+
+
+def pool(scores: np.ndarray, reduce: str = "mean", k: int = 5) -> float:
+    """One score of a video from those of its frames, (N,); see :func:`video_level`."""
+    check_reduction(reduce)
+    if reduce == "top_k":
+        return float(np.sort(scores)[-k:].mean())
+    return float({"mean": np.mean, "median": np.median, "max": np.max}[reduce](scores))
 
 
 def parent_folder(path: Hashable) -> str:
@@ -110,17 +124,10 @@ def rows_of(ids: Sequence[Hashable]) -> dict[Hashable, list[int]]:
 
 
 def _check_options(reduce: str, k: int, grouping: str) -> None:
-    if reduce not in REDUCTIONS:
-        raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
+    check_reduction(reduce)
     if grouping not in GROUPINGS:
         raise ValueError(f"grouping must be one of {', '.join(GROUPINGS)}, got {grouping!r}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     if grouping == "deepfakebench" and reduce != "mean":
         raise ValueError(f"DeepfakeBench pools frames by their mean alone, got reduce={reduce!r}")
-
-
-def _reduce(scores: np.ndarray, reduce: str, k: int) -> float:
-    if reduce == "top_k":
-        return float(np.sort(scores)[-k:].mean())
-    return float({"mean": np.mean, "median": np.median, "max": np.max}[reduce](scores))

@@ -1,6 +1,7 @@
 """Pictures of a verdict: photograph, map, and where the ground truth is known, the mask."""
 
 import io
+from collections.abc import Sequence
 from os import PathLike
 
 import cv2
@@ -83,12 +84,15 @@ def caption_of(verdict: Verdict) -> str:
     return f"score {verdict.score:.2f}  P(yes) {verdict.p_yes:.2f}{tail}"
 
 
-def photograph_overlay(image: np.ndarray, verdicts: list[Verdict]) -> Image.Image:
+def photograph_overlay(
+    image: np.ndarray, verdicts: Sequence[Verdict], caption: str = "photograph"
+) -> Image.Image:
     """The photograph beside the maps of all its faces.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         verdicts: Of its faces.
+        caption: Over the picture itself.
     """
     height, width = image.shape[:2]
     mask = np.max([paste_mask(v, height, width) for v in verdicts], axis=0)
@@ -100,7 +104,7 @@ def photograph_overlay(image: np.ndarray, verdicts: list[Verdict]) -> Image.Imag
         colour = "red" if verdict.is_fake else "lime"
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, height // 300))
         draw.text((max(x0, 0) + 6, max(y0, 0) + 6), caption_of(verdict), fill=colour, font=font)
-    return side_by_side([("photograph", image), ("map of the forged area", np.asarray(drawn))])
+    return side_by_side([(caption, image), ("map of the forged area", np.asarray(drawn))])
 
 
 def png_bytes(image: np.ndarray | Image.Image, note: str) -> bytes:

@@ -22,7 +22,7 @@ from llava_forgery.hosts.checkpoint import (
 )
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.infer.dialogue import Dialogue
-from llava_forgery.infer.verdict import THRESHOLD, Verdict
+from llava_forgery.infer.verdict import Verdict, agree
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.qa.render import candidate_ids, collate, encode
@@ -58,7 +58,7 @@ class ForgeryPredictor:
     ) -> None:
         self.vlm = vlm.eval()
         self.max_new_tokens = max_new_tokens
-        self._detector = detector
+        self._face_detector = detector
 
     @classmethod
     def from_pretrained(
@@ -92,6 +92,21 @@ class ForgeryPredictor:
         """Side S of the square that the detector sees, in pixels."""
         return self.vlm.kfd.config.encoder.image_size
 
+    @property
+    def face_detector(self) -> FaceDetector:
+        """What finds the faces; dlib's is made when it is first asked for.
+
+        Raises:
+            ImportError: No other was given, and dlib is not installed (extra ``faces``).
+        """
+        if self._face_detector is None:
+            self._face_detector = get_detector("dlib")
+        return self._face_detector
+
+    @face_detector.setter
+    def face_detector(self, detector: FaceDetector) -> None:
+        self._face_detector = detector
+
     def predict(self, image: Photograph, cropped: bool = False) -> Verdict:
         """Judge the largest face.
 
@@ -122,9 +137,7 @@ class ForgeryPredictor:
             x, y = (width - side) / 2, (height - side) / 2
             box = (x, y, x + side, y + side)
             return [JudgedFace(crop_box(pixels, box, self.size), box)]
-        if self._detector is None:
-            self._detector = get_detector("dlib")
-        found = self._detector.detect(pixels)
+        found = self.face_detector.detect(pixels)
         if not found:
             where = f" in {image}" if isinstance(image, (str, PathLike)) else ""
             raise ValueError(
@@ -156,7 +169,7 @@ class ForgeryPredictor:
                 p_yes=p_yes[i],
                 answer=answers[i].strip(),
                 regions=parse_answer(answers[i]).regions,
-                agree=(scores[i] >= THRESHOLD) == (p_yes[i] >= THRESHOLD),
+                agree=agree(scores[i], p_yes[i]),
                 mask=masks[i],
                 box=face.box,
             )

@@ -9,6 +9,11 @@ import numpy as np
 THRESHOLD = 0.5
 
 
+def agree(score: float, p_yes: float) -> bool:
+    """Whether score and P(yes) call a face the same."""
+    return (score >= THRESHOLD) == (p_yes >= THRESHOLD)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What detector and language model say of one face.

@@ -5,7 +5,7 @@ from PIL import Image
 
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers_vlm import attach_forgery
-from llava_forgery.infer.batch import judge_files, list_images
+from llava_forgery.infer.batch import judge_files, list_media
 from llava_forgery.infer.dialogue import NOTHING_SAID
 from llava_forgery.infer.overlay import heat_overlay, paste_mask, photograph_overlay, save_png
 from llava_forgery.infer.predictor import ForgeryPredictor
@@ -165,7 +165,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(predictor, tmp_path):
         (tmp_path / folder).mkdir()
         Image.fromarray(tiny.picture(1)).save(tmp_path / folder / "a.png")
     paths = [tmp_path / "one", tmp_path / "two"]
-    assert len(list(list_images(paths))) == 2
+    assert len(list(list_media(paths))) == 2
     list(judge_files(predictor, paths, cropped=True, overlay_dir=tmp_path / "maps"))
     assert len(list((tmp_path / "maps").glob("a-*.png"))) == 2
 
