@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -108,6 +109,23 @@ def test_robustness_of_a_detector_writes_its_curves(folder, faces, tmp_path):
     record = json.loads((tmp_path / "out/robustness.json").read_text())
     assert (record["source"], record["images"]) == ("simulated forgeries", 8)
     assert len(record["points"]) == 6
+
+
+@pytest.mark.parametrize("model", ["adapter", "adapter/kfd"])
+def test_evaluate_judges_fakes_as_they_are(folder, tmp_path, model):
+    crops = [replace(tiny.face(i, "test"), label=i % 2) for i in range(4)]
+    save_faces(crops, tmp_path / "faces", {})
+    arguments = ["evaluate", "--model", folder / model, "--faces", tmp_path / "faces",
+                 "--out", tmp_path / "out", "--roc", "--pool", "max"]  # fmt: skip
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["metrics.json", "records.jsonl", "roc.png"]
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert (metrics["images"], metrics["videos"], metrics["pooling"]) == (4, 4, "max")
+    assert ("text" in metrics) == (model == "adapter")
+    result = CliRunner().invoke(app, [*map(str, arguments), "--pairs", "3"])
+    assert "judged as they are" in str(result.exception)
 
 
 def test_explain_a_file_or_a_forgery(folder, faces, tmp_path):

@@ -11,6 +11,7 @@ from llava_forgery.cli.options import (
     Cropped,
     Device,
     Dtype,
+    FaceFinder,
     Faces,
     Host,
     Images,
@@ -21,15 +22,29 @@ from llava_forgery.cli.options import (
     Word,
 )
 
+AnyModel = Annotated[
+    Path, typer.Option("--model", help="Folder of a forgery adapter, or of a detector.")
+]
+
 
 @app.command()
 def evaluate(
-    model: Model,
+    model: AnyModel,
     faces: Faces,
     out: Out,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     pairs: Annotated[
-        int | None, typer.Option(help="Forged faces; default: two for each test face.")
+        int | None,
+        typer.Option(help="Forged faces where all are real; default: two for each face."),
     ] = None,
+    pool: Annotated[
+        str,
+        typer.Option(
+            help="Where faces have labels of their own: from a video's frames to its figures: "
+            "mean, median, max or top_k."
+        ),
+    ] = "mean",
+    batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 16,
     roc: Annotated[
         bool, typer.Option("--roc", help="Draw roc.png too, the ROC curves with intervals.")
     ] = False,
@@ -37,20 +52,47 @@ def evaluate(
     device: Device = None,
     seed: Seed = 2,
 ) -> None:
-    """Measure a model on forgeries simulated from the test faces."""
+    """Measure a model on faces of both labels as they are, or on forgeries of real ones.
+
+    Of a benchmark's faces: figures of frames, of videos, and by method. Where all faces are real,
+    the simulator forges them: figures with regions and masks, pictures and a dialogue.
+    """
+    from llava_forgery.constants import FAKE
+    from llava_forgery.evaluation.labelled import evaluate_labelled
     from llava_forgery.evaluation.simulated import draw_roc, evaluate_simulated
+    from llava_forgery.evaluation.video import check_reduction
     from llava_forgery.faces.records import load_faces
     from llava_forgery.simulate.pairs import CENTRED, FacePairs
 
-    rows = load_faces(faces, split="test")
-    predictor = load_predictor(model, host, device)
-    source = FacePairs(
-        rows, pairs or 2 * len(rows), size=predictor.size, seed=seed, framing=CENTRED
-    )
-    metrics = evaluate_simulated(predictor, source, out)
+    check_reduction(pool)
+    rows = load_faces(faces, split=split)
+    if FAKE in rows["label"]:
+        if pairs is not None:
+            raise ValueError(f"{faces} holds fakes, which are judged as they are; drop --pairs")
+        scorer = _load_scorer(model, host, device)
+        metrics = evaluate_labelled(scorer, rows, out, batch_size=batch_size, reduce=pool)
+        groups, of = "video_id", "labelled faces"
+    else:
+        predictor = load_predictor(model, host, device)
+        count = 2 * len(rows) if pairs is None else pairs
+        source = FacePairs(rows, count, size=predictor.size, seed=seed, framing=CENTRED)
+        # Of each pair two images are judged.
+        metrics = evaluate_simulated(predictor, source, out, batch_size=max(1, batch_size // 2))
+        groups, of = "identity", "simulated forgeries"
     if roc:
-        draw_roc(out)
+        draw_roc(out, groups, of)
     typer.echo(json.dumps(metrics, indent=2))
+
+
+def _load_scorer(model: Path, host: str | None, device: str | None):
+    """A detector alone, or an adapter of either layout with its host."""
+    from llava_forgery.evaluation.scorers import AdapterScorer, load_scorer
+    from llava_forgery.hosts.llava_checkpoint import read_skill_config
+
+    if (host or "").partition(":")[0] == "llava" or read_skill_config(model) is not None:
+        return AdapterScorer(load_predictor(model, host, device))
+    be_quiet()
+    return load_scorer(model, host, device)
 
 
 @app.command()
@@ -83,9 +125,7 @@ def evaluate_pseudo_word(
 
 @app.command()
 def robustness(
-    model: Annotated[
-        Path, typer.Option("--model", help="Folder of a forgery adapter, or of a detector.")
-    ],
+    model: AnyModel,
     faces: Faces,
     out: Out,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
@@ -109,13 +149,11 @@ def robustness(
     from llava_forgery.evaluation.images import evaluation_images
     from llava_forgery.evaluation.perturb import choose_perturbations
     from llava_forgery.evaluation.robustness import measure_robustness, write_robustness
-    from llava_forgery.evaluation.scorers import load_scorer
     from llava_forgery.faces.records import load_faces
 
     kinds = choose_perturbations(only)
     rows = load_faces(faces, split=split)
-    be_quiet()
-    scorer = load_scorer(model, host, device)
+    scorer = _load_scorer(model, host, device)
     images = evaluation_images(rows, scorer.size, pairs=pairs, seed=seed)
     points = measure_robustness(scorer, images, kinds, seed=seed, batch_size=batch_size)
     about = {
@@ -145,6 +183,7 @@ def explain(
     ] = None,
     pair: Annotated[int, typer.Option(help="With --faces: number of the forgery.")] = 0,
     cropped: Cropped = False,
+    detector: FaceFinder = None,
     host: Host = None,
     device: Device = None,
     seed: Seed = 2,
@@ -157,7 +196,8 @@ def explain(
     if (image is None) == (faces is None):
         raise ValueError("give either a photograph or --faces")
     if image is not None:
-        written = explain_photograph(load_predictor(model, host, device), image, out, cropped)
+        predictor = load_predictor(model, host, device, detector)
+        written = explain_photograph(predictor, image, out, cropped)
     else:
         rows = load_faces(faces, split="test")
         predictor = load_predictor(model, host, device)

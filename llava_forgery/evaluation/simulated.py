@@ -102,8 +102,15 @@ def summarise(records: list[dict[str, Any]], iou: float) -> dict[str, Any]:
     }
 
 
-def draw_roc(output_dir: str | PathLike) -> None:
-    """Draw ``roc.png`` beside the ``records.jsonl`` that :func:`evaluate_simulated` wrote.
+def draw_roc(
+    output_dir: str | PathLike, groups: str = "identity", of: str = "simulated forgeries"
+) -> None:
+    """Draw ``roc.png`` beside the ``records.jsonl`` that an evaluation wrote.
+
+    Args:
+        output_dir: The evaluation's folder.
+        groups: Name in the records of what the intervals draw.
+        of: What was judged, in words.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -116,12 +123,13 @@ def draw_roc(output_dir: str | PathLike) -> None:
     figure = roc_figure(
         [record["label"] for record in records],
         {
-            "kfd": [record["score"] for record in records],
-            "p_yes": [record["p_yes"] for record in records],
+            name: [record[column] for record in records]
+            for name, column in (("kfd", "score"), ("p_yes", "p_yes"))
+            if column in records[0]
         },
-        groups=[record["identity"] for record in records],
+        groups=[record[groups] for record in records],
     )
-    save_figure(figure, output_dir / "roc.png", "ROC curves on simulated forgeries")
+    save_figure(figure, output_dir / "roc.png", f"ROC curves on {of}")
 
 
 def _ranking(labels: np.ndarray, scores: np.ndarray, people: list[str]) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""Evaluate a detector, or a host with the skill, on faces that are real or fake by themselves.
+
+Such as the frames of a benchmark; what the simulator forges is measured in
+:mod:`llava_forgery.evaluation.simulated`.
+"""
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from tqdm import trange
+
+from llava_forgery.evaluation.groups import group_table
+from llava_forgery.evaluation.images import ManifestImages
+from llava_forgery.evaluation.metrics import agreement
+from llava_forgery.evaluation.report import detection_report
+from llava_forgery.evaluation.scorers import Scorer
+from llava_forgery.evaluation.video import check_reduction, video_level
+from llava_forgery.files import write_json, write_text
+
+# Under which names a scorer's figures stand, in records and in metrics, as for simulated forgeries.
+RECORD_NAMES = {"kfd": "score", "p_yes": "p_yes"}
+METRIC_NAMES = {"kfd": "kfd", "p_yes": "text"}
+_COPIED = ("source", "frame", "track", "video_id", "identity", "method", "compression", "label")
+UNKNOWN_METHOD = "unknown"
+
+
+def evaluate_labelled(
+    scorer: Scorer,
+    faces: datasets.Dataset,
+    output_dir: str | PathLike,
+    *,
+    batch_size: int = 16,
+    reduce: str = "mean",
+) -> dict[str, Any]:
+    """Score every face, and pool them to videos.
+
+    Answers are not written: text figures are those of P(yes).
+
+    Args:
+        scorer: A detector alone, or a host with the skill.
+        faces: Rows of ``FaceCrop``, real and fake.
+        output_dir: Receives ``records.jsonl`` (a line for each face) and ``metrics.json``.
+        batch_size: Faces that are scored at once.
+        reduce: How the frames of a video are pooled; see
+            :func:`~llava_forgery.evaluation.video.video_level`.
+
+    Returns:
+        ``images``, ``videos``, ``pooling``; ``kfd`` and, with a host, ``text``, each the
+        :func:`~llava_forgery.evaluation.report.detection_report` of frames and videos, with
+        ``methods``: for each method of forgery its videos' figures against all real ones; with a
+        host ``agreement``, of the frames.
+
+    Raises:
+        ValueError: One class is missing, or a video's faces differ in label.
+    """
+    check_reduction(reduce)
+    images = ManifestImages(faces, scorer.size)
+    scores: dict[str, list[float]] = {name: [] for name in scorer.names}
+    for start in trange(0, len(images), batch_size, desc="evaluate", unit="batch"):
+        batch = [images[i].image for i in range(start, min(start + batch_size, len(images)))]
+        for name, values in scorer(batch).items():
+            scores[name] += values
+    known = faces.select_columns([name for name in _COPIED if name in faces.column_names])
+    records = [
+        {**row, **{RECORD_NAMES[name]: values[i] for name, values in scores.items()}}
+        for i, row in enumerate(known)
+    ]
+    metrics = summarise_labelled(records, reduce)
+    output_dir = Path(output_dir)
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    write_text(output_dir / "records.jsonl", "\n".join(lines) + "\n")
+    write_json(output_dir / "metrics.json", metrics)
+    return metrics
+
+
+def summarise_labelled(records: list[dict[str, Any]], reduce: str = "mean") -> dict[str, Any]:
+    """The figures of :func:`evaluate_labelled` from its records."""
+    labels = [record["label"] for record in records]
+    videos = [record["video_id"] for record in records]
+    methods = {r["video_id"]: r.get("method") or UNKNOWN_METHOD for r in records}
+    metrics: dict[str, Any] = {
+        "images": len(records),
+        "videos": len(methods),
+        "pooling": reduce,
+    }
+    columns = {
+        name: np.array([record[column] for record in records])
+        for name, column in RECORD_NAMES.items()
+        if column in records[0]
+    }
+    for name, scores in columns.items():
+        pooled = video_level(scores, videos, labels, reduce)
+        *groups, _ = group_table(
+            pooled.labels,
+            pooled.scores,
+            [methods[video] for video in pooled.video_ids],
+            share_real=True,
+        )
+        metrics[METRIC_NAMES[name]] = {
+            **detection_report(labels, scores, videos, reduce=reduce),
+            "methods": [group.to_dict() for group in groups],
+        }
+    if len(columns) == len(RECORD_NAMES):
+        metrics["agreement"] = agreement(columns["kfd"], columns["p_yes"])
+    return metrics
