@@ -12,7 +12,8 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "llava_forgery/__init__.py
 FACES = ["dlib-bin>=20.0", "face-recognition-models>=0.3"]
 VIDEO = ["av>=15.1"]
 # pyyaml: LLaVA-NeXT's lists of data sets.
-TRAIN = ["accelerate>=1.15", "tensorboard>=2.20", "pyyaml>=6.0"]
+# av: training pictures are compressed as videos are.
+TRAIN = ["accelerate>=1.15", "tensorboard>=2.20", "pyyaml>=6.0", *VIDEO]
 # The demo's weights come from packages that must be installed without what they depend on:
 # see scripts/venv.sh.
 DEMO = ["gguf>=0.19"]

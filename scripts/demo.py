@@ -59,7 +59,7 @@ class Sizes:
 
 # The warm start is cheap and learns the regions: it gets most of the forgeries.
 FULL = Sizes(
-    identities=80, kfd_steps=260, qa_pairs=350, align_pairs=1200, align_steps=800,
+    identities=80, kfd_steps=340, qa_pairs=350, align_pairs=1800, align_steps=900,
     adapter_steps=140, test_pairs=60,
 )  # fmt: skip
 REDUCED = Sizes(

@@ -128,6 +128,19 @@ def test_evaluate_judges_fakes_as_they_are(folder, tmp_path, model):
     assert "judged as they are" in str(result.exception)
 
 
+def test_evaluate_says_what_it_cannot_measure(folder, faces, tmp_path):
+    save_faces([replace(tiny.face(0, "test"), label=1)], tmp_path / "fakes", {})
+    for model, given, more, message in [
+        ("adapter/kfd", faces, [], "detector alone"),
+        ("adapter", tmp_path / "fakes", [], "fakes alone"),
+        ("adapter", faces, ["--pool", "max"], "no fakes"),
+    ]:
+        arguments = ["evaluate", "--model", folder / model, "--faces", given,
+                     "--out", tmp_path / "out", *more]  # fmt: skip
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert message in str(result.exception)
+
+
 def test_explain_a_file_or_a_forgery(folder, faces, tmp_path):
     runner, model = CliRunner(), ["--model", str(folder / "adapter")]
     one, two = tmp_path / "one", tmp_path / "two"

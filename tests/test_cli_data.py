@@ -65,3 +65,15 @@ def test_conversations_of_labelled_faces_and_their_mixture(tmp_path):
     with pytest.raises(ValueError, match="--pairs is for simulated"):
         run("build-qa", "--faces", tmp_path / "faces", "--as-is", "--out", tmp_path / "qa",
             "--pairs", 3)  # fmt: skip
+
+
+def test_fakes_are_taken_as_they_are_or_left_out(tmp_path):
+    faces = [tiny.face(i) for i in range(3)] + [replace(tiny.face(3), label=FAKE)]
+    save_faces(faces, tmp_path / "faces", {})
+    base = ("build-qa", "--faces", tmp_path / "faces", "--out", tmp_path / "qa", "--size", 32)
+    with pytest.raises(ValueError, match="--real-only"):
+        run(*base, "--pairs", 4)
+    with pytest.raises(ValueError, match="not both"):
+        run(*base, "--as-is", "--real-only")
+    run(*base, "--pairs", 4, "--real-only")
+    assert len(json.loads((tmp_path / "qa/conversations.json").read_text())) == 8

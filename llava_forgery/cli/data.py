@@ -125,11 +125,10 @@ def forge(
     seed: Seed = 1,
 ) -> None:
     """Write simulated forgeries and pristine faces as the folders real/ and fake/."""
-    from llava_forgery.faces.records import load_faces
-    from llava_forgery.simulate.pairs import FacePairs
+    from llava_forgery.simulate.pairs import FacePairs, load_real_faces
     from llava_forgery.train.forge import forge_folders
 
-    forge_folders(FacePairs(load_faces(faces, split=split), pairs, size=size, seed=seed), out)
+    forge_folders(FacePairs(load_real_faces(faces, split), pairs, size=size, seed=seed), out)
 
 
 @app.command()
@@ -144,11 +143,10 @@ def preview(
     seed: Seed = 1,
 ) -> None:
     """Draw a sheet of pristine face, forgery, mask and conversation, to look at."""
-    from llava_forgery.faces.records import load_faces
-    from llava_forgery.simulate.pairs import FacePairs
+    from llava_forgery.simulate.pairs import FacePairs, load_real_faces
     from llava_forgery.train.preview import draw_preview
 
-    draw_preview(FacePairs(load_faces(faces, split=split), count, size=size, seed=seed), out)
+    draw_preview(FacePairs(load_real_faces(faces, split), count, size=size, seed=seed), out)
 
 
 @app.command()

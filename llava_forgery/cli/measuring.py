@@ -38,12 +38,12 @@ def evaluate(
         typer.Option(help="Forged faces where all are real; default: two for each face."),
     ] = None,
     pool: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Where faces have labels of their own: from a video's frames to its figures: "
-            "mean, median, max or top_k."
+            help="From a video's frames to its figures, where there are fakes: mean (default), "
+            "median, max or top_k."
         ),
-    ] = "mean",
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 16,
     roc: Annotated[
         bool, typer.Option("--roc", help="Draw roc.png too, the ROC curves with intervals.")
@@ -57,22 +57,34 @@ def evaluate(
     Of a benchmark's faces: figures of frames, of videos, and by method. Where all faces are real,
     the simulator forges them: figures with regions and masks, pictures and a dialogue.
     """
-    from llava_forgery.constants import FAKE
+    from llava_forgery.constants import FAKE, REAL
     from llava_forgery.evaluation.labelled import evaluate_labelled
     from llava_forgery.evaluation.simulated import draw_roc, evaluate_simulated
     from llava_forgery.evaluation.video import check_reduction
     from llava_forgery.faces.records import load_faces
+    from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
     from llava_forgery.simulate.pairs import CENTRED, FacePairs
 
-    check_reduction(pool)
     rows = load_faces(faces, split=split)
-    if FAKE in rows["label"]:
+    labels = set(rows["label"])
+    if FAKE in labels:
         if pairs is not None:
             raise ValueError(f"{faces} holds fakes, which are judged as they are; drop --pairs")
+        if REAL not in labels:
+            raise ValueError(f"the {split} split of {faces} holds fakes alone; add real faces")
+        reduce = pool or "mean"
+        check_reduction(reduce)
         scorer = _load_scorer(model, host, device)
-        metrics = evaluate_labelled(scorer, rows, out, batch_size=batch_size, reduce=pool)
+        metrics = evaluate_labelled(scorer, rows, out, batch_size=batch_size, reduce=reduce)
         groups, of = "video_id", "labelled faces"
     else:
+        if pool is not None:
+            raise ValueError(f"{faces} holds no fakes: there are no videos to --pool")
+        if (model / KFD_CONFIG).is_file():
+            raise ValueError(
+                f"{model} is a detector alone, which is measured on faces with labels of their "
+                f"own, and {faces} holds real ones alone; give an adapter, or see `robustness`"
+            )
         predictor = load_predictor(model, host, device)
         count = 2 * len(rows) if pairs is None else pairs
         source = FacePairs(rows, count, size=predictor.size, seed=seed, framing=CENTRED)
@@ -195,6 +207,8 @@ def explain(
 
     if (image is None) == (faces is None):
         raise ValueError("give either a photograph or --faces")
+    if faces is not None and detector is not None:
+        raise ValueError("the faces of --faces are found already; leave --detector out")
     if image is not None:
         predictor = load_predictor(model, host, device, detector)
         written = explain_photograph(predictor, image, out, cropped)

@@ -25,6 +25,9 @@ def build_qa(
             "come from their masks.",
         ),
     ] = False,
+    real_only: Annotated[
+        bool, typer.Option("--real-only", help="Of faces of both labels forge the real ones.")
+    ] = False,
     unmasked_region: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,11 +72,12 @@ def build_qa(
     OUT is a Hugging Face data set with LLaVA's JSON (conversations.json, images/) in it. An
     interrupted run goes on where it stopped when it is repeated.
     """
+    from llava_forgery.constants import FAKE
     from llava_forgery.faces.records import load_faces
     from llava_forgery.hosts.checkpoint import pick_device
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
     from llava_forgery.simulate.degrade import DegradeConfig
-    from llava_forgery.simulate.pairs import FacePairs
+    from llava_forgery.simulate.pairs import FacePairs, load_real_faces
     from llava_forgery.train.conversations import build_conversations
     from llava_forgery.train.subjects import LabelledSubjects
 
@@ -85,7 +89,14 @@ def build_qa(
             raise ValueError(f"the detector sees {needed} pixels, got --size {size}; leave it out")
         size = needed
     size = size or 224
-    rows = load_faces(faces, split=split)
+    if as_is and real_only:
+        raise ValueError("give --as-is (all faces as they are) or --real-only (forged), not both")
+    rows = (load_real_faces if real_only else load_faces)(faces, split)
+    if not as_is and FAKE in rows["label"]:
+        raise ValueError(
+            f"{faces} holds fakes: take them as they are (--as-is), or forge the real faces alone "
+            "(--real-only)"
+        )
     if as_is and pairs is not None:
         raise ValueError("--pairs is for simulated forgeries; leave it out with --as-is")
     if unmasked_region and not as_is:

@@ -102,18 +102,18 @@ def train_kfd(
     resume: Resume = False,
     report_to: ReportTo = "none",
 ) -> None:
-    """Stage 1: train the detector on forgeries simulated from the training faces."""
-    from llava_forgery.faces.records import load_faces
+    """Stage 1: train the detector on forgeries simulated from the real training faces."""
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
     from llava_forgery.kfd.host_config import host_config, parse_taps
     from llava_forgery.kfd.imports import load_trunk
+    from llava_forgery.simulate.pairs import load_real_faces
     from llava_forgery.train.stage1 import train_kfd as run
 
     if host is None and (taps or text_model or text_weights):
         raise ValueError("--taps, --text-model and --text-weights are for --host")
     if host is not None and preset is not None:
         raise ValueError("give either --preset or --host: the host decides the detector's sizes")
-    rows = load_faces(faces, split="train")
+    rows = load_real_faces(faces, "train")
     if host is None:
         detector = KnowledgeGuidedForgeryDetector.from_preset(preset or "tiny", seed)
     else:
@@ -178,11 +178,11 @@ def finetune(
     """Stage 2: train the forgery adapter of a host on conversations."""
     import datasets
 
-    from llava_forgery.faces.records import load_faces
     from llava_forgery.hosts.checkpoint import load_host
     from llava_forgery.hosts.lora import LoraSettings
     from llava_forgery.hosts.transformers_vlm import attach_forgery
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+    from llava_forgery.simulate.pairs import load_real_faces
     from llava_forgery.train.alignment import further_forgeries
     from llava_forgery.train.stage2 import train_adapter
 
@@ -193,7 +193,7 @@ def finetune(
     more = None
     if align_faces is not None:
         # Before the host, which takes minutes to load.
-        faces = load_faces(align_faces, split="train")
+        faces = load_real_faces(align_faces, "train")
         more = further_forgeries(faces, align_pairs, detector, seed)
     model, processor = load_host(Path.cwd(), host, quantization, dtype=dtype)
     settings = LoraSettings(r=lora_r, alpha=lora_alpha, dropout=lora_dropout) if lora else None

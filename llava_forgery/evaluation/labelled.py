@@ -17,12 +17,11 @@ from llava_forgery.evaluation.groups import group_table
 from llava_forgery.evaluation.images import ManifestImages
 from llava_forgery.evaluation.metrics import agreement
 from llava_forgery.evaluation.report import detection_report
-from llava_forgery.evaluation.scorers import Scorer
+from llava_forgery.evaluation.scorers import RECORD_NAMES, Scorer
 from llava_forgery.evaluation.video import check_reduction, video_level
 from llava_forgery.files import write_json, write_text
 
-# Under which names a scorer's figures stand, in records and in metrics, as for simulated forgeries.
-RECORD_NAMES = {"kfd": "score", "p_yes": "p_yes"}
+# Under which names the figures stand, as for simulated forgeries.
 METRIC_NAMES = {"kfd": "kfd", "p_yes": "text"}
 _COPIED = ("source", "frame", "track", "video_id", "identity", "method", "compression", "label")
 UNKNOWN_METHOD = "unknown"
@@ -59,6 +58,8 @@ def evaluate_labelled(
     """
     check_reduction(reduce)
     images = ManifestImages(faces, scorer.size)
+    # Labels that do not fit each other show before hours of scoring, not after.
+    video_level(np.zeros(len(images)), images.groups, images.labels)
     scores: dict[str, list[float]] = {name: [] for name in scorer.names}
     for start in trange(0, len(images), batch_size, desc="evaluate", unit="batch"):
         batch = [images[i].image for i in range(start, min(start + batch_size, len(images)))]
@@ -69,10 +70,10 @@ def evaluate_labelled(
         {**row, **{RECORD_NAMES[name]: values[i] for name, values in scores.items()}}
         for i, row in enumerate(known)
     ]
-    metrics = summarise_labelled(records, reduce)
     output_dir = Path(output_dir)
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     write_text(output_dir / "records.jsonl", "\n".join(lines) + "\n")
+    metrics = summarise_labelled(records, reduce)
     write_json(output_dir / "metrics.json", metrics)
     return metrics
 

@@ -15,6 +15,9 @@ from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.train.conversations import from_bytes
 
+RECORD_NAMES = {"kfd": "score", "p_yes": "p_yes"}
+"""Under which names a scorer's scores stand in an evaluation's records."""
+
 
 class Scorer(Protocol):
     """Scores of images, one list for each of ``names``."""

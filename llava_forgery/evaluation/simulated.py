@@ -21,6 +21,7 @@ from llava_forgery.evaluation.metrics import (
     mask_iou,
     region_scores,
 )
+from llava_forgery.evaluation.scorers import RECORD_NAMES
 from llava_forgery.files import write_json, write_text
 from llava_forgery.infer.overlay import caption_of, heat_overlay, save_png, side_by_side
 from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace
@@ -124,7 +125,7 @@ def draw_roc(
         [record["label"] for record in records],
         {
             name: [record[column] for record in records]
-            for name, column in (("kfd", "score"), ("p_yes", "p_yes"))
+            for name, column in RECORD_NAMES.items()
             if column in records[0]
         },
         groups=[record[groups] for record in records],

@@ -50,7 +50,7 @@ def crop_square(
         raise ValueError(f"expected finite landmarks of shape (N, 2), got {points.shape}")
     if margin < 0:
         raise ValueError(f"expected a margin of 0 or more, got {margin}")
-    turn = _rotation(angle)
+    turn = rotation(angle)
     # Coordinates on the square's own axes.
     points = points @ turn
     low, high = points.min(axis=0), points.max(axis=0)
@@ -108,7 +108,7 @@ def crop_box(image: np.ndarray, box: Box, size: int, angle: float = 0.0) -> np.n
     if size < 1:
         raise ValueError(f"expected a size of 1 or more, got {size}")
 
-    turn = _rotation(angle)
+    turn = rotation(angle)
     # The upright square around the turned one; without an angle the box itself.
     reach = side * (float(np.abs(turn[0]).sum()) - 1) / 2
     image, x, y = _surroundings(image, x0 - reach, y0 - reach, side + 2 * reach)
@@ -139,7 +139,7 @@ def crop_box(image: np.ndarray, box: Box, size: int, angle: float = 0.0) -> np.n
     return crop
 
 
-def _rotation(angle: float) -> np.ndarray:
+def rotation(angle: float) -> np.ndarray:
     """(2, 2): from the axes of a turned square to those of the image, x right and y down."""
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     return np.array([[cos, -sin], [sin, cos]])

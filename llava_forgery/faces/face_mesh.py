@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from llava_forgery.faces.crop import Box, crop_box
+from llava_forgery.faces.crop import Box, crop_box, rotation
 from llava_forgery.faces.detected import DetectedFace, area, check_image, overlap
 from llava_forgery.optional import packaged_file
 
@@ -128,8 +128,7 @@ class MediaPipeDetector:
                 return None
             # Height above the picture's plane, the third coordinate, is not used.
             inside = mesh.reshape(468, 3)[:, :2].astype(np.float64)
-            turn = math.radians(angle)
-            axes = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+            axes = rotation(angle)
             points = centre + ((inside - _MESH_SIDE / 2) * side / _MESH_SIDE) @ axes.T
             across = points[263] - points[33]
             angle = math.degrees(math.atan2(across[1], across[0]))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,11 @@ class FrameChoice:
         return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
 
+def require_pyav() -> ModuleType:
+    """PyAV, or an ImportError that names the extra ``video``."""
+    return require("av", extra="video", feature="reading videos")
+
+
 class Video:
     """A video file whose frames are read by number.
 
@@ -67,7 +73,7 @@ class Video:
 
     def __init__(self, path: str | PathLike) -> None:
         self.path = Path(path)
-        self._av = require("av", extra="video", feature="reading videos")
+        self._av = require_pyav()
         if not self.path.is_file():
             raise FileNotFoundError(f"{path} is not a file; check the path")
         try:
@@ -119,6 +125,8 @@ class Video:
         if not container.streams.video:
             raise ValueError(f"{self.path} holds no pictures, only sound or text")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise ValueError(f"{self.path} is of a codec that this PyAV does not know")
         if stream.width * stream.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
             raise ValueError(
                 f"{self.path} has frames of {stream.width} x {stream.height}, more than "

@@ -17,7 +17,7 @@ class FPLConfig:
     """L: consistency maps of the detector."""
     kind: Literal["paper", "lite"] = "lite"
     """``paper``: the official sizes, on maps of 224 pixels, 3 x 3 vectors through 5 x 5
-    convolutions. ``lite``: small networks on maps of at most 24 pixels, pooled to 3 x 3."""
+    convolutions. ``lite``: small networks on maps of at most 24 pixels, read at 6 x 6 places."""
     n_base: int = 9
     """n_1: learned base embeddings."""
     n_forgery: int = 9

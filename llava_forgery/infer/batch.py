@@ -4,13 +4,14 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llava_forgery.faces.images import SUFFIXES, read_image
-from llava_forgery.faces.sources import VIDEO_SUFFIXES
-from llava_forgery.faces.video import FrameChoice
+from PIL import Image
+
+from llava_forgery.faces.images import read_image
+from llava_forgery.faces.sources import VIDEO_SUFFIXES, find_media
+from llava_forgery.faces.video import FrameChoice, require_pyav
 from llava_forgery.infer.overlay import photograph_overlay, save_png
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict
@@ -41,22 +42,23 @@ def list_media(paths: Iterable[str | Path]) -> Iterator[tuple[Path, str | None]]
     """Files to read, in order, and a sentence for each path that gives none.
 
     Args:
-        paths: Files and folders; folders are searched to the bottom.
+        paths: Files and folders; folders are searched to the bottom, hidden files left out.
 
     Yields:
         The file and None, or the path and why there is nothing to read.
     """
     for path in map(Path, paths):
-        if path.is_dir():
-            kinds = (*sorted(SUFFIXES), *VIDEO_SUFFIXES)
-            files = sorted(f for f in path.rglob("*") if f.suffix.lower() in kinds)
-            if not files:
-                yield path, f"the folder {path} holds no images or videos ({', '.join(kinds)})"
-            yield from ((file, None) for file in files)
-        elif path.is_file():
+        if path.is_file():
             yield path, None
-        else:
-            yield path, f"there is no file or folder {path}"
+            continue
+        try:
+            found = find_media(path)
+        except FileNotFoundError as error:
+            yield path, str(error)
+            continue
+        yield from ((path / name, None) for name in found.files)
+        for name in found.unnamed:
+            yield path / name, f"the name of {name} is no text in this encoding; rename it"
 
 
 def judge_files(
@@ -83,6 +85,7 @@ def judge_files(
 
     Raises:
         ImportError: Faces must be found, and the package that finds them is not installed.
+        FileNotFoundError: The same of its weights.
     """
     if not cropped:
         # What every file would fail for stops here.
@@ -93,24 +96,39 @@ def judge_files(
             yield FileVerdicts(str(path), error=problem)
             continue
         try:
-            if path.suffix.lower() in VIDEO_SUFFIXES:
-                faces = judge_video(predictor, path, frames=frames, cropped=cropped, reduce=reduce)
-                draw = partial(video_overlay, path)
-            else:
-                pixels = read_image(path)
-                faces = predictor.predict_all(pixels, cropped)
-                draw = partial(photograph_overlay, pixels)
-        # Without PyAV the pictures can still be judged.
-        except (ValueError, FileNotFoundError, ImportError) as error:
+            faces, picture = _judge(predictor, path, cropped, frames, reduce, bool(overlay_dir))
+        except (ValueError, FileNotFoundError) as error:
             logger.error("%s: %s", path, error)
             yield FileVerdicts(str(path), error=str(error))
             continue
         overlay = None
-        if overlay_dir is not None:
+        if picture is not None:
             overlay = str(_overlay_path(Path(overlay_dir), path))
             note = f"map of the forged area in {path.name}, drawn by a detector"
-            save_png(draw(faces), overlay, note)
+            save_png(picture, overlay, note)
         yield FileVerdicts(str(path), faces=faces, overlay=overlay)
+
+
+def _judge(
+    predictor: ForgeryPredictor,
+    path: Path,
+    cropped: bool,
+    frames: FrameChoice | None,
+    reduce: str,
+    drawn: bool,
+) -> tuple[list[Verdict], Image.Image | None]:
+    """The faces of one file, and their picture where it is wanted."""
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        pixels = read_image(path)
+        faces = predictor.predict_all(pixels, cropped)
+        return faces, photograph_overlay(pixels, faces) if drawn else None
+    try:
+        require_pyav()
+    except ImportError as error:
+        # The pictures can still be judged.
+        raise ValueError(str(error)) from error
+    films = judge_video(predictor, path, frames=frames, cropped=cropped, reduce=reduce)
+    return films, video_overlay(path, films) if drawn else None
 
 
 def _overlay_path(directory: Path, source: Path) -> Path:

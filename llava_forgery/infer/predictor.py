@@ -98,6 +98,7 @@ class ForgeryPredictor:
 
         Raises:
             ImportError: No other was given, and dlib is not installed (extra ``faces``).
+            FileNotFoundError: The same of its landmarks' weights.
         """
         if self._face_detector is None:
             self._face_detector = get_detector("dlib")

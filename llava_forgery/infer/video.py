@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +13,18 @@ from PIL import Image
 
 from llava_forgery.constants import REAL
 from llava_forgery.evaluation.video import check_reduction, pool
+from llava_forgery.faces.crop import Box, crop_box
 from llava_forgery.faces.extract import CropSettings, find_faces
-from llava_forgery.faces.sources import MediaSource
+from llava_forgery.faces.sources import VIDEO_SUFFIXES, MediaSource
 from llava_forgery.faces.video import FrameChoice, Video
 from llava_forgery.infer.overlay import photograph_overlay
 from llava_forgery.infer.predictor import MARGIN, ForgeryPredictor, JudgedFace
 from llava_forgery.infer.verdict import Verdict, agree
 
-_RATED_AT_ONCE = 8
+_JUDGED_AT_ONCE = 8
+# Of a picture of a video's faces: how many, and how wide at most, in pixels.
+_DRAWN = 8
+_DRAWN_WIDTH = 1920
 
 
 class FrameScore(NamedTuple):
@@ -57,11 +62,12 @@ class VideoVerdict(Verdict):
 
 @dataclass(frozen=True)
 class _Seen:
-    """A face in one frame."""
+    """A face in one frame; its pixels are read again where they are needed again."""
 
-    face: JudgedFace
+    box: Box
     frame: int
     track: int
+    area: float
 
 
 def judge_video(
@@ -90,51 +96,63 @@ def judge_video(
         ImportError: PyAV is not installed (extra ``video``).
     """
     check_reduction(reduce)
-    frames = frames or FrameChoice()
+    path = Path(path)
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise ValueError(f"{path} is no video by its suffix; expected {', '.join(VIDEO_SUFFIXES)}")
     look = _whole_frames if cropped else _tracked_faces
-    seen = list(look(predictor, Path(path), frames))
-    if not seen:
+    tracks: dict[int, list[tuple[_Seen, FrameScore]]] = {}
+    with closing(look(predictor, path, frames or FrameChoice())) as found:
+        while batch := list(islice(found, _JUDGED_AT_ONCE)):
+            rated = zip(*predictor.rate([face for face, _ in batch]), strict=True)
+            for (_, seen), (score, p_yes) in zip(batch, rated, strict=True):
+                frame_score = FrameScore(seen.frame, score, p_yes)
+                tracks.setdefault(seen.track, []).append((seen, frame_score))
+    if not tracks:
         raise ValueError(
             f"no face was found in the frames of {path} that were looked at; look at more of them "
             "(--frames), or pass cropped=True (--cropped) if they are face crops already"
         )
-    scores = _rate(predictor, seen)
-    tracks: dict[int, list[int]] = {}
-    for i, item in enumerate(seen):
-        tracks.setdefault(item.track, []).append(i)
-    by_size = sorted(tracks.values(), key=lambda rows: -sum(_area(seen[i]) for i in rows))
-    return [
-        _verdict(predictor, [seen[i] for i in rows], [scores[i] for i in rows], reduce)
-        for rows in by_size
-    ]
+    # As prepare chooses the main face of a video.
+    by_size = sorted(tracks.values(), key=lambda rows: -sum(seen.area for seen, _ in rows))
+    return _describe(predictor, path, by_size, reduce)
 
 
 def video_overlay(path: str | PathLike, verdicts: Sequence[VideoVerdict]) -> Image.Image:
-    """For each face of a video, below each other, the frame that is described beside its map.
+    """For the first faces of a video, below each other, the described frame beside its map.
 
     Args:
         path: The video.
-        verdicts: Of its faces.
+        verdicts: Of its faces; eight are drawn at most.
     """
-    video = Video(path)
-    numbers = sorted({verdict.frame for verdict in verdicts})
-    pictures = dict(video.read(numbers))
-    rows = [
-        photograph_overlay(pictures[verdict.frame], [verdict], f"frame {verdict.frame}")
-        for verdict in verdicts
-    ]
-    return Image.fromarray(np.vstack([np.asarray(row) for row in rows]))
+    verdicts = verdicts[:_DRAWN]
+    pictures = dict(Video(path).read(sorted({verdict.frame for verdict in verdicts})))
+    rows = []
+    for verdict in verdicts:
+        row = photograph_overlay(pictures[verdict.frame], [verdict], f"frame {verdict.frame}")
+        row.thumbnail((_DRAWN_WIDTH, row.height))
+        rows.append(row)
+    # Frames of one video can differ in size.
+    sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), "white")
+    y = 0
+    for row in rows:
+        sheet.paste(row, (0, y))
+        y += row.height
+    return sheet
 
 
-def _whole_frames(predictor: ForgeryPredictor, path: Path, choice: FrameChoice) -> Iterator[_Seen]:
+def _whole_frames(
+    predictor: ForgeryPredictor, path: Path, choice: FrameChoice
+) -> Iterator[tuple[JudgedFace, _Seen]]:
     video = Video(path)
     with closing(video.read(choice.numbers(len(video)))) as pictures:
         for number, image in pictures:
             (face,) = predictor.find_faces(image, cropped=True)
-            yield _Seen(face, number, 0)
+            yield face, _Seen(face.box, number, 0, 1.0)
 
 
-def _tracked_faces(predictor: ForgeryPredictor, path: Path, choice: FrameChoice) -> Iterator[_Seen]:
+def _tracked_faces(
+    predictor: ForgeryPredictor, path: Path, choice: FrameChoice
+) -> Iterator[tuple[JudgedFace, _Seen]]:
     # Split and label are not known and not read.
     source = MediaSource(
         path, name=path.name, video_id=path.name, identity=None, label=REAL, split="test"
@@ -142,37 +160,39 @@ def _tracked_faces(predictor: ForgeryPredictor, path: Path, choice: FrameChoice)
     settings = CropSettings(predictor.size, MARGIN, largest_only=False, frames=choice)
     for found in find_faces(source, predictor.face_detector, settings):
         crop = found.crop
-        yield _Seen(JudgedFace(crop.image, crop.box), crop.frame, crop.track)
+        seen = _Seen(crop.box, crop.frame, crop.track, found.area)
+        yield JudgedFace(crop.image, crop.box), seen
 
 
-def _rate(predictor: ForgeryPredictor, seen: Sequence[_Seen]) -> list[FrameScore]:
-    scores = []
-    for start in range(0, len(seen), _RATED_AT_ONCE):
-        batch = seen[start : start + _RATED_AT_ONCE]
-        rated = zip(*predictor.rate([item.face for item in batch]), strict=True)
-        scores += [
-            FrameScore(item.frame, score, p_yes)
-            for item, (score, p_yes) in zip(batch, rated, strict=True)
-        ]
-    return scores
-
-
-def _verdict(
-    predictor: ForgeryPredictor, seen: Sequence[_Seen], scores: Sequence[FrameScore], reduce: str
-) -> VideoVerdict:
-    score = pool(np.array([s.score for s in scores]), reduce)
-    p_yes = pool(np.array([s.p_yes for s in scores]), reduce)
-    shown = min(range(len(seen)), key=lambda i: abs(scores[i].score - score))
-    (verdict,) = predictor.judge([seen[shown].face])
-    pooled = replace(verdict, score=score, p_yes=p_yes, agree=agree(score, p_yes))
-    return VideoVerdict(
-        **vars(pooled),
-        frame=seen[shown].frame,
-        track=seen[shown].track,
-        frames=tuple(scores),
-    )
-
-
-def _area(item: _Seen) -> float:
-    x0, y0, x1, y1 = item.face.box
-    return (x1 - x0) * (y1 - y0)
+def _describe(
+    predictor: ForgeryPredictor,
+    path: Path,
+    tracks: Sequence[Sequence[tuple[_Seen, FrameScore]]],
+    reduce: str,
+) -> list[VideoVerdict]:
+    """Pool each track, and write the answer on the frame that is closest to the pooled score."""
+    pooled, shown = [], []
+    for rows in tracks:
+        scores = [score for _, score in rows]
+        score = pool(np.array([s.score for s in scores]), reduce)
+        pooled.append((score, pool(np.array([s.p_yes for s in scores]), reduce)))
+        shown.append(min(rows, key=lambda row: abs(row[1].score - score))[0])
+    pictures = Video(path).read(sorted({seen.frame for seen in shown}))
+    faces: dict[int, JudgedFace] = {}
+    for number, image in pictures:
+        for i, seen in enumerate(shown):
+            if seen.frame == number:
+                faces[i] = JudgedFace(crop_box(image, seen.box, predictor.size), seen.box)
+    verdicts: list[Verdict] = []
+    for start in range(0, len(shown), _JUDGED_AT_ONCE):
+        stop = min(start + _JUDGED_AT_ONCE, len(shown))
+        verdicts += predictor.judge([faces[i] for i in range(start, stop)])
+    return [
+        VideoVerdict(
+            **vars(replace(verdict, score=score, p_yes=p_yes, agree=agree(score, p_yes))),
+            frame=seen.frame,
+            track=seen.track,
+            frames=tuple(frame_score for _, frame_score in rows),
+        )
+        for verdict, (score, p_yes), seen, rows in zip(verdicts, pooled, shown, tracks, strict=True)
+    ]

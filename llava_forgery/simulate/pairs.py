@@ -1,6 +1,8 @@
 """An endless, seeded supply of forged and pristine faces for training and evaluation."""
 
+import logging
 from dataclasses import dataclass
+from os import PathLike
 from typing import NamedTuple
 
 import datasets
@@ -9,11 +11,13 @@ import torch
 from torch.utils.data import Dataset
 
 from llava_forgery.constants import REAL
-from llava_forgery.faces.crop import crop_box
-from llava_forgery.faces.records import FaceCrop
+from llava_forgery.faces.crop import crop_box, rotation
+from llava_forgery.faces.records import FaceCrop, load_faces
 from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.degrade import DegradeConfig, degrade
 from llava_forgery.simulate.simulator import ForgerySimulator, to_tensor
+
+logger = logging.getLogger(__name__)
 
 # Decoded crops that are kept, in bytes: decoding takes longer than forging.
 _KEPT_BYTES = 64 * 2**20
@@ -43,16 +47,23 @@ class FramingConfig:
     uniformly."""
     jitter: float = 0.05
     """Largest move of the face's centre, as a share of the box's longer side."""
+    angle: float = 12.0
+    """Largest turn of the picture in degrees, either way: heads of videos are tilted."""
 
     def __post_init__(self) -> None:
-        if self.margin[0] > self.margin[1] or self.margin[0] < 0 or self.jitter < 0:
+        if self.margin[0] > self.margin[1] or min(self.margin[0], self.jitter, self.angle) < 0:
             raise ValueError(
-                f"margin must be (low, high), not negative, and jitter not negative, got "
-                f"{self.margin} and {self.jitter}"
+                f"margin must be (low, high), and margin, jitter and angle not negative, got "
+                f"{self.margin}, {self.jitter} and {self.angle}"
             )
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether there is nothing to draw."""
+        return self.margin[0] == self.margin[1] and self.jitter == self.angle == 0
 
-CENTRED = FramingConfig(margin=(0.3, 0.3), jitter=0.0)
+
+CENTRED = FramingConfig(margin=(0.3, 0.3), jitter=0.0, angle=0.0)
 """The framing of evaluation and inference."""
 
 
@@ -91,7 +102,7 @@ class FacePairs(Dataset):
         if fakes:
             raise ValueError(
                 f"forgeries are simulated from real faces, but {fakes} of {len(faces)} are "
-                "labelled fake; leave them out"
+                "labelled fake; leave them out (load_real_faces)"
             )
         self.faces, self.length, self.size, self.seed = faces, length, size, seed
         self.simulator = ForgerySimulator(simulator)
@@ -146,10 +157,31 @@ class FacePairs(Dataset):
         )
 
 
+def load_real_faces(folder: str | PathLike, split: str | None = None) -> datasets.Dataset:
+    """The faces of a prepared folder that can be forged; how many are left out is logged.
+
+    Args:
+        folder: As for :func:`~llava_forgery.faces.records.load_faces`.
+        split: Likewise.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no faces in it.
+        ValueError: All are fake, or as ``load_faces``.
+    """
+    faces = load_faces(folder, split)
+    rows = [i for i, label in enumerate(faces["label"]) if label == REAL]
+    if not rows:
+        raise ValueError(f"all faces in {folder} are fake; forgeries are simulated from real ones")
+    if len(rows) == len(faces):
+        return faces
+    logger.info("%d fake faces of %s are left out", len(faces) - len(rows), folder)
+    return faces.select(rows)
+
+
 def frame_face(
     face: FaceCrop, size: int, framing: FramingConfig, rng: np.random.Generator | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a face out of its crop with a drawn margin and position.
+    """Cut a face out of its crop with a drawn margin, position and turn.
 
     Args:
         face: With its landmarks.
@@ -163,15 +195,16 @@ def frame_face(
     low, high = face.landmarks.min(axis=0), face.landmarks.max(axis=0)
     longer = float((high - low).max())
     if rng is None:
-        if framing.jitter or framing.margin[0] != framing.margin[1]:
+        if not framing.is_fixed:
             raise ValueError(f"a framing with ranges needs a generator: {framing}")
-        draw = np.zeros(3)
+        draw = np.zeros(4)
     else:
-        draw = rng.random(3)
+        draw = rng.random(4)
     margin = framing.margin[0] + (framing.margin[1] - framing.margin[0]) * float(draw[0])
     side = longer * (1 + 2 * margin)
-    centre = (low + high) / 2 + (2 * draw[1:] - 1) * framing.jitter * longer
+    centre = (low + high) / 2 + (2 * draw[1:3] - 1) * framing.jitter * longer
+    angle = (2 * float(draw[3]) - 1) * framing.angle
     x, y = centre - side / 2
-    image = crop_box(face.image, (x, y, x + side, y + side), size)
-    landmarks = (face.landmarks - np.array([x, y])) * (size / side)
+    image = crop_box(face.image, (x, y, x + side, y + side), size, angle)
+    landmarks = (face.landmarks - centre) @ rotation(angle) * (size / side) + size / 2
     return image, landmarks.astype(np.float32)

@@ -104,6 +104,14 @@ def test_every_face_is_scored_and_recorded(faces, tmp_path, names):
     assert written == json.loads(json.dumps(metrics))
 
 
+def test_labels_that_do_not_fit_show_before_anything_is_scored(faces, tmp_path):
+    clash = faces.remove_columns("video_id").add_column("video_id", ["v"] * 6)
+    scorer = Bright("kfd")
+    with pytest.raises(ValueError, match="differ in label"):
+        evaluate_labelled(scorer, clash, tmp_path / "out")
+    assert scorer.batches == []
+
+
 def test_one_class_is_an_error(faces, tmp_path):
     fakes = faces.select([1, 3, 5])
     with pytest.raises(ValueError, match="expected real and fake faces"):

@@ -83,6 +83,11 @@ def test_what_is_no_video(tmp_path, monkeypatch):
     video(tmp_path / "a.mp4", numbered(4))
     with pytest.raises(ValueError, match="has 4 frames, asked for 2 to 4"):
         list(Video(tmp_path / "a.mp4").read([2, 4]))
+    video(tmp_path / "b.avi", numbered(4), "mpeg4")
+    strange = (tmp_path / "b.avi").read_bytes().replace(b"FMP4", b"ZZZZ")
+    (tmp_path / "b.avi").write_bytes(strange)
+    with pytest.raises(ValueError, match=r"b\.avi is of a codec"):
+        Video(tmp_path / "b.avi")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match="decompression"):
         Video(tmp_path / "a.mp4")

@@ -149,7 +149,7 @@ def test_files_that_cannot_be_read_do_not_stop_the_others(predictor, tmp_path):
     results = list(judge_files(predictor, paths, cropped=True, overlay_dir=tmp_path / "maps"))
     assert [r.error is None for r in results] == [False, True, False, False]
     assert "a.jpg" in results[0].error
-    assert "holds no images" in results[2].error
+    assert "holds no pictures or videos" in results[2].error
     assert "nowhere.png" in results[3].error
     entry = results[1].to_dict()
     assert set(entry) == {"file", "error", "faces"}

@@ -1,6 +1,7 @@
 """Verdicts on videos whose faces are red squares."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,11 +106,18 @@ def test_what_is_wrong_with_a_video_is_said(predictor, tmp_path):
         judge_video(predictor, tmp_path / "empty.mp4")
     with pytest.raises(ValueError, match="reduce must be one of"):
         judge_video(predictor, tmp_path / "empty.mp4", reduce="mode")
+    with pytest.raises(ValueError, match="no video by its suffix"):
+        judge_video(predictor, tmp_path / "a.png", cropped=True)
+    for cropped in (False, True):
+        with pytest.raises(FileNotFoundError, match="is not a file"):
+            judge_video(predictor, tmp_path / "nowhere.mp4", cropped=cropped)
 
 
 def test_videos_among_pictures(predictor, clip, tmp_path):
     folder = tmp_path / "media"
-    folder.mkdir()
+    # A folder that is named like a video, and what file systems leave beside files.
+    (folder / "frames.mp4").mkdir(parents=True)
+    (folder / "._b.mp4").write_bytes(b"hidden")
     (folder / "b.mp4").write_bytes(clip.read_bytes())
     (folder / "c.mp4").write_bytes(clip.read_bytes()[:900])
     Image.fromarray(picture((30, 20, 40))).save(folder / "a.png")
@@ -142,3 +150,29 @@ def test_overlay_shows_the_described_frame_of_each_face(predictor, clip):
     for face, row in zip(faces, rows, strict=True):
         ((_, frame),) = Video(clip).read([face.frame])
         np.testing.assert_array_equal(row[-96:, :160], frame)
+
+
+def test_frames_of_different_sizes_are_drawn(predictor, clip, monkeypatch):
+    first, second = judge_video(predictor, clip, frames=FrameChoice(None, 2))
+    faces = [replace(first, frame=0), replace(second, frame=1)]
+    sizes = {0: (96, 160), 1: (48, 2000)}
+    monkeypatch.setattr(
+        Video, "read", lambda self, numbers: [(n, picture(shape=sizes[n])) for n in numbers]
+    )
+    sheet = video_overlay(clip, faces)
+    assert sheet.width == 1920
+    assert sheet.height < 2 * (96 + 46)
+
+
+def test_many_faces_are_judged_in_batches_and_drawn_in_part(predictor, tmp_path):
+    squares = [(4 + 19 * i, 10 + 3 * i, 9 + i % 3) for i in range(10)]
+    video(tmp_path / "many.mp4", [picture(*squares, shape=(96, 200))] * 2, crf=5)
+    faces = judge_video(predictor, tmp_path / "many.mp4", frames=FrameChoice(1))
+    ((_, image),) = Video(tmp_path / "many.mp4").read([faces[0].frame])
+    alone = {verdict.box: verdict for verdict in predictor.predict_all(image)}
+    assert {face.box for face in faces} == set(alone)
+    assert len(faces) == 10
+    for face in faces:
+        np.testing.assert_allclose(face.mask, alone[face.box].mask, atol=1e-5)
+        assert face.score == pytest.approx(alone[face.box].score, abs=1e-5)
+    assert video_overlay(tmp_path / "many.mp4", faces).height == 8 * (96 + 46)

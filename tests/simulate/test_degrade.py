@@ -40,7 +40,16 @@ def test_noise_is_normal_with_its_sigma(sigma):
     assert (np.abs(change) < 255 * sigma).mean() == pytest.approx(0.68, abs=0.1)
 
 
-@pytest.mark.parametrize("values", [{"probability": 2.0}, {"flip": -1.0}, {"jpeg_quality": (0, 5)}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"probability": 2.0},
+        {"flip": -1.0},
+        {"jpeg_quality": (0, 5)},
+        {"video": 2},
+        {"crf": (30, 60)},
+    ],
+)
 def test_wrong_configuration_is_an_error(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         DegradeConfig(**values)

@@ -1,11 +1,20 @@
+from dataclasses import replace
+
 import datasets
 import numpy as np
 import pytest
 import torch
 
-from llava_forgery.faces.records import FEATURES, FaceCrop
+from llava_forgery.faces.crop import eye_angle
+from llava_forgery.faces.records import FEATURES, FaceCrop, save_faces
 from llava_forgery.simulate.degrade import DegradeConfig
-from llava_forgery.simulate.pairs import CENTRED, FacePairs, FramingConfig, frame_face
+from llava_forgery.simulate.pairs import (
+    CENTRED,
+    FacePairs,
+    FramingConfig,
+    frame_face,
+    load_real_faces,
+)
 from tests import tiny
 
 
@@ -66,18 +75,32 @@ def test_mask_moves_with_the_mirrored_picture(faces):
     assert torch.equal(plain.mask.flip(-1), flipped.mask)
 
 
-def test_framing_moves_landmarks_with_the_picture():
+@pytest.mark.parametrize("point", [4, 12, 30])
+@pytest.mark.parametrize("angle", [0.0, 40.0])
+def test_framing_moves_landmarks_with_the_picture(point, angle):
     """A white dot on a landmark stays under it."""
     face = tiny.face()
     image = np.zeros_like(face.image)
-    x, y = face.landmarks[30]
+    x, y = face.landmarks[point]
     image[int(y) - 1 : int(y) + 2, int(x) - 1 : int(x) + 2] = 255
     face = FaceCrop(**{**vars(face), "image": image})
     rng = np.random.default_rng(0)
-    framed, landmarks = frame_face(face, 64, FramingConfig((0.0, 0.2), 0.1), rng)
+    framed, landmarks = frame_face(face, 64, FramingConfig((0.1, 0.3), 0.05, angle), rng)
     rows, columns = np.nonzero(framed[..., 0] > 100)
     centre = np.array([columns.mean() + 0.5, rows.mean() + 0.5])
-    assert np.abs(centre - landmarks[30]).max() < 1.5
+    assert np.abs(centre - landmarks[point]).max() < 1.5
+
+
+def test_pictures_are_turned_either_way():
+    """By how the line through the eyes is tilted; the margin does not change it."""
+    face, framing = tiny.face(), FramingConfig(angle=12.0)
+    level = eye_angle(frame_face(face, 64, CENTRED)[1])
+    turns = [
+        level - eye_angle(frame_face(face, 64, framing, np.random.default_rng(seed))[1])
+        for seed in range(60)
+    ]
+    assert -12 <= min(turns) < -8
+    assert 8 < max(turns) <= 12
 
 
 def test_centred_framing_draws_nothing():
@@ -95,3 +118,15 @@ def test_fake_faces_are_refused(faces):
         FacePairs(datasets.Dataset.from_list(rows, features=FEATURES), 3)
     with pytest.raises(IndexError):
         _pairs(faces)[12]
+
+
+def test_real_faces_of_a_benchmark(tmp_path, caplog):
+    crops = [replace(tiny.face(i), label=int(i == 1)) for i in range(3)]
+    save_faces(crops, tmp_path / "mixed", {})
+    with caplog.at_level("INFO"):
+        rows = load_real_faces(tmp_path / "mixed", "train")
+    assert rows["source"] == ["p0.png", "p2.png"]
+    assert "1 fake faces" in caplog.text
+    save_faces(crops[1:2], tmp_path / "fakes", {})
+    with pytest.raises(ValueError, match="are fake"):
+        load_real_faces(tmp_path / "fakes")
