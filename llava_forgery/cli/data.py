@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import app
-from llava_forgery.cli.options import Faces, Out, Seed
+from llava_forgery.cli.options import Every, Faces, Frames, Out, Seed
 
 
 @app.command()
@@ -26,12 +26,8 @@ def prepare(
     align: Annotated[
         bool, typer.Option("--align", help="Turn the crops until the eyes are level.")
     ] = False,
-    frames: Annotated[
-        int | None, typer.Option(help="Frames of a video, spread evenly; default: 32.")
-    ] = None,
-    every: Annotated[
-        int | None, typer.Option(help="Every so many-th frame of a video instead.")
-    ] = None,
+    frames: Frames = None,
+    every: Every = None,
     all_faces: Annotated[
         bool, typer.Option("--all-faces", help="All faces of a file, not its largest alone.")
     ] = False,
@@ -59,17 +55,16 @@ def prepare(
     from llava_forgery.faces.extract import CropSettings
     from llava_forgery.faces.prepare import prepare as run
     from llava_forgery.faces.prepare import prepare_sources
-    from llava_forgery.faces.video import FrameChoice
+    from llava_forgery.faces.video import frame_choice
 
-    if frames is None and every is None:
-        frames = FrameChoice().count
+    choice = frame_choice(frames, every)
     if src.suffix == ".jsonl":
         if identities is not None or identity_pattern is not None or test_share or fake or seed:
             raise ValueError(
                 f"{src} says labels, identities and splits itself; leave --identities, "
                 "--identity-pattern, --test-share, --fake and --seed out"
             )
-        settings = CropSettings(size, margin, align, not all_faces, FrameChoice(frames, every))
+        settings = CropSettings(size, margin, align, not all_faces, choice)
         sources = read_manifest(src)
         report = prepare_sources(
             sources, out, settings=settings, detector=detector, workers=workers
@@ -81,7 +76,7 @@ def prepare(
             size=size,
             margin=margin,
             align=align,
-            frames=FrameChoice(frames, every),
+            frames=choice,
             detector=detector,
             identities_csv=identities,
             identity_pattern=identity_pattern,

@@ -24,6 +24,12 @@ Cropped = Annotated[
     bool,
     typer.Option("--cropped", help="The files are face crops already: no face is looked for."),
 ]
+Frames = Annotated[
+    int | None, typer.Option("--frames", help="Frames of a video, spread evenly; default: 32.")
+]
+Every = Annotated[
+    int | None, typer.Option("--every", help="Every so many-th frame of a video instead.")
+]
 FaceFinder = Annotated[
     str | None,
     typer.Option("--detector", help="Finder of faces: dlib (default) or mediapipe."),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import app, load_predictor
-from llava_forgery.cli.options import Cropped, Device, FaceFinder, Host, Model
+from llava_forgery.cli.options import Cropped, Device, Every, FaceFinder, Frames, Host, Model
 
 
 @app.command()
@@ -21,12 +21,8 @@ def detect(
         Path | None, typer.Option("--overlay", help="Folder for pictures with maps.")
     ] = None,
     cropped: Cropped = False,
-    frames: Annotated[
-        int | None, typer.Option(help="Frames of a video, spread evenly; default: 32.")
-    ] = None,
-    every: Annotated[
-        int | None, typer.Option(help="Every so many-th frame of a video instead.")
-    ] = None,
+    frames: Frames = None,
+    every: Every = None,
     pool: Annotated[
         str, typer.Option(help="From a video's frames to its figures: mean, median, max or top_k.")
     ] = "mean",
@@ -39,11 +35,11 @@ def detect(
     Exit status: 0 when every file was judged, 1 when some were not, 2 for wrong use.
     """
     from llava_forgery.evaluation.video import check_reduction
-    from llava_forgery.faces.video import FrameChoice
+    from llava_forgery.faces.video import frame_choice
     from llava_forgery.infer.batch import judge_files
 
     check_reduction(pool)
-    choice = FrameChoice(FrameChoice().count if frames is every is None else frames, every)
+    choice = frame_choice(frames, every)
     predictor = load_predictor(model, host, device, detector)
     results = []
     for result in judge_files(

@@ -49,6 +49,11 @@ class FrameChoice:
         return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
 
+def frame_choice(count: int | None, every: int | None) -> FrameChoice:
+    """The choice from what a user gave; the default where it is nothing."""
+    return FrameChoice() if count is every is None else FrameChoice(count, every)
+
+
 def require_pyav() -> ModuleType:
     """PyAV, or an ImportError that names the extra ``video``."""
     return require("av", extra="video", feature="reading videos")

@@ -98,12 +98,17 @@ def photograph_overlay(
     mask = np.max([paste_mask(v, height, width) for v in verdicts], axis=0)
     drawn = Image.fromarray(heat_overlay(image, mask))
     draw = ImageDraw.Draw(drawn)
-    font = ImageFont.load_default(max(12, height // 40))
+    font = ImageFont.load_default(max(14, height // 40))
     for verdict in verdicts:
         x0, y0, x1, y1 = verdict.box
         colour = "red" if verdict.is_fake else "lime"
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, height // 300))
-        draw.text((max(x0, 0) + 6, max(y0, 0) + 6), caption_of(verdict), fill=colour, font=font)
+        corner = (max(x0, 0) + 6, max(y0, 0) + 6)
+        text = caption_of(verdict)
+        left, top, right, bottom = draw.textbbox(corner, text, font=font)
+        # To be read on skin, hair and bright walls alike.
+        draw.rectangle((left - 3, top - 3, right + 3, bottom + 3), fill="black")
+        draw.text(corner, text, fill=colour, font=font)
     return side_by_side([(caption, image), ("map of the forged area", np.asarray(drawn))])
 
 
