@@ -6,7 +6,8 @@
 Afterwards LLaVA's builders know ``kfd:DIR`` and ``forgery_prompt_learner``, its ``from_pretrained``
 and ``load_pretrained_model`` attach the skill to a checkpoint whose configuration names
 ``mm_forgery_tower``, and its conversation templates hold the paper's. Checkpoints without it are
-built and computed as before. Nothing happens on import, and :func:`unregister` undoes it all.
+built and computed as before, and generate under transformers 5.24 and newer, which name the cache
+otherwise than LLaVA does. Nothing happens on import, and :func:`unregister` undoes it all.
 """
 
 import functools
@@ -24,6 +25,7 @@ from transformers import PreTrainedConfig
 
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.hosts.kv_cache import takes_cache
 from llava_forgery.hosts.llava_checkpoint import check_folder, load_skill
 from llava_forgery.hosts.llava_model import PROJECTOR_TYPE
 from llava_forgery.hosts.llava_prompt import TEMPLATE, paper_template
@@ -82,8 +84,11 @@ def register() -> None:
     _rebind(towers.build_vision_tower, _tower_builder)
     _rebind(projectors.build_vision_projector, _projector_builder)
     _rebind(loader.load_pretrained_model, _loader)
-    for model_class in _model_classes(arch.LlavaMetaForCausalLM):
+    # All of them, before the first is changed: what was taught has a from_pretrained of its own.
+    for model_class in list(_model_classes(arch.LlavaMetaForCausalLM)):
         _teach_from_pretrained(model_class)
+        for name in ("forward", "prepare_inputs_for_generation"):
+            _teach_cache(model_class, name)
     conversation.conv_templates[TEMPLATE] = paper_template()
     _undo.append(lambda: conversation.conv_templates.pop(TEMPLATE, None))
 
@@ -171,6 +176,15 @@ def _model_classes(meta: type) -> Iterator[type]:
         if issubclass(child, nn.Module) and "from_pretrained" not in vars(child):
             yield child
         yield from _model_classes(child)
+
+
+def _teach_cache(model_class: type, name: str) -> None:
+    """Without it, transformers from 5.24 on cannot generate with the ``llava`` package at all."""
+    original = vars(model_class).get(name)
+    if original is None or (taught := takes_cache(original)) is original:
+        return
+    setattr(model_class, name, taught)
+    _undo.append(lambda: setattr(model_class, name, original))
 
 
 def _teach_from_pretrained(model_class: type) -> None:

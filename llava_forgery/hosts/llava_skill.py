@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from llava_forgery.constants import IGNORE_INDEX
+from llava_forgery.hosts.kv_cache import takes_cache
 from llava_forgery.hosts.llava_hooks import (
     FORGERY_TOKEN_INDEX,
     IMAGE_TOKEN_INDEX,
@@ -238,8 +239,9 @@ def skilled_class(base: type) -> type:
         return call
 
     methods = {
-        "forward": with_images(base.forward),
+        "forward": with_images(takes_cache(base.forward)),
         "generate": with_images(base.generate),
+        "prepare_inputs_for_generation": takes_cache(base.prepare_inputs_for_generation),
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,

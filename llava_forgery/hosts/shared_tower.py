@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
 
+from llava_forgery.hosts.kv_cache import cache_in
 from llava_forgery.kfd.checkpoint import encoder_probe, same_probe
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_config import check_processor
@@ -213,7 +214,7 @@ class SharedTower(TowerLoan):
         else:
             host_inputs = dict(host_inputs)
             pixel_values = host_inputs.pop("pixel_values", None)
-            if pixel_values is None and host_inputs.get("past_key_values") is not None:
+            if pixel_values is None and cache_in(host_inputs) is not None:
                 # A later turn: the image stands in the cache.
                 return detection, host_inputs
             if pixel_values is not None:

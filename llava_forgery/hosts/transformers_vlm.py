@@ -24,6 +24,7 @@ from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.families import HostFamily, family_of
 from llava_forgery.hosts.fingerprint import host_fingerprint
+from llava_forgery.hosts.kv_cache import cache_in
 from llava_forgery.hosts.lora import LoraSettings, lora_config
 from llava_forgery.hosts.placeholder import PlaceholderHooks, check_counts, count_placeholders
 from llava_forgery.hosts.shared_tower import SharedTower
@@ -158,10 +159,10 @@ class ForgeryVLM(nn.Module):
         """The host's ``generate`` with E_forgery at the placeholders; never emits a placeholder.
 
         Args:
-            input_ids: As for :meth:`forward`; the whole prompt also where ``past_key_values``
-                holds the first part of it.
-            forgery_images: As for :meth:`forward`; neither they nor ``detection`` where
-                ``past_key_values`` reaches behind the last placeholder.
+            input_ids: As for :meth:`forward`; the whole prompt also where ``cache``
+                (``past_key_values`` before transformers 5.24) holds the first part of it.
+            forgery_images: As for :meth:`forward`; neither they nor ``detection`` where the
+                cache reaches behind the last placeholder.
             detection: As for :meth:`forward`.
             images_per_sample: As for :meth:`forward`.
             host_inputs: What the host's ``generate`` takes.
@@ -173,12 +174,12 @@ class ForgeryVLM(nn.Module):
         if self.training:
             raise RuntimeError("call eval() before generate()")
         suppressed = [*(host_inputs.pop("suppress_tokens", None) or []), self.token_id]
-        cache = host_inputs.get("past_key_values")
+        cache = cache_in(host_inputs)
         known = 0 if cache is None else cache.get_seq_length()
         if known and not any(count_placeholders(input_ids[:, known:], self.token_id)):
             if forgery_images is not None or detection is not None:
                 raise ValueError(
-                    "past_key_values reaches behind the placeholders, so that forgery_images or "
+                    "the cache reaches behind the placeholders, so that forgery_images or "
                     "detection would not be read; leave them out, or the cache"
                 )
             generate, skill = self._continuation(), nullcontext()
@@ -275,7 +276,7 @@ class ForgeryVLM(nn.Module):
         bare = self.host.get_base_model() if self.has_lora else self.host
         if self.family.later_turns == "recompute":
             raise ValueError(
-                f"{self.family.name} hosts do not go on from past_key_values; give the whole "
+                f"{self.family.name} hosts do not go on from a cache; give the whole "
                 "prompt with its images and no cache"
             )
         for name in self.family.remembers:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
+from llava_forgery.hosts.kv_cache import CACHE
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.qa.build import detection_prompt
 from llava_forgery.qa.conversation import Conversation, Message
@@ -99,7 +100,7 @@ class Dialogue:
         else:
             kept = {"input_ids", *PER_TOKEN, *self.vlm.family.keeps}
             inputs = {name: tensor for name, tensor in inputs.items() if name in kept}
-            inputs["past_key_values"] = cache
+            inputs[CACHE] = cache
         output = self.vlm.generate(
             **inputs,
             max_new_tokens=self.max_new_tokens,
@@ -110,7 +111,7 @@ class Dialogue:
         )
         said = output.sequences[0]
         if self.reuse_cache:
-            self._cache = output.past_key_values
+            self._cache = getattr(output, CACHE)
             self._cached_ids = said[: self._cache.get_seq_length()]
         # A host may end its turn at once; the next prompt needs words in every turn.
         answer = tokenizer.decode(said[len(ids) :], skip_special_tokens=True).strip()

@@ -46,6 +46,7 @@ def _state():
         loader.load_pretrained_model,
         dict(conversation.conv_templates),
         [m.from_pretrained.__func__ for m in models],
+        [(m.forward, m.prepare_inputs_for_generation) for m in models],
     )
 
 

@@ -138,7 +138,7 @@ def test_families_without_the_cache_compute_anew():
         assert dialogue.ask(question) == other.ask(question)
         assert dialogue.reused_tokens == 0
     ids = torch.tensor([[5, 6]])
-    with pytest.raises(ValueError, match="LLaVA 1.5 hosts do not go on from past_key_values"):
+    with pytest.raises(ValueError, match="LLaVA 1.5 hosts do not go on from a cache"):
         vlm.generate(ids, past_key_values=other._cache)
     with pytest.raises(ValueError, match="detection would not be read"):
         other.vlm.generate(ids, detection=other._detection, past_key_values=other._cache)

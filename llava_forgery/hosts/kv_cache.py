@@ -1,0 +1,56 @@
+"""The keys and values of earlier tokens, which transformers renamed.
+
+From 5.24 on ``forward``, ``generate`` and their outputs call them ``cache``, before that
+``past_key_values``; the old name is to go with 5.40. Models written for the old name, such as the
+``llava`` package's, are handed the new one by ``generate`` and refuse it.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from transformers import GenerationMixin
+
+OLD = "past_key_values"
+NEW = "cache"
+CACHE = (
+    NEW
+    if NEW in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    else OLD
+)
+"""What this transformers calls it."""
+
+
+def cache_in(values: Mapping[str, Any]) -> Any:
+    """The cache among a call's keywords, by either name; None where there is none."""
+    found = values.get(NEW)
+    return values.get(OLD) if found is None else found
+
+
+def takes_cache(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A model's method that knows the old name alone, taking today's as well.
+
+    Args:
+        function: ``forward`` or ``prepare_inputs_for_generation``; unbound.
+
+    Returns:
+        The same function where there is nothing to do.
+    """
+    signature = inspect.signature(function)
+    if CACHE == OLD or NEW in signature.parameters or OLD not in signature.parameters:
+        return function
+
+    @functools.wraps(function)
+    def renamed(*args: Any, cache: Any = None, **kwargs: Any) -> Any:
+        if cache is not None:
+            kwargs[OLD] = cache
+        return function(*args, **kwargs)
+
+    # transformers reads which inputs a model takes off the signature.
+    parameters = list(signature.parameters.values())
+    rest = [p for p in parameters if p.kind is p.VAR_KEYWORD]
+    added = inspect.Parameter(NEW, inspect.Parameter.KEYWORD_ONLY, default=None)
+    named = [p for p in parameters if p not in rest]
+    renamed.__signature__ = signature.replace(parameters=[*named, added, *rest])
+    return renamed
