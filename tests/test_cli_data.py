@@ -14,6 +14,7 @@ from llava_forgery.faces.records import save_faces
 from llava_forgery.qa.llava_json import read_llava_json
 from tests import tiny
 from tests.faces.benchmarks import trees
+from tests.faces.media import photograph
 
 
 def run(*arguments):
@@ -40,6 +41,10 @@ def test_import_benchmark(tmp_path):
         run("prepare", out, "--out", tmp_path / "faces", "--test-share", "0.5")
     run("import-benchmark", "dfdc", trees.dfdc(tmp_path / "DFDC"), "--out", out, "--split", "test")
     assert {source.split for source in read_manifest(out)} == {"test"}
+    for kind in ("real", "fake"):
+        photograph(tmp_path / "plain" / kind / "a.png")
+    result = run("import-benchmark", "folders", tmp_path / "plain", "--split", "test", "--out", out)
+    assert "test fake: 1\ntest real: 1" in result.stderr
 
 
 def test_conversations_of_labelled_faces_and_their_mixture(tmp_path):

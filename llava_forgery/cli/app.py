@@ -58,7 +58,7 @@ def load_predictor(
 def main() -> None:
     """Run the command; users' mistakes become one line and exit status 2."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "open_clip", "datasets", "transformers"):
+    for noisy in ("httpx", "open_clip", "datasets", "transformers", "bitsandbytes"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         app()

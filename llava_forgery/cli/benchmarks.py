@@ -46,6 +46,7 @@ def import_benchmark(
     """List a benchmark's files with label, split, method and mask, for prepare."""
     from collections import Counter
 
+    from llava_forgery.constants import LABEL_NAMES
     from llava_forgery.faces.benchmarks.manifest import BENCHMARKS, read_benchmark, write_manifest
 
     known = BENCHMARKS[name][1] if name in BENCHMARKS else ()
@@ -66,7 +67,7 @@ def import_benchmark(
         raise ValueError("deepfakebench needs --images, the folder that its paths are relative to")
     sources = read_benchmark(name, root, **options)
     write_manifest(sources, out)
-    counts = Counter((source.split, source.method or "real") for source in sources)
+    counts = Counter((s.split, s.method or LABEL_NAMES[s.label]) for s in sources)
     for (where, made_by), count in sorted(counts.items()):
         typer.echo(f"{where} {made_by}: {count}", err=True)
     typer.echo(f"{len(sources)} files in {out}", err=True)
