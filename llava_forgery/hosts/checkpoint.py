@@ -27,7 +27,7 @@ from llava_forgery.files import (
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.fingerprint import check_fingerprint
-from llava_forgery.hosts.quantized import quantization_config
+from llava_forgery.hosts.quantized import leave_unpacked, quantization_config
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM, attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.weights import compare_tensors, load_tensors, save_tensors
@@ -116,6 +116,7 @@ def load_host(
             )
         processor = AutoProcessor.from_pretrained(source)
         model = AutoModelForImageTextToText.from_pretrained(source, **options)
+        leave_unpacked(model)
     except OSError as error:
         raise FileNotFoundError(
             f"the host {name_or_path!r} could not be loaded ({str(error).splitlines()[0]}); give "

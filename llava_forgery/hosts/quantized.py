@@ -14,6 +14,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 from llava_forgery.optional import require
 
 KINDS = ("4bit", "8bit")
+# Of bitsandbytes' Linear4bit.
+_PACKS = "support_avx512bf16_for_cpu"
 
 
 def quantization_config(
@@ -58,3 +60,15 @@ def spared_modules(config: Any) -> list[str]:
         for name, module in host.named_modules()
         if isinstance(module, nn.Linear) and module not in decoder
     ]
+
+
+def leave_unpacked(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing 4-bit weights for a processor's bfloat16 instructions.
+
+    Release 0.50.2 does so at the first pass in eval mode on a CPU that has them. A model that is
+    trained afterwards gets no gradient through such layers, without a word, and layers narrower
+    than 64 fail.
+    """
+    for module in model.modules():
+        if hasattr(module, _PACKS):
+            setattr(module, _PACKS, False)
