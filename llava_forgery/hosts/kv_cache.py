@@ -12,6 +12,8 @@ from typing import Any
 
 from transformers import GenerationMixin
 
+from llava_forgery.hosts.signatures import add_keywords
+
 OLD = "past_key_values"
 NEW = "cache"
 CACHE = (
@@ -37,8 +39,8 @@ def takes_cache(function: Callable[..., Any]) -> Callable[..., Any]:
     Returns:
         The same function where there is nothing to do.
     """
-    signature = inspect.signature(function)
-    if CACHE == OLD or NEW in signature.parameters or OLD not in signature.parameters:
+    known = inspect.signature(function).parameters
+    if CACHE == OLD or NEW in known or OLD not in known:
         return function
 
     @functools.wraps(function)
@@ -47,10 +49,4 @@ def takes_cache(function: Callable[..., Any]) -> Callable[..., Any]:
             kwargs[OLD] = cache
         return function(*args, **kwargs)
 
-    # transformers reads which inputs a model takes off the signature.
-    parameters = list(signature.parameters.values())
-    rest = [p for p in parameters if p.kind is p.VAR_KEYWORD]
-    added = inspect.Parameter(NEW, inspect.Parameter.KEYWORD_ONLY, default=None)
-    named = [p for p in parameters if p not in rest]
-    renamed.__signature__ = signature.replace(parameters=[*named, added, *rest])
-    return renamed
+    return add_keywords(renamed, function, NEW)

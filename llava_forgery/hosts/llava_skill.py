@@ -24,6 +24,7 @@ from llava_forgery.hosts.llava_hooks import (
 from llava_forgery.hosts.llava_images import pictures_of
 from llava_forgery.hosts.llava_shared import LlavaSharedTower
 from llava_forgery.hosts.placeholder import count_placeholders
+from llava_forgery.hosts.signatures import add_keywords
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 
 logger = logging.getLogger(__name__)
@@ -226,17 +227,7 @@ def skilled_class(base: type) -> type:
         ) -> Any:
             return self._call_with_skill(function, args, kwargs, forgery_images, detection)
 
-        # transformers reads which inputs a model takes off the signature.
-        signature = inspect.signature(function)
-        parameters = list(signature.parameters.values())
-        rest = [p for p in parameters if p.kind is p.VAR_KEYWORD]
-        added = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
-            for name in ("forgery_images", "detection")
-        ]
-        named = [p for p in parameters if p not in rest]
-        call.__signature__ = signature.replace(parameters=[*named, *added, *rest])
-        return call
+        return add_keywords(call, function, "forgery_images", "detection")
 
     methods = {
         "forward": with_images(takes_cache(base.forward)),
