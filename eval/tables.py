@@ -1,6 +1,6 @@
 """One table of the papers, from training to Markdown.
 
-    python eval/tables.py table4 --config eval/configs/london_tiny.json --out tables-out
+    python -m eval.tables table4 --config eval/configs/london_tiny.json --out tables-out
 
 Tables: table1 to table6 and antifakeprompt; see eval/README.md. What is finished in the folder is
 kept, so the same command goes on after an interruption.
@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 from transformers.utils.logging import disable_progress_bar
 
-from llava_forgery.evaluation.table_config import read_tables_config
-from llava_forgery.evaluation.tables import run_table
+from eval.papers.table_config import read_tables_config
+from eval.papers.tables import run_table
 
 
 def main(

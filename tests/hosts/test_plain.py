@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llava_forgery.evaluation.plain_scorer import PlainScorer
+from eval.papers.plain_scorer import PlainScorer
 from llava_forgery.faces.records import FEATURES
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.plain import PlainHost

@@ -15,7 +15,7 @@ from typing import Any
 
 import datasets
 
-from llava_forgery.evaluation.baselines import (
+from eval.papers.baselines import (
     Baseline,
     BaselineScorer,
     ClipBaseline,
@@ -23,19 +23,19 @@ from llava_forgery.evaluation.baselines import (
     fill_baseline,
     train_baseline,
 )
-from llava_forgery.evaluation.cells import SETTINGS, settings_key
-from llava_forgery.evaluation.held_out import data_stamp
-from llava_forgery.evaluation.plain_scorer import PlainScorer
-from llava_forgery.evaluation.recipes import ModelSpec
-from llava_forgery.evaluation.scorers import AdapterScorer, DetectorScorer, Scorer
-from llava_forgery.evaluation.table_config import TablesConfig
-from llava_forgery.evaluation.table_settings import (
+from eval.papers.cells import SETTINGS, settings_key
+from eval.papers.held_out import data_stamp
+from eval.papers.plain_scorer import PlainScorer
+from eval.papers.recipes import ModelSpec
+from eval.papers.table_config import TablesConfig
+from eval.papers.table_settings import (
     AdapterSettings,
     ClipSettings,
     DetectorSettings,
     SelfBlendedSettings,
 )
-from llava_forgery.evaluation.training_images import choose_images, real_faces
+from eval.papers.training_images import choose_images, real_faces
+from llava_forgery.evaluation.scorers import AdapterScorer, DetectorScorer, Scorer
 from llava_forgery.files import write_json
 from llava_forgery.hosts.checkpoint import load_adapter, load_host, pick_device, place_host
 from llava_forgery.hosts.lora import LoraSettings

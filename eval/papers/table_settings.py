@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from llava_forgery.evaluation.cells import is_number
+from eval.papers.cells import is_number
 from llava_forgery.faces.records import SPLITS
 from llava_forgery.kfd.config import PRESETS
 

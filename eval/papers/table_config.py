@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from llava_forgery.evaluation.table_settings import (
+from eval.papers.table_settings import (
     AdapterSettings,
     ClipSettings,
     DetectorSettings,

@@ -19,12 +19,9 @@ import datasets
 import numpy as np
 import torch
 
-from llava_forgery.constants import FAKE, REAL
-from llava_forgery.evaluation.cells import settings_key
-from llava_forgery.evaluation.held_out import data_stamp
-from llava_forgery.evaluation.masks import mask_iou
-from llava_forgery.evaluation.metrics import auc
-from llava_forgery.evaluation.variant_tables import (
+from eval.papers.cells import settings_key
+from eval.papers.held_out import data_stamp
+from eval.papers.variant_tables import (
     FIGURES,
     Cell,
     Variant,
@@ -32,6 +29,9 @@ from llava_forgery.evaluation.variant_tables import (
     variants_csv,
     variants_markdown,
 )
+from llava_forgery.constants import FAKE, REAL
+from llava_forgery.evaluation.masks import mask_iou
+from llava_forgery.evaluation.metrics import auc
 from llava_forgery.files import read_json, write_json, write_text
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.checkpoint import load_host, pick_device, place_host

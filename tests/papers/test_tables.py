@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llava_forgery.evaluation.cells import ImageRecord
+from eval.papers.cells import ImageRecord
+from eval.papers.recipes import AUC, RECIPES, ModelSpec, Recipe, Row
+from eval.papers.table_config import config_from_dict
+from eval.papers.table_files import PAPER, write_table
+from eval.papers.table_models import TableModels
+from eval.papers.tables import Entry, Gap, measure_row, run_table
 from llava_forgery.evaluation.checks import OneClassError
 from llava_forgery.evaluation.metrics import auc
-from llava_forgery.evaluation.recipes import AUC, RECIPES, ModelSpec, Recipe, Row
-from llava_forgery.evaluation.table_config import config_from_dict
-from llava_forgery.evaluation.table_files import PAPER, write_table
-from llava_forgery.evaluation.table_models import TableModels
-from llava_forgery.evaluation.tables import Entry, Gap, measure_row, run_table
 from llava_forgery.faces.records import save_faces
 from tests import tiny
 

@@ -1,6 +1,6 @@
 """A table of the papers: run its rows, measure their records.
 
-    python eval/tables.py table4 --config eval/configs/london_tiny.json --out OUT
+    python -m eval.tables table4 --config eval/configs/london_tiny.json --out OUT
 
 Figures come from the records on disk alone, at video level: the images of a video are pooled by
 their mean. A figure is the mean over seeds; its interval draws people, the same ones for all seeds,
@@ -15,17 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.papers.cells import ImageRecord, read_other_records, run_cell
+from eval.papers.held_out import data_stamp, judge_held_out
+from eval.papers.recipes import ACCURACY, AP, AUC, RECIPES, ModelSpec, Recipe, Row
+from eval.papers.table_config import TablesConfig
+from eval.papers.table_files import write_table
+from eval.papers.table_models import NotRunError, TableModels
+from eval.papers.table_settings import HeldOutSettings
 from llava_forgery.constants import FAKE
-from llava_forgery.evaluation.cells import ImageRecord, read_other_records, run_cell
 from llava_forgery.evaluation.checks import OneClassError
-from llava_forgery.evaluation.held_out import data_stamp, judge_held_out
 from llava_forgery.evaluation.intervals import bootstrap_interval
 from llava_forgery.evaluation.metrics import auc, average_precision
-from llava_forgery.evaluation.recipes import ACCURACY, AP, AUC, RECIPES, ModelSpec, Recipe, Row
-from llava_forgery.evaluation.table_config import TablesConfig
-from llava_forgery.evaluation.table_files import write_table
-from llava_forgery.evaluation.table_models import NotRunError, TableModels
-from llava_forgery.evaluation.table_settings import HeldOutSettings
 from llava_forgery.evaluation.video import video_level
 from llava_forgery.faces.records import load_faces
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from llava_forgery.evaluation.recipes import AVERAGE, RECIPES, Row
-from llava_forgery.evaluation.table_config import config_from_dict
+from eval.papers.recipes import AVERAGE, RECIPES, Row
+from eval.papers.table_config import config_from_dict
 
 CONFIG = config_from_dict(
     {

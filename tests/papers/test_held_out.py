@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_forgery.evaluation.held_out import data_stamp, held_out_images, judge_held_out
-from llava_forgery.evaluation.table_settings import HeldOutSettings
+from eval.papers.held_out import data_stamp, held_out_images, judge_held_out
+from eval.papers.table_settings import HeldOutSettings
 from llava_forgery.faces.records import save_faces
 from tests import tiny
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llava_forgery.evaluation.table_settings import ClipSettings, SelfBlendedSettings
+from eval.papers.table_settings import ClipSettings, SelfBlendedSettings
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.encoder import load_open_clip
 from llava_forgery.kfd.knowledge import ForgeryKnowledge, OpenClipTextEncoder

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_forgery.evaluation.recipes import RECIPES
-from llava_forgery.evaluation.table_config import config_from_dict, read_tables_config
+from eval.papers.recipes import RECIPES
+from eval.papers.table_config import config_from_dict, read_tables_config
 
 CONFIGS = Path(__file__).parents[2] / "eval/configs"
 PLAIN = {"training_sets": {"A": "a"}, "tests": {"B": {"faces": "b"}}}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_forgery.evaluation.table_settings import check_numbers, check_whole
+from eval.papers.table_settings import check_numbers, check_whole
 from llava_forgery.kfd.config import HEADS
 
 FIGURES = ("AUC", "mask IoU", "text AUC")

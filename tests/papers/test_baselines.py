@@ -4,14 +4,14 @@ import datasets
 import pytest
 import torch
 
-from llava_forgery.evaluation.baselines import (
+from eval.papers.baselines import (
     BaselineScorer,
     ClipBaseline,
     SelfBlendedBaseline,
     fill_baseline,
     train_baseline,
 )
-from llava_forgery.evaluation.table_settings import ClipSettings, SelfBlendedSettings
+from eval.papers.table_settings import ClipSettings, SelfBlendedSettings
 from llava_forgery.faces.records import FEATURES
 from tests import tiny
 from tests.kfd.test_open_clip import folder  # noqa: F401 - a tiny CLIP on disk

@@ -7,11 +7,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_forgery.evaluation.recipes import Recipe
+from eval.papers.recipes import Recipe
 from llava_forgery.files import write_text
 
 if TYPE_CHECKING:
-    from llava_forgery.evaluation.tables import Entry, Gap
+    from eval.papers.tables import Entry, Gap
 
 PAPER = "paper (FaceForensics++ etc., not comparable)"
 NONE = "–"

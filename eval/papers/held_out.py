@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.papers.cells import ImageRecord
+from eval.papers.table_settings import HeldOutSettings
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.evaluation.cells import ImageRecord
 from llava_forgery.evaluation.images import ManifestImages
 from llava_forgery.evaluation.scorers import Scorer
-from llava_forgery.evaluation.table_settings import HeldOutSettings
 from llava_forgery.faces.crop import crop_box
 from llava_forgery.faces.images import SUFFIXES, read_image
 from llava_forgery.faces.records import MANIFEST, load_faces

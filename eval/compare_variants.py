@@ -1,6 +1,6 @@
 """`lite` heads and FPL against the `paper` sizes, trained the same way, over several seeds.
 
-    python scripts/compare_variants.py --faces FACES --host HOST --out OUT [--reduced]
+    python -m eval.compare_variants --faces FACES --host HOST --out OUT [--reduced]
 
 FACES is a folder of prepare or generate-faces, HOST such as make-small-llava writes. OUT gets
 variants.csv and variants.md, which grow with every cell; the same command goes on after an
@@ -18,8 +18,8 @@ import torch
 import typer
 from transformers.utils.logging import disable_progress_bar
 
-from llava_forgery.evaluation.variant_tables import Variant, VariantSettings
-from llava_forgery.evaluation.variants import VariantData, compare_variants
+from eval.papers.variant_tables import Variant, VariantSettings
+from eval.papers.variants import VariantData, compare_variants
 from llava_forgery.faces.records import load_faces
 
 # The paper's heads work at the image's size: training them at 128 pixels takes four times as long.

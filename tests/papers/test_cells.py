@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llava_forgery.evaluation.cells import (
+from eval.papers.cells import (
     CELLS,
     ImageRecord,
     read_other_records,

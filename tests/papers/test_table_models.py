@@ -2,10 +2,10 @@
 
 import pytest
 
-from llava_forgery.evaluation.recipes import ModelSpec
-from llava_forgery.evaluation.table_config import config_from_dict
-from llava_forgery.evaluation.table_models import NotRunError, TableModels
-from llava_forgery.evaluation.training_images import choose_images
+from eval.papers.recipes import ModelSpec
+from eval.papers.table_config import config_from_dict
+from eval.papers.table_models import NotRunError, TableModels
+from eval.papers.training_images import choose_images
 from llava_forgery.faces.records import save_faces
 from tests import tiny
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llava_forgery.evaluation.table_config import TablesConfig
+from eval.papers.table_config import TablesConfig
 
 AUC, AP, ACCURACY = "AUC", "AP", "accuracy"
 AVERAGE = "average"

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from llava_forgery.evaluation.variant_tables import (
+from eval.papers.variant_tables import (
     FIGURES,
     Cell,
     Variant,
@@ -14,7 +14,7 @@ from llava_forgery.evaluation.variant_tables import (
     variants_csv,
     variants_markdown,
 )
-from llava_forgery.evaluation.variants import VariantData, compare_variants
+from eval.papers.variants import VariantData, compare_variants
 from llava_forgery.faces.records import load_faces, save_faces
 from tests import tiny
 
