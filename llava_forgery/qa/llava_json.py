@@ -7,7 +7,8 @@ An entry of the list (an image may be missing, or be a list of several)::
         {"from": "gpt", "value": "Yes. This is a deepfake image, and the artifact is at the nose."}
     ], "label": 1, "regions": ["nose"]}
 
-"label" and "regions" are ours, stand beside LLaVA's own keys and are ignored by its scripts.
+"label" and "regions" are ours, stand beside LLaVA's own keys and are ignored by its scripts; so
+is "general": true, with which ``mix`` marks general instruction data.
 :func:`read_llava_json` reads any such file into :class:`LlavaSample`, which keeps the texts as
 they are; :meth:`LlavaSample.to_conversation` goes on to the neutral record.
 """
@@ -40,6 +41,7 @@ FEATURES = datasets.Features(
         ),
         "label": datasets.Value("int8"),
         "regions": datasets.List(datasets.Value("string")),
+        "general": datasets.Value("bool"),
     }
 )
 
@@ -69,6 +71,8 @@ class LlavaSample:
     """0 real, 1 fake; None for general instruction data."""
     regions: tuple[str, ...] = ()
     """Forged regions in the order of ``REGION_NAMES``; none unless the label is fake."""
+    general: bool = False
+    """General instruction data: no training of the skill puts placeholders into it."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
@@ -76,6 +80,13 @@ class LlavaSample:
         for image in self.images:
             if not isinstance(image, str) or not image:
                 raise ValueError(f"image must be a path or a list of paths, got {image!r}")
+        if not isinstance(self.general, bool):
+            raise ValueError(f"general must be true or false, got {self.general!r}")
+        if self.general and self.label is not None:
+            raise ValueError(
+                f"general data is neither real nor fake, but the label is {self.label}; leave out "
+                "the label or the mark"
+            )
         if len(self.turns) < 2:
             raise ValueError(f"expected a question and an answer at least, got {len(self.turns)}")
         for i, turn in enumerate(self.turns):
@@ -120,6 +131,7 @@ class LlavaSample:
                 images=images,
                 label=entry.get("label"),
                 regions=tuple(entry.get("regions") or ()),
+                general=entry.get("general", False),
             )
             if sample.label is not None or sample.regions:
                 # Label and regions obey the same rules as in our own record.
@@ -131,13 +143,15 @@ class LlavaSample:
         return sample
 
     def to_entry(self) -> dict[str, Any]:
-        """The inverse of :meth:`from_entry`; label and regions only where there is a label."""
+        """The inverse of :meth:`from_entry`; label, regions and mark only where there are any."""
         entry: dict[str, Any] = {"id": self.id}
         if self.images:
             entry["image"] = self.images[0] if len(self.images) == 1 else list(self.images)
         entry["conversations"] = [{"from": t.speaker, "value": t.value} for t in self.turns]
         if self.label is not None:
             entry |= {"label": self.label, "regions": list(self.regions)}
+        if self.general:
+            entry["general"] = True
         return entry
 
     @classmethod
@@ -258,7 +272,8 @@ def llava_dataset(samples: Iterable[LlavaSample]) -> datasets.Dataset:
     rows = []
     for sample in samples:
         entry = sample.to_entry()
-        rows.append({"label": None, "regions": []} | entry | {"image": list(sample.images)})
+        missing = {"label": None, "regions": [], "general": False}
+        rows.append(missing | entry | {"image": list(sample.images)})
     columns = {name: [row[name] for row in rows] for name in FEATURES}
     return datasets.Dataset.from_dict(columns, features=FEATURES)
 

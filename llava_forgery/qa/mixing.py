@@ -102,6 +102,9 @@ def mix_llava_json(
 ) -> int:
     """Mix two files of LLaVA's JSON into one that LLaVA's training scripts read.
 
+    What comes from ``general_json`` is marked with ``"general": true``, so that training tells it
+    from the skill's conversations: it gets no placeholders, and the detector does not see it.
+
     The image paths of the result are relative to the folder of ``out``, which is then the
     ``--image_folder``; no image is copied.
 
@@ -130,6 +133,8 @@ def mix_llava_json(
     ):
         folder = Path(images) if images is not None else Path(source).parent
         samples = read_llava_json(source, folder, skip_invalid=skip)
+        if source is general_json:
+            samples = (_marked(sample, source) for sample in samples)
         parts.append(llava_dataset(_moved(samples, folder, out.parent)))
     mixed = mix_general(*parts, general_ratio, seed)
     return write_llava_json((LlavaSample.from_entry(row) for row in mixed), out)
@@ -142,6 +147,15 @@ def _moved(samples: Iterable[LlavaSample], old: Path, new: Path) -> Iterable[Lla
             Path(os.path.normpath(Path(base, image))).as_posix() for image in sample.images
         )
         yield replace(sample, images=images)
+
+
+def _marked(sample: LlavaSample, source: str | PathLike) -> LlavaSample:
+    if sample.label is not None:
+        raise ValueError(
+            f"{source}: entry {sample.id!r} is labelled {sample.label} (0 real, 1 fake), so it "
+            "teaches the skill and is no general data; give it as --qa"
+        )
+    return replace(sample, general=True)
 
 
 def _rounds(length: int, count: int, seed: int) -> np.ndarray:

@@ -10,9 +10,11 @@ from several JSON files::
         sampling_strategy: random:25%
 
 What comes from ``--data_path`` teaches the skill: its images get placeholders and are shown to the
-detector. What comes from ``--general_data_path`` keeps what the host can do and stays as it is.
+detector. General data keeps what the host can do and stays as it is: what comes from
+``--general_data_path``, what ``llava-forgery mix`` marked as general, and text without an image.
 """
 
+import logging
 import math
 import random
 from collections.abc import Sequence
@@ -34,6 +36,8 @@ from llava_forgery.qa.llava_json import LlavaSample, read_llava_json
 from llava_forgery.qa.mixing import mix_general
 from llava_forgery.train.llava_text import PromptStyle, encode_turns
 
+logger = logging.getLogger(__name__)
+
 STRATEGIES = ("all", "first", "end", "random")
 
 
@@ -46,6 +50,8 @@ class Dialogue:
     """Question, answer, question, answer ...; one ``<image>`` for each image."""
     images: tuple[Image.Image, ...] = ()
     """RGB."""
+    label: int | None = None
+    """0 real, 1 fake; None where nothing is said of it."""
 
 
 class Source(Protocol):
@@ -58,6 +64,10 @@ class Source(Protocol):
     @property
     def lengths(self) -> list[int]:
         """Words of each, negative where there is no image: what LLaVA groups by."""
+
+    @property
+    def general(self) -> list[bool]:
+        """Which are general instruction data, whatever the source is given as."""
 
 
 class JsonSource:
@@ -77,12 +87,21 @@ class JsonSource:
     def __getitem__(self, index: int) -> Dialogue:
         sample = self.samples[index]
         images = (Image.fromarray(read_image(self.image_folder / name)) for name in sample.images)
-        return Dialogue(sample.id, tuple(turn.value for turn in sample.turns), tuple(images))
+        turns = tuple(turn.value for turn in sample.turns)
+        return Dialogue(sample.id, turns, tuple(images), sample.label)
 
     @property
     def lengths(self) -> list[int]:
         return [
             _length([turn.value for turn in sample.turns], bool(sample.images))
+            for sample in self.samples
+        ]
+
+    @property
+    def general(self) -> list[bool]:
+        # A text with a label has lost its image: that is an error of the sample.
+        return [
+            sample.general or (not sample.images and sample.label is None)
             for sample in self.samples
         ]
 
@@ -118,6 +137,10 @@ class RowSource:
     def lengths(self) -> list[int]:
         return [_length([m["text"] for m in messages], True) for messages in self.rows["messages"]]
 
+    @property
+    def general(self) -> list[bool]:
+        return [False] * len(self)
+
 
 def open_source(
     path: str | PathLike, image_folder: str | PathLike | None = None, seed: int = 0
@@ -148,6 +171,7 @@ def open_source(
         else:
             samples = list(read_llava_json(path, folder))
         source = JsonSource(samples, folder)
+        _warn_of_unmarked(path, samples)
     if not len(source):
         raise ValueError(f"{path} holds no samples")
     return source
@@ -216,7 +240,7 @@ class TrainingSamples(Dataset):
     """Dialogues as the model's inputs, skill and general data mixed.
 
     Args:
-        skill: Dialogues that teach the skill.
+        skill: Dialogues that teach the skill, but for those that it tells to be general.
         general: General dialogues, if any.
         general_ratio: Share of the general ones; at 0.5 the two alternate.
         tokenizer: The checkpoint's.
@@ -242,6 +266,13 @@ class TrainingSamples(Dataset):
     ) -> None:
         self.skill, self.general = skill, general
         self.order = _mixed_order(len(skill), len(general or ()), general_ratio, seed)
+        marked = skill.general
+        self._is_skill = [of_skill and not marked[row] for of_skill, row in self.order]
+        if not any(self._is_skill):
+            raise ValueError(
+                f"all {len(skill)} samples of the skill's data are general ones or texts without "
+                "an image, so nothing would teach the skill; give --data_path its conversations"
+            )
         self.tokenizer, self.style, self.max_length = tokenizer, style, max_length
         self.images, self.forgery_images = images, forgery_images
 
@@ -251,18 +282,19 @@ class TrainingSamples(Dataset):
     @property
     def is_skill(self) -> list[bool]:
         """Which samples teach the skill."""
-        return [skill for skill, _ in self.order]
+        return list(self._is_skill)
 
     @property
     def lengths(self) -> list[int]:
         """As :attr:`Source.lengths`."""
         skill = self.skill.lengths
         general = self.general.lengths if self.general else []
-        return [(skill if is_skill else general)[row] for is_skill, row in self.order]
+        return [(skill if of_skill else general)[row] for of_skill, row in self.order]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        is_skill, row = self.order[index]
-        dialogue = (self.skill if is_skill else self.general)[row]
+        of_skill, row = self.order[index]
+        is_skill = self._is_skill[index]
+        dialogue = (self.skill if of_skill else self.general)[row]
         try:
             sample: dict[str, Any] = encode_turns(
                 dialogue.turns,
@@ -275,8 +307,8 @@ class TrainingSamples(Dataset):
             raise ValueError(f"sample {dialogue.id!r}: {error}") from error
         if is_skill and not dialogue.images:
             raise ValueError(
-                f"sample {dialogue.id!r} has no image, so there is nothing to detect; general "
-                "data belongs to --general_data_path"
+                f"sample {dialogue.id!r} has a label and no image, so there is nothing to detect; "
+                "give it its image, or leave the label out"
             )
         sample["images"], sample["image_sizes"] = self.images(dialogue.images)
         if is_skill and self.forgery_images is not None:
@@ -355,13 +387,25 @@ class LlavaCollator:
         return batch
 
 
+def _warn_of_unmarked(path: Path, samples: Sequence[LlavaSample]) -> None:
+    """General data that was mixed in without the mark would be trained as the skill's."""
+    unmarked = [s.id for s in samples if s.images and s.label is None and not s.general]
+    if unmarked and any(sample.label is not None for sample in samples):
+        logger.warning(
+            "%s: %d of %d entries have an image and neither a label nor the mark general, such as "
+            "%r: they are taken for the skill's; mix anew (llava-forgery mix marks what is "
+            "general) if they are not",
+            path, len(unmarked), len(samples), unmarked[0],
+        )  # fmt: skip
+
+
 def _length(texts: Sequence[str], has_image: bool) -> int:
     words = sum(len(text.split()) for text in texts)
     return words if has_image else -words
 
 
 def _mixed_order(skill: int, general: int, ratio: float, seed: int) -> list[tuple[bool, int]]:
-    """(whether of the skill, row) of each sample."""
+    """(whether of the skill's source, row) of each sample."""
 
     def rows(is_skill: bool, count: int) -> datasets.Dataset:
         return datasets.Dataset.from_dict({"skill": [is_skill] * count, "row": list(range(count))})

@@ -82,5 +82,16 @@ def test_two_files_with_images_in_different_folders(tmp_path):
     assert samples["s0"].images == ("../qa/images/0.png",)
     assert isinstance(samples["g1"], LlavaSample)
     assert samples["g1"].images == ()
+    # What is general is marked, for LLaVA as one more key that it does not read.
+    assert {name: sample.general for name, sample in samples.items()} == {
+        "s0": False, "s1": False, "g0": True, "g1": True,
+    }  # fmt: skip
+    marks = {entry["id"]: entry.get("general") for entry in json.loads(out.read_text())}
+    assert marks == {"s0": None, "s1": None, "g0": True, "g1": True}
+    labelled = [{**entry("g0", "train/x y.jpg"), "label": 1, "regions": ["nose"]}]
+    (tmp_path / "general.json").write_text(json.dumps(labelled))
+    with pytest.raises(ValueError, match="'g0' is labelled 1"):
+        mix_llava_json(*sources, out, **options)
+    (tmp_path / "general.json").write_text(json.dumps(general))
     with pytest.raises(FileNotFoundError, match="'g0' names the image"):
         mix_llava_json(*sources, out, general_ratio=0.5)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from llava_forgery.constants import IGNORE_INDEX
 from llava_forgery.hosts.llava_tower import KFDImageProcessor
+from llava_forgery.qa.mixing import mix_llava_json
 from llava_forgery.train.llava_data import (
     HostImages,
     LlavaCollator,
@@ -146,8 +147,57 @@ def test_skill_and_general_data_alternate(folder):
 def test_a_sample_that_teaches_nothing_is_named(folder):
     with pytest.raises(ValueError, match="sample 's2': no token is left to learn from"):
         _ = _samples(open_source(folder / "skill.json"), max_length=10)[2]
-    with pytest.raises(ValueError, match="sample 'g1' has no image"):
-        _ = _samples(open_source(folder / "general.json"))[1]
+    (folder / "lost.json").write_text(json.dumps([_entry("s0", "0.png"), _entry("s1")]))
+    lost = json.loads((folder / "lost.json").read_text())
+    lost[1]["label"] = 0
+    (folder / "lost.json").write_text(json.dumps(lost))
+    with pytest.raises(ValueError, match="sample 's1' has a label and no image"):
+        _ = _samples(open_source(folder / "lost.json"))[1]
+
+
+def test_what_mix_wrote_trains_as_it_is(folder):
+    """General images reach the host but not the detector, and text alone passes."""
+    mix_llava_json(
+        folder / "skill.json", folder / "general.json", folder / "mixed.json", general_ratio=0.5
+    )
+    samples = _samples(open_source(folder / "mixed.json"))
+    assert samples.is_skill == [True, False] * 3
+    kinds = set()
+    for i, is_skill in enumerate(samples.is_skill):
+        sample = samples[i]
+        ids = sample["input_ids"].tolist()
+        shown = bool(sample["images"][0].any())
+        assert ids.count(-201) == (3 if is_skill else 0)
+        assert ("forgery_images" in sample) == is_skill
+        assert shown == (-200 in ids)
+        assert bool((sample["labels"] != IGNORE_INDEX).any())
+        kinds.add((is_skill, shown))
+    assert kinds == {(True, True), (False, True), (False, False)}
+    assert LlavaCollator(0)([samples[i] for i in range(6)])["forgery_images"].shape[0] == 3
+
+
+def test_unmarked_general_data_among_labelled_is_told(folder, caplog):
+    labelled = [_entry("s0", "0.png") | {"label": 0}, _entry("g0", "1.png"), _entry("g1")]
+    (folder / "old.json").write_text(json.dumps(labelled))
+    open_source(folder / "old.json")
+    assert "1 of 3 entries have an image and neither" in caplog.text
+    assert "'g0'" in caplog.text
+    caplog.clear()
+    labelled[1]["general"] = True
+    (folder / "old.json").write_text(json.dumps(labelled))
+    open_source(folder / "old.json")
+    assert not caplog.text
+
+
+def test_text_alone_trains_without_a_mark(folder):
+    (folder / "texts.json").write_text(json.dumps([_entry("s0", "0.png"), _entry("t0")]))
+    samples = _samples(open_source(folder / "texts.json"))
+    assert samples.is_skill == [True, False]
+    assert -201 not in samples[1]["input_ids"].tolist()
+    assert not bool(samples[1]["images"][0].any())
+    (folder / "texts.json").write_text(json.dumps([_entry("t0")]))
+    with pytest.raises(ValueError, match="all 1 samples of the skill's data are general"):
+        _samples(open_source(folder / "texts.json"))
 
 
 def test_a_batch_is_padded_masked_and_keeps_its_images_in_order(folder):
