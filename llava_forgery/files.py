@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,20 +44,64 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def check_replaceable(target: str | os.PathLike, marker: str) -> None:
-    """Refuse to replace a folder that no earlier call has written.
+def check_output_folder(
+    target: str | os.PathLike, *markers: str, entries: Collection[str] | None = None
+) -> None:
+    """Refuse a folder that is to be replaced as a whole, where no earlier call has written it.
+
+    To be called before anything is loaded or computed. It changes nothing.
 
     Args:
-        target: A folder that is to be written, and replaced as a whole if it is there.
-        marker: A file or folder that every such folder holds.
+        target: The folder.
+        markers: Files or folders that every folder of this kind holds, and hardly any other.
+        entries: All names that such a folder may hold; None allows any beside the markers.
 
     Raises:
-        ValueError: There is something else.
+        ValueError: There is a file, or a folder that holds anything else.
     """
     target = Path(target)
-    taken = target.is_file() or (target.is_dir() and any(target.iterdir()))
-    if taken and not (target / marker).exists():
-        raise ValueError(f"{target} is there and holds no {marker}; give another --out")
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file, expected a folder to write to; give another --out")
+    present = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    if not present:
+        return
+    missing = [marker for marker in markers if not (target / marker).exists()]
+    if missing:
+        raise ValueError(
+            f"{target} is there and holds no {missing[0]}: it would be replaced, and what it holds "
+            f"({_some(present)}) is not an earlier output of this; give another --out"
+        )
+    foreign = present - set(entries) if entries is not None else set()
+    if foreign:
+        raise ValueError(
+            f"{target} would be replaced, and beside an earlier output it holds {_some(foreign)}; "
+            "move that away, or give another --out"
+        )
+
+
+def _some(names: Collection[str]) -> str:
+    first = ", ".join(sorted(names)[:3])
+    return first + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def remove_leftovers(target: str | os.PathLike) -> None:
+    """Remove what :func:`atomic_path` left beside ``target`` where its process was killed.
+
+    An output that was moved aside, and whose successor never took its place, is put back.
+    """
+    target = Path(target)
+    pattern = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{8}\.(tmp|old)")
+    if not target.parent.is_dir():
+        return
+    for path in sorted(target.parent.iterdir()):
+        if not pattern.fullmatch(path.name):
+            continue
+        if path.suffix == ".old" and not target.exists():
+            path.rename(target)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -188,3 +188,20 @@ def test_a_pseudo_word_from_faces_to_a_table(folder, tmp_path):
     assert (rows["held_in"][1], rows["held_out"][1], rows["all"][1]) == ("6", "4", "10")
     metrics = json.loads((tmp_path / "evaluation/metrics.json").read_text())
     assert metrics["held_out"]["auc"] is not None
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("finetune", ["--host", "none", "--kfd", "none", "--data", "none"]),
+        ("train-pseudo-word", ["--host", "none", "--data", "none"]),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_before_anything_is_loaded(
+    tmp_path, command, options
+):
+    (tmp_path / "mine.txt").write_text("keep")
+    result = CliRunner().invoke(app, [command, *options, "--out", str(tmp_path)])
+    assert isinstance(result.exception, ValueError)
+    assert "is not an earlier output of this; give another --out" in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

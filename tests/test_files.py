@@ -3,7 +3,13 @@ import json
 import pytest
 import torch
 
-from llava_forgery.files import atomic_path, read_json, write_json
+from llava_forgery.files import (
+    atomic_path,
+    check_output_folder,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from llava_forgery.optional import packaged_file, require
 from llava_forgery.weights import load_tensors, save_tensors
 
@@ -62,3 +68,37 @@ def test_missing_package_is_named_with_its_extra():
     with pytest.raises(FileNotFoundError, match="pip install wings"):
         packaged_file("no_such_package", "*.dat", "flying", "wings")
     assert packaged_file("pytest", "__main__.py", "testing", "pytest").name == "__main__.py"
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    target = tmp_path / "out"
+    check_output_folder(target, "a.json")
+    target.mkdir()
+    check_output_folder(target, "a.json")
+    (target / "mine.txt").touch()
+    with pytest.raises(ValueError, match=r"out is there and holds no a\.json.*\(mine\.txt\)"):
+        check_output_folder(target, "a.json")
+    (target / "a.json").touch()
+    check_output_folder(target, "a.json")
+    with pytest.raises(ValueError, match=r"holds no b\.json"):
+        check_output_folder(target, "a.json", "b.json")
+    with pytest.raises(ValueError, match=r"beside an earlier output it holds mine\.txt"):
+        check_output_folder(target, "a.json", entries=["a.json", "b"])
+    with pytest.raises(ValueError, match="is a file, expected a folder"):
+        check_output_folder(target / "mine.txt", "a.json")
+    assert sorted(path.name for path in target.iterdir()) == ["a.json", "mine.txt"]
+
+
+def test_leftovers_of_a_killed_write_are_removed_and_the_old_output_put_back(tmp_path):
+    for name in (".out.0123abcd.tmp", ".out.mine.tmp", "out.0123abcd.tmp", ".other.0123abcd.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".out.0123abcd.old").mkdir()
+    (tmp_path / ".out.0123abcd.old/kept").touch()
+    remove_leftovers(tmp_path / "out")
+    remaining = sorted(path.name for path in tmp_path.iterdir())
+    assert remaining == [".other.0123abcd.tmp", ".out.mine.tmp", "out", "out.0123abcd.tmp"]
+    assert (tmp_path / "out/kept").exists()
+    (tmp_path / ".out.0123abcd.old").mkdir()
+    remove_leftovers(tmp_path / "out")
+    assert not (tmp_path / ".out.0123abcd.old").exists()
+    remove_leftovers(tmp_path / "missing/out")

@@ -178,7 +178,8 @@ def finetune(
     """Stage 2: train the forgery adapter of a host on conversations."""
     import datasets
 
-    from llava_forgery.hosts.checkpoint import load_host
+    from llava_forgery.files import check_output_folder
+    from llava_forgery.hosts.checkpoint import CONFIG, ENTRIES, load_host
     from llava_forgery.hosts.lora import LoraSettings
     from llava_forgery.hosts.transformers_vlm import attach_forgery
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
@@ -186,6 +187,7 @@ def finetune(
     from llava_forgery.train.alignment import further_forgeries
     from llava_forgery.train.stage2 import train_adapter
 
+    check_output_folder(out, CONFIG, entries=ENTRIES)
     if align_faces is not None and not align_steps:
         raise ValueError("--align-faces is for the warm start, which --align-steps 0 leaves out")
     # A detector on the host's own tower finds it in the host.
@@ -248,11 +250,14 @@ def train_pseudo_word(
     report_to: ReportTo = "none",
 ) -> None:
     """AntifakePrompt: train the embedding of one pseudo-word on real and fake photos."""
+    from llava_forgery.files import check_output_folder
     from llava_forgery.hosts.checkpoint import load_host
     from llava_forgery.hosts.pseudo_word import PseudoWordConfig, attach_pseudo_word
+    from llava_forgery.hosts.pseudo_word_checkpoint import CONFIG, ENTRIES
     from llava_forgery.train.labelled import read_sources
     from llava_forgery.train.pseudo_word import train_pseudo_word as run
 
+    check_output_folder(out, CONFIG, entries=ENTRIES)
     config = PseudoWordConfig(question, placement, real_answer, fake_answer, initial_word)
     images = read_sources(data)
     model, processor = load_host(Path.cwd(), host, quantization, dtype=dtype)

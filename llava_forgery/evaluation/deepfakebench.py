@@ -15,7 +15,7 @@ from llava_forgery.faces.benchmarks.deepfakebench import to_deepfakebench
 from llava_forgery.faces.crop import crop_box
 from llava_forgery.faces.records import FaceCrop
 from llava_forgery.faces.sources import MediaSource
-from llava_forgery.files import atomic_path, check_replaceable, write_json
+from llava_forgery.files import atomic_path, check_output_folder, write_json
 from llava_forgery.infer.overlay import save_png
 
 
@@ -40,7 +40,7 @@ def export_deepfakebench(
     Raises:
         ValueError: As ``to_deepfakebench``; several faces of one frame.
     """
-    check_replaceable(output_dir, "rgb")
+    check_output_folder(output_dir, "rgb")
     with atomic_path(Path(output_dir)) as temporary:
         sources = [
             _frame_file(FaceCrop.from_row(row), temporary / "rgb" / dataset, size) for row in faces

@@ -12,7 +12,7 @@ import datasets
 from tqdm import tqdm
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.files import atomic_path, check_replaceable, write_json
+from llava_forgery.files import atomic_path, check_output_folder, write_json
 from llava_forgery.infer.overlay import png_bytes
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.rows import write_rows
@@ -93,7 +93,7 @@ def export_faces(faces: datasets.Dataset, output_dir: str | PathLike) -> int:
 
 
 def _write(rows: Callable[[], Iterator[dict[str, Any]]], output_dir: str | PathLike) -> None:
-    check_replaceable(output_dir, DICTIONARY)
+    check_output_folder(output_dir, DICTIONARY)
     with atomic_path(Path(output_dir)) as temporary:
         temporary.mkdir()
         write_rows(rows, FEATURES, temporary / SPLIT)

@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from llava_forgery.files import (
     atomic_path,
+    check_output_folder,
     portable_name,
     read_json,
     resolve_name,
@@ -34,6 +35,7 @@ from llava_forgery.weights import compare_tensors, load_tensors, save_tensors
 
 CONFIG, FPL, KFD, LORA = "forgery_config.json", "fpl.safetensors", "kfd", "lora"
 FORMAT = 1
+ENTRIES = (CONFIG, FPL, KFD, LORA)
 
 
 def save_adapter(model: ForgeryVLM, directory: str | PathLike) -> None:
@@ -42,8 +44,12 @@ def save_adapter(model: ForgeryVLM, directory: str | PathLike) -> None:
     Args:
         model: From :func:`attach_forgery`.
         directory: An existing adapter there is replaced as a whole.
+
+    Raises:
+        ValueError: There is something else.
     """
     directory = Path(directory)
+    check_output_folder(directory, CONFIG)
     with atomic_path(directory) as temporary:
         temporary.mkdir()
         save_tensors(temporary / FPL, model.fpl.state_dict())

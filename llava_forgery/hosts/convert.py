@@ -20,7 +20,7 @@ from peft import (
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from llava_forgery.files import check_replaceable, read_json, resolve_name
+from llava_forgery.files import check_output_folder, read_json, resolve_name
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.checkpoint import (
@@ -71,7 +71,7 @@ def convert_adapter(
         ValueError: The hosts' language models differ, or the adapter holds what cannot be moved.
     """
     source = Path(source)
-    check_replaceable(directory, FPL)
+    check_output_folder(directory, FPL)
     values = read_skill_config(source)
     if values is None:
         return _to_llava(source, host, directory, template)

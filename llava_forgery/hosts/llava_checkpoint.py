@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 
 from llava_forgery.files import (
     atomic_path,
-    check_replaceable,
+    check_output_folder,
     portable_name,
     read_json,
     resolve_name,
@@ -201,7 +201,8 @@ def merge_llava(
             f"LLaVA's loader goes by a folder's name: {directory.name!r} must hold 'llava' and, "
             "for a whole model, not 'lora'"
         )
-    check_replaceable(directory, CONFIG)
+    # Not config.json, which a host's own folder holds as well.
+    check_output_folder(directory, FPL)
     tokenizer, model = load_llava(adapter, base, dtype=dtype, device="cpu")
     with atomic_path(directory) as temporary:
         model.save_pretrained(temporary)
@@ -223,7 +224,7 @@ def save_llava_adapter(
             ``model.mm_projector.0.weight``; LLaVA's loader reads them from its own file.
 
     Raises:
-        ValueError: The model has no skill, or LLaVA's loader would not read such a name.
+        ValueError: The model has no skill, or the folder holds something else.
     """
     directory = Path(directory)
     lora = isinstance(model, PeftModel)
@@ -237,6 +238,7 @@ def save_llava_adapter(
             directory,
             " and ".join(map(repr, needed)),
         )
+    check_output_folder(directory, FPL)
     with atomic_path(directory) as temporary:
         temporary.mkdir()
         if lora:

@@ -27,7 +27,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, ProcessorMixin
 
-from llava_forgery.files import atomic_path, check_replaceable, read_json, write_json
+from llava_forgery.files import atomic_path, check_output_folder, read_json, write_json
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.checkpoint import FPL, KFD, LORA, fill_learner
@@ -90,7 +90,7 @@ def import_lvlm_dfd(
             checkpoint of tensors alone; or the target holds something else.
     """
     sizes = sizes or LvlmDfdSizes()
-    check_replaceable(target, INFO)
+    check_output_folder(target, INFO)
     tensors = read_checkpoint(checkpoint)
     where = str(checkpoint)
     if imagebind is not None:

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
 
-from llava_forgery.files import atomic_path
+from llava_forgery.files import atomic_path, check_output_folder
 from llava_forgery.hosts.lora import LoraSettings, lora_config
 from llava_forgery.weights import compare_tensors
 
@@ -83,10 +83,12 @@ class PlainHost(nn.Module):
         """Write LoRA in peft's layout.
 
         Raises:
-            ValueError: There is none, so nothing of this host's is ours to save.
+            ValueError: There is none, so nothing of this host's is ours to save; or the folder
+                holds something else, which would be replaced.
         """
         if not self.has_lora:
             raise ValueError("a bare host has nothing to save: LoRA is not attached")
+        check_output_folder(directory, WEIGHTS)
         with atomic_path(directory) as temporary:
             self.host.save_pretrained(temporary)
             # peft adds a model card with blanks to fill in.

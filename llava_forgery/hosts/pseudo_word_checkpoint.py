@@ -12,7 +12,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from llava_forgery.files import atomic_path, portable_name, read_json, write_json
+from llava_forgery.files import (
+    atomic_path,
+    check_output_folder,
+    portable_name,
+    read_json,
+    write_json,
+)
 from llava_forgery.hosts.fingerprint import (
     TOLERANCE,
     check_fingerprint,
@@ -30,6 +36,7 @@ from llava_forgery.weights import load_tensors, save_tensors
 
 CONFIG, VECTORS = "pseudo_word.json", "pseudo_word.safetensors"
 FORMAT = 1
+ENTRIES = (CONFIG, VECTORS)
 
 
 def save_pseudo_word(model: PseudoWordVLM, directory: str | PathLike) -> None:
@@ -38,8 +45,12 @@ def save_pseudo_word(model: PseudoWordVLM, directory: str | PathLike) -> None:
     Args:
         model: From :func:`attach_pseudo_word`.
         directory: A word there is replaced as a whole.
+
+    Raises:
+        ValueError: There is something else.
     """
     directory = Path(directory)
+    check_output_folder(directory, CONFIG)
     with atomic_path(directory) as temporary:
         temporary.mkdir()
         save_tensors(temporary / VECTORS, model.word.state_dict())

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from llava_forgery.constants import IMAGE_TOKEN
-from llava_forgery.files import atomic_path, check_replaceable
+from llava_forgery.files import atomic_path, check_output_folder
 from llava_forgery.optional import packaged_file
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def build_small_llava(directory: str | PathLike, seed: int = 0) -> None:
     Raises:
         FileNotFoundError: The package is not installed.
     """
-    check_replaceable(directory, "config.json")
+    check_output_folder(directory, "config.json")
     gguf = smollm2_file()
     logger.info("reading %s (about a minute)", gguf.name)
     language = AutoModelForCausalLM.from_pretrained(

@@ -20,7 +20,7 @@ from typing import Any
 import open_clip
 import torch
 
-from llava_forgery.files import atomic_path, check_replaceable, write_json
+from llava_forgery.files import atomic_path, check_output_folder, write_json
 from llava_forgery.kfd.imports import (
     Source,
     check_sources,
@@ -88,7 +88,7 @@ def import_imagebind(
         ValueError: Names are missing, unknown or of another shape, all of them listed; or it is no
             checkpoint of tensors alone; or the target holds something else.
     """
-    check_replaceable(target, CONFIG)
+    check_output_folder(target, CONFIG)
     tensors = needed_tensors(read_checkpoint(checkpoint))
     sources = tower_sources(model)
     factors = factor_sources(sources, tensors, rank)

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import llava_forgery
-from llava_forgery.files import atomic_path, check_replaceable, write_json
+from llava_forgery.files import atomic_path, check_output_folder, write_json
 from llava_forgery.infer.overlay import png_bytes
 from llava_forgery.kfd.checkpoint import detector_digest
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
@@ -157,7 +157,7 @@ def build_conversations(
     # As JSON gives it back, with lists for tuples.
     settings = json.loads(json.dumps(settings))
     output_dir = Path(output_dir)
-    check_replaceable(output_dir, "dataset_info.json")
+    check_output_folder(output_dir, "dataset_info.json")
     count = -(-len(source) // part_size)
     store = PartStore(output_dir.with_name(output_dir.name + "-parts"), count, FEATURES, settings)
     for number, subjects in _parts(source, store.missing, part_size, workers):

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import trange
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
-from llava_forgery.files import atomic_path, check_replaceable
+from llava_forgery.files import atomic_path, check_output_folder
 from llava_forgery.infer.overlay import save_png
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.simulate.pairs import FacePairs
@@ -28,7 +28,7 @@ def forge_folders(pairs: FacePairs, output_dir: str | PathLike) -> None:
         output_dir: A folder there is replaced as a whole.
     """
     sources = pairs.faces["source"]
-    check_replaceable(output_dir, LABEL_NAMES[FAKE])
+    check_output_folder(output_dir, LABEL_NAMES[FAKE])
     with atomic_path(output_dir) as temporary:
         for index in trange(len(pairs), desc="forge", unit="pair"):
             pair = pairs[index]

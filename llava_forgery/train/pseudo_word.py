@@ -19,8 +19,9 @@ from transformers import ProcessorMixin
 
 from llava_forgery.constants import FAKE, IGNORE_INDEX, REAL
 from llava_forgery.faces.images import read_image
+from llava_forgery.files import check_output_folder
 from llava_forgery.hosts.pseudo_word import PseudoWordConfig, PseudoWordVLM, bare_host
-from llava_forgery.hosts.pseudo_word_checkpoint import VECTORS
+from llava_forgery.hosts.pseudo_word_checkpoint import CONFIG, ENTRIES, VECTORS
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.infer.likelihood import label_log_likelihoods
 from llava_forgery.qa.conversation import Conversation, Message
@@ -210,8 +211,10 @@ def train_pseudo_word(
 
     Raises:
         ValueError: A label is missing among the photos, or the host has the forgery skill, whose
-            prompt this question is not.
+            prompt this question is not, or ``output_dir`` holds something else than a word.
     """
+    output_dir = Path(output_dir)
+    check_output_folder(output_dir, CONFIG, entries=ENTRIES)
     if isinstance(vlm.model, ForgeryVLM):
         raise ValueError(
             "train the pseudo-word on the bare host, then attach it to the host with the forgery "
@@ -223,7 +226,6 @@ def train_pseudo_word(
             f"training needs real and fake photos, got {counts[REAL]} real and {counts[FAKE]} fake"
         )
     vlm.sources = tuple(sorted({image.set for image in images}))
-    output_dir = Path(output_dir)
     arguments = training_arguments(
         output_dir.with_name(output_dir.name + "-training"),
         steps=-1,

@@ -18,7 +18,9 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler
 
 from llava_forgery.constants import IGNORE_INDEX
-from llava_forgery.hosts.plain import PlainHost
+from llava_forgery.files import check_output_folder
+from llava_forgery.hosts.checkpoint import CONFIG, ENTRIES
+from llava_forgery.hosts.plain import WEIGHTS, PlainHost
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.qa.render import collate, encode
 from llava_forgery.simulate.pairs import FacePairs
@@ -191,11 +193,16 @@ def train_adapter(
         among the processes: load the adapter to use it.
 
     Raises:
-        ValueError: Nothing is trainable, or checkpoints of an earlier training lie there.
+        ValueError: Nothing is trainable, checkpoints of an earlier training lie there, or
+            ``output_dir`` holds something else than an earlier adapter.
     """
     if not vlm.trainable_names():
         raise ValueError("the model has nothing to train: attach LoRA or the forgery skill first")
     output_dir = Path(output_dir)
+    if isinstance(vlm, PlainHost):
+        check_output_folder(output_dir, WEIGHTS)
+    else:
+        check_output_folder(output_dir, CONFIG, entries=ENTRIES)
     training_dir = output_dir.with_name(output_dir.name + "-training")
     arguments = training_arguments(
         training_dir,

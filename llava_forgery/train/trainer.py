@@ -98,6 +98,9 @@ class ForgeryTrainer(Trainer):
         with whole_parameters(self.model.saved_parameters()) as writes:
             if writes:
                 self.model.save_checkpoint(Path(output_dir or self.args.output_dir))
+        # The folder is renamed into its place: what another process put there before, such as
+        # the state of its random numbers, would be lost.
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

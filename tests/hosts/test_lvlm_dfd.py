@@ -234,7 +234,7 @@ def test_what_does_not_fit_is_listed_and_nothing_is_written(tmp_path, state, cha
 def test_a_folder_of_something_else_is_not_replaced(tmp_path, state):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")
-    with pytest.raises(ValueError, match=r"holds no lvlm_dfd\.json; give another --out"):
+    with pytest.raises(ValueError, match=r"holds no lvlm_dfd\.json: it would be replaced"):
         _run(tmp_path, state)
     assert (tmp_path / "out/mine.txt").read_text() == "keep"
 
