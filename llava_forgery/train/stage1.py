@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 import torch
 from torch import nn
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from llava_forgery.kfd.checkpoint import load_weights
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
@@ -58,9 +58,10 @@ def collate_pairs(pairs: Sequence[FacePair]) -> dict[str, torch.Tensor]:
 def settle_statistics(
     model: nn.Module, pairs: FacePairs, batch_size: int, batches: int = 16
 ) -> None:
-    """Measure the running statistics of all batch norms anew, for the weights as they are now.
+    """Measure the running statistics of the trained batch norms anew, for the weights as they are.
 
-    What training leaves behind is an average over weights that have moved on since.
+    What training leaves behind is an average over weights that have moved on since. Frozen modules
+    keep theirs: they are part of the pretrained weights.
 
     Args:
         model: Takes images (B, 3, S, S) in [0, 1].
@@ -76,7 +77,30 @@ def settle_statistics(
             batch = collate_pairs([pairs[i] for i in range(start, min(start + batch_size, count))])
             yield torch.cat([batch["forged"], batch["pristine"]]).to(device)
 
-    update_bn(images(), model)
+    was_training = model.training
+    model.train()
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    # A frozen encoder stays in eval mode, or has weights that nothing trains.
+    frozen = [
+        norm
+        for norm in norms
+        if not (norm.training and all(p.requires_grad for p in norm.parameters()))
+    ]
+    measured = {norm: norm.momentum for norm in norms if norm not in frozen}
+    for norm in frozen:
+        norm.eval()
+    try:
+        for norm in measured:
+            norm.reset_running_stats()
+            # The mean over all batches, each with the same weight.
+            norm.momentum = None
+        with torch.no_grad():
+            for batch in images() if measured else ():
+                model(batch)
+    finally:
+        for norm, momentum in measured.items():
+            norm.momentum = momentum
+        model.train(was_training)
 
 
 def train_kfd(

@@ -7,6 +7,7 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.faces.records import FEATURES
@@ -16,7 +17,7 @@ from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa import templates
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.conversations import build_conversations, conversation_of, from_bytes
-from llava_forgery.train.stage1 import train_kfd
+from llava_forgery.train.stage1 import collate_pairs, settle_statistics, train_kfd
 from llava_forgery.train.stage2 import (
     EncodedConversations,
     StackedCollator,
@@ -43,6 +44,49 @@ def _train_kfd(faces, folder, **options):
     options = {"steps": 4, "batch_size": 2, "workers": 0, "save_steps": 2, **options}
     detector = KnowledgeGuidedForgeryDetector.from_config(tiny.kfd_config())
     return train_kfd(detector, faces, folder, **options)
+
+
+class _OnFrozen(nn.Module):
+    """A frozen encoder with batch norms under a trained head, with its own eval mode or without."""
+
+    def __init__(self, stays_in_eval_mode):
+        super().__init__()
+        self.stays = stays_in_eval_mode
+        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).requires_grad_(False)
+        self.head = nn.Sequential(nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.stays:
+            self.encoder.eval()
+        return self
+
+    def forward(self, images):
+        return self.head(self.encoder(images))
+
+
+@pytest.mark.parametrize("stays_in_eval_mode", [True, False])
+def test_frozen_batch_norms_keep_their_statistics_and_trained_ones_are_measured(
+    faces, stays_in_eval_mode
+):
+    torch.manual_seed(0)
+    model = _OnFrozen(stays_in_eval_mode).eval()
+    with torch.no_grad():
+        model.encoder[1].running_mean.fill_(0.25)
+        model.encoder[1].running_var.fill_(4.0)
+        model.head[1].running_mean.fill_(99.0)
+    frozen = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
+    pairs = FacePairs(faces, 4, size=tiny.SIZE)
+    settle_statistics(model, pairs, batch_size=2)
+    assert _same(frozen, model.encoder.state_dict())
+    assert not any(module.training for module in model.modules())
+    assert model.head[1].momentum == 0.1
+    # The mean of what reaches the norm, on the encoder as it is used.
+    with torch.no_grad():
+        batch = collate_pairs([pairs[i] for i in range(4)])
+        images = torch.cat([batch["forged"], batch["pristine"]])
+        seen = model.head[0](model.encoder(images)).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(model.head[1].running_mean, seen, atol=1e-5, rtol=1e-4)
 
 
 def _same(one, two):
