@@ -3,7 +3,18 @@
 Importing a module of commands adds them to the application.
 """
 
-from llava_forgery.cli import benchmarks, data, llava, measuring, qa, training, use
+from llava_forgery.cli import benchmarks, data, llava, measuring, qa, real, training, use
 from llava_forgery.cli.app import app, main
 
-__all__ = ["app", "benchmarks", "data", "llava", "main", "measuring", "qa", "training", "use"]
+__all__ = [
+    "app",
+    "benchmarks",
+    "data",
+    "llava",
+    "main",
+    "measuring",
+    "qa",
+    "real",
+    "training",
+    "use",
+]

@@ -74,7 +74,7 @@ def evaluate(
             raise ValueError(f"the {split} split of {faces} holds fakes alone; add real faces")
         reduce = pool or "mean"
         check_reduction(reduce)
-        scorer = _load_scorer(model, host, device)
+        scorer = load_any_scorer(model, host, device)
         metrics = evaluate_labelled(scorer, rows, out, batch_size=batch_size, reduce=reduce)
         groups, of = "video_id", "labelled faces"
     else:
@@ -96,7 +96,7 @@ def evaluate(
     typer.echo(json.dumps(metrics, indent=2))
 
 
-def _load_scorer(model: Path, host: str | None, device: str | None):
+def load_any_scorer(model: Path, host: str | None, device: str | None):
     """A detector alone, or an adapter of either layout with its host."""
     from llava_forgery.evaluation.scorers import AdapterScorer, load_scorer
     from llava_forgery.hosts.llava_checkpoint import read_skill_config
@@ -165,7 +165,7 @@ def robustness(
 
     kinds = choose_perturbations(only)
     rows = load_faces(faces, split=split)
-    scorer = _load_scorer(model, host, device)
+    scorer = load_any_scorer(model, host, device)
     images = evaluation_images(rows, scorer.size, pairs=pairs, seed=seed)
     points = measure_robustness(scorer, images, kinds, seed=seed, batch_size=batch_size)
     about = {

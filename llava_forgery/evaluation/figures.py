@@ -45,7 +45,7 @@ def roc_figure(
         ImportError: matplotlib is missing.
         ValueError: As :func:`roc`.
     """
-    figure = _figure(5, 5)
+    figure = new_figure(5, 5)
     axes = figure.add_subplot()
     grid = np.linspace(0, 1, 201)
     labels = np.asarray(labels)
@@ -87,7 +87,7 @@ def robustness_figure(points: Sequence["RobustnessPoint"]) -> "Figure":
         raise ValueError("expected points of untouched and of changed images")
     rows = -(-(len(kinds) + 1) // COLUMNS)
     columns = min(COLUMNS, len(kinds) + 1)
-    figure = _figure(2.6 * columns, 2.4 * rows)
+    figure = new_figure(2.6 * columns, 2.4 * rows)
     lowest = min(0.45, *(p.low for p in points)) - 0.02
     for place, kind in enumerate(kinds):
         axes = figure.add_subplot(rows, columns, place + 1)
@@ -132,7 +132,7 @@ def save_figure(figure: "Figure", path: str | PathLike, note: str, dpi: int = 10
         figure.savefig(temporary, format="png", dpi=dpi, metadata=metadata)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of that many inches; without pyplot, so no window and no global state."""
     module = require("matplotlib.figure", extra="eval", feature="Drawing figures")
     return module.Figure(figsize=(width, height), layout="constrained")

@@ -1,0 +1,65 @@
+"""The group ``eval``: measuring on material that no simulator made."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llava_forgery.cli.app import app
+from llava_forgery.cli.measuring import AnyModel, load_any_scorer
+from llava_forgery.cli.options import Device, Host, Out
+
+group = typer.Typer(help="Measure models on real and forged video.", no_args_is_help=True)
+app.add_typer(group, name="eval")
+
+
+@group.callback()
+def eval_group() -> None:
+    """Measure models on real and forged video."""
+
+
+@group.command()
+def real(
+    model: AnyModel,
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            help="Folder with SET/real/VIDEO_FRAME.png, SET/fake_METHOD/VIDEO_FRAME.png and "
+            "identities.csv.",
+        ),
+    ],
+    out: Out,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Score from which on a picture is called fake.")
+    ] = 0.5,
+    pool: Annotated[
+        str, typer.Option(help="From a video's frames to its score: mean, median, max or top_k.")
+    ] = "mean",
+    batch_size: Annotated[int, typer.Option(min=1, help="Crops judged at once.")] = 16,
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw histograms.png too, the scores by set.")
+    ] = False,
+    host: Host = None,
+    device: Device = None,
+) -> None:
+    """Measure a model on face crops of real and forged videos, by set and method.
+
+    Prints a table; OUT receives it with the records of all crops and the figures as JSON.
+    """
+    from llava_forgery.evaluation.figures import save_figure
+    from llava_forgery.evaluation.real import evaluate_real, real_figure, real_table
+    from llava_forgery.evaluation.video import check_reduction
+    from llava_forgery.optional import require
+
+    check_reduction(pool)
+    if plot:
+        require("matplotlib", extra="eval", feature="--plot")
+    scorer = load_any_scorer(model, host, device)
+    metrics = evaluate_real(
+        scorer, data, out, threshold=threshold, batch_size=batch_size, reduce=pool
+    )
+    if plot:
+        note = f"Scores of {model} on the crops of {data}"
+        save_figure(real_figure(metrics), out / "histograms.png", note)
+    typer.echo(real_table(metrics), nl=False)
