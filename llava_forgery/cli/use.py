@@ -17,6 +17,10 @@ def detect(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document instead of lines.")
     ] = False,
+    as_jsonl: Annotated[
+        bool,
+        typer.Option("--jsonl", help="Print one line of JSON for each file, as it is judged."),
+    ] = False,
     overlay: Annotated[
         Path | None, typer.Option("--overlay", help="Folder for pictures with maps.")
     ] = None,
@@ -32,24 +36,40 @@ def detect(
 ) -> None:
     """Judge the faces in photographs and videos.
 
-    Exit status: 0 when every file was judged, 1 when some were not, 2 for wrong use.
+    Exit status: 0 when every file was judged, 1 when some were not, 2 for wrong use, 130 when it
+    was interrupted (Ctrl-C) after what it printed.
     """
     from llava_forgery.evaluation.video import check_reduction
     from llava_forgery.faces.video import frame_choice
     from llava_forgery.infer.batch import judge_files
 
+    if as_json and as_jsonl:
+        raise ValueError("give either --json, one document, or --jsonl, a line for each file")
     check_reduction(pool)
     choice = frame_choice(frames, every)
     predictor = load_predictor(model, host, device, detector)
-    results = []
-    for result in judge_files(
+    results, interrupted = [], False
+    judged = judge_files(
         predictor, paths, cropped=cropped, overlay_dir=overlay, frames=choice, reduce=pool
-    ):
-        results.append(result)
-        if not as_json:
-            typer.echo("\n".join(_lines(result)))
-    if as_json:
-        typer.echo(json.dumps([r.to_dict() for r in results], indent=2, ensure_ascii=False))
+    )
+    try:
+        for result in judged:
+            results.append(result)
+            if as_jsonl:
+                # echo flushes: what is judged is out even if the next file kills the process.
+                typer.echo(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
+            elif not as_json:
+                typer.echo("\n".join(_lines(result)))
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        # Also where a picture cannot be written: what was judged until then is not lost.
+        if as_json:
+            document = [result.to_dict() for result in results]
+            typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    if interrupted:
+        typer.echo(f"interrupted: {len(results)} files were judged, the others not", err=True)
+        raise typer.Exit(130)
     if any(result.error for result in results):
         raise typer.Exit(1)
 

@@ -10,6 +10,7 @@ import torch
 
 from llava_forgery.hosts.checkpoint import CONFIG as ADAPTER_CONFIG
 from llava_forgery.hosts.checkpoint import pick_device
+from llava_forgery.infer.halving import in_halves
 from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace
 from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
@@ -40,11 +41,14 @@ class DetectorScorer:
         self.kfd = kfd.eval()
         self.size = kfd.config.encoder.image_size
 
-    @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
+        return {"kfd": in_halves(self._scores, images)}
+
+    @torch.inference_mode()
+    def _scores(self, images: Sequence[np.ndarray]) -> list[float]:
         reference = next(self.kfd.consistency.parameters())
         pixels = torch.stack([from_bytes(image) for image in images])
-        return {"kfd": self.kfd(pixels.to(reference)).score.tolist()}
+        return self.kfd(pixels.to(reference)).score.tolist()
 
 
 class AdapterScorer:

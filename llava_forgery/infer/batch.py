@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ from PIL import Image
 from llava_forgery.faces.images import read_image
 from llava_forgery.faces.sources import VIDEO_SUFFIXES, find_media
 from llava_forgery.faces.video import FrameChoice, require_pyav
+from llava_forgery.infer.halving import is_out_of_memory
 from llava_forgery.infer.overlay import photograph_overlay, save_png
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict
 from llava_forgery.infer.video import judge_video, video_overlay
 
 logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+"""Of the records: it rises when a name in them changes its meaning or goes."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,14 @@ class FileVerdicts:
     """Path of the picture that was written, if any; one for all faces of the file."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, as ``llava-forgery detect --json`` prints them."""
+        """Plain values for JSON, as ``llava-forgery detect`` prints them."""
         faces = [{**face.to_dict(), "overlay": self.overlay} for face in self.faces]
-        return {"file": self.file, "error": self.error, "faces": faces}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "file": self.file,
+            "error": self.error,
+            "faces": faces,
+        }
 
 
 def list_media(paths: Iterable[str | Path]) -> Iterator[tuple[Path, str | None]]:
@@ -72,6 +82,9 @@ def judge_files(
 ) -> Iterator[FileVerdicts]:
     """Judge every image and every video under the paths.
 
+    Whatever one file fails for, memory that ran out included, is said in its record, and the rest
+    is judged.
+
     Args:
         predictor: The skill.
         paths: Files and folders.
@@ -86,6 +99,7 @@ def judge_files(
     Raises:
         ImportError: Faces must be found, and the package that finds them is not installed.
         FileNotFoundError: The same of its weights.
+        OSError: A picture cannot be written, as none after it could.
     """
     if not cropped:
         # What every file would fail for stops here.
@@ -97,9 +111,13 @@ def judge_files(
             continue
         try:
             faces, picture = _judge(predictor, path, cropped, frames, reduce, bool(overlay_dir))
-        except (ValueError, FileNotFoundError) as error:
-            logger.error("%s: %s", path, error)
-            yield FileVerdicts(str(path), error=str(error))
+            _check_finite(faces)
+        except Exception as error:
+            sentence = _sentence(error)
+            logger.error("%s: %s", path, sentence)
+            # For those who look for the cause.
+            logger.debug("%s", path, exc_info=True)
+            yield FileVerdicts(str(path), error=sentence)
             continue
         overlay = None
         if picture is not None:
@@ -107,6 +125,29 @@ def judge_files(
             note = f"map of the forged area in {path.name}, drawn by a detector"
             save_png(picture, overlay, note)
         yield FileVerdicts(str(path), faces=faces, overlay=overlay)
+
+
+def _check_finite(faces: list[Verdict]) -> None:
+    """JSON has no word for what is no number, and no reader takes it for a verdict."""
+    if not all(isfinite(value) for face in faces for value in (face.score, face.p_yes)):
+        raise ValueError(
+            "score or P(yes) is not finite: the weights of adapter or host are damaged, or too "
+            "large for its dtype"
+        )
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says; its name too where we did not word it, as it says little without."""
+    if isinstance(error, (ValueError, FileNotFoundError, ImportError)) and str(error):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"memory ran out with one face at a time ({_first_line(error)})"
+    return f"{type(error).__name__}: {_first_line(error)}".removesuffix(": ")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else ""
 
 
 def _judge(

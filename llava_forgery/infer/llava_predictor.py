@@ -213,10 +213,7 @@ class LlavaForgeryPredictor(ForgeryPredictor):
         return self.vlm.get_model().forgery_tower.config.encoder.image_size
 
     @torch.inference_mode()
-    def rate(self, faces: Sequence[JudgedFace]) -> tuple[list[float], list[float]]:
-        """Scores and P(yes) of faces, without writing the answers."""
-        if not faces:
-            return [], []
+    def _rate(self, faces: Sequence[JudgedFace]) -> list[tuple[float, float]]:
         detection = self._detect(faces)
         p_yes = []
         for i, face in enumerate(faces):
@@ -225,7 +222,7 @@ class LlavaForgeryPredictor(ForgeryPredictor):
             inputs = self.speaker.inputs(face.image, own)
             logits = self.vlm(input_ids=self.speaker.ids(tokens), **inputs).logits[0, -1]
             p_yes.append(_p_yes(logits, candidates))
-        return detection.score.tolist(), p_yes
+        return list(zip(detection.score.tolist(), p_yes, strict=True))
 
     def _answer(
         self, faces: Sequence[JudgedFace], detection: KFDOutput

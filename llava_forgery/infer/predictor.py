@@ -22,6 +22,7 @@ from llava_forgery.hosts.checkpoint import (
 )
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.infer.dialogue import Dialogue
+from llava_forgery.infer.halving import in_halves
 from llava_forgery.infer.verdict import Verdict, agree
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.build import build_prompt
@@ -151,15 +152,16 @@ class ForgeryPredictor:
             faces.append(JudgedFace(crop, box))
         return faces
 
-    @torch.inference_mode()
     def judge(self, faces: Sequence[JudgedFace]) -> list[Verdict]:
-        """Verdicts of faces, in one batch.
+        """Verdicts of faces, in one batch, or in halves of it where memory runs out.
 
         Detector and prompt are evaluated once: the first token's likelihoods give P(yes), the
         same pass goes on to write the answer.
         """
-        if not faces:
-            return []
+        return in_halves(self._judge, faces) if faces else []
+
+    @torch.inference_mode()
+    def _judge(self, faces: Sequence[JudgedFace]) -> list[Verdict]:
         detection = self._detect(faces)
         scores = detection.score.tolist()
         p_yes, answers = self._answer(faces, detection)
@@ -199,22 +201,27 @@ class ForgeryPredictor:
         )
         return p_yes, answers
 
-    @torch.inference_mode()
     def rate(self, faces: Sequence[JudgedFace]) -> tuple[list[float], list[float]]:
         """Scores and P(yes) of faces in one forward pass, without writing the answers.
+
+        Where memory runs out, the faces are halved.
 
         Returns:
             The detector's scores and the language model's P(yes), each in [0, 1]; the same that
             :meth:`judge` gives, at a fraction of its time.
         """
-        if not faces:
-            return [], []
+        rated = in_halves(self._rate, faces) if faces else []
+        return [score for score, _ in rated], [p_yes for _, p_yes in rated]
+
+    @torch.inference_mode()
+    def _rate(self, faces: Sequence[JudgedFace]) -> list[tuple[float, float]]:
         detection = self._detect(faces)
         scores = detection.score.tolist()
         batch, candidates = self._prompts(faces, scores)
         # Padded in front: the last token of every row is the prompt's last.
         logits = self.vlm(detection=detection, **batch).logits[:, -1].float()
-        return scores, torch.softmax(logits[:, list(candidates)], dim=1)[:, 0].tolist()
+        p_yes = torch.softmax(logits[:, list(candidates)], dim=1)[:, 0].tolist()
+        return list(zip(scores, p_yes, strict=True))
 
     def _detect(self, faces: Sequence[JudgedFace]) -> KFDOutput:
         return self.vlm.detect(torch.stack([from_bytes(face.image) for face in faces]))

@@ -152,7 +152,7 @@ def test_files_that_cannot_be_read_do_not_stop_the_others(predictor, tmp_path):
     assert "holds no pictures or videos" in results[2].error
     assert "nowhere.png" in results[3].error
     entry = results[1].to_dict()
-    assert set(entry) == {"file", "error", "faces"}
+    assert set(entry) == {"schema_version", "file", "error", "faces"}
     assert set(entry["faces"][0]) == {
         "box", "score", "p_yes", "answer", "regions", "agree", "overlay"
     }  # fmt: skip

@@ -1,0 +1,131 @@
+"""What becomes of files when one of them fails, memory runs out, or the user stops."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from llava_forgery.cli import app, use
+from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers_vlm import attach_forgery
+from llava_forgery.infer.batch import SCHEMA_VERSION, judge_files
+from llava_forgery.infer.predictor import ForgeryPredictor
+from tests import tiny
+
+
+class Failing(ForgeryPredictor):
+    """Raises ``error`` at the call ``at`` of a detector, and where it is given too many faces."""
+
+    at, error, room, calls = -1, None, 99, 0
+
+    def _detect(self, faces):
+        self.calls += 1
+        if self.calls == self.at:
+            raise self.error
+        if len(faces) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super()._detect(faces)
+
+
+@pytest.fixture
+def predictor():
+    host, processor = tiny.llava()
+    vlm = attach_forgery(host, processor, tiny.kfd(), lora=LoraSettings(r=2, alpha=4))
+    return Failing(vlm, max_new_tokens=2)
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for i, path in enumerate(paths):
+        Image.fromarray(tiny.picture(i)).save(path)
+    return paths
+
+
+def _detect(monkeypatch, predictor, files, *more):
+    monkeypatch.setattr(use, "load_predictor", lambda *_: predictor)
+    return CliRunner().invoke(app, ["detect", *map(str, files), "--model", "m", "--cropped", *more])
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("cuDNN error"), KeyError("k"), torch.OutOfMemoryError("out of memory")]
+)
+def test_whatever_one_file_fails_for_the_rest_is_judged(monkeypatch, predictor, files, error):
+    predictor.at, predictor.error = 3, error
+    result = _detect(monkeypatch, predictor, files, "--jsonl")
+    assert result.exit_code == 1
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [record["file"] for record in records] == [str(file) for file in files]
+    assert [record["error"] is None for record in records] == [True, True, False, True]
+    assert str(error.args[0]) in records[2]["error"]
+    assert {record["schema_version"] for record in records} == {SCHEMA_VERSION}
+    assert [len(record["faces"]) for record in records] == [1, 1, 0, 1]
+
+
+def test_lines_are_the_records_of_the_document(monkeypatch, predictor, files):
+    lines = _detect(monkeypatch, predictor, files, "--jsonl").stdout.splitlines()
+    document = json.loads(_detect(monkeypatch, predictor, files, "--json").stdout)
+    assert [json.loads(line) for line in lines] == document
+    both = _detect(monkeypatch, predictor, files, "--json", "--jsonl")
+    assert "either --json" in str(both.exception)
+
+
+@pytest.mark.parametrize("form", ["--json", "--jsonl", None])
+def test_ctrl_c_ends_with_what_is_done(monkeypatch, predictor, files, form):
+    predictor.at, predictor.error = 3, KeyboardInterrupt()
+    result = _detect(monkeypatch, predictor, files, *([form] if form else []))
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "interrupted: 2 files were judged, the others not"
+    if form == "--json":
+        assert [record["file"] for record in json.loads(result.stdout)] == [
+            str(file) for file in files[:2]
+        ]
+    else:
+        assert [str(file) in result.stdout for file in files] == [True, True, False, False]
+
+
+def test_a_batch_too_large_is_halved_and_judged_the_same(predictor):
+    faces = [predictor.find_faces(tiny.picture(i), cropped=True)[0] for i in range(5)]
+    whole, rated = predictor.judge(faces), predictor.rate(faces)
+    predictor.room = 2
+    halved = predictor.judge(faces)
+    for one, other in zip(whole, halved, strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-5)
+        assert one.p_yes == pytest.approx(other.p_yes, abs=1e-5)
+    for one, other in zip(rated, predictor.rate(faces), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_verdict_that_is_no_number_is_an_error_of_its_file(monkeypatch, predictor, files):
+    judge = predictor._judge
+    nan = {"score": float("nan")}
+    predictor._judge = lambda faces: [replace(verdict, **nan) for verdict in judge(faces)]
+    (record,) = judge_files(predictor, files[:1], cropped=True)
+    assert "not finite" in record.error
+
+
+def test_a_line_is_out_before_the_next_file_is_read(tmp_path):
+    """Of a run that is killed at its third file, two lines are there."""
+    script = (
+        "import os, signal, sys\n"
+        "from llava_forgery.cli import app, use\n"
+        "from llava_forgery.infer import batch\n"
+        "def judge(predictor, paths, **_):\n"
+        "    for i in range(2):\n"
+        "        yield batch.FileVerdicts(f'{i}.png')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "batch.judge_files = judge\n"
+        "use.load_predictor = lambda *_: None\n"
+        "app(['detect', 'x', '--model', 'm', '--jsonl'])\n"
+    )
+    with open(tmp_path / "out", "w") as out:
+        result = subprocess.run([sys.executable, "-c", script], stdout=out, env=dict(os.environ))
+    assert result.returncode == -9
+    lines = (tmp_path / "out").read_text().splitlines()
+    assert [json.loads(line)["file"] for line in lines] == ["0.png", "1.png"]
