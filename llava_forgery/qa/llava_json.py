@@ -194,6 +194,7 @@ def read_llava_json(
     image_folder: str | PathLike | None = None,
     *,
     skip_invalid: bool = False,
+    invalid: list[str] | None = None,
 ) -> Iterator[LlavaSample]:
     """Read LLaVA's JSON (a list) or JSONL, one entry after another; memory stays flat.
 
@@ -202,6 +203,7 @@ def read_llava_json(
         image_folder: Where the images lie; each must be there. None does not look.
         skip_invalid: Leave entries out that are not valid, each with a warning that names it. For
             large collections of others' data; a missing image remains an error.
+        invalid: Receives what is wrong with such entries, instead of an error or a warning.
 
     Yields:
         The samples in the file's order.
@@ -219,6 +221,9 @@ def read_llava_json(
         try:
             sample = LlavaSample.from_entry(entry, place=place)
         except ValueError as error:
+            if invalid is not None:
+                invalid.append(f"{path}: {error}")
+                continue
             if not skip_invalid:
                 raise ValueError(f"{path}: {error}") from error
             logger.warning("%s: left out: %s", path, error)

@@ -112,10 +112,20 @@ class DataArguments:
     general_ratio: float | None = _flag(
         "Share of the general data; default 0.5, at which the two alternate."
     )
+    validate: bool = _flag(
+        "Read and tokenise all samples before the host is loaded, and name all that are invalid; "
+        "the outcome is kept in --output_dir.",
+        True,
+    )
+    skip_invalid: bool = _flag(
+        "Leave invalid samples out; they are counted, and listed in --output_dir.", False
+    )
 
     def __post_init__(self) -> None:
         if not self.data_path:
             raise ValueError("--data_path is missing: give LLaVA JSON, YAML or a data set's folder")
+        if self.skip_invalid and not self.validate:
+            raise ValueError("--skip-invalid needs the pass that --no-validate leaves out")
         if self.image_aspect_ratio not in (None, "square", "pad", "anyres"):
             raise ValueError(
                 f"--image_aspect_ratio must be square, pad or anyres, got {self.image_aspect_ratio}"

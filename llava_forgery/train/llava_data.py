@@ -35,6 +35,7 @@ from llava_forgery.faces.images import read_image
 from llava_forgery.qa.llava_json import LlavaSample, read_llava_json
 from llava_forgery.qa.mixing import mix_general
 from llava_forgery.train.llava_text import PromptStyle, encode_turns
+from llava_forgery.train.validation import fingerprint_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,12 @@ class Source(Protocol):
     @property
     def general(self) -> list[bool]:
         """Which are general instruction data, whatever the source is given as."""
+
+    def name(self, index: int) -> str:
+        """What messages call a dialogue, without reading its images."""
+
+    def fingerprint(self) -> str:
+        """Changes with the dialogues and their images."""
 
 
 class JsonSource:
@@ -105,6 +112,17 @@ class JsonSource:
             for sample in self.samples
         ]
 
+    def name(self, index: int) -> str:
+        return self.samples[index].id
+
+    def fingerprint(self) -> str:
+        files = {image for sample in self.samples for image in sample.images}
+        return fingerprint_of(
+            [sample.to_entry() for sample in self.samples],
+            str(self.image_folder.resolve()),
+            [_state(self.image_folder / name) for name in sorted(files)],
+        )
+
 
 class RowSource:
     """Rows of a data set from ``build-qa``, whose images lie in it.
@@ -122,16 +140,18 @@ class RowSource:
                 f"{', '.join(rows.column_names)}; make one with llava-forgery build-qa, or give "
                 "LLaVA's JSON"
             )
-        self.rows, self.name = rows, name
+        self.rows, self.title = rows, name
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Dialogue:
         row = self.rows[index]
+        if row["image"] is None or not row["messages"]:
+            raise ValueError("the row has no image or no messages")
         first, *others = (message["text"] for message in row["messages"])
         turns = (f"{IMAGE_TOKEN}\n{first}", *others)
-        return Dialogue(f"{self.name}[{index}]", turns, (row["image"].convert("RGB"),))
+        return Dialogue(self.name(index), turns, (row["image"].convert("RGB"),))
 
     @property
     def lengths(self) -> list[int]:
@@ -141,9 +161,69 @@ class RowSource:
     def general(self) -> list[bool]:
         return [False] * len(self)
 
+    def name(self, index: int) -> str:
+        return f"{self.title}[{index}]"
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(rows_fingerprint(self.rows))
+
+
+class Selection:
+    """Some of a source's dialogues, under their names there.
+
+    Args:
+        source: The whole.
+        rows: Which of it.
+    """
+
+    def __init__(self, source: Source, rows: Sequence[int]) -> None:
+        self.source, self.rows = source, list(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Dialogue:
+        return self.source[self.rows[index]]
+
+    @property
+    def lengths(self) -> list[int]:
+        lengths = self.source.lengths
+        return [lengths[row] for row in self.rows]
+
+    @property
+    def general(self) -> list[bool]:
+        general = self.source.general
+        return [general[row] for row in self.rows]
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.rows[index])
+
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.source.fingerprint(), self.rows)
+
+
+class DialogueCheck:
+    """Whether a training could read and encode a dialogue; a check of ``find_invalid``.
+
+    Args:
+        source: The dialogues.
+        is_skill: Whether they teach the skill, but for those that the source tells to be general.
+        encoding: What :func:`encode_dialogue` takes beside them.
+    """
+
+    def __init__(self, source: Source, is_skill: bool, encoding: "Encoding") -> None:
+        self.source, self.encoding = source, encoding
+        self.is_skill = [is_skill and not general for general in source.general]
+
+    def __call__(self, row: int) -> None:
+        encode_dialogue(self.source[row], self.encoding, self.is_skill[row])
+
 
 def open_source(
-    path: str | PathLike, image_folder: str | PathLike | None = None, seed: int = 0
+    path: str | PathLike,
+    image_folder: str | PathLike | None = None,
+    seed: int = 0,
+    invalid: list[str] | None = None,
 ) -> Source:
     """Read ``--data_path`` or ``--general_data_path``.
 
@@ -152,6 +232,8 @@ def open_source(
         image_folder: What paths in JSON and YAML are relative to; by default the folder of the
             file.
         seed: Of what a YAML file draws at random.
+        invalid: Receives what is wrong with entries of the JSON instead of an error, and images
+            are not looked for: for a pass over all samples, which finds the missing ones.
 
     Raises:
         FileNotFoundError: The file or one of its images is not there.
@@ -167,9 +249,9 @@ def open_source(
     else:
         folder = path.parent if image_folder is None else Path(image_folder)
         if path.suffix in (".yaml", ".yml"):
-            samples = read_yaml(path, folder, seed)
+            samples = read_yaml(path, folder, seed, invalid)
         else:
-            samples = list(read_llava_json(path, folder))
+            samples = _read_json(path, folder, invalid)
         source = JsonSource(samples, folder)
         _warn_of_unmarked(path, samples)
     if not len(source):
@@ -177,7 +259,9 @@ def open_source(
     return source
 
 
-def read_yaml(path: Path, image_folder: Path, seed: int = 0) -> list[LlavaSample]:
+def read_yaml(
+    path: Path, image_folder: Path, seed: int = 0, invalid: list[str] | None = None
+) -> list[LlavaSample]:
     """The samples of LLaVA-NeXT's YAML; ``json_path`` is relative to it.
 
     Raises:
@@ -196,13 +280,19 @@ def read_yaml(path: Path, image_folder: Path, seed: int = 0) -> list[LlavaSample
                 f"{path}: data set {number} must have json_path and perhaps sampling_strategy, "
                 f"got {entry!r}"
             )
-        found = list(read_llava_json(path.parent / entry["json_path"], image_folder))
+        found = _read_json(path.parent / entry["json_path"], image_folder, invalid)
         try:
             strategy = str(entry.get("sampling_strategy", "all"))
             samples += choose(found, strategy, random.Random(f"{seed}-{number}"))
         except ValueError as error:
             raise ValueError(f"{path}: data set {number}: {error}") from error
     return samples
+
+
+def _read_json(path: Path, folder: Path, invalid: list[str] | None) -> list[LlavaSample]:
+    if invalid is None:
+        return list(read_llava_json(path, folder))
+    return list(read_llava_json(path, invalid=invalid))
 
 
 def choose(samples: list[Any], strategy: str, rng: random.Random) -> list[Any]:
@@ -236,6 +326,55 @@ def choose(samples: list[Any], strategy: str, rng: random.Random) -> list[Any]:
     return samples[:count] if kind == "first" else samples[len(samples) - count :]
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """How dialogues become tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    """The checkpoint's."""
+    style: PromptStyle
+    """Template and placeholders."""
+    max_length: int
+    """Most tokens of a sample."""
+    image_tokens: int = 1
+    """Least tokens that the model makes of an image, before it cuts off at ``max_length``."""
+
+    def fingerprint(self) -> str:
+        """Changes with all that decides on the tokens of a dialogue."""
+        style = self.style
+        return fingerprint_of(
+            self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else None,
+            repr(style.template),
+            [style.n_forgery, style.im_start_end, self.max_length, self.image_tokens],
+        )
+
+
+def encode_dialogue(
+    dialogue: Dialogue, encoding: Encoding, is_skill: bool
+) -> dict[str, torch.Tensor]:
+    """Tokens and labels, as :func:`~llava_forgery.train.llava_text.encode_turns` gives them.
+
+    Raises:
+        ValueError: An answer is empty, no token is left to learn from, or there is nothing to
+            detect.
+    """
+    if is_skill and not dialogue.images:
+        raise ValueError(
+            "it has a label and no image, so there is nothing to detect; give it its image, or "
+            "leave the label out"
+        )
+    if not all(turn.strip() for turn in dialogue.turns[1::2]):
+        raise ValueError("an answer is empty, so there is nothing to learn from it")
+    return encode_turns(
+        dialogue.turns,
+        encoding.tokenizer,
+        encoding.style,
+        skill=is_skill,
+        max_length=encoding.max_length,
+        image_tokens=encoding.image_tokens,
+    )
+
+
 class TrainingSamples(Dataset):
     """Dialogues as the model's inputs, skill and general data mixed.
 
@@ -243,11 +382,9 @@ class TrainingSamples(Dataset):
         skill: Dialogues that teach the skill, but for those that it tells to be general.
         general: General dialogues, if any.
         general_ratio: Share of the general ones; at 0.5 the two alternate.
-        tokenizer: The checkpoint's.
-        style: Template and placeholders.
+        encoding: How dialogues become tokens.
         images: Prepares images for the host.
         forgery_images: Prepares images for the detector; None where it reads the host's tower.
-        max_length: Most text tokens of a sample.
         seed: Of what is drawn of the general data.
     """
 
@@ -257,11 +394,9 @@ class TrainingSamples(Dataset):
         general: Source | None,
         general_ratio: float,
         *,
-        tokenizer: PreTrainedTokenizerBase,
-        style: PromptStyle,
+        encoding: "Encoding",
         images: "HostImages",
         forgery_images: Any | None,
-        max_length: int,
         seed: int = 0,
     ) -> None:
         self.skill, self.general = skill, general
@@ -273,7 +408,7 @@ class TrainingSamples(Dataset):
                 f"all {len(skill)} samples of the skill's data are general ones or texts without "
                 "an image, so nothing would teach the skill; give --data_path its conversations"
             )
-        self.tokenizer, self.style, self.max_length = tokenizer, style, max_length
+        self.encoding = encoding
         self.images, self.forgery_images = images, forgery_images
 
     def __len__(self) -> int:
@@ -296,20 +431,9 @@ class TrainingSamples(Dataset):
         is_skill = self._is_skill[index]
         dialogue = (self.skill if of_skill else self.general)[row]
         try:
-            sample: dict[str, Any] = encode_turns(
-                dialogue.turns,
-                self.tokenizer,
-                self.style,
-                skill=is_skill,
-                max_length=self.max_length,
-            )
+            sample: dict[str, Any] = encode_dialogue(dialogue, self.encoding, is_skill)
         except ValueError as error:
             raise ValueError(f"sample {dialogue.id!r}: {error}") from error
-        if is_skill and not dialogue.images:
-            raise ValueError(
-                f"sample {dialogue.id!r} has a label and no image, so there is nothing to detect; "
-                "give it its image, or leave the label out"
-            )
         sample["images"], sample["image_sizes"] = self.images(dialogue.images)
         if is_skill and self.forgery_images is not None:
             pixels = self.forgery_images.preprocess(list(dialogue.images))["pixel_values"]
@@ -385,6 +509,20 @@ class LlavaCollator:
         if shown:
             batch["forgery_images"] = torch.cat(shown)
         return batch
+
+
+def rows_fingerprint(rows: datasets.Dataset) -> list[Any]:
+    """Changes with a data set's rows, also where its files were replaced in place."""
+    return [rows._fingerprint, [_state(Path(file["filename"])) for file in rows.cache_files]]
+
+
+def _state(path: Path) -> list[Any]:
+    """Name, size and time of a file; the name alone where it is missing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return [path.name]
+    return [path.name, found.st_size, found.st_mtime_ns]
 
 
 def _warn_of_unmarked(path: Path, samples: Sequence[LlavaSample]) -> None:

@@ -52,6 +52,7 @@ def encode_turns(
     *,
     skill: bool,
     max_length: int,
+    image_tokens: int = 1,
 ) -> dict[str, torch.Tensor]:
     """Tokens and labels of one dialogue.
 
@@ -61,6 +62,8 @@ def encode_turns(
         style: Template and placeholders.
         skill: Whether placeholders stand behind the images.
         max_length: Most tokens, an image counted as one; what is longer is cut off, as in LLaVA.
+        image_tokens: Least tokens that the model makes of an image. It cuts off at ``max_length``
+            once more when it has put them in, which here only decides what is left to learn from.
 
     Returns:
         ``input_ids`` (T,) with -200 for each image and -201 for each placeholder, and ``labels``
@@ -78,7 +81,9 @@ def encode_turns(
             if ids[i] not in MARKS.values():
                 labels[i] = ids[i]
     ids, labels = torch.tensor(ids)[:max_length], labels[:max_length]
-    if bool((labels == IGNORE_INDEX).all()):
+    before = torch.cumsum(ids == IMAGE_TOKEN_INDEX, dim=0) * (image_tokens - 1)
+    seen = torch.arange(len(ids)) + before < max_length
+    if bool((labels[seen] == IGNORE_INDEX).all()):
         raise ValueError(
             f"no token is left to learn from: the first answer begins behind the {max_length} "
             "tokens of --model_max_length; raise it or shorten the question"

@@ -31,9 +31,23 @@ from llava_forgery.hosts.llava_skill import has_skill
 from llava_forgery.hosts.llava_tower import KFDVisionTower
 from llava_forgery.optional import require
 from llava_forgery.train.arguments import LlavaArguments, parse_arguments
-from llava_forgery.train.llava_data import HostImages, TrainingSamples, open_source
+from llava_forgery.train.llava_data import (
+    DialogueCheck,
+    Encoding,
+    HostImages,
+    Selection,
+    Source,
+    TrainingSamples,
+    open_source,
+)
 from llava_forgery.train.llava_stage2 import prepare_model, train_llava
 from llava_forgery.train.llava_text import PromptStyle
+from llava_forgery.train.validation import (
+    LISTED,
+    find_invalid,
+    fingerprint_of,
+    settle_invalid,
+)
 from llava_forgery.train.zero import loaded_whole
 
 logger = logging.getLogger(__name__)
@@ -56,10 +70,11 @@ def run(arguments: LlavaArguments) -> PreTrainedModel:
     flags = arguments.training
     set_seed(flags.seed)
     with loaded_whole(flags):
+        sources = open_sources(arguments)
         tokenizer, model = load_host(arguments)
         tower = open_vision_tower(model, arguments)
         attach_skill(model, arguments)
-        samples = open_samples(model, tokenizer, tower.image_processor, arguments)
+        samples = open_samples(model, tokenizer, tower.image_processor, arguments, sources)
         prepared = prepare_model(model, flags)
     return train_llava(prepared, samples, flags, arguments.forgery.fpl_lr, tokenizer.pad_token_id)
 
@@ -71,6 +86,30 @@ def load_host(arguments: LlavaArguments) -> tuple[PreTrainedTokenizerBase, PreTr
         FileNotFoundError: There is no such checkpoint.
         ValueError: It is no LLaVA checkpoint, has the skill already, or contradicts a flag.
     """
+    flags, path = arguments.training, arguments.model.model_name_or_path
+    tokenizer, _, model_class = _read_checkpoint(arguments)
+    options: dict[str, Any] = {"cache_dir": arguments.model.cache_dir}
+    half = torch.bfloat16 if flags.bf16 else torch.float16 if flags.fp16 else None
+    if flags.bits != 16:
+        options["quantization_config"] = _quantization(arguments, half or torch.float32)
+        options["device_map"] = {"": flags.device}
+    model = model_class.from_pretrained(path, dtype=half or torch.float32, **options)
+    # As LLaVA writes them into the configuration that goes with the adapter.
+    model.config.tokenizer_padding_side = tokenizer.padding_side
+    model.config.tokenizer_model_max_length = tokenizer.model_max_length
+    if arguments.data.image_aspect_ratio is not None:
+        model.config.image_aspect_ratio = arguments.data.image_aspect_ratio
+    if has_skill(model):
+        raise ValueError(
+            f"{path} has the forgery skill already; give the checkpoint it was trained on"
+        )
+    return tokenizer, model
+
+
+def _read_checkpoint(
+    arguments: LlavaArguments,
+) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig, type[PreTrainedModel]]:
+    """All of the checkpoint but its weights."""
     flags, path = arguments.training, arguments.model.model_name_or_path
     options: dict[str, Any] = {"cache_dir": arguments.model.cache_dir}
     try:
@@ -87,21 +126,7 @@ def load_host(arguments: LlavaArguments) -> tuple[PreTrainedTokenizerBase, PreTr
     if tokenizer.pad_token is None or tokenizer.unk_token is not None:
         # As LLaVA does; the mask says what is padding, so any token will do.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    half = torch.bfloat16 if flags.bf16 else torch.float16 if flags.fp16 else None
-    if flags.bits != 16:
-        options["quantization_config"] = _quantization(arguments, half or torch.float32)
-        options["device_map"] = {"": flags.device}
-    model = model_class.from_pretrained(path, dtype=half or torch.float32, **options)
-    # As LLaVA writes them into the configuration that goes with the adapter.
-    model.config.tokenizer_padding_side = tokenizer.padding_side
-    model.config.tokenizer_model_max_length = tokenizer.model_max_length
-    if arguments.data.image_aspect_ratio is not None:
-        model.config.image_aspect_ratio = arguments.data.image_aspect_ratio
-    if has_skill(model):
-        raise ValueError(
-            f"{path} has the forgery skill already; give the checkpoint it was trained on"
-        )
-    return tokenizer, model
+    return tokenizer, config, model_class
 
 
 def _model_class(path: str, **options: Any) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:
@@ -167,41 +192,122 @@ def attach_skill(model: PreTrainedModel, arguments: LlavaArguments) -> None:
         getattr(inner, name).float()
 
 
-def open_samples(
-    model: PreTrainedModel,
+def open_sources(arguments: LlavaArguments) -> tuple[Source, Source | None]:
+    """The data of the skill and the general ones, validated unless the flags say otherwise.
+
+    Nothing of the host but its configuration and tokenizer is loaded for it.
+
+    Raises:
+        FileNotFoundError: A file or the checkpoint is not there.
+        ValueError: A file or samples are not valid; all such samples are listed.
+    """
+    data, flags = arguments.data, arguments.training
+    invalid: list[str] | None = [] if data.validate else None
+    sources = {"skill": open_source(data.data_path, data.image_folder, flags.seed, invalid)}
+    if data.general_data_path is not None:
+        folder = data.general_image_folder or data.image_folder
+        sources["general"] = open_source(data.general_data_path, folder, flags.seed, invalid)
+    if invalid is not None:
+        tokenizer, config, _ = _read_checkpoint(arguments)
+        encoding = _encoding(tokenizer, config, _image_tokens(config), arguments)
+        # The others read what the first process found.
+        with flags.main_process_first(desc="validation"):
+            sources = _validated(sources, encoding, invalid, arguments)
+    return sources["skill"], sources.get("general")
+
+
+def _validated(
+    sources: dict[str, Source], encoding: Encoding, invalid: list[str], arguments: LlavaArguments
+) -> dict[str, Source]:
+    """What is valid of each source.
+
+    Args:
+        sources: By "skill" and "general".
+        encoding: How dialogues become tokens.
+        invalid: What was wrong already with the entries of their files.
+        arguments: The flags.
+    """
+    checks = {
+        name: (DialogueCheck(source, name == "skill", encoding), len(source))
+        for name, source in sources.items()
+    }
+    parts = {name: source.fingerprint() for name, source in sources.items()}
+    folder = arguments.training.output_dir
+    found = find_invalid(checks, fingerprint_of(parts, encoding.fingerprint()), folder)
+    listed = invalid + [
+        f"{name} data: sample {source.name(row)!r}: {reason}"
+        for name, source in sources.items()
+        for row, reason in sorted(found[name].items())
+    ]
+    count = len(invalid) + sum(len(source) for source in sources.values())
+    settle_invalid(listed, count, folder, arguments.data.skip_invalid)
+    left: dict[str, Source] = {}
+    for name, source in sources.items():
+        rows = [row for row in range(len(source)) if row not in found[name]]
+        if not rows:
+            raise ValueError(f"no sample of the {name} data is valid; see {folder}/{LISTED}")
+        left[name] = source if len(rows) == len(source) else Selection(source, rows)
+    return left
+
+
+def _image_tokens(config: PreTrainedConfig) -> int:
+    """Least tokens that a checkpoint's model makes of an image, from its configuration alone."""
+    from llava.model.multimodal_encoder.builder import build_vision_tower
+
+    if getattr(config, "mm_resampler_type", None):
+        # LLaVA-NeXT's resamplers make fewer of them than the tower has patches.
+        return 1
+    return int(build_vision_tower(config, delay_load=True).num_patches)
+
+
+def _encoding(
     tokenizer: PreTrainedTokenizerBase,
-    image_processor: Any,
+    config: PreTrainedConfig,
+    image_tokens: int,
     arguments: LlavaArguments,
-) -> TrainingSamples:
-    """The training data, skill and general."""
+) -> Encoding:
     from llava.conversation import conv_templates
 
-    data, flags, version = arguments.data, arguments.training, arguments.model.version
+    version = arguments.model.version
     if version not in conv_templates:
         raise ValueError(
             f"--version {version} is none of LLaVA's conversation templates: "
             f"{', '.join(conv_templates)}"
         )
-    general = None
-    if data.general_data_path is not None:
-        folder = data.general_image_folder or data.image_folder
-        general = open_source(data.general_data_path, folder, flags.seed)
     style = PromptStyle(
         conv_templates[version],
-        model.n_forgery,
-        bool(getattr(model.config, "mm_use_im_start_end", False)),
+        arguments.forgery.fpl_n_forgery,
+        bool(getattr(config, "mm_use_im_start_end", False)),
     )
+    return Encoding(tokenizer, style, arguments.training.model_max_length, image_tokens)
+
+
+def open_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: Any,
+    arguments: LlavaArguments,
+    sources: tuple[Source, Source | None] | None = None,
+) -> TrainingSamples:
+    """The training data, skill and general.
+
+    Args:
+        model: With the skill.
+        tokenizer: The checkpoint's.
+        image_processor: Of the host's vision tower.
+        arguments: The flags.
+        sources: From :func:`open_sources`, which is called otherwise.
+    """
+    skill, general = open_sources(arguments) if sources is None else sources
     detectors = model.get_model().forgery_tower.image_processor
     return TrainingSamples(
-        open_source(data.data_path, data.image_folder, flags.seed),
+        skill,
         general,
-        data.general_ratio,
-        tokenizer=tokenizer,
-        style=style,
+        arguments.data.general_ratio,
+        encoding=_encoding(tokenizer, model.config, _image_tokens(model.config), arguments),
         images=HostImages(image_processor, model.config),
         forgery_images=detectors if model.takes_forgery_images else None,
-        max_length=flags.model_max_length,
-        seed=flags.seed,
+        seed=arguments.training.seed,
     )
 
 

@@ -13,6 +13,7 @@ from llava_forgery.constants import IGNORE_INDEX
 from llava_forgery.hosts.llava_tower import KFDImageProcessor
 from llava_forgery.qa.mixing import mix_llava_json
 from llava_forgery.train.llava_data import (
+    Encoding,
     HostImages,
     LlavaCollator,
     TrainingSamples,
@@ -60,11 +61,9 @@ def _samples(skill, general=None, max_length=2048, aspect="pad", ratio=0.5):
         skill,
         general,
         ratio,
-        tokenizer=tiny_llava.tokenizer(),
-        style=PromptStyle(conv_templates["v1"], 3),
+        encoding=Encoding(tiny_llava.tokenizer(), PromptStyle(conv_templates["v1"], 3), max_length),
         images=HostImages(clip, config),
         forgery_images=KFDImageProcessor(tiny.SIZE),
-        max_length=max_length,
     )
 
 
@@ -151,7 +150,7 @@ def test_a_sample_that_teaches_nothing_is_named(folder):
     lost = json.loads((folder / "lost.json").read_text())
     lost[1]["label"] = 0
     (folder / "lost.json").write_text(json.dumps(lost))
-    with pytest.raises(ValueError, match="sample 's1' has a label and no image"):
+    with pytest.raises(ValueError, match="sample 's1': it has a label and no image"):
         _ = _samples(open_source(folder / "lost.json"))[1]
 
 

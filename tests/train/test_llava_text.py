@@ -111,6 +111,14 @@ def test_what_is_longer_is_cut_off_but_never_all_that_is_learnt(tokenizer):
     assert cut["labels"].tolist() == whole["labels"].tolist()[:-3]
     with pytest.raises(ValueError, match="no token is left to learn from"):
         encode_turns(TURNS, tokenizer, style, skill=True, max_length=20)
+    # LLaVA's model cuts off again once the image has become its tokens.
+    answer = int((whole["labels"] != IGNORE_INDEX).nonzero()[0])
+    room = length - answer
+    fits = {"skill": True, "max_length": length, "image_tokens": room}
+    labels = encode_turns(TURNS, tokenizer, style, **fits)["labels"]
+    assert labels.tolist() == whole["labels"].tolist()
+    with pytest.raises(ValueError, match="no token is left to learn from"):
+        encode_turns(TURNS, tokenizer, style, **fits | {"image_tokens": room + 1})
 
 
 def test_wrong_turns_templates_and_tokenizers_are_refused(tokenizer):
