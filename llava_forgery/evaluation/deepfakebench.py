@@ -11,12 +11,16 @@ import datasets
 import numpy as np
 from PIL import Image
 
+import llava_forgery
 from llava_forgery.faces.benchmarks.deepfakebench import to_deepfakebench
 from llava_forgery.faces.crop import crop_box
 from llava_forgery.faces.records import FaceCrop
 from llava_forgery.faces.sources import MediaSource
 from llava_forgery.files import atomic_path, check_output_folder, write_json
 from llava_forgery.infer.overlay import save_png
+
+# DeepfakeBench's own data lie in folders named rgb: this file tells ours apart.
+SUMMARY = "export.json"
 
 
 def export_deepfakebench(
@@ -40,7 +44,8 @@ def export_deepfakebench(
     Raises:
         ValueError: As ``to_deepfakebench``; several faces of one frame.
     """
-    check_output_folder(output_dir, "rgb")
+    listing = f"{dataset}.json"
+    check_output_folder(output_dir, SUMMARY, entries=("rgb", listing, SUMMARY))
     with atomic_path(Path(output_dir)) as temporary:
         sources = [
             _frame_file(FaceCrop.from_row(row), temporary / "rgb" / dataset, size) for row in faces
@@ -53,7 +58,8 @@ def export_deepfakebench(
                 "prepare without --all-faces"
             )
         value = to_deepfakebench(sources, dataset, temporary / "rgb")
-        write_json(temporary / f"{dataset}.json", value)
+        write_json(temporary / listing, value)
+        write_json(temporary / SUMMARY, {"dataset": dataset, "version": llava_forgery.__version__})
     return len(sources)
 
 

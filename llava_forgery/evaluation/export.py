@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 from tqdm import tqdm
 
+import llava_forgery
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.files import atomic_path, check_output_folder, write_json
 from llava_forgery.infer.overlay import png_bytes
@@ -20,6 +21,9 @@ from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.subjects import FORGED, PRISTINE, to_bytes
 
 SPLIT, DICTIONARY = "test", "dataset_dict.json"
+# Any DatasetDict may hold the other two: this file tells ours apart.
+SUMMARY = "export.json"
+ENTRIES = frozenset({SPLIT, DICTIONARY, SUMMARY})
 FEATURES = datasets.Features(
     {
         "image": datasets.Image(),
@@ -93,9 +97,10 @@ def export_faces(faces: datasets.Dataset, output_dir: str | PathLike) -> int:
 
 
 def _write(rows: Callable[[], Iterator[dict[str, Any]]], output_dir: str | PathLike) -> None:
-    check_output_folder(output_dir, DICTIONARY)
+    check_output_folder(output_dir, SUMMARY, entries=ENTRIES)
     with atomic_path(Path(output_dir)) as temporary:
         temporary.mkdir()
         write_rows(rows, FEATURES, temporary / SPLIT)
         # What makes it a DatasetDict, which lmms-eval asks for.
         write_json(temporary / DICTIONARY, {"splits": [SPLIT]})
+        write_json(temporary / SUMMARY, {"version": llava_forgery.__version__})

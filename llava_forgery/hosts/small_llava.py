@@ -22,11 +22,15 @@ from transformers import (
     LlavaProcessor,
 )
 
+import llava_forgery
 from llava_forgery.constants import IMAGE_TOKEN
-from llava_forgery.files import atomic_path, check_output_folder
+from llava_forgery.files import atomic_path, check_output_folder, write_json
 from llava_forgery.optional import packaged_file
 
 logger = logging.getLogger(__name__)
+
+# Any model's folder holds a config.json: this file tells ours apart.
+RECIPE = "small_llava.json"
 
 # SmolLM2's own template, with LLaVA's image token for an image in the content and without the
 # default system prompt, which says nothing about images and lengthens every sample by a quarter.
@@ -61,7 +65,7 @@ def build_small_llava(directory: str | PathLike, seed: int = 0) -> None:
     Raises:
         FileNotFoundError: The package is not installed.
     """
-    check_output_folder(directory, "config.json")
+    check_output_folder(directory, RECIPE)
     gguf = smollm2_file()
     logger.info("reading %s (about a minute)", gguf.name)
     language = AutoModelForCausalLM.from_pretrained(
@@ -77,6 +81,7 @@ def build_small_llava(directory: str | PathLike, seed: int = 0) -> None:
     with atomic_path(directory) as temporary:
         host.save_pretrained(temporary)
         processor.save_pretrained(temporary)
+        write_json(temporary / RECIPE, {"version": llava_forgery.__version__, "seed": seed})
 
 
 def assemble_llava(

@@ -34,6 +34,8 @@ EPSILON = 1e-6
 # The fork's layers of loralib: rank 32 and loralib's default alpha of 1.
 LORA_RANK, LORA_ALPHA = 32, 1
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+# Folders that open_clip reads hold the other two: this file tells ours apart.
+SUMMARY = "imagebind.json"
 
 _LORA_LAYERS = re.compile(
     r"modality_(trunks\.(vision|text)\.blocks\.\d+\.mlp\.fc[12]"
@@ -88,13 +90,14 @@ def import_imagebind(
         ValueError: Names are missing, unknown or of another shape, all of them listed; or it is no
             checkpoint of tensors alone; or the target holds something else.
     """
-    check_output_folder(target, CONFIG)
+    check_output_folder(target, SUMMARY, entries=(CONFIG, WEIGHTS, SUMMARY))
     tensors = needed_tensors(read_checkpoint(checkpoint))
     sources = tower_sources(model)
     factors = factor_sources(sources, tensors, rank)
     check_sources(tensors, [*sources.values(), *factors], str(checkpoint))
     with atomic_path(target) as temporary:
         write_towers(temporary, convert_towers(tensors, sources, rank), model)
+        write_json(temporary / SUMMARY, {"checkpoint": Path(checkpoint).name, "rank": rank})
 
 
 def needed_tensors(

@@ -157,7 +157,7 @@ def build_conversations(
     # As JSON gives it back, with lists for tuples.
     settings = json.loads(json.dumps(settings))
     output_dir = Path(output_dir)
-    check_output_folder(output_dir, "dataset_info.json")
+    check_output_folder(output_dir, SETTINGS, CONVERSATIONS)
     count = -(-len(source) // part_size)
     store = PartStore(output_dir.with_name(output_dir.name + "-parts"), count, FEATURES, settings)
     for number, subjects in _parts(source, store.missing, part_size, workers):

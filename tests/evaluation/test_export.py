@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import datasets
@@ -25,10 +26,14 @@ def test_simulated_forgeries(faces, tmp_path):
     pairs = FacePairs(faces, 4, size=48, seed=3, framing=CENTRED)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/old").touch()
-    with pytest.raises(ValueError, match=r"data is there and holds no dataset_dict\.json"):
+    with pytest.raises(ValueError, match=r"data is there and holds no export\.json"):
         export_simulated(pairs, tmp_path / "data")
     assert (tmp_path / "data/old").exists()
-    (tmp_path / "data/dataset_dict.json").touch()
+    # Any DatasetDict holds this one.
+    (tmp_path / "data/old").rename(tmp_path / "data/dataset_dict.json")
+    with pytest.raises(ValueError, match=r"data is there and holds no export\.json"):
+        export_simulated(pairs, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data")
     assert export_simulated(pairs, tmp_path / "data") == 8
     found = datasets.load_from_disk(str(tmp_path / "data"))
     assert list(found) == ["test"]
@@ -43,7 +48,11 @@ def test_simulated_forgeries(faces, tmp_path):
         assert row["identity"] == faces[pair.row]["identity"]
     videos = dict(zip(rows["video_id"][:], rows["label"][:], strict=True))
     assert videos == {"p0/forged": 1, "p0/pristine": 0, "p1/forged": 1, "p1/pristine": 0}
-    assert not (tmp_path / "data/old").exists()
+    (tmp_path / "data/mine.txt").touch()
+    with pytest.raises(ValueError, match=r"beside an earlier output it holds mine\.txt"):
+        export_simulated(pairs, tmp_path / "data")
+    (tmp_path / "data/mine.txt").unlink()
+    assert export_faces(faces, tmp_path / "data") == 2
 
 
 def test_command(faces, tmp_path):

@@ -97,4 +97,4 @@ def test_deepfakebench_reads_what_is_exported(faces, tmp_path):
         assert picture.size == mask.size == (64, 64)
         assert 0 < np.asarray(mask).mean() < 100
     with pytest.raises(ValueError, match="'Deepfakes' has no label in DFDCP"):
-        export_deepfakebench(rows, tmp_path / "out", "DFDCP")
+        export_deepfakebench(rows, tmp_path / "other", "DFDCP")
