@@ -2,9 +2,9 @@
 
     python -m eval.compare_variants --faces FACES --host HOST --out OUT [--reduced]
 
-FACES is a folder of prepare or generate-faces, HOST such as make-small-llava writes. OUT gets
-variants.csv and variants.md, which grow with every cell; the same command goes on after an
-interruption. Times of each cell are printed as it ends.
+FACES is a folder of prepare, HOST such as make-small-llava writes. OUT gets variants.csv and
+variants.md, which grow with every cell; the same command goes on after an interruption. Times of
+each cell are printed as it ends.
 """
 
 import logging

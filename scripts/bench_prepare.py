@@ -1,15 +1,16 @@
 """What preparing faces costs: memory against the number of files, time against workers.
 
-    python scripts/bench_prepare.py memory --photos PHOTOS --files 100 10000
-    python scripts/bench_prepare.py speed --photos PHOTOS --files 60
+    python scripts/bench_prepare.py memory --files 100 10000
+    python scripts/bench_prepare.py speed --files 60
 
-Both copy the photographs as often as needed; for the memory their middles are first made small
-(100 pixels), so that ten thousand take minutes. Every preparation is a process of its own. Memory
-is its peak resident size as Linux tells it (VmHWM); the time is that of the call, without the
-imports. The speed is also told in CPU seconds, which other work on the machine leaves nearly as
-they are: on an idle machine a preparation takes about those of the first process and an equal share
-of the workers', whose start (imports, models) is in it. --detector middle takes the middle of every
-picture for a face, whatever is in it: all but the detector is then as in ``llava-forgery prepare``.
+Both copy the photographs (of samples/, or --photos) as often as needed; for the memory their
+middles are first made small (100 pixels), so that ten thousand take minutes. Every preparation is a
+process of its own. Memory is its peak resident size as Linux tells it (VmHWM); the time is that of
+the call, without the imports. The speed is also told in CPU seconds, which other work on the
+machine leaves nearly as they are: on an idle machine a preparation takes about those of the first
+process and an equal share of the workers', whose start (imports, models) is in it. --detector
+middle takes the middle of every picture for a face, whatever is in it: all but the detector is then
+as in ``llava-forgery prepare``.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from PIL import Image
 
 from llava_forgery.faces.images import SUFFIXES
 
+SAMPLES = Path(__file__).parents[1] / "samples"
 _SMALL = 100
 _CHILD = """
 import json, re, resource, sys, time
@@ -90,7 +92,7 @@ def main() -> None:
     """Print one line a preparation, then the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("memory", "speed"))
-    parser.add_argument("--photos", type=Path, required=True, help="folder of square photographs")
+    parser.add_argument("--photos", type=Path, default=SAMPLES, help="of square photographs")
     parser.add_argument("--files", type=int, nargs="+", default=None)
     parser.add_argument("--detector", default="dlib", help="dlib, mediapipe or middle")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])

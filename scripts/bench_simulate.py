@@ -17,6 +17,7 @@ all CPU threads. "CPU alone" is the time for an image that no GPU shortens: plan
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from itertools import count
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 import typer
 
-from llava_forgery.faces.generated import generate_face
+from llava_forgery.faces.prepare import prepare
 from llava_forgery.faces.records import FaceCrop, load_faces
 from llava_forgery.simulate import staging
 from llava_forgery.simulate.blend import poisson_blend
@@ -37,12 +38,13 @@ from llava_forgery.simulate.degrade import DegradeConfig, degrade
 from llava_forgery.simulate.pairs import CENTRED, FramingConfig, frame_face
 from llava_forgery.simulate.simulator import ForgerySimulator, to_tensor
 
+SAMPLES = Path(__file__).parents[1] / "samples"
 SIZES = (224, 380)
 
 
 def main(
     faces: Annotated[
-        Path | None, typer.Option(help="Prepared faces; without, some are drawn by program.")
+        Path | None, typer.Option(help="Prepared faces; by default those of samples/.")
     ] = None,
     public: Annotated[
         Path | None, typer.Option(help="Checkout of SelfBlendedImages to compare with.")
@@ -65,10 +67,10 @@ def main(
     threads = torch.get_num_threads()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    if faces is None:
-        crops = [generate_face(i, 0, 360) for i in range(4)]
-    else:
-        rows = load_faces(faces)
+    with tempfile.TemporaryDirectory() as folder:
+        if faces is None:
+            prepare(SAMPLES, folder)
+        rows = load_faces(faces or folder)
         crops = [FaceCrop.from_row(rows[i]) for i in range(min(16, len(rows)))]
     print(f"OpenCV {cv2.__version__}, torch {torch.__version__}, {len(crops)} faces, one thread")
     print("| pixels | way | images/s | ms | times public |\n|---|---|---|---|---|")

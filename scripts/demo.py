@@ -2,10 +2,10 @@
 
     bash scripts/demo.sh [--faces DIR] [--out DIR]
 
-Makes or reads faces, splits them by identity, trains a tiny detector and the forgery adapter of a
-small LLaVA, evaluates both on people who were not in training, and prints a table. Each step calls
-what the command of the same name calls: prepare or generate-faces, import-efficientnet, train-kfd,
-make-small-llava, build-qa, finetune, evaluate.
+Finds the faces of photographs (of samples/ by default), splits them by identity, trains a tiny
+detector and the forgery adapter of a small LLaVA, evaluates both on people who were not in
+training, and prints a table. Each step calls what the command of the same name calls: prepare,
+import-efficientnet, train-kfd, make-small-llava, build-qa, finetune, evaluate.
 """
 
 import logging
@@ -20,7 +20,6 @@ import typer
 from transformers.utils.logging import disable_progress_bar
 
 from llava_forgery.evaluation.simulated import evaluate_simulated
-from llava_forgery.faces.generated import generate_faces
 from llava_forgery.faces.prepare import prepare
 from llava_forgery.faces.records import load_faces
 from llava_forgery.files import write_json
@@ -42,13 +41,13 @@ logger = logging.getLogger("demo")
 
 SEED = 0
 TEST_SHARE = 0.25
+SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 @dataclass(frozen=True)
 class Sizes:
     """How much of everything."""
 
-    identities: int
     kfd_steps: int
     qa_pairs: int
     align_pairs: int
@@ -59,11 +58,11 @@ class Sizes:
 
 # The warm start is cheap and learns the regions: it gets most of the forgeries.
 FULL = Sizes(
-    identities=80, kfd_steps=340, qa_pairs=350, align_pairs=1800, align_steps=900,
+    kfd_steps=340, qa_pairs=350, align_pairs=1800, align_steps=900,
     adapter_steps=140, test_pairs=60,
 )  # fmt: skip
 REDUCED = Sizes(
-    identities=16, kfd_steps=12, qa_pairs=16, align_pairs=8, align_steps=20, adapter_steps=4,
+    kfd_steps=12, qa_pairs=16, align_pairs=8, align_steps=20, adapter_steps=4,
     test_pairs=8,
 )  # fmt: skip
 # On two cores a step's time grows with its tokens, and more steps learn more: small batches of
@@ -77,8 +76,8 @@ LORA = LoraSettings(r=32, alpha=64, dropout=0.0)
 
 def main(
     faces: Annotated[
-        Path | None, typer.Option(help="Folder of photographs; drawn faces without it.")
-    ] = None,
+        Path, typer.Option(help="Folder of photographs.", show_default="samples/")
+    ] = SAMPLES,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo-out"),
     identity_pattern: Annotated[
         str,
@@ -103,19 +102,14 @@ def main(
 
     step("faces")
     if not (work / "faces/faces").is_dir():
-        if faces is None:
-            generate_faces(
-                work / "faces", identities=sizes.identities, test_share=TEST_SHARE, seed=SEED
-            )
-        else:
-            check_identities(faces, identity_pattern)
-            prepare(
-                faces,
-                work / "faces",
-                identity_pattern=identity_pattern,
-                test_share=TEST_SHARE,
-                seed=SEED,
-            )
+        check_identities(faces, identity_pattern)
+        prepare(
+            faces,
+            work / "faces",
+            identity_pattern=identity_pattern,
+            test_share=TEST_SHARE,
+            seed=SEED,
+        )
     train, test = (load_faces(work / "faces", split=split) for split in ("train", "test"))
 
     step("detector (stage 1)")

@@ -3,7 +3,7 @@
 #
 #   bash scripts/demo.sh [--faces DIR] [--out DIR] [--identity-pattern REGEX] [--reduced] [--resume]
 #
-# Without --faces, faces are drawn by program. See `scripts/demo.py --help`.
+# Without --faces it takes the photographs in samples/. See `scripts/demo.py --help`.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 install_venv "$DEMO_EXTRAS"

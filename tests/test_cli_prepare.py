@@ -62,11 +62,11 @@ def test_options_reach_the_library(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_kill_9_of_the_command_on_photographs(tmp_path, london_dir):
+def test_kill_9_of_the_command_on_photographs(tmp_path, samples_dir):
     pytest.importorskip("dlib")
     src = tmp_path / "src"
     src.mkdir()
-    for photo in sorted(london_dir.glob("*.jpg"))[:24]:
+    for photo in sorted(samples_dir.glob("*.jpg"))[:24]:
         (src / photo.name).symlink_to(photo)
 
     def command(out, workers):

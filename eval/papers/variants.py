@@ -61,7 +61,7 @@ class VariantData:
     """What the variants are trained on and judged on."""
 
     faces: str
-    """Folder written by ``prepare`` or ``generate-faces``."""
+    """Folder written by ``prepare``."""
     host: str
     """Folder or hub name of the host."""
     trunk_weights: str | None = None

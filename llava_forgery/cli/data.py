@@ -94,23 +94,6 @@ def prepare(
 
 
 @app.command()
-def generate_faces(
-    out: Out,
-    identities: Annotated[int, typer.Option(help="Number of drawn people.")] = 60,
-    photos: Annotated[int, typer.Option(help="Pictures of each.")] = 2,
-    size: Annotated[int, typer.Option(help="Side of the crops in pixels.")] = 320,
-    test_share: Annotated[
-        float, typer.Option(help="Share of the identities that are kept for testing.")
-    ] = 0.25,
-    seed: Seed = 0,
-) -> None:
-    """Draw faces by program, where there are no photographs."""
-    from llava_forgery.faces.generated import generate_faces as run
-
-    run(out, identities=identities, photos=photos, size=size, test_share=test_share, seed=seed)
-
-
-@app.command()
 def forge(
     faces: Faces,
     out: Out,

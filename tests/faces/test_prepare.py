@@ -201,11 +201,11 @@ def test_out_dir(tmp_path):
         run(src, other)
 
 
-def test_real_photographs(tmp_path, london_dir):
+def test_real_photographs(tmp_path, samples_dir):
     pytest.importorskip("dlib")
-    for name in ("001_03.jpg", "002_03.jpg"):
+    for name in ("001_03.jpg", "003_03.jpg"):
         (tmp_path / "src").mkdir(exist_ok=True)
-        (tmp_path / "src" / name).symlink_to(london_dir / name)
+        (tmp_path / "src" / name).symlink_to(samples_dir / name)
     report = prepare(
         tmp_path / "src", tmp_path / "out", identity_pattern=r"^(\d+)_", test_share=0.5
     )

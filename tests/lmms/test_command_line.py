@@ -27,11 +27,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def photographs(london_dir, tmp_path_factory):
+def photographs(samples_dir, tmp_path_factory):
     """Two forgeries of each of three photographs, and as many pristine ones."""
     folder = tmp_path_factory.mktemp("photographs")
     (folder / "in").mkdir()
-    for photo in sorted(london_dir.rglob("*.jpg"))[:3]:
+    for photo in sorted(samples_dir.rglob("*.jpg"))[:3]:
         shutil.copy(photo, folder / "in" / photo.name)
     prepare(folder / "in", folder / "faces")
     pairs = FacePairs(load_faces(folder / "faces"), 6, size=tiny.SIZE, seed=0, framing=CENTRED)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from llava_forgery.constants import REAL
 from llava_forgery.faces.extract import CropSettings
 from llava_forgery.faces.prepare import prepare_sources
-from llava_forgery.faces.records import FEATURES, load_faces
+from llava_forgery.faces.records import load_faces
 from llava_forgery.faces.sources import MediaSource
 from llava_forgery.kfd.losses import LossWeights
 from llava_forgery.simulate.pairs import FacePairs
@@ -49,21 +48,18 @@ def registered():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, photographs_dir):
-    """tiny-llava/, kfd/, qa/ and general.json; faces of photographs where there are some."""
+def folder(tmp_path_factory, samples_dir):
+    """tiny-llava/, kfd/, qa/ and general.json; the faces are those of photographs."""
     folder = tmp_path_factory.mktemp("stage2")
     tiny_llava.save_llava(folder / "tiny-llava", aspect="pad")
     tiny_llava.save_kfd(folder / "kfd")
-    if photographs_dir is None:
-        rows = [tiny.face(i).to_row() for i in range(4)]
-        faces = datasets.Dataset.from_list(rows, features=FEATURES)
-    else:
-        sources = [
-            MediaSource(path, path.name, path.stem, path.stem, REAL, "train")
-            for path in sorted(photographs_dir.glob("*.jpg"))[:4]
-        ]
-        prepare_sources(sources, folder / "faces", settings=CropSettings(size=96))
-        faces = load_faces(folder / "faces")
+    pytest.importorskip("dlib")
+    sources = [
+        MediaSource(path, path.name, path.stem, path.stem, REAL, "train")
+        for path in sorted(samples_dir.glob("*.jpg"))[:4]
+    ]
+    prepare_sources(sources, folder / "faces", settings=CropSettings(size=96))
+    faces = load_faces(folder / "faces")
     build_conversations(FacePairs(faces, 4, size=tiny.SIZE), tiny.kfd(), folder / "qa", seed=1)
     turns = [{"from": "human", "value": "Who are you?"}, {"from": "gpt", "value": "A model."}]
     (folder / "general.json").write_text(json.dumps([{"id": "g", "conversations": turns}]))

@@ -145,14 +145,14 @@ def test_wrong_use(images, tmp_path):
 
 
 @pytest.mark.slow
-def test_london_faces_against_simulated_forgeries(london_dir, tmp_path):
+def test_photographs_against_simulated_forgeries(samples_dir, tmp_path):
     """Loss falls on real photographs, the host stays as it was, held-out people are judged."""
     from llava_forgery.faces.prepare import prepare
 
     pytest.importorskip("dlib", reason="needs the extra faces")
     photos = tmp_path / "photos"
     photos.mkdir()
-    for file in sorted(london_dir.glob("*.jpg"))[:16]:
+    for file in sorted(samples_dir.glob("*.jpg"))[:16]:
         shutil.copy(file, photos)
     prepare(photos, tmp_path / "faces", identity_pattern="^([^_]+)_", test_share=0.25)
     data = {}
