@@ -5,8 +5,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
 
     The caller makes the file or folder at the yielded path. On an error it is removed and an
     existing ``target`` stays as it was. A folder that stands in the place is moved aside first
-    and removed after the rename, since no rename replaces a folder that is not empty.
+    and removed after the rename, since no rename replaces a folder that is not empty. Files and
+    folders get the modes that the umask leaves to new ones.
 
     Raises:
         FileNotFoundError: The caller wrote nothing at the yielded path.
@@ -30,6 +31,7 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         if not temporary.exists():
             raise FileNotFoundError(f"nothing was written for {target}")
+        _apply_umask(temporary)
         if target.is_dir() and not target.is_symlink():
             old = target.with_name(f".{target.name}.{tag}.old")
             target.rename(old)
@@ -42,6 +44,23 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _apply_umask(path: Path) -> None:
+    """Give a file, or a folder with all in it, the modes of new ones: safetensors and tempfile
+    write for their owner only, whatever the umask."""
+    # It can only be read by setting it.
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for entry in (path, *path.rglob("*")):
+        if entry.is_symlink():
+            continue
+        mode = entry.stat().st_mode
+        wanted = mode | ((0o777 if entry.is_dir() else 0o666) & ~umask)
+        if mode != wanted:
+            # Some file systems have no modes.
+            with suppress(PermissionError):
+                entry.chmod(wanted)
 
 
 def check_output_folder(
@@ -69,17 +88,18 @@ def check_output_folder(
     if missing:
         raise ValueError(
             f"{target} is there and holds no {missing[0]}: it would be replaced, and what it holds "
-            f"({_some(present)}) is not an earlier output of this; give another --out"
+            f"({some_names(present)}) is not an earlier output of this; give another --out"
         )
     foreign = present - set(entries) if entries is not None else set()
     if foreign:
         raise ValueError(
-            f"{target} would be replaced, and beside an earlier output it holds {_some(foreign)}; "
-            "move that away, or give another --out"
+            f"{target} would be replaced, and beside an earlier output it holds "
+            f"{some_names(foreign)}; move that away, or give another --out"
         )
 
 
-def _some(names: Collection[str]) -> str:
+def some_names(names: Collection[str]) -> str:
+    """The first three names, and how many more there are."""
     first = ", ".join(sorted(names)[:3])
     return first + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -110,9 +130,27 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def to_json(value: Any, **options: Any) -> str:
+    """Values as JSON, which has no word for NaN and infinity.
+
+    Args:
+        value: Plain values; None where a figure is not defined.
+        options: Of ``json.dumps``, such as ``indent``.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, **options)
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write JSON atomically, indented by two spaces; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, to_json(value, indent=2) + "\n")
+
+
+def write_json_lines(path: str | os.PathLike, values: Iterable[Any]) -> None:
+    """Write values atomically, each a line of JSON; NaN and infinity are refused."""
+    write_text(path, "".join(to_json(value) + "\n" for value in values))
 
 
 def portable_name(name: str, directory: str | os.PathLike) -> str:
@@ -133,14 +171,41 @@ def resolve_name(name: str, directory: str | os.PathLike) -> str:
     return str(beside.resolve()) if name and beside.is_dir() else name
 
 
+def refuse_constant(constant: str) -> None:
+    """What a JSON decoder calls for NaN and infinities, as ``parse_constant``."""
+    raise ValueError(f"{constant} is no number; null stands for what is not defined")
+
+
+def parse_json(text: str | bytes, source: str) -> Any:
+    """The inverse of :func:`to_json`.
+
+    Args:
+        text: JSON.
+        source: Where it is from, for the message.
+
+    Raises:
+        ValueError: It is not JSON, or holds NaN or an infinity, which Python's own reader takes.
+    """
+    try:
+        return json.loads(text, parse_constant=refuse_constant)
+    except ValueError as error:
+        raise ValueError(f"{source} is not valid JSON: {error}") from error
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file.
 
     Raises:
         ValueError: The file is not JSON; the message names it.
     """
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    return parse_json(Path(path).read_bytes(), str(path))
+
+
+def read_json_lines(path: str | os.PathLike) -> list[Any]:
+    """Read what :func:`write_json_lines` wrote.
+
+    Raises:
+        ValueError: A line is not JSON; the message names file and line.
+    """
+    lines = Path(path).read_bytes().splitlines()
+    return [parse_json(line, f"{path}, line {i}") for i, line in enumerate(lines, start=1)]

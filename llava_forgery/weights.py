@@ -1,6 +1,7 @@
-"""Reading and writing tensors strictly: every key and every shape must be the expected one."""
+"""Reading and writing tensors strictly: names, shapes and types as expected, every value finite."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -8,37 +9,63 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from llava_forgery.files import atomic_path
+from llava_forgery.files import atomic_path, some_names
+
+# Of a name in a message, in characters.
+_LONGEST = 100
 
 
 def save_tensors(path: str | PathLike, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors as safetensors, atomically."""
+    """Write tensors as safetensors, atomically.
+
+    Raises:
+        ValueError: A value is not finite.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    broken = _not_finite(plain)
+    if broken:
+        raise ValueError(
+            f"{path} was not written: {len(broken)} of {len(plain)} tensors hold NaN or infinite "
+            f"values ({_listed(broken)}); where a training diverged, lower its learning rate"
+        )
     with atomic_path(path) as temporary:
         save_file(plain, temporary)
 
 
-def load_tensors(
-    path: str | PathLike, expected: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Read safetensors that hold exactly the expected names and shapes.
-
-    Args:
-        path: The file.
-        expected: Name to tensor of the wanted shape.
+def read_tensors(path: str | PathLike) -> dict[str, torch.Tensor]:
+    """Read a safetensors file, to be checked with :func:`compare_tensors`.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Not safetensors; or names are missing, unknown or of another shape: all of
-            them are listed.
+        ValueError: It is cut off, or something else.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the folder is not complete")
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}): it was cut off or is damaged; copy "
+            "or download it again"
+        ) from error
+
+
+def load_tensors(
+    path: str | PathLike, expected: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Read safetensors that hold exactly the expected names, shapes and kinds of numbers.
+
+    Args:
+        path: The file.
+        expected: Name to tensor of the wanted shape; its type says whether floating-point numbers
+            or integers are wanted.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: As :func:`read_tensors` and :func:`compare_tensors`.
+    """
+    tensors = read_tensors(path)
     compare_tensors(tensors, expected, str(path))
     return tensors
 
@@ -46,13 +73,94 @@ def load_tensors(
 def compare_tensors(
     tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: str
 ) -> None:
-    """Raise ``ValueError`` listing every missing, unknown or misshapen tensor."""
-    problems = [f"missing {name}" for name in expected if name not in tensors]
-    problems += [f"unknown {name}" for name in tensors if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
+    """Check tensors from elsewhere, as :func:`load_tensors` does.
+
+    Raises:
+        ValueError: Names are missing or unknown, or a tensor has another shape, another kind of
+            numbers, or values that are not finite. The message counts them and names some.
+    """
+    missing = [name for name in expected if name not in tensors]
+    unknown = [name for name in tensors if name not in expected]
+    common = [(name, tensors[name], expected[name]) for name in expected if name in tensors]
+    problems = []
+    renamed = _changed_prefix(unknown, missing)
+    if renamed is not None:
+        count, found, wanted = renamed
+        problems.append(
+            f"{count} of its {len(tensors)} names begin with {_short(found)!r}, expected "
+            f"{_short(wanted)!r}: it was saved from another class of model, or with another "
+            "version of peft or transformers"
+        )
+    if len(missing) > (renamed[0] if renamed else 0):
+        problems.append(f"missing {_listed(missing)}")
+    if len(unknown) > (renamed[0] if renamed else 0):
+        problems.append(f"unknown {_listed(unknown)}")
+    shapes = [
+        f"{_short(name)} has shape {tuple(one.shape)}, expected {tuple(two.shape)}"
+        for name, one, two in common
+        if one.shape != two.shape
     ]
+    kinds = [
+        f"{_short(name)} is {str(one.dtype).removeprefix('torch.')}, expected "
+        f"{'floating-point numbers' if two.is_floating_point() else 'integers'}"
+        for name, one, two in common
+        if one.is_floating_point() != two.is_floating_point()
+    ]
+    for sentences in filter(None, (shapes, kinds)):
+        more = f" (and {len(sentences) - 1} more like it)" if len(sentences) > 1 else ""
+        problems.append(sentences[0] + more)
     if problems:
-        raise ValueError(f"{source} does not fit: " + "; ".join(problems))
+        raise ValueError(
+            f"{source} does not fit: {'; '.join(problems)}; give the file that was saved for this "
+            "model"
+        )
+    broken = _not_finite(tensors)
+    if broken:
+        raise ValueError(
+            f"{source} holds NaN or infinite values in {len(broken)} of {len(tensors)} tensors, "
+            f"expected finite ones: {_listed(broken)}; the file is damaged or its training "
+            "diverged, so use another checkpoint"
+        )
+
+
+def _not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors with NaN or infinite values."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        # float() as numbers of 8 bits lack the test.
+        if tensor.is_floating_point()
+        and not bool(torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float()).all())
+    ]
+
+
+def _changed_prefix(unknown: Sequence[str], missing: Sequence[str]) -> tuple[int, str, str] | None:
+    """How many unknown names are missing ones under another prefix, and both prefixes.
+
+    None where that explains fewer than half of them.
+    """
+    prefixes = {tail: prefix for name in missing for prefix, tail in _cuts(name)}
+    changes: Counter[tuple[str, str]] = Counter()
+    for name in unknown:
+        # The longest end that both have.
+        found = next(((p, prefixes[t]) for p, t in _cuts(name) if t in prefixes), None)
+        if found is not None:
+            changes[found] += 1
+    if not changes:
+        return None
+    (found, wanted), count = changes.most_common(1)[0]
+    return (count, found, wanted) if 2 * count >= len(missing) and count > 1 else None
+
+
+def _cuts(name: str) -> list[tuple[str, str]]:
+    """All ways to cut a name at a dot, the longest end first."""
+    places = [0] + [i + 1 for i, letter in enumerate(name) if letter == "."]
+    return [(name[:i], name[i:]) for i in places]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return some_names([_short(name) for name in names])
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[:50]}...{name[-47:]}"

@@ -1,17 +1,20 @@
 import json
+import os
 
 import pytest
-import torch
 
 from llava_forgery.files import (
     atomic_path,
     check_output_folder,
+    parse_json,
     read_json,
+    read_json_lines,
     remove_leftovers,
     write_json,
+    write_json_lines,
+    write_text,
 )
 from llava_forgery.optional import packaged_file, require
-from llava_forgery.weights import load_tensors, save_tensors
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path):
@@ -53,13 +56,44 @@ def test_json_refuses_nan_and_names_a_broken_file(tmp_path):
     assert json.loads((tmp_path / "c.json").read_text()) == {"name": "é"}
 
 
-def test_tensors_are_read_strictly(tmp_path):
-    path = tmp_path / "a.safetensors"
-    save_tensors(path, {"a": torch.ones(2), "b": torch.zeros(3)})
-    assert torch.equal(load_tensors(path, {"a": torch.zeros(2), "b": torch.ones(3)})["a"],
-                       torch.ones(2))  # fmt: skip
-    with pytest.raises(ValueError, match=r"missing c; unknown b; a has shape \(2,\), expected"):
-        load_tensors(path, {"a": torch.zeros(5), "c": torch.zeros(1)})
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_words_for_what_is_no_number_are_refused_by_all_readers(word, tmp_path):
+    with pytest.raises(ValueError, match=rf"the answer is not valid JSON: {word} is no number"):
+        parse_json(f'{{"p_yes": {word}}}', "the answer")
+    (tmp_path / "a.json").write_text(f'[1, {{"a": {word}}}]')
+    with pytest.raises(ValueError, match=rf"a\.json is not valid JSON: {word}"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.jsonl").write_text(f"1\n{word}\n")
+    with pytest.raises(ValueError, match=rf"a\.jsonl, line 2 is not valid JSON: {word}"):
+        read_json_lines(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json_lines(tmp_path / "b.jsonl", [1, float(word)])
+    assert not (tmp_path / "b.jsonl").exists()
+
+
+def test_lines_come_back_whatever_they_hold(tmp_path):
+    # The last is a line of its own to str.splitlines().
+    values = [{"a": None}, [1.5, "é"], "two\u2028lines"]
+    write_json_lines(tmp_path / "a.jsonl", values)
+    assert read_json_lines(tmp_path / "a.jsonl") == values
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_what_is_written_has_the_modes_of_new_files(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "a.txt", "a")
+        with atomic_path(tmp_path / "b") as temporary:
+            # As tempfile and safetensors write.
+            temporary.mkdir(mode=0o700)
+            os.close(os.open(temporary / "secret", os.O_CREAT, mode=0o600))
+            (temporary / "run.sh").touch(mode=0o777)
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path, *tmp_path.rglob("*"))}
+    assert modes["a.txt"] == modes["secret"] == 0o666 & ~umask
+    assert modes["b"] == modes["run.sh"] == 0o777 & ~umask
 
 
 def test_missing_package_is_named_with_its_extra():

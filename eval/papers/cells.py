@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.files import atomic_path, read_json, write_json, write_text
+from llava_forgery.files import (
+    atomic_path,
+    read_json,
+    read_json_lines,
+    write_json,
+    write_json_lines,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +103,7 @@ def run_cell(
         raise ValueError("the cell has no images")
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        lines = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
-        write_text(temporary / RECORDS, "\n".join(lines) + "\n")
+        write_json_lines(temporary / RECORDS, map(asdict, records))
         write_json(temporary / SETTINGS, settings)
     return records
 
@@ -110,9 +115,9 @@ def read_records(path: str | PathLike) -> list[ImageRecord]:
         ValueError: A line is no record; the message names file and line.
     """
     records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, row in enumerate(read_json_lines(path), start=1):
         try:
-            records.append(ImageRecord(**json.loads(line)))
+            records.append(ImageRecord(**row))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: {error}; remove its folder") from error
     return records
@@ -136,9 +141,8 @@ def read_other_records(path: str | PathLike, test: str) -> list[ImageRecord]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of records {path}")
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, row in enumerate(read_json_lines(path), start=1):
         try:
-            row = json.loads(line)
             if row.get("set", test) != test:
                 continue
             name = str(row.get("path") or row.get("source") or number)

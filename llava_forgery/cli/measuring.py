@@ -1,6 +1,5 @@
 """Commands that measure models and explain what they say."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +20,7 @@ from llava_forgery.cli.options import (
     Seed,
     Word,
 )
+from llava_forgery.files import to_json
 
 AnyModel = Annotated[
     Path, typer.Option("--model", help="Folder of a forgery adapter, or of a detector.")
@@ -93,7 +93,7 @@ def evaluate(
         groups, of = "identity", "simulated forgeries"
     if roc:
         draw_roc(out, groups, of)
-    typer.echo(json.dumps(metrics, indent=2))
+    typer.echo(to_json(metrics, indent=2))
 
 
 def load_any_scorer(model: Path, host: str | None, device: str | None):

@@ -1,6 +1,5 @@
 """Commands for photographs: verdicts and dialogues."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from llava_forgery.cli.app import app, load_predictor
 from llava_forgery.cli.options import Cropped, Device, Every, FaceFinder, Frames, Host, Model
+from llava_forgery.files import to_json
 
 
 @app.command()
@@ -57,7 +57,7 @@ def detect(
             results.append(result)
             if as_jsonl:
                 # echo flushes: what is judged is out even if the next file kills the process.
-                typer.echo(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
+                typer.echo(to_json(result.to_dict()))
             elif not as_json:
                 typer.echo("\n".join(_lines(result)))
     except KeyboardInterrupt:
@@ -66,7 +66,7 @@ def detect(
         # Also where a picture cannot be written: what was judged until then is not lost.
         if as_json:
             document = [result.to_dict() for result in results]
-            typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+            typer.echo(to_json(document, indent=2))
     if interrupted:
         typer.echo(f"interrupted: {len(results)} files were judged, the others not", err=True)
         raise typer.Exit(130)

@@ -4,7 +4,6 @@ Such as the frames of a benchmark; what the simulator forges is measured in
 :mod:`llava_forgery.evaluation.simulated`.
 """
 
-import json
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from llava_forgery.evaluation.metrics import agreement
 from llava_forgery.evaluation.report import detection_report
 from llava_forgery.evaluation.scorers import RECORD_NAMES, Scorer
 from llava_forgery.evaluation.video import check_reduction, video_level
-from llava_forgery.files import write_json, write_text
+from llava_forgery.files import write_json, write_json_lines
 
 # Under which names the figures stand, as for simulated forgeries.
 METRIC_NAMES = {"kfd": "kfd", "p_yes": "text"}
@@ -71,8 +70,7 @@ def evaluate_labelled(
         for i, row in enumerate(known)
     ]
     output_dir = Path(output_dir)
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    write_text(output_dir / "records.jsonl", "\n".join(lines) + "\n")
+    write_json_lines(output_dir / "records.jsonl", records)
     metrics = summarise_labelled(records, reduce)
     write_json(output_dir / "metrics.json", metrics)
     return metrics

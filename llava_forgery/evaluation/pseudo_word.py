@@ -5,7 +5,6 @@ Both answers are ranked by their whole likelihood, as the paper does; nothing is
 Source: AntifakePrompt (arXiv:2310.17419), section 4; nctu-eva-lab/AntifakePrompt at 957c1e1.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.evaluation.metrics import accuracy, auc
 from llava_forgery.faces.images import read_image
-from llava_forgery.files import write_json, write_text
+from llava_forgery.files import write_json, write_json_lines
 from llava_forgery.hosts.pseudo_word import PseudoWordVLM
 from llava_forgery.train.labelled import LabelledImage
 from llava_forgery.train.pseudo_word import AnswerCollator, answer_log_likelihoods, encode_answer
@@ -81,8 +80,7 @@ def evaluate_pseudo_word(
                 "prediction": FAKE if p_fake >= THRESHOLD else REAL,
             }
         )
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    write_text(output_dir / "records.jsonl", "\n".join(lines) + "\n")
+    write_json_lines(output_dir / "records.jsonl", records)
     metrics = summarise_sets(records, vlm.sources)
     write_json(output_dir / "metrics.json", metrics)
     return metrics

@@ -8,7 +8,6 @@ video share what stands before the last underscore. ``DIR/identities.csv`` (colu
 """
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -27,7 +26,7 @@ from llava_forgery.evaluation.scorers import RECORD_NAMES, Scorer
 from llava_forgery.evaluation.video import check_reduction, video_level
 from llava_forgery.faces.crop import crop_box
 from llava_forgery.faces.images import SUFFIXES, read_image
-from llava_forgery.files import write_json, write_text
+from llava_forgery.files import write_json, write_json_lines, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -250,8 +249,7 @@ def evaluate_real(
     ]
     metrics = summarise_real(records, threshold=threshold, reduce=reduce, resamples=resamples)
     output_dir = Path(output_dir)
-    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
-    write_text(output_dir / "records.jsonl", "\n".join(lines) + "\n")
+    write_json_lines(output_dir / "records.jsonl", records)
     write_text(output_dir / "table.md", real_table(metrics))
     write_json(output_dir / "metrics.json", metrics)
     return metrics

@@ -1,6 +1,5 @@
 """Evaluate a host with the skill on simulated forgeries of people who were not in training."""
 
-import json
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -22,7 +21,7 @@ from llava_forgery.evaluation.metrics import (
     region_scores,
 )
 from llava_forgery.evaluation.scorers import RECORD_NAMES
-from llava_forgery.files import write_json, write_text
+from llava_forgery.files import read_json_lines, write_json, write_json_lines, write_text
 from llava_forgery.infer.overlay import caption_of, heat_overlay, save_png, side_by_side
 from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace
 from llava_forgery.infer.verdict import Verdict
@@ -71,8 +70,7 @@ def evaluate_simulated(
         if drawn < overlays:
             _draw(pair, verdicts, output_dir / "overlays" / f"{drawn:02d}.png")
             drawn += 1
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    write_text(output_dir / "records.jsonl", "\n".join(lines) + "\n")
+    write_json_lines(output_dir / "records.jsonl", records)
     write_text(output_dir / "dialogue.md", _dialogue(predictor, first))
     metrics = summarise(records, float(np.mean(ious)))
     write_json(output_dir / "metrics.json", metrics)
@@ -119,8 +117,7 @@ def draw_roc(
     from llava_forgery.evaluation.figures import roc_figure, save_figure
 
     output_dir = Path(output_dir)
-    lines = (output_dir / "records.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
+    records = read_json_lines(output_dir / "records.jsonl")
     figure = roc_figure(
         [record["label"] for record in records],
         {

@@ -86,7 +86,7 @@ class Journal:
         entry = {"key": key.hex(), "reason": outcome.reason, "faces": outcome.faces}
         self._lines.seek(0, 2)
         offset = self._lines.tell()
-        self._lines.write(json.dumps(entry).encode() + b"\n")
+        self._lines.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
         self._lines.flush()
         self._offsets[key] = offset
 

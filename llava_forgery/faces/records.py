@@ -11,7 +11,6 @@ Rows of videos and benchmarks have more fields, where there is something to say:
 """
 
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -24,7 +23,7 @@ from PIL import Image
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.faces.crop import Box
-from llava_forgery.files import atomic_path, write_json
+from llava_forgery.files import atomic_path, to_json, write_json
 from llava_forgery.rows import write_rows
 
 SPLITS = ("train", "val", "test")
@@ -232,7 +231,7 @@ def save_rows(
                         for name, value in row.items()
                         if name not in ("image", "mask") and value is not None
                     }
-                    lines.write(json.dumps(told, ensure_ascii=False) + "\n")
+                    lines.write(to_json(told) + "\n")
                     count += 1
                     yield dict(row)
                 if not count:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from llava_forgery.files import (
@@ -28,10 +27,11 @@ from llava_forgery.files import (
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.fingerprint import check_fingerprint
+from llava_forgery.hosts.lora import check_lora, fill_lora
 from llava_forgery.hosts.quantized import leave_unpacked, quantization_config
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM, attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-from llava_forgery.weights import compare_tensors, load_tensors, save_tensors
+from llava_forgery.weights import load_tensors, save_tensors
 
 CONFIG, FPL, KFD, LORA = "forgery_config.json", "fpl.safetensors", "kfd", "lora"
 FORMAT = 1
@@ -175,10 +175,8 @@ def load_adapter(
     fill_learner(fpl, directory)
     vlm = attach_forgery(model, processor, kfd, fpl)
     if config["lora"]:
-        if not (directory / LORA / "adapter_model.safetensors").is_file():
-            raise FileNotFoundError(f"{directory / LORA} holds no adapter_model.safetensors")
+        check_lora(model, directory / LORA)
         vlm.host = PeftModel.from_pretrained(model, directory / LORA, is_trainable=trainable)
-        compare_lora(vlm.host, directory)
     fpl.requires_grad_(trainable)
     return vlm.eval()
 
@@ -188,21 +186,9 @@ def fill_adapter(model: ForgeryVLM, directory: str | PathLike) -> None:
     directory = Path(directory)
     fill_learner(model.fpl, directory)
     if model.has_lora:
-        set_peft_model_state_dict(model.host, compare_lora(model.host, directory))
+        fill_lora(model.host, directory / LORA)
 
 
 def fill_learner(fpl: ForgeryPromptLearner, directory: Path) -> None:
     """Fill a built FPL from an adapter's folder, strictly."""
     fpl.load_state_dict(load_tensors(directory / FPL, fpl.state_dict()))
-
-
-def compare_lora(host: PeftModel, directory: Path) -> dict[str, torch.Tensor]:
-    """Read an adapter's LoRA and check it against an attached one: peft itself only warns.
-
-    Returns:
-        The tensors.
-    """
-    path = directory / LORA / "adapter_model.safetensors"
-    tensors = load_file(path)
-    compare_tensors(tensors, get_peft_model_state_dict(host), str(path))
-    return tensors

@@ -17,10 +17,9 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from llava_forgery.files import check_output_folder, read_json, resolve_name
+from llava_forgery.files import check_output_folder, read_json, resolve_name, some_names
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.checkpoint import (
@@ -33,8 +32,6 @@ from llava_forgery.hosts.checkpoint import (
 )
 from llava_forgery.hosts.fingerprint import TOLERANCE, embedding_probe, probe_difference
 from llava_forgery.hosts.llava_checkpoint import (
-    LORA_CONFIG,
-    LORA_WEIGHTS,
     TRAINABLES,
     holds_model,
     read_skill_config,
@@ -42,10 +39,10 @@ from llava_forgery.hosts.llava_checkpoint import (
 )
 from llava_forgery.hosts.llava_model import TEMPLATE_KEY, attach_to_llava, llava_lora_config
 from llava_forgery.hosts.llava_register import import_llava
-from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings
 from llava_forgery.hosts.transformers_vlm import attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-from llava_forgery.weights import compare_tensors, load_tensors
+from llava_forgery.weights import compare_tensors, load_tensors, read_tensors
 
 LAYER = re.compile(r"(base_model\.model\.)(.*?)(layers\.\d+\..*)")
 
@@ -84,7 +81,7 @@ def _to_transformers(
     if holds_model(source):
         raise ValueError(f"{source} is a whole model, expected an adapter: LoRA and FPL alone")
     if (source / TRAINABLES).is_file():
-        names = ", ".join(load_file(source / TRAINABLES))
+        names = some_names(read_tensors(source / TRAINABLES))
         raise ValueError(
             f"{source} also trained weights of its host ({names}), which have other names and "
             "shapes in transformers; only FPL and LoRA can be moved"
@@ -144,7 +141,7 @@ def _read_lora(directory: Path) -> tuple[LoraSettings, dict[str, torch.Tensor]]:
         changed.append("bias")
     if changed:
         raise ValueError(f"{directory} uses LoRA's {', '.join(changed)}, which cannot be moved")
-    tensors = load_file(directory / LORA_WEIGHTS)
+    tensors = read_tensors(directory / LORA_WEIGHTS)
     projections = sorted({name.split(".")[-3] for name in tensors})
     settings = LoraSettings(
         values["r"], values["lora_alpha"], values["lora_dropout"], tuple(projections)

@@ -25,9 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import check_target_module_exists
-from safetensors.torch import load_file
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from llava_forgery.files import (
@@ -49,12 +47,12 @@ from llava_forgery.hosts.llava_model import (
 )
 from llava_forgery.hosts.llava_skill import has_skill
 from llava_forgery.hosts.llava_tower import PREFIX
-from llava_forgery.weights import load_tensors, save_tensors
+from llava_forgery.hosts.lora import LORA_CONFIG, check_lora
+from llava_forgery.weights import compare_tensors, load_tensors, read_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 
 CONFIG, FPL, KFD = "config.json", "fpl.safetensors", "kfd"
-LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NON_LORA, NO_LORA = "non_lora_trainables.bin", "mm_projector.bin"
 TRAINABLES = "host_trainables.safetensors"
 
@@ -135,7 +133,7 @@ def load_skill(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     learner = ForgeryPromptLearner(FPLConfig.from_dict(values["mm_forgery_fpl"]))
     learner.load_state_dict(load_tensors(directory / FPL, learner.state_dict()))
     if (directory / LORA_CONFIG).is_file():
-        _check_lora(model, directory)
+        check_lora(model, directory)
     if (directory / TRAINABLES).is_file():
         _fill_host(model, directory / TRAINABLES)
     tower = resolve_name(values["mm_forgery_tower"].removeprefix(PREFIX), directory)
@@ -147,28 +145,9 @@ def load_skill(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
 
 def _fill_host(model: PreTrainedModel, path: Path) -> None:
     """Weights of the host that were trained beside LoRA."""
-    state = model.state_dict()
-    names = list(load_file(path))
-    unknown = [name for name in names if name not in state]
-    if unknown:
-        raise ValueError(f"{path} holds weights that this host has not: {', '.join(unknown)}")
-    state.update(load_tensors(path, {name: state[name] for name in names}))
-    model.load_state_dict(state)
-
-
-def _check_lora(model: PreTrainedModel, directory: Path) -> None:
-    """Compare a folder's LoRA with the model's layers: peft only warns of what is missing."""
-    if not (directory / LORA_WEIGHTS).is_file():
-        raise FileNotFoundError(f"{directory} holds no {LORA_WEIGHTS}: the folder is not complete")
-    settings = PeftConfig.from_pretrained(str(directory))
-    layers = dict(model.named_modules())
-    wanted = {}
-    for name in (n for n in layers if check_target_module_exists(settings, n)):
-        outputs, inputs = layers[name].weight.shape
-        path = f"base_model.model.{name}"
-        wanted[f"{path}.lora_A.weight"] = torch.empty(settings.r, inputs, device="meta")
-        wanted[f"{path}.lora_B.weight"] = torch.empty(outputs, settings.r, device="meta")
-    load_tensors(directory / LORA_WEIGHTS, wanted)
+    state, tensors = model.state_dict(), read_tensors(path)
+    compare_tensors(tensors, {n: t for n, t in state.items() if n in tensors}, str(path))
+    model.load_state_dict({**state, **tensors})
 
 
 def merge_llava(

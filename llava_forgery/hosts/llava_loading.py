@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from llava_forgery.files import resolve_name
-from llava_forgery.hosts.llava_checkpoint import LORA_CONFIG, holds_model, read_skill_config
+from llava_forgery.hosts.llava_checkpoint import holds_model, read_skill_config
 from llava_forgery.hosts.llava_register import import_llava, register, registered, unregister
+from llava_forgery.hosts.lora import LORA_CONFIG
 
 
 def load_llava(

@@ -2,9 +2,25 @@
 
 import re
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 
-from peft import LoraConfig
+import torch
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
+
+from llava_forgery.files import read_json
+from llava_forgery.weights import load_tensors
+
+# peft's names.
+LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -57,3 +73,38 @@ def lora_config(host: nn.Module, settings: LoraSettings) -> LoraConfig:
         target_modules=pattern,
         task_type="CAUSAL_LM",
     )
+
+
+def check_lora(host: nn.Module, directory: str | PathLike) -> None:
+    """Compare a saved LoRA with a host's layers, before peft reads it and only warns.
+
+    Args:
+        host: Without peft's wrapper.
+        directory: Holds peft's files.
+
+    Raises:
+        FileNotFoundError: One of them is missing.
+        ValueError: It is damaged, or belongs to another host.
+    """
+    directory = Path(directory)
+    for name in (LORA_CONFIG, LORA_WEIGHTS):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"{directory} holds no {name}: the folder is not complete")
+    # peft's own error would not name the file.
+    read_json(directory / LORA_CONFIG)
+    settings = PeftConfig.from_pretrained(str(directory))
+    expected = {}
+    for name, layer in host.named_modules():
+        if check_target_module_exists(settings, name):
+            # Not of the weight, which quantisation packs.
+            inputs, outputs = layer.in_features, layer.out_features
+            path = f"base_model.model.{name}"
+            expected[f"{path}.lora_A.weight"] = torch.empty(settings.r, inputs, device="meta")
+            expected[f"{path}.lora_B.weight"] = torch.empty(outputs, settings.r, device="meta")
+    load_tensors(directory / LORA_WEIGHTS, expected)
+
+
+def fill_lora(host: PeftModel, directory: str | PathLike) -> None:
+    """Fill an attached LoRA from peft's files, strictly; errors as :func:`load_tensors`."""
+    expected = get_peft_model_state_dict(host)
+    set_peft_model_state_dict(host, load_tensors(Path(directory) / LORA_WEIGHTS, expected))

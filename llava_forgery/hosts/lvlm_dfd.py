@@ -24,14 +24,13 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 from transformers import PreTrainedModel, ProcessorMixin
 
 from llava_forgery.files import atomic_path, check_output_folder, read_json, write_json
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.checkpoint import FPL, KFD, LORA, fill_learner
-from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.lora import LORA_WEIGHTS, LoraSettings
 from llava_forgery.hosts.lvlm_dfd_sources import (
     TEMPERATURE,
     LvlmDfdSizes,
@@ -57,10 +56,9 @@ from llava_forgery.kfd.imports import (
     convert_sources,
     read_checkpoint,
 )
-from llava_forgery.weights import compare_tensors, save_tensors
+from llava_forgery.weights import compare_tensors, read_tensors, save_tensors
 
 INFO, ENCODER, PROJECTION = "lvlm_dfd.json", "encoder", "llama_proj.safetensors"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FORMAT = 1
 LANGUAGE_MODEL = "lmsys/vicuna-7b-v1.5-16k"
 TOWERS = "visual_encoder."
@@ -86,7 +84,7 @@ def import_lvlm_dfd(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Names are missing, unknown or of another shape, all of them listed; or it is no
+        ValueError: Names, shapes or values are not as expected (``compare_tensors``); or it is no
             checkpoint of tensors alone; or the target holds something else.
     """
     sizes = sizes or LvlmDfdSizes()
@@ -145,7 +143,7 @@ def attach_lvlm_dfd(
     settings = info["lora"]
     lora = LoraSettings(**{**settings, "projections": tuple(settings["projections"])})
     vlm = attach_forgery(model, processor, kfd, fpl, lora)
-    saved = load_file(directory / LORA / ADAPTER_WEIGHTS)
+    saved = read_tensors(directory / LORA / LORA_WEIGHTS)
     own = get_peft_model_state_dict(vlm.host)
     places = {_in_layer(name): name for name in own}
     renamed = {places.get(_in_layer(n), _in_layer(n)): tensor for n, tensor in saved.items()}
@@ -228,4 +226,4 @@ def _save_lora(directory: Path, tensors: dict[str, torch.Tensor], sizes: LvlmDfd
         base_model_name_or_path=LANGUAGE_MODEL,
         inference_mode=True,
     ).save_pretrained(directory)
-    save_tensors(directory / ADAPTER_WEIGHTS, tensors)
+    save_tensors(directory / LORA_WEIGHTS, tensors)

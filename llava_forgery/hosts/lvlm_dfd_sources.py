@@ -143,5 +143,5 @@ def _renamed(module: nn.Module, names: Mapping[str, str]) -> dict[str, Source]:
             theirs, count = re.subn(rf"^{pattern}(?=\.|$)", replacement, theirs)
             if count:
                 break
-        sources[name] = Source(theirs, tuple(tensor.shape))
+        sources[name] = Source(theirs, tuple(tensor.shape), dtype=tensor.dtype)
     return sources

@@ -5,26 +5,16 @@ What the skill adds is measured against these two. Prompts hold no placeholders
 """
 
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
-from safetensors.torch import load_file
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
 
 from llava_forgery.files import atomic_path, check_output_folder
-from llava_forgery.hosts.lora import LoraSettings, lora_config
-from llava_forgery.weights import compare_tensors
-
-WEIGHTS = "adapter_model.safetensors"
+from llava_forgery.hosts.lora import LORA_WEIGHTS, LoraSettings, fill_lora, lora_config
 
 
 class PlainHost(nn.Module):
@@ -88,7 +78,7 @@ class PlainHost(nn.Module):
         """
         if not self.has_lora:
             raise ValueError("a bare host has nothing to save: LoRA is not attached")
-        check_output_folder(directory, WEIGHTS)
+        check_output_folder(directory, LORA_WEIGHTS)
         with atomic_path(directory) as temporary:
             self.host.save_pretrained(temporary)
             # peft adds a model card with blanks to fill in.
@@ -101,9 +91,4 @@ class PlainHost(nn.Module):
             FileNotFoundError: The file is missing.
             ValueError: It does not fit.
         """
-        path = Path(directory) / WEIGHTS
-        if not path.is_file():
-            raise FileNotFoundError(f"{directory} holds no {WEIGHTS}")
-        tensors = load_file(path)
-        compare_tensors(tensors, get_peft_model_state_dict(self.host), str(path))
-        set_peft_model_state_dict(self.host, tensors)
+        fill_lora(self.host, directory)

@@ -87,7 +87,7 @@ def import_imagebind(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Names are missing, unknown or of another shape, all of them listed; or it is no
+        ValueError: Names, shapes or values are not as expected (``compare_tensors``); or it is no
             checkpoint of tensors alone; or the target holds something else.
     """
     check_output_folder(target, SUMMARY, entries=(CONFIG, WEIGHTS, SUMMARY))

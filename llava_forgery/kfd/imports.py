@@ -71,6 +71,8 @@ class Source:
     """In the checkpoint."""
     convert: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
     """To our shape."""
+    dtype: torch.dtype = torch.float32
+    """Whether floating-point numbers or integers."""
 
 
 def check_sources(
@@ -84,9 +86,9 @@ def check_sources(
         where: The checkpoint, for the message.
 
     Raises:
-        ValueError: Names are missing, unknown or of another shape: all of them are listed.
+        ValueError: As :func:`compare_tensors`.
     """
-    expected = {source.name: torch.empty(source.shape, device="meta") for source in sources}
+    expected = {s.name: torch.empty(s.shape, dtype=s.dtype, device="meta") for s in sources}
     compare_tensors(tensors, expected, where)
 
 

@@ -3,13 +3,14 @@
 lmms-eval has no argument for it; its ``--config`` files can set the variable under ``env``.
 """
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import datasets
+
+from llava_forgery.files import parse_json
 
 VARIABLE = "LLAVA_FORGERY_EVAL_DATA"
 SPLIT = "test"
@@ -65,10 +66,7 @@ def locate() -> tuple[str, dict[str, Any]]:
 def _manifest_columns(path: Path) -> list[str]:
     with path.open(encoding="utf-8") as lines:
         first = next((line for line in lines if line.strip()), "")
-    try:
-        row = json.loads(first)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the first line of {path} is not JSON: {error}") from error
+    row = parse_json(first, f"the first line of {path}")
     if not isinstance(row, dict):
         raise ValueError(f"{path} must hold a JSON object in each line, got {first.strip()!r}")
     return list(row)

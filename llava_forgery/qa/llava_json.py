@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TextIO
 import datasets
 
 from llava_forgery.constants import IMAGE_TOKEN
-from llava_forgery.files import atomic_path
+from llava_forgery.files import atomic_path, parse_json, refuse_constant, to_json
 from llava_forgery.qa.conversation import ROLES, Conversation, Message
 
 logger = logging.getLogger(__name__)
@@ -261,7 +261,7 @@ def write_llava_json(
             if image_folder is not None:
                 _check_images(sample, Path(image_folder))
             file.write("[\n" if count == 1 else ",\n")
-            file.write(json.dumps(sample.to_entry(), ensure_ascii=False, allow_nan=False))
+            file.write(to_json(sample.to_entry()))
         if not count:
             raise ValueError(f"no samples were given to write to {path}")
         file.write("\n]\n")
@@ -311,15 +311,12 @@ def _entries(path: Path) -> Iterator[Any]:
 def _line_entries(file: TextIO, path: Path) -> Iterator[Any]:
     for number, line in enumerate(file, start=1):
         if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
+            yield parse_json(line, f"{path}, line {number}")
 
 
 def _list_entries(file: TextIO, path: Path) -> Iterator[Any]:
     """The elements of one large list, of which no more than a part is held in memory."""
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(parse_constant=refuse_constant)
     text = file.read(_CHUNK)
     at, count, chunk, closed = text.index("[") + 1, 0, _CHUNK, False
 
@@ -350,10 +347,12 @@ def _list_entries(file: TextIO, path: Path) -> Iterator[Any]:
             try:
                 entry, at = decoder.raw_decode(text, at)
                 break
-            except json.JSONDecodeError as error:
-                if not more():
+            except ValueError as error:
+                # Cut off, unless it is a NaN.
+                if not isinstance(error, json.JSONDecodeError) or not more():
                     raise ValueError(
-                        f"{path} is not valid JSON behind its first {count} entries: {error.msg}"
+                        f"{path} is not valid JSON behind its first {count} entries: "
+                        f"{getattr(error, 'msg', error)}"
                     ) from error
         chunk = _CHUNK
         count += 1

@@ -15,13 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
-from safetensors.torch import load_file
+from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
@@ -29,8 +23,6 @@ from transformers import PreTrainedModel
 from llava_forgery.hosts.llava_checkpoint import (
     CONFIG,
     FPL,
-    LORA_CONFIG,
-    LORA_WEIGHTS,
     NO_LORA,
     NON_LORA,
     TRAINABLES,
@@ -38,14 +30,14 @@ from llava_forgery.hosts.llava_checkpoint import (
 )
 from llava_forgery.hosts.llava_hooks import FORGERY_TOKEN_INDEX
 from llava_forgery.hosts.llava_model import PROJECTOR, TOWER, llava_lora_config
-from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings, fill_lora
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.train.arguments import TrainingArguments
 from llava_forgery.train.llava_data import LlavaCollator, TrainingSamples
 from llava_forgery.train.order import AlternatingSampler, EpochSampler, ModalitySampler
 from llava_forgery.train.trainer import ForgeryTrainer, Trainable, last_checkpoint, run_training
 from llava_forgery.train.zero import kept_aside
-from llava_forgery.weights import compare_tensors, load_tensors
+from llava_forgery.weights import load_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -164,10 +156,7 @@ class LlavaStage2(Trainable):
         """Fill what is trained from :meth:`save_checkpoint`'s files, strictly."""
         self.fpl.load_state_dict(load_tensors(directory / FPL, self.fpl.state_dict()))
         if isinstance(self.model, PeftModel):
-            path = directory / LORA_WEIGHTS
-            tensors = load_file(path)
-            compare_tensors(tensors, get_peft_model_state_dict(self.model), str(path))
-            set_peft_model_state_dict(self.model, tensors)
+            fill_lora(self.model, directory)
         projector = self._trained_projector()
         if not projector and (directory / TRAINABLES).is_file():
             raise ValueError(

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset, Sampler
 from llava_forgery.constants import IGNORE_INDEX
 from llava_forgery.files import check_output_folder
 from llava_forgery.hosts.checkpoint import CONFIG, ENTRIES
-from llava_forgery.hosts.plain import WEIGHTS, PlainHost
+from llava_forgery.hosts.lora import LORA_WEIGHTS
+from llava_forgery.hosts.plain import PlainHost
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.qa.render import collate, encode
 from llava_forgery.simulate.pairs import FacePairs
@@ -200,7 +201,7 @@ def train_adapter(
         raise ValueError("the model has nothing to train: attach LoRA or the forgery skill first")
     output_dir = Path(output_dir)
     if isinstance(vlm, PlainHost):
-        check_output_folder(output_dir, WEIGHTS)
+        check_output_folder(output_dir, LORA_WEIGHTS)
     else:
         check_output_folder(output_dir, CONFIG, entries=ENTRIES)
     training_dir = output_dir.with_name(output_dir.name + "-training")

@@ -88,7 +88,7 @@ def test_mistakes(conversations, tmp_path):
     with pytest.raises(ValueError, match="needs a detector"):
         PlainScorer(bare, None)
     tuned = PlainHost(*tiny.llava(), LORA)
-    with pytest.raises(FileNotFoundError, match=r"holds no adapter_model.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"adapter_model.safetensors is missing"):
         tuned.load_weights(tmp_path)
     tuned.save_pretrained(tmp_path / "lora")
     with pytest.raises(ValueError, match="has shape"):

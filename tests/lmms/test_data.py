@@ -42,8 +42,8 @@ def test_manifest_with_images_beside_it(tmp_path, look):
     ("text", "message"),
     [
         (json.dumps({"image": "a.png", "label": 1}), "lacks video_id"),
-        ("label,image", "is not JSON"),
-        ("", "is not JSON"),
+        ("label,image", "is not valid JSON"),
+        ("", "is not valid JSON"),
         ("[1]", "a JSON object in each line"),
     ],
 )

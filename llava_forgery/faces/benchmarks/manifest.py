@@ -7,7 +7,6 @@
 Paths are relative to the manifest's folder; what is not known is left out.
 """
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -21,7 +20,7 @@ from llava_forgery.faces.benchmarks.dfdc import read_dfdc, read_dfdcp
 from llava_forgery.faces.benchmarks.forensics import read_dfd, read_forensics
 from llava_forgery.faces.benchmarks.plain import read_antifakeprompt, read_folders
 from llava_forgery.faces.sources import MediaSource, check_sources
-from llava_forgery.files import write_text
+from llava_forgery.files import parse_json, write_json_lines
 
 # Reader, and the options it knows.
 BENCHMARKS: dict[str, tuple[Callable[..., list[MediaSource]], tuple[str, ...]]] = {
@@ -74,14 +73,14 @@ def write_manifest(sources: Sequence[MediaSource], path: str | PathLike) -> None
         raise ValueError(f"no sources were given to write to {path}")
     check_sources(sources)
     base = path.parent.resolve()
-    lines = []
+    rows = []
     for source in sources:
         row = {name: value for name, value in asdict(source).items() if value is not None}
         for name in _PATHS:
             if name in row:
                 row[name] = Path(os.path.relpath(row[name].resolve(), base)).as_posix()
-        lines.append(json.dumps(row, ensure_ascii=False))
-    write_text(path, "\n".join(lines) + "\n")
+        rows.append(row)
+    write_json_lines(path, rows)
 
 
 def read_manifest(path: str | PathLike) -> list[MediaSource]:
@@ -102,10 +101,7 @@ def read_manifest(path: str | PathLike) -> list[MediaSource]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is not valid JSON: {error}") from error
+        row = parse_json(line, where)
         if not isinstance(row, dict) or not set(_NEEDED) <= set(row) <= known:
             raise ValueError(
                 f"{where}: expected the keys {', '.join(_NEEDED)} and perhaps "
