@@ -1,13 +1,17 @@
-"""Writing so that an interruption leaves either the old file or the new one, never half of one."""
+"""Writing so that an interruption leaves either the old file or the new one, never half of one.
+
+And names that come from data: which are allowed, and where the files they name may lie.
+"""
 
 import json
 import os
 import re
 import shutil
+import unicodedata
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 
@@ -151,6 +155,57 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 def write_json_lines(path: str | os.PathLike, values: Iterable[Any]) -> None:
     """Write values atomically, each a line of JSON; NaN and infinity are refused."""
     write_text(path, "".join(to_json(value) + "\n" for value in values))
+
+
+def is_name(text: Any) -> bool:
+    """Whether a text from data may become the path of a file below a folder, on any system.
+
+    That is a relative path with forward slashes, such as ``c23/000_003``: with no part that is
+    empty, ``.`` or ``..``, no backslash, no drive, no control character.
+    """
+    return (
+        isinstance(text, str)
+        and not any(part in ("", ".", "..") for part in text.split("/"))
+        and "\\" not in text
+        and not PureWindowsPath(text).drive
+        # Control characters, and what is no text in UTF-8.
+        and not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+    )
+
+
+def check_name(text: Any, what: str) -> None:
+    """Refuse what :func:`is_name` does not allow.
+
+    Raises:
+        ValueError: The message calls it ``what``.
+    """
+    if not is_name(text):
+        raise ValueError(
+            f"{what} must be a name such as '000_003' or 'c23/000_003': relative, without '..', "
+            f"backslashes and control characters; got {text!r}"
+        )
+
+
+def contained(folder: str | os.PathLike, name: str) -> Path:
+    """The path of a file that data name, if it lies below a folder.
+
+    The names alone decide: a link in the folder that leads out of it is its owner's choice.
+
+    Args:
+        folder: Where it must lie.
+        name: A path relative to the folder, or an absolute one.
+
+    Returns:
+        The folder with the rest of the path behind it, without ``.`` and ``..``.
+
+    Raises:
+        ValueError: It lies elsewhere.
+    """
+    base = os.path.abspath(folder)
+    inner = os.path.relpath(os.path.join(base, name), base)
+    if inner.split(os.sep)[0] == os.pardir or "\0" in name:
+        raise ValueError(f"the path {name!r} leads out of {folder}")
+    return Path(folder) / inner
 
 
 def portable_name(name: str, directory: str | os.PathLike) -> str:

@@ -1,13 +1,17 @@
-"""Writing rows as a Hugging Face data set, one after another."""
+"""Rows of Hugging Face data sets: written one after another, and read without opening files."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets.arrow_writer import ArrowWriter
+from datasets.features.features import require_decoding
 from datasets.table import InMemoryTable
 
 
@@ -35,8 +39,84 @@ def write_rows(
     (arrow,) = folder.glob("*.arrow")
     with ArrowWriter(path=str(arrow), features=features) as writer:
         for row in rows():
-            writer.write(features.encode_example(row))
+            writer.write(features.encode_example(_without_paths(row, features)))
         writer.finalize()
+
+
+def load_rows(folder: str | PathLike) -> datasets.Dataset:
+    """A data set of a folder, its pictures as :func:`embedded` gives them.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: There are several, or as :func:`embedded`.
+    """
+    rows = datasets.load_from_disk(str(folder))
+    if not isinstance(rows, datasets.Dataset):
+        raise ValueError(f"{folder} holds the data sets {', '.join(rows)}; expected a single one")
+    return embedded(rows, str(folder))
+
+
+def embedded(rows: datasets.Dataset, name: str) -> datasets.Dataset:
+    """Rows whose pictures come as the files' bytes that lie in them.
+
+    ``datasets`` would open the path or URL that stands in a row instead, whatever it leads to.
+
+    Args:
+        rows: With the pictures' columns decoded or not.
+        name: What error messages call the data set.
+
+    Returns:
+        The same rows; each picture is ``{"bytes": bytes, "path": ...}`` or None, for
+        :func:`image_bytes`.
+
+    Raises:
+        ValueError: A row names a file instead of holding it, or a column holds sound, video or
+            the like, which ``datasets`` opens likewise.
+    """
+    for column, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            _check_embedded(rows.data.column(column), f"column {column!r} of {name}")
+            if feature.decode:
+                rows = rows.cast_column(column, datasets.Image(mode=feature.mode, decode=False))
+        elif require_decoding(feature):
+            raise ValueError(
+                f"column {column!r} of {name} holds {type(feature).__name__}, for which files "
+                "would be opened; expected pictures, texts and numbers: leave the column out"
+            )
+    return rows
+
+
+def image_bytes(image: Mapping[str, Any], name: str) -> bytes:
+    """The file that a row of :func:`embedded` holds.
+
+    Raises:
+        ValueError: There is none, only where one might lie.
+    """
+    data = image.get("bytes")
+    if data is None:
+        raise ValueError(
+            f"{name} holds no picture but the path {image.get('path')!r}, which is not opened; "
+            "a data set must hold its pictures: make it again with the command that wrote it"
+        )
+    return data
+
+
+def _check_embedded(column: pa.ChunkedArray, name: str) -> None:
+    for chunk in column.chunks:
+        lacking = pc.and_(chunk.is_valid(), pc.is_null(pc.struct_field(chunk, "bytes")))
+        row = pc.index(lacking, True).as_py()
+        if row >= 0:
+            image_bytes(chunk[row].as_py(), name)
+
+
+def _without_paths(row: Mapping[str, Any], features: datasets.Features) -> dict[str, Any]:
+    """``datasets`` would drop a picture's bytes where its path happens to be a file's."""
+    return {
+        column: {"bytes": image_bytes(value, column), "path": None}
+        if isinstance(features[column], datasets.Image) and isinstance(value, Mapping)
+        else value
+        for column, value in row.items()
+    }
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The smallest configurations of every part, made in code: no weights, no network."""
 
+from unittest.mock import patch
+
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -17,6 +19,7 @@ from llava_forgery.hosts.small_llava import assemble_llava
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa import templates
+from llava_forgery.rows import write_rows
 
 SIZE = 64
 
@@ -105,6 +108,12 @@ def picture(seed: int = 0, size: int = SIZE) -> np.ndarray:
                       0.5 * (ramp[None] + ramp[:, None])], axis=2)  # fmt: skip
     image = image + rng.normal(0, 0.05, image.shape) + rng.uniform(-0.15, 0.15, 3)
     return (image.clip(0, 1) * 255).astype(np.uint8)
+
+
+def write_linked(rows, features, folder) -> None:
+    """A data set whose pictures may be paths; ``save_to_disk`` would put the files in."""
+    with patch("llava_forgery.rows._without_paths", lambda row, features: row):
+        write_rows(lambda: iter(rows), features, folder)
 
 
 def face(index: int = 0, split: str = "train", size: int = 96) -> FaceCrop:

@@ -176,13 +176,12 @@ def finetune(
     report_to: ReportTo = "none",
 ) -> None:
     """Stage 2: train the forgery adapter of a host on conversations."""
-    import datasets
-
     from llava_forgery.files import check_output_folder
     from llava_forgery.hosts.checkpoint import CONFIG, ENTRIES, load_host
     from llava_forgery.hosts.lora import LoraSettings
     from llava_forgery.hosts.transformers_vlm import attach_forgery
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+    from llava_forgery.rows import load_rows
     from llava_forgery.simulate.pairs import load_real_faces
     from llava_forgery.train.alignment import further_forgeries
     from llava_forgery.train.stage2 import train_adapter
@@ -190,6 +189,7 @@ def finetune(
     check_output_folder(out, CONFIG, entries=ENTRIES)
     if align_faces is not None and not align_steps:
         raise ValueError("--align-faces is for the warm start, which --align-steps 0 leaves out")
+    conversations = load_rows(data)
     # A detector on the host's own tower finds it in the host.
     detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, with_tower=False)
     more = None
@@ -202,7 +202,7 @@ def finetune(
     vlm = attach_forgery(model, processor, detector, lora=settings, seed=seed)
     train_adapter(
         vlm,
-        datasets.load_from_disk(str(data)),
+        conversations,
         out,
         steps=steps,
         align_steps=align_steps,

@@ -1,16 +1,23 @@
-"""Reading a photograph as upright 8-bit RGB, whatever the file holds."""
+"""Opening pictures: the formats that are read, and a photograph as upright 8-bit RGB."""
 
+import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """File types that folders are searched for."""
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
+"""Pillow's names of the formats that are opened, whatever a file is called. Of its others some run
+programs, such as Ghostscript for an EPS. AVIF is there if this Pillow was built with it, HEIF once
+``pillow_heif.register_heif_opener()`` was called."""
 
 
 def read_image(path: str | PathLike) -> np.ndarray:
@@ -27,34 +34,59 @@ def read_image(path: str | PathLike) -> np.ndarray:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Broken, not an image, of a mode without a natural 8-bit form, or larger than
-            Pillow's guard against decompression bombs; the message names the file.
+        ValueError: Broken, of none of ``FORMATS``, of a mode without a natural 8-bit form, or
+            larger than Pillow's guard against decompression bombs; the message names the file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; check the path")
+    return _read(path, str(path), lambda image: _to_rgb(ImageOps.exif_transpose(image)))
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Open an image file that is held in memory, such as a data set's.
+
+    Args:
+        data: The file's bytes.
+        name: What error messages call it.
+
+    Returns:
+        The decoded image as it is: neither turned nor converted.
+
+    Raises:
+        ValueError: As :func:`read_image`.
+    """
+    return _read(io.BytesIO(data), name, Image.Image.copy)
+
+
+def _read(file: Path | BinaryIO, name: str, convert: Callable[[Image.Image], Any]) -> Any:
+    """The one place where the package opens a picture; what ``convert`` makes of it."""
+    Image.init()
     try:
         with warnings.catch_warnings(), _no_truncated_images():
             # Pillow only warns up to twice its limit, by which time a folder's run is out of
             # memory.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return convert(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
-            f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels, the limit against "
+            f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels, the limit against "
             "decompression bombs; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if it can "
             "be trusted"
         ) from error
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not an image, or of a type that Pillow cannot read") from error
+        raise ValueError(
+            f"{name} is not an image, or of a format that is not opened; expected one of "
+            f"{', '.join(FORMATS)}: convert it"
+        ) from error
     except MemoryError:
         raise
     # Pillow's decoders raise OSError, SyntaxError, struct.error, ZeroDivisionError and more on
     # broken files, depending on where they are broken.
     except Exception as error:
-        raise ValueError(f"{path} could not be read as an image: {error}") from error
+        raise ValueError(f"{name} could not be read as an image: {error}") from error
 
 
 @contextmanager

@@ -23,8 +23,9 @@ from PIL import Image
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.faces.crop import Box
+from llava_forgery.faces.images import decode_image
 from llava_forgery.files import atomic_path, to_json, write_json
-from llava_forgery.rows import write_rows
+from llava_forgery.rows import image_bytes, load_rows, write_rows
 
 SPLITS = ("train", "val", "test")
 FACES, MANIFEST, SETTINGS, REPORT = "faces", "manifest.jsonl", "settings.json", "report.json"
@@ -175,10 +176,10 @@ class FaceCrop:
             raise ValueError(f"the row lacks {', '.join(missing)}; it has {', '.join(row)}")
         optional = {name: row.get(name) for name in OPTIONAL}
         if optional["mask"] is not None:
-            optional["mask"] = _pixels(optional["mask"], "L")
+            optional["mask"] = image_pixels(optional["mask"], "L")
         x0, y0, x1, y1 = (float(value) for value in row["box"])
         return cls(
-            image=_pixels(row["image"], "RGB"),
+            image=image_pixels(row["image"], "RGB"),
             landmarks=np.asarray(row["landmarks"], dtype=np.float32),
             box=(x0, y0, x1, y1),
             video_id=row["video_id"],
@@ -259,11 +260,13 @@ def load_faces(folder: str | PathLike, split: str | None = None) -> datasets.Dat
         split: Only this split; None for all.
 
     Returns:
-        A data set whose rows :meth:`FaceCrop.from_row` reads, memory-mapped.
+        A data set whose rows :meth:`FaceCrop.from_row` reads, memory-mapped; pictures as the
+        bytes of their files (:func:`~llava_forgery.rows.embedded`).
 
     Raises:
         FileNotFoundError: There is no such folder, or no faces in it.
-        ValueError: It holds something else, or no face of that split.
+        ValueError: It holds something else, pictures by their paths alone, or no face of that
+            split.
     """
     folder = Path(folder)
     if split is not None and split not in SPLITS:
@@ -278,10 +281,9 @@ def load_faces(folder: str | PathLike, split: str | None = None) -> datasets.Dat
             f"{folder} holds no prepared faces; expected the folder that "
             "'llava-forgery prepare PHOTOS --out FOLDER' wrote"
         )
-    faces = datasets.load_from_disk(str(inner))
-    columns = getattr(faces, "column_names", None)
+    faces = load_rows(inner)
     expected = set(FEATURES)
-    if not isinstance(columns, list) or not expected - set(OPTIONAL) <= set(columns) <= expected:
+    if not expected - set(OPTIONAL) <= set(faces.column_names) <= expected:
         raise ValueError(f"{inner} is another data set: expected columns {list(FEATURES)}")
     if split is not None:
         places = [i for i, name in enumerate(faces["split"]) if name == split]
@@ -297,14 +299,25 @@ def load_faces(folder: str | PathLike, split: str | None = None) -> datasets.Dat
     return faces
 
 
+def image_pixels(image: Mapping[str, Any] | Image.Image, mode: str) -> np.ndarray:
+    """The pixels of a row's picture.
+
+    Args:
+        image: As :func:`~llava_forgery.rows.embedded` gives it, or decoded.
+        mode: "RGB" for (H, W, 3) uint8, "L" for (H, W) uint8.
+
+    Raises:
+        ValueError: There is no picture in it, or a broken one.
+    """
+    if isinstance(image, Mapping):
+        image = decode_image(image_bytes(image, "the row"), "the picture of the row")
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"expected a picture, got {_kind(image)}")
+    return np.array(image.convert(mode))
+
+
 def _kind(value: Any) -> str:
     return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
-
-
-def _pixels(image: Any, mode: str) -> np.ndarray:
-    if isinstance(image, Mapping):
-        image = Image.open(io.BytesIO(image["bytes"]))
-    return np.array(image.convert(mode)) if isinstance(image, Image.Image) else image
 
 
 def _checked(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 
 from llava_forgery.files import parse_json
+from llava_forgery.rows import embedded
 
 VARIABLE = "LLAVA_FORGERY_EVAL_DATA"
 SPLIT = "test"
@@ -44,7 +45,8 @@ def locate() -> tuple[str, dict[str, Any]]:
     the image's path relative to the manifest; ``regions`` may be missing.
 
     Raises:
-        ValueError: The variable is not set, or the data lacks a split or a column.
+        ValueError: The variable is not set, the data lacks a split or a column, or its rows name
+            pictures instead of holding them.
         FileNotFoundError: There is nothing at the path.
     """
     path = data_path()
@@ -60,6 +62,7 @@ def locate() -> tuple[str, dict[str, Any]]:
     if SPLIT not in found:
         raise ValueError(f"{path} has the splits {', '.join(found)}, the tasks need {SPLIT!r}")
     _check_columns(found[SPLIT].column_names, path)
+    embedded(found[SPLIT], str(path))
     return str(path), {"load_from_disk": True}
 
 

@@ -8,7 +8,6 @@ the P(yes) of the other label.
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -19,10 +18,14 @@ from llava_forgery.constants import FAKE, REAL
 from llava_forgery.evaluation import metrics
 from llava_forgery.evaluation.answers import parse_answer
 from llava_forgery.evaluation.turns import parse_place, turns_agree
+from llava_forgery.faces.images import read_image
+from llava_forgery.faces.records import image_pixels
+from llava_forgery.files import contained
 from llava_forgery.lmms.data import data_path
 from llava_forgery.lmms.protocol import read_report, write_transcript
 from llava_forgery.qa import templates
 from llava_forgery.qa.build import detection_prompt
+from llava_forgery.rows import embedded
 
 CHOICES = ["Yes", "No"]
 Doc = Mapping[str, Any]
@@ -30,12 +33,16 @@ Record = dict[str, Any]
 
 
 def pictures(doc: Doc) -> list[Image.Image]:
-    """The image of a row, decoded or a path relative to the manifest."""
+    """The image of a row: the file's bytes, or its path relative to the manifest."""
     image = doc["image"]
-    if not isinstance(image, Image.Image):
-        with Image.open(data_path().parent / Path(image)) as opened:
-            return [opened.convert("RGB")]
-    return [image.convert("RGB")]
+    if isinstance(image, str):
+        return [Image.fromarray(read_image(contained(data_path().parent, image)))]
+    return [Image.fromarray(image_pixels(image, "RGB"))]
+
+
+def embedded_docs(rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows with their pictures as bytes, so that no path or URL in them is opened."""
+    return embedded(rows, f"the data set in {data_path()}")
 
 
 def target(doc: Doc) -> str:
@@ -95,7 +102,7 @@ def multiturn_text(
 
 
 def forged_alone(rows: datasets.Dataset) -> datasets.Dataset:
-    """The rows whose forged regions are known.
+    """The rows of :func:`embedded_docs` whose forged regions are known.
 
     Raises:
         ValueError: There are none.
@@ -104,7 +111,7 @@ def forged_alone(rows: datasets.Dataset) -> datasets.Dataset:
     places = [i for i, label in enumerate(rows["label"]) if label == FAKE and known[i]]
     if not places:
         raise ValueError("no image of this data has the names of its forged regions")
-    return rows.select(places)
+    return embedded_docs(rows).select(places)
 
 
 def process_detect(doc: Doc, results: Sequence[str]) -> dict[str, Record]:

@@ -18,10 +18,12 @@ from tqdm import tqdm, trange
 from transformers import PreTrainedTokenizerBase
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REGION_NAMES
+from llava_forgery.faces.records import image_pixels
 from llava_forgery.fpl.learner import FPLInput
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.templates import join_regions
+from llava_forgery.rows import embedded
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.conversations import from_bytes, to_bytes
@@ -200,8 +202,8 @@ def _read(
     """What the FPL reads of all images, on the CPU, with their labels and forged regions."""
 
     def images() -> Iterator[tuple[torch.Tensor, int, list[str]]]:
-        for row in rows:
-            yield from_bytes(row["image"]), row["label"], row["regions"]
+        for row in embedded(rows, "the conversations"):
+            yield from_bytes(image_pixels(row["image"], "RGB")), row["label"], row["regions"]
         # Whatever the workers, the loader keeps the order.
         loader = () if more is None else DataLoader(more, batch_size=None, num_workers=workers)
         for pair in loader:

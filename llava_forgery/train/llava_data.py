@@ -32,8 +32,10 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_forgery.constants import IGNORE_INDEX, IMAGE_TOKEN
 from llava_forgery.faces.images import read_image
+from llava_forgery.faces.records import image_pixels
 from llava_forgery.qa.llava_json import LlavaSample, read_llava_json
 from llava_forgery.qa.mixing import mix_general
+from llava_forgery.rows import embedded, load_rows
 from llava_forgery.train.llava_text import PromptStyle, encode_turns
 from llava_forgery.train.validation import fingerprint_of
 
@@ -140,7 +142,7 @@ class RowSource:
                 f"{', '.join(rows.column_names)}; make one with llava-forgery build-qa, or give "
                 "LLaVA's JSON"
             )
-        self.rows, self.title = rows, name
+        self.rows, self.title = embedded(rows, name), name
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -151,7 +153,8 @@ class RowSource:
             raise ValueError("the row has no image or no messages")
         first, *others = (message["text"] for message in row["messages"])
         turns = (f"{IMAGE_TOKEN}\n{first}", *others)
-        return Dialogue(self.name(index), turns, (row["image"].convert("RGB"),))
+        image = Image.fromarray(image_pixels(row["image"], "RGB"))
+        return Dialogue(self.name(index), turns, (image,))
 
     @property
     def lengths(self) -> list[int]:
@@ -241,7 +244,7 @@ def open_source(
     """
     path = Path(path)
     if path.is_dir():
-        source: Source = RowSource(datasets.load_from_disk(str(path)), path.name)
+        source: Source = RowSource(load_rows(path), path.name)
     elif not path.is_file():
         raise FileNotFoundError(
             f"there is no {path}; give LLaVA's JSON, LLaVA-NeXT's YAML or a data set's folder"

@@ -14,16 +14,19 @@ from typing import Any
 import datasets
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 
 from llava_forgery.constants import IGNORE_INDEX
+from llava_forgery.faces.records import image_pixels
 from llava_forgery.files import check_output_folder
 from llava_forgery.hosts.checkpoint import CONFIG, ENTRIES
 from llava_forgery.hosts.lora import LORA_WEIGHTS
 from llava_forgery.hosts.plain import PlainHost
 from llava_forgery.hosts.transformers_vlm import ForgeryVLM
 from llava_forgery.qa.render import collate, encode
+from llava_forgery.rows import embedded
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.alignment import align_learner
 from llava_forgery.train.conversations import conversation_of, from_bytes
@@ -91,7 +94,7 @@ class EncodedConversations(Dataset):
     def __init__(
         self, rows: datasets.Dataset, vlm: ForgeryVLM | PlainHost, max_length: int
     ) -> None:
-        self.rows = rows
+        self.rows = embedded(rows, "the conversations")
         self.processor, self.n_forgery = vlm.processor, vlm.n_forgery
         self.takes_forgery_images = vlm.takes_forgery_images
         self.max_length = max_length
@@ -105,7 +108,7 @@ class EncodedConversations(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         row = self.rows[index]
-        image = row["image"].convert("RGB")
+        image = Image.fromarray(image_pixels(row["image"], "RGB"))
         sample = encode(
             conversation_of(row),
             self.processor,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.faces.records import FaceCrop
+from llava_forgery.faces.records import FaceCrop, image_pixels
 from llava_forgery.qa.conversation import order_regions
 from llava_forgery.qa.mask_regions import COVERED, WHOLE, covered_regions
 from llava_forgery.qa.templates import join_regions
@@ -200,7 +200,7 @@ class LabelledSubjects:
                 found[row] = self.unmasked_regions
                 continue
             landmarks = np.asarray(face["landmarks"], dtype=np.float32)
-            regions = covered_regions(np.asarray(face["mask"].convert("L")), landmarks)
+            regions = covered_regions(image_pixels(face["mask"], "L"), landmarks)
             if regions:
                 found[row] = regions
             else:

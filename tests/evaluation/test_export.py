@@ -4,12 +4,14 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from llava_forgery.cli import app
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.evaluation.export import export_faces, export_simulated
-from llava_forgery.faces.records import load_faces, save_faces
+from llava_forgery.faces.records import FaceCrop, load_faces, save_faces
+from llava_forgery.rows import embedded
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
 from llava_forgery.train.conversations import to_bytes
 from tests import tiny
@@ -71,4 +73,13 @@ def test_faces_with_their_own_labels(faces, tmp_path):
     rows = datasets.load_from_disk(str(tmp_path / "data"))["test"]
     assert rows["video_id"][:] == ["p0", "p1"]
     assert rows["regions"][:] == [[], []]
-    assert np.array_equal(np.array(rows[1]["image"]), np.array(faces[1]["image"]))
+    assert np.array_equal(np.array(rows[1]["image"]), FaceCrop.from_row(faces[1]).image)
+
+
+def test_a_path_that_is_there_does_not_take_the_pictures_place(faces, tmp_path):
+    Image.fromarray(tiny.picture(5)).save(tmp_path / "other.png")
+    rows = [dict(row) for row in faces]
+    rows[0]["image"] = {**rows[0]["image"], "path": str(tmp_path / "other.png")}
+    export_faces(rows, tmp_path / "data")
+    written = embedded(datasets.load_from_disk(tmp_path / "data")["test"], "data")
+    assert written[0]["image"] == {"bytes": rows[0]["image"]["bytes"], "path": None}

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import EpsImagePlugin, Image, ImageFile, features
 
-from llava_forgery.faces.images import read_image
+from llava_forgery.faces.images import SUFFIXES, decode_image, read_image
 
 
 def save(path, array, mode=None, **options):
@@ -69,6 +69,59 @@ def test_broken_files_name_the_file(tmp_path, monkeypatch, filled_up):
     with pytest.raises(FileNotFoundError, match="none.jpg"):
         read_image(tmp_path / "none.jpg")
     assert ImageFile.LOAD_TRUNCATED_IMAGES is filled_up
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.fixture
+def ghostscript(monkeypatch):
+    """Whether the program was asked to run what a file says."""
+    calls = []
+
+    def run(*arguments, **options):
+        calls.append(arguments)
+        return Image.new("RGB", (8, 8)).im
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.png", "photo.eps"])
+def test_an_eps_runs_no_program(tmp_path, ghostscript, name):
+    (tmp_path / name).write_bytes(EPS)
+    with Image.open(tmp_path / name) as image:
+        image.load()
+    # Pillow left to itself does.
+    assert len(ghostscript) == 1
+    with pytest.raises(ValueError, match=rf"{name} is not an image, or of a format that is not"):
+        read_image(tmp_path / name)
+    with pytest.raises(ValueError, match="row 3 is not an image, or of a format that is not"):
+        decode_image(EPS, "row 3")
+    assert len(ghostscript) == 1
+
+
+@pytest.mark.parametrize("kind", ["PPM", "PCX", "TGA", "PSD", "ICO", "JPEG2000", "SGI"])
+def test_formats_of_no_photograph_are_not_opened(tmp_path, kind):
+    path = tmp_path / "a.jpg"
+    if kind == "PSD":
+        path.write_bytes(b"8BPS\0\1" + bytes(100))
+    else:
+        Image.new("RGB", (8, 8)).save(path, format=kind)
+    with pytest.raises(ValueError, match="of a format that is not opened; expected one of JPEG"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".mpo", ".avif"])
+def test_formats_of_photographs_are_opened_whatever_the_name(tmp_path, suffix):
+    if suffix == ".avif" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    image = Image.new("RGB", (8, 8), (200, 60, 20))
+    image.save(tmp_path / f"a{suffix}", quality=95)
+    (tmp_path / f"a{suffix}").rename(tmp_path / "named.otherwise")
+    read = read_image(tmp_path / "named.otherwise")
+    assert np.abs(read.astype(int) - (200, 60, 20)).max() < 16
+    assert decode_image((tmp_path / "named.otherwise").read_bytes(), "row").size == (8, 8)
 
 
 @pytest.mark.parametrize("limit", [100, 200])

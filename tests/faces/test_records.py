@@ -1,10 +1,20 @@
 import dataclasses
 import json
 
+import datasets
 import numpy as np
 import pytest
 
-from llava_forgery.faces.records import OPTIONAL, FaceCrop, load_faces, save_faces
+from llava_forgery.faces.records import (
+    FEATURES,
+    OPTIONAL,
+    FaceCrop,
+    encode_png,
+    load_faces,
+    save_faces,
+    save_rows,
+)
+from tests import tiny
 
 
 def face(number=0, split="train", **changes):
@@ -64,6 +74,33 @@ def test_faces_of_an_earlier_version_are_read(tmp_path):
     faces.remove_columns(["box"]).save_to_disk(tmp_path / "other/faces")
     with pytest.raises(ValueError, match="another data set"):
         load_faces(tmp_path / "other")
+
+
+@pytest.mark.parametrize("column", ["image", "mask"])
+@pytest.mark.parametrize("path", ["secret.png", "https://example.org/secret.png"])
+def test_no_path_or_url_in_a_row_is_opened(tmp_path, column, path):
+    path = path if "://" in path else str(tmp_path / path)
+    save_faces([face(0, mask=np.zeros((24, 24), np.uint8)), face(1)], tmp_path / "good", {})
+    (tmp_path / "secret.png").write_bytes(encode_png(face(2).image))
+    rows = [dict(row) for row in load_faces(tmp_path / "good")]
+    rows[0][column] = {"bytes": None, "path": path}
+    with pytest.raises(ValueError, match=f"no picture but the path '{path}', which is not opened"):
+        FaceCrop.from_row(rows[0])
+    tiny.write_linked(rows, FEATURES, tmp_path / "bad/faces")
+    with pytest.raises(ValueError, match=f"column '{column}' of .*bad/faces holds no picture but"):
+        load_faces(tmp_path / "bad")
+    with pytest.raises(ValueError, match=f"{column} holds no picture but the path"):
+        save_rows(rows, tmp_path / "copy", {})
+
+
+def test_no_column_is_decoded_as_sound_or_film(tmp_path):
+    save_faces([face(0)], tmp_path / "good", {})
+    rows = load_faces(tmp_path / "good").to_list()
+    rows[0]["source"] = "https://example.org/a.mp4"
+    features = datasets.Features({**FEATURES, "source": datasets.Video()})
+    tiny.write_linked(rows, features, tmp_path / "bad/faces")
+    with pytest.raises(ValueError, match=r"column 'source' of .* holds Video"):
+        load_faces(tmp_path / "bad")
 
 
 def test_split_selects_and_complains(tmp_path):

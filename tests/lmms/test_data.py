@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from llava_forgery.lmms.data import VARIABLE, locate
-from llava_forgery.lmms.tasks import pictures
+from llava_forgery.lmms.tasks import embedded_docs, pictures
 from tests import tiny
 
 ROW = {"image": "faces/a.png", "label": 1, "video_id": "v"}
@@ -36,6 +36,29 @@ def test_manifest_with_images_beside_it(tmp_path, look):
     (picture,) = pictures(ROW)
     assert picture.size == (tiny.SIZE, tiny.SIZE)
     assert picture.mode == "RGB"
+
+
+def test_pictures_come_from_the_rows_and_from_beside_the_manifest_alone(tmp_path, look, data):
+    Image.fromarray(tiny.picture(1)).save(tmp_path / "secret.png")
+    rows = datasets.load_from_disk(str(data))["test"]
+    look(data)
+    docs = embedded_docs(rows)
+    assert docs[0]["image"]["bytes"].startswith(b"\x89PNG")
+    assert pictures(docs[0])[0].tobytes() == rows[0]["image"].tobytes()
+    linked = docs.to_list()
+    linked[1]["image"] = {"bytes": None, "path": str(tmp_path / "secret.png")}
+    tiny.write_linked(linked, rows.features, tmp_path / "linked/test")
+    (tmp_path / "linked/dataset_dict.json").write_text('{"splits": ["test"]}')
+    with pytest.raises(ValueError, match=r"no picture but the path '.*secret\.png'"):
+        look(tmp_path / "linked")
+    with pytest.raises(ValueError, match=r"no picture but the path '.*secret\.png'"):
+        embedded_docs(datasets.load_from_disk(tmp_path / "linked")["test"])
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/set.jsonl").write_text(json.dumps(ROW))
+    look(tmp_path / "set/set.jsonl")
+    for image in ("../secret.png", str(tmp_path / "secret.png")):
+        with pytest.raises(ValueError, match=rf"the path '{image}' leads out of"):
+            pictures(ROW | {"image": image})
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,13 @@ def test_a_data_set_of_build_qa_is_read(tmp_path):
     assert source[0].turns == ("<image>\nIs it fake?", "No.")
     assert source[0].images[0].size == (tiny.SIZE, tiny.SIZE)
     assert source.lengths == [4]
+    Image.fromarray(tiny.picture(0)).save(tmp_path / "secret.png")
+    for path in (str(tmp_path / "secret.png"), "https://example.org/1.png"):
+        linked = rows.cast_column("image", datasets.Image(decode=False)).to_list()
+        linked[0]["image"] = {"bytes": None, "path": path}
+        tiny.write_linked(linked, rows.features, tmp_path / "linked")
+        with pytest.raises(ValueError, match=f"no picture but the path '{path}', which is not"):
+            open_source(tmp_path / "linked")
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "other")
     with pytest.raises(ValueError, match="no data set of conversations with images"):
         open_source(tmp_path / "other")
