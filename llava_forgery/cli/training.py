@@ -189,7 +189,6 @@ def finetune(
     check_output_folder(out, CONFIG, entries=ENTRIES)
     if align_faces is not None and not align_steps:
         raise ValueError("--align-faces is for the warm start, which --align-steps 0 leaves out")
-    conversations = load_rows(data)
     # A detector on the host's own tower finds it in the host.
     detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, with_tower=False)
     more = None
@@ -197,6 +196,7 @@ def finetune(
         # Before the host, which takes minutes to load.
         faces = load_real_faces(align_faces, "train")
         more = further_forgeries(faces, align_pairs, detector, seed)
+    conversations = load_rows(data)
     model, processor = load_host(Path.cwd(), host, quantization, dtype=dtype)
     settings = LoraSettings(r=lora_r, alpha=lora_alpha, dropout=lora_dropout) if lora else None
     vlm = attach_forgery(model, processor, detector, lora=settings, seed=seed)
