@@ -71,6 +71,8 @@ setup(
     },
     entry_points={
         "console_scripts": ["llava-forgery=llava_forgery.cli:main"],
-        "lmms_eval.models": ["llava_forgery=llava_forgery.lmms_model:manifest"],
+        "lmms_eval.models": [
+            "llava_forgery=llava_forgery.integrations.lmms_eval.manifest:manifest"
+        ],
     },
 )

@@ -16,7 +16,7 @@ _PUBLIC = {
     "FPLConfig": "llava_forgery.fpl.config",
     "ForgeryPromptLearner": "llava_forgery.fpl.learner",
     "ForgerySimulator": "llava_forgery.simulate.simulator",
-    "attach_forgery": "llava_forgery.hosts.transformers_vlm",
+    "attach_forgery": "llava_forgery.hosts.transformers.model",
     "ForgeryPredictor": "llava_forgery.infer.predictor",
     "Verdict": "llava_forgery.infer.verdict",
 }
@@ -26,7 +26,7 @@ __all__ = ["__version__", *_PUBLIC]
 if TYPE_CHECKING:
     from llava_forgery.fpl.config import FPLConfig as FPLConfig
     from llava_forgery.fpl.learner import ForgeryPromptLearner as ForgeryPromptLearner
-    from llava_forgery.hosts.transformers_vlm import attach_forgery as attach_forgery
+    from llava_forgery.hosts.transformers.model import attach_forgery as attach_forgery
     from llava_forgery.infer.predictor import ForgeryPredictor as ForgeryPredictor
     from llava_forgery.infer.verdict import Verdict as Verdict
     from llava_forgery.kfd.config import KFDConfig as KFDConfig

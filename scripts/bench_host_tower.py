@@ -32,7 +32,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from llava_forgery.constants import IMAGE_TOKEN
-from llava_forgery.hosts.transformers_vlm import ForgeryVLM, attach_forgery
+from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_config import host_config
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from llava_forgery.faces.images import SUFFIXES
+from llava_forgery.images import SUFFIXES
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 _SMALL = 100

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from llava_forgery.constants import IGNORE_INDEX
 from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.hosts.transformers_vlm import attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
 
 # Tokens of a sample beside the image: the question, the sentence with the score, the answer.
 QUESTION, SCORE_SENTENCE, ANSWER = 48, 16, 32

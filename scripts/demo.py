@@ -19,23 +19,23 @@ from typing import Annotated, Any
 import typer
 from transformers.utils.logging import disable_progress_bar
 
+from llava_forgery.convert.small_llava import build_small_llava
+from llava_forgery.convert.sources import import_efficientnet, load_trunk
+from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.evaluation.simulated import evaluate_simulated
 from llava_forgery.faces.prepare import prepare
 from llava_forgery.faces.records import load_faces
 from llava_forgery.files import write_json
-from llava_forgery.hosts.checkpoint import load_host
+from llava_forgery.hosts.adapter import load_host
 from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.hosts.small_llava import build_small_llava
-from llava_forgery.hosts.transformers_vlm import attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-from llava_forgery.kfd.imports import import_efficientnet, load_trunk
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
-from llava_forgery.train.alignment import further_forgeries
-from llava_forgery.train.conversations import build_conversations
 from llava_forgery.train.stage1 import train_kfd
 from llava_forgery.train.stage2 import train_adapter
+from llava_forgery.train.warmup import further_forgeries
 
 logger = logging.getLogger("demo")
 

@@ -3,7 +3,7 @@
 python scripts/make_host_table.py
 """
 
-from llava_forgery.hosts.families import host_table
+from llava_forgery.hosts.transformers.families import host_table
 
 
 def main() -> None:

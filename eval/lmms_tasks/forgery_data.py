@@ -1,8 +1,8 @@
 """Read by lmms-eval when it loads a task, so that the data is looked for once a task is asked for.
 
-The functions of the tasks are in ``llava_forgery.lmms.tasks``.
+The functions of the tasks are in ``llava_forgery.integrations.lmms_eval.tasks``.
 """
 
-from llava_forgery.lmms.data import locate
+from llava_forgery.integrations.lmms_eval.data import locate
 
 DATASET_PATH, DATASET_KWARGS = locate()

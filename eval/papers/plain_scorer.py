@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from llava_forgery.evaluation.scorers import DetectorScorer
-from llava_forgery.hosts.plain import PlainHost
+from llava_forgery.hosts.baseline import PlainHost
+from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, encode
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.build import build_prompt
-from llava_forgery.qa.render import candidate_ids, collate, encode
 
 
 class PlainScorer:

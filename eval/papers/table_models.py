@@ -35,19 +35,19 @@ from eval.papers.table_settings import (
     SelfBlendedSettings,
 )
 from eval.papers.training_images import choose_images, real_faces
+from llava_forgery.convert.sources import load_trunk
+from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.evaluation.scorers import AdapterScorer, DetectorScorer, Scorer
 from llava_forgery.files import write_json
-from llava_forgery.hosts.checkpoint import load_adapter, load_host, pick_device, place_host
+from llava_forgery.hosts.adapter import load_adapter, load_host, pick_device, place_host
+from llava_forgery.hosts.baseline import PlainHost
 from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.hosts.plain import PlainHost
-from llava_forgery.hosts.transformers_vlm import attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.config import KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-from llava_forgery.kfd.imports import load_trunk
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePairs
-from llava_forgery.train.conversations import build_conversations
 from llava_forgery.train.stage1 import train_kfd
 from llava_forgery.train.stage2 import train_adapter
 from llava_forgery.train.trainer import last_checkpoint

@@ -3,7 +3,11 @@
 Importing a module of commands adds them to the application.
 """
 
-from llava_forgery.cli import benchmarks, data, llava, measuring, qa, real, training, use
+from llava_forgery.cli import benchmarks, data, qa, real
+from llava_forgery.cli import convert as llava
+from llava_forgery.cli import evaluate as measuring
+from llava_forgery.cli import predict as use
+from llava_forgery.cli import train as training
 from llava_forgery.cli.app import app, main
 
 __all__ = [

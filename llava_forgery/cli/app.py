@@ -36,7 +36,7 @@ def load_predictor(
         face_detector: Name of what finds the faces; None: dlib's, once one is needed.
     """
     from llava_forgery.faces.detect import get_detector
-    from llava_forgery.hosts.llava_checkpoint import read_skill_config
+    from llava_forgery.hosts.llava.checkpoint import read_skill_config
     from llava_forgery.infer.predictor import ForgeryPredictor
 
     be_quiet()

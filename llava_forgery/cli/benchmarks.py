@@ -83,7 +83,7 @@ def export_deepfakebench(
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 256,
 ) -> None:
     """Write prepared faces as DeepfakeBench's pictures and data set JSON."""
-    from llava_forgery.evaluation.deepfakebench import export_deepfakebench as run
+    from llava_forgery.data.export_deepfakebench import export_deepfakebench as run
     from llava_forgery.faces.records import load_faces
 
     count = run(load_faces(faces), out, dataset, size=size)

@@ -103,8 +103,8 @@ def forge(
     seed: Seed = 1,
 ) -> None:
     """Write simulated forgeries and pristine faces as the folders real/ and fake/."""
+    from llava_forgery.data.forge import forge_folders
     from llava_forgery.simulate.pairs import FacePairs, load_real_faces
-    from llava_forgery.train.forge import forge_folders
 
     forge_folders(FacePairs(load_real_faces(faces, split), pairs, size=size, seed=seed), out)
 
@@ -121,8 +121,8 @@ def preview(
     seed: Seed = 1,
 ) -> None:
     """Draw a sheet of pristine face, forgery, mask and conversation, to look at."""
+    from llava_forgery.data.preview import draw_preview
     from llava_forgery.simulate.pairs import FacePairs, load_real_faces
-    from llava_forgery.train.preview import draw_preview
 
     draw_preview(FacePairs(load_real_faces(faces, split), count, size=size, seed=seed), out)
 
@@ -143,7 +143,7 @@ def export_eval(
     seed: Seed = 2,
 ) -> None:
     """Write faces, forged and pristine, as a data set for the tasks of lmms-eval."""
-    from llava_forgery.evaluation.export import export_faces, export_simulated
+    from llava_forgery.data.export_eval import export_faces, export_simulated
     from llava_forgery.faces.records import load_faces
     from llava_forgery.simulate.pairs import CENTRED, FacePairs
 

@@ -73,13 +73,13 @@ def build_qa(
     interrupted run goes on where it stopped when it is repeated.
     """
     from llava_forgery.constants import FAKE
+    from llava_forgery.data.build_qa import build_conversations
+    from llava_forgery.data.samples import LabelledSubjects
     from llava_forgery.faces.records import load_faces
-    from llava_forgery.hosts.checkpoint import pick_device
+    from llava_forgery.hosts.adapter import pick_device
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
     from llava_forgery.simulate.degrade import DegradeConfig
     from llava_forgery.simulate.pairs import FacePairs, load_real_faces
-    from llava_forgery.train.conversations import build_conversations
-    from llava_forgery.train.subjects import LabelledSubjects
 
     detector = None
     if kfd is not None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import app
-from llava_forgery.cli.measuring import AnyModel, load_any_scorer
+from llava_forgery.cli.evaluate import AnyModel, load_any_scorer
 from llava_forgery.cli.options import Device, Host, Out
 
 group = typer.Typer(help="Measure models on real and forged video.", no_args_is_help=True)

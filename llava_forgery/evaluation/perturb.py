@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as tv
 
+from llava_forgery.data.build_qa import from_bytes, to_bytes
 from llava_forgery.simulate import augment
-from llava_forgery.train.conversations import from_bytes, to_bytes
 
 LEVELS = 5
 REFERENCE_SIDE = 224

@@ -16,12 +16,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
+from llava_forgery.data.labelled import LabelledImage
 from llava_forgery.evaluation.metrics import accuracy, auc
-from llava_forgery.faces.images import read_image
 from llava_forgery.files import write_json, write_json_lines
 from llava_forgery.hosts.pseudo_word import PseudoWordVLM
-from llava_forgery.train.labelled import LabelledImage
-from llava_forgery.train.pseudo_word import AnswerCollator, answer_log_likelihoods, encode_answer
+from llava_forgery.images import read_image
+from llava_forgery.train.antifake_prompt import (
+    AnswerCollator,
+    answer_log_likelihoods,
+    encode_answer,
+)
 
 THRESHOLD = 0.5
 HELD_IN, HELD_OUT = "held_in", "held_out"

@@ -25,8 +25,8 @@ from llava_forgery.evaluation.metrics import auc, error_rates, tpr_at_fpr
 from llava_forgery.evaluation.scorers import RECORD_NAMES, Scorer
 from llava_forgery.evaluation.video import check_reduction, video_level
 from llava_forgery.faces.crop import crop_box
-from llava_forgery.faces.images import SUFFIXES, read_image
 from llava_forgery.files import write_json, write_json_lines, write_text
+from llava_forgery.images import SUFFIXES, read_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

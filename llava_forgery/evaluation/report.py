@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.evaluation.answers import parse_answer
 from llava_forgery.evaluation.checks import (
     checked_labels,
     finite_values,
@@ -26,6 +25,7 @@ from llava_forgery.evaluation.metrics import (
     tpr_at_fpr,
 )
 from llava_forgery.evaluation.video import parent_folder, video_level
+from llava_forgery.qa.answers import parse_answer
 
 RANKING = {
     "auc": auc,

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
-from llava_forgery.evaluation.answers import parse_answer
+from llava_forgery.data.build_qa import to_bytes
 from llava_forgery.evaluation.intervals import bootstrap_interval
 from llava_forgery.evaluation.metrics import (
     accuracy,
@@ -25,9 +25,9 @@ from llava_forgery.files import read_json_lines, write_json, write_json_lines, w
 from llava_forgery.infer.overlay import caption_of, heat_overlay, save_png, side_by_side
 from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace
 from llava_forgery.infer.verdict import Verdict
+from llava_forgery.qa.answers import parse_answer
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.simulate.pairs import FacePair, FacePairs
-from llava_forgery.train.conversations import to_bytes
 
 SIMULATED = "simulated forgery made by llava-forgery to evaluate detectors; not a real photograph"
 

@@ -3,7 +3,7 @@
 import re
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.evaluation.answers import ParsedAnswer, parse_answer
+from llava_forgery.qa.answers import ParsedAnswer, parse_answer
 
 _NOWHERE = re.compile(r"^\W*(?:nowhere|none|nothing|no (?:parts?|regions?|areas?))\b", re.I)
 

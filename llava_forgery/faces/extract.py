@@ -8,11 +8,11 @@ import numpy as np
 
 from llava_forgery.faces.crop import Box, crop_box, crop_square, eye_angle
 from llava_forgery.faces.detect import DetectedFace, FaceDetector
-from llava_forgery.faces.images import read_image
 from llava_forgery.faces.records import FaceCrop
 from llava_forgery.faces.sources import MediaSource
 from llava_forgery.faces.tracks import Tracker
 from llava_forgery.faces.video import FrameChoice, Video
+from llava_forgery.images import read_image
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from PIL import Image
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.faces.crop import Box
-from llava_forgery.faces.images import decode_image
 from llava_forgery.files import atomic_path, to_json, write_json
+from llava_forgery.images import decode_image
 from llava_forgery.rows import image_bytes, load_rows, write_rows
 
 SPLITS = ("train", "val", "test")

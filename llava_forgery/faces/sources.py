@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.faces.images import SUFFIXES
 from llava_forgery.faces.records import SPLITS
+from llava_forgery.images import SUFFIXES
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 """File types that are read as videos."""

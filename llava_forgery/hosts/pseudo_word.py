@@ -22,7 +22,7 @@ from transformers.tokenization_utils_base import AddedToken
 from llava_forgery.constants import PSEUDO_WORD
 from llava_forgery.hosts.fingerprint import embedding_probe, host_fingerprint
 from llava_forgery.hosts.placeholder import EmbeddingHooks
-from llava_forgery.hosts.transformers_vlm import ForgeryVLM
+from llava_forgery.hosts.transformers.model import ForgeryVLM
 
 PLACEMENTS = ("postfix", "prefix", "replace")
 LANGUAGE_MODEL, QFORMER = "language_model", "qformer"

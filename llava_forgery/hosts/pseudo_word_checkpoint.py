@@ -31,7 +31,7 @@ from llava_forgery.hosts.pseudo_word import (
     attach_pseudo_word,
     bare_host,
 )
-from llava_forgery.hosts.transformers_vlm import ForgeryVLM
+from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.weights import load_tensors, save_tensors
 
 CONFIG, VECTORS = "pseudo_word.json", "pseudo_word.safetensors"

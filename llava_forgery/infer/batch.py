@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from llava_forgery.faces.images import read_image
 from llava_forgery.faces.sources import VIDEO_SUFFIXES, find_media
 from llava_forgery.faces.video import FrameChoice, require_pyav
+from llava_forgery.images import read_image
 from llava_forgery.infer.halving import is_out_of_memory
 from llava_forgery.infer.overlay import photograph_overlay, save_png
 from llava_forgery.infer.predictor import ForgeryPredictor

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from llava_forgery.constants import FAKE, LABEL_NAMES
+from llava_forgery.data.build_qa import from_bytes, to_bytes
 from llava_forgery.files import write_json
 from llava_forgery.infer.overlay import caption_of, heat_overlay, save_png, side_by_side
 from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace, Photograph
@@ -21,7 +22,6 @@ from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.optional import require
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.simulate.pairs import FacePair
-from llava_forgery.train.conversations import from_bytes, to_bytes
 
 NOTE = "what a detector of forged faces looked at, drawn by llava-forgery"
 SIMULATED_NOTE = f"{NOTE}; the face is a simulated forgery, not a real photograph"

@@ -1,7 +1,7 @@
 """How likely a host is to give each of several answers, read off one forward pass.
 
 ``ForgeryPredictor`` compares the first tokens of "Yes" and "No" in the pass that goes on to write
-the answer: with :func:`llava_forgery.qa.render.candidate_ids` having shown that every answer begins
+the answer: with :func:`llava_forgery.hosts.transformers.prompts.candidate_ids` having shown that every answer begins
 with one of the two, that is the likelihood of all answers that begin so. Where an answer is longer
 than a token ("real" against "fake" in many vocabularies, whole sentences), the functions here
 score it whole.
@@ -19,11 +19,11 @@ from PIL import Image
 from torch import nn
 
 from llava_forgery.constants import IGNORE_INDEX
-from llava_forgery.hosts.transformers_vlm import ForgeryVLM
+from llava_forgery.hosts.transformers.chat import Processor, special_tokens, tokenizer_of
+from llava_forgery.hosts.transformers.model import ForgeryVLM
+from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.kfd.detector import KFDOutput
-from llava_forgery.qa.chat import Processor, special_tokens, tokenizer_of
 from llava_forgery.qa.conversation import Conversation, Message
-from llava_forgery.qa.render import collate, encode
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 In stage 1 the tower is loaded alone, from the host's checkpoint. Later it is the host's own, and
 its hidden states reach the detector without a second encoding
-(:mod:`llava_forgery.hosts.shared_tower`). Never is it saved with the detector.
+(:mod:`llava_forgery.hosts.transformers.shared_tower`). Never is it saved with the detector.
 """
 
 import inspect

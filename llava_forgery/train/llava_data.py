@@ -31,13 +31,13 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from llava_forgery.constants import IGNORE_INDEX, IMAGE_TOKEN
-from llava_forgery.faces.images import read_image
+from llava_forgery.data.validation import fingerprint_of
 from llava_forgery.faces.records import image_pixels
+from llava_forgery.images import read_image
 from llava_forgery.qa.llava_json import LlavaSample, read_llava_json
 from llava_forgery.qa.mixing import mix_general
 from llava_forgery.rows import embedded, load_rows
 from llava_forgery.train.llava_text import PromptStyle, encode_turns
-from llava_forgery.train.validation import fingerprint_of
 
 logger = logging.getLogger(__name__)
 

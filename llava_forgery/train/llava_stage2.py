@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 
-from llava_forgery.hosts.llava_checkpoint import (
+from llava_forgery.hosts.llava.checkpoint import (
     CONFIG,
     FPL,
     NO_LORA,
@@ -28,15 +28,15 @@ from llava_forgery.hosts.llava_checkpoint import (
     TRAINABLES,
     save_llava_adapter,
 )
-from llava_forgery.hosts.llava_hooks import FORGERY_TOKEN_INDEX
-from llava_forgery.hosts.llava_model import PROJECTOR, TOWER, llava_lora_config
+from llava_forgery.hosts.llava.hooks import FORGERY_TOKEN_INDEX
+from llava_forgery.hosts.llava.model import PROJECTOR, TOWER, llava_lora_config
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings, fill_lora
 from llava_forgery.kfd.detector import KFDOutput
-from llava_forgery.train.arguments import TrainingArguments
+from llava_forgery.train.deepspeed import kept_aside
 from llava_forgery.train.llava_data import LlavaCollator, TrainingSamples
-from llava_forgery.train.order import AlternatingSampler, EpochSampler, ModalitySampler
+from llava_forgery.train.llava_flags import TrainingArguments
+from llava_forgery.train.samplers import AlternatingSampler, EpochSampler, ModalitySampler
 from llava_forgery.train.trainer import ForgeryTrainer, Trainable, last_checkpoint, run_training
-from llava_forgery.train.zero import kept_aside
 from llava_forgery.weights import load_tensors
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class LlavaStage2(Trainable):
 
 
 class LlavaTrainer(ForgeryTrainer):
-    """With the orders of :mod:`llava_forgery.train.order`."""
+    """With the orders of :mod:`llava_forgery.train.samplers`."""
 
     args: TrainingArguments
     train_dataset: TrainingSamples

@@ -16,8 +16,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava_forgery.constants import FORGERY_TOKEN, IGNORE_INDEX, IMAGE_TOKEN
-from llava_forgery.hosts.llava_hooks import FORGERY_TOKEN_INDEX, IMAGE_TOKEN_INDEX
-from llava_forgery.hosts.llava_prompt import TEMPLATE, forgery_prefix
+from llava_forgery.hosts.llava.hooks import FORGERY_TOKEN_INDEX, IMAGE_TOKEN_INDEX
+from llava_forgery.hosts.llava.prompts import TEMPLATE, forgery_prefix
 
 # What --mm_use_im_start_end puts around an image.
 IM_START, IM_END = "<im_start>", "<im_end>"

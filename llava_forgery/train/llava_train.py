@@ -4,7 +4,7 @@
         --model_name_or_path liuhaotian/llava-v1.5-7b --version v1 --lora_enable True \\
         --forgery_tower KFD --data_path QA --output_dir checkpoints/llava-v1.5-7b-forgery-lora ...
 
-``scripts/finetune_lora.sh`` gives all flags; :mod:`llava_forgery.train.arguments` says what they
+``scripts/finetune_lora.sh`` gives all flags; :mod:`llava_forgery.train.llava_flags` says what they
 mean. The result is read by LLaVA's ``load_pretrained_model`` after ``register()``.
 """
 
@@ -23,14 +23,20 @@ from transformers import (
     set_seed,
 )
 
+from llava_forgery.data.validation import (
+    LISTED,
+    find_invalid,
+    fingerprint_of,
+    settle_invalid,
+)
 from llava_forgery.fpl.config import FPLConfig
-from llava_forgery.hosts import llava_compat
-from llava_forgery.hosts.llava_model import PROJECTOR, TEMPLATE_KEY, TOWER, attach_to_llava
-from llava_forgery.hosts.llava_register import register
-from llava_forgery.hosts.llava_skill import has_skill
-from llava_forgery.hosts.llava_tower import KFDVisionTower
+from llava_forgery.hosts.llava import compat as llava_compat
+from llava_forgery.hosts.llava.model import PROJECTOR, TEMPLATE_KEY, TOWER, attach_to_llava
+from llava_forgery.hosts.llava.register import register
+from llava_forgery.hosts.llava.skill import has_skill
+from llava_forgery.hosts.llava.tower import KFDVisionTower
 from llava_forgery.optional import require
-from llava_forgery.train.arguments import LlavaArguments, parse_arguments
+from llava_forgery.train.deepspeed import loaded_whole
 from llava_forgery.train.llava_data import (
     DialogueCheck,
     Encoding,
@@ -40,15 +46,9 @@ from llava_forgery.train.llava_data import (
     TrainingSamples,
     open_source,
 )
+from llava_forgery.train.llava_flags import LlavaArguments, parse_arguments
 from llava_forgery.train.llava_stage2 import prepare_model, train_llava
 from llava_forgery.train.llava_text import PromptStyle
-from llava_forgery.train.validation import (
-    LISTED,
-    find_invalid,
-    fingerprint_of,
-    settle_invalid,
-)
-from llava_forgery.train.zero import loaded_whole
 
 logger = logging.getLogger(__name__)
 

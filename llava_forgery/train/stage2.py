@@ -19,18 +19,18 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler
 
 from llava_forgery.constants import IGNORE_INDEX
+from llava_forgery.data.build_qa import conversation_of, from_bytes
 from llava_forgery.faces.records import image_pixels
 from llava_forgery.files import check_output_folder
-from llava_forgery.hosts.checkpoint import CONFIG, ENTRIES
+from llava_forgery.hosts.adapter import CONFIG, ENTRIES
+from llava_forgery.hosts.baseline import PlainHost
 from llava_forgery.hosts.lora import LORA_WEIGHTS
-from llava_forgery.hosts.plain import PlainHost
-from llava_forgery.hosts.transformers_vlm import ForgeryVLM
-from llava_forgery.qa.render import collate, encode
+from llava_forgery.hosts.transformers.model import ForgeryVLM
+from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.rows import embedded
 from llava_forgery.simulate.pairs import FacePairs
-from llava_forgery.train.alignment import align_learner
-from llava_forgery.train.conversations import conversation_of, from_bytes
-from llava_forgery.train.order import LengthSampler
+from llava_forgery.train.deepspeed import kept_aside
+from llava_forgery.train.samplers import LengthSampler
 from llava_forgery.train.trainer import (
     ForgeryTrainer,
     Trainable,
@@ -38,7 +38,7 @@ from llava_forgery.train.trainer import (
     run_training,
     training_arguments,
 )
-from llava_forgery.train.zero import kept_aside
+from llava_forgery.train.warmup import align_learner
 
 
 class Stage2(Trainable):
@@ -174,7 +174,7 @@ def train_adapter(
         output_dir: Receives the adapter; ``output_dir`` with ``-training`` behind its name
             receives ``checkpoint-*`` and ``log.json``.
         steps: Optimiser steps.
-        align_steps: Steps of the FPL's warm start (:mod:`llava_forgery.train.alignment`) before
+        align_steps: Steps of the FPL's warm start (:mod:`llava_forgery.train.warmup`) before
             them; 0 leaves it out, and so does resuming.
         align_more: Pairs whose forged images the warm start learns from as well.
         batch_size: Conversations for each pass and process.

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from llava_forgery.files import write_json
-from llava_forgery.train.zero import (
+from llava_forgery.train.deepspeed import (
     deepspeed_file,
     lay_out,
     load_engine,

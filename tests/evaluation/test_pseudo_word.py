@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from llava_forgery.constants import FAKE, REAL
+from llava_forgery.data.labelled import LabelledImage, read_labelled
 from llava_forgery.evaluation.pseudo_word import (
     evaluate_pseudo_word,
     rank_answers,
@@ -15,7 +16,6 @@ from llava_forgery.evaluation.pseudo_word import (
     table_of,
 )
 from llava_forgery.hosts.pseudo_word import PseudoWordConfig, attach_pseudo_word
-from llava_forgery.train.labelled import LabelledImage, read_labelled
 from tests import tiny
 from tests.hosts.test_pseudo_word import instructblip
 

@@ -1,9 +1,9 @@
 import pytest
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.evaluation.answers import ParsedAnswer, parse_answer
 from llava_forgery.evaluation.turns import parse_place, turns_agree
 from llava_forgery.qa import templates
+from llava_forgery.qa.answers import ParsedAnswer, parse_answer
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from llava_forgery.faces import detect
 from llava_forgery.faces.detect import DlibDetector, get_detector, register_detector
-from llava_forgery.faces.images import read_image
+from llava_forgery.images import read_image
 
 
 @pytest.fixture(scope="module")

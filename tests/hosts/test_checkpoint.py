@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_forgery.hosts.checkpoint import load_adapter
+from llava_forgery.hosts.adapter import load_adapter
 from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.hosts.transformers_vlm import attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
 from tests import tiny
 
 FILES = ("fpl.safetensors", "lora/adapter_model.safetensors", "kfd/kfd.safetensors")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from llava_forgery.hosts.checkpoint import load_host
+from llava_forgery.hosts.adapter import load_host
 from llava_forgery.hosts.lora import LoraSettings, lora_config
 from llava_forgery.hosts.memory import (
     MemorySettings,

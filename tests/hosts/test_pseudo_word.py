@@ -23,9 +23,9 @@ from llava_forgery.hosts.pseudo_word import (
     token_id_of,
 )
 from llava_forgery.hosts.pseudo_word_checkpoint import load_pseudo_word
-from llava_forgery.hosts.transformers_vlm import attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
+from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.qa.conversation import Conversation, Message
-from llava_forgery.qa.render import collate, encode
 from tests import tiny
 
 

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from llava_forgery.cli import app, use
+from llava_forgery.cli import app
+from llava_forgery.cli import predict as use
 from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.hosts.transformers_vlm import attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.batch import SCHEMA_VERSION, judge_files
 from llava_forgery.infer.predictor import ForgeryPredictor
 from tests import tiny
@@ -114,7 +115,8 @@ def test_a_line_is_out_before_the_next_file_is_read(tmp_path):
     """Of a run that is killed at its third file, two lines are there."""
     script = (
         "import os, signal, sys\n"
-        "from llava_forgery.cli import app, use\n"
+        "from llava_forgery.cli import app
+        "from llava_forgery.cli import predict as use\n"
         "from llava_forgery.infer import batch\n"
         "def judge(predictor, paths, **_):\n"
         "    for i in range(2):\n"

@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from llava_forgery.hosts.transformers_vlm import ForgeryVLM
+from llava_forgery.hosts.transformers.model import ForgeryVLM
+from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.qa.build import build_prompt
-from llava_forgery.qa.render import collate, encode
 from tests import tiny, tiny_hosts
-from tests.hosts.contract import attach, perturb
+from tests.hosts.transformers.contract import attach, perturb
 
 QUESTIONS = ("Is this a deepfake image?", "Where is the artifact?", "Why?")
 

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from llava_forgery.data.build_qa import from_bytes
 from llava_forgery.faces.records import FEATURES
-from llava_forgery.hosts.transformers_vlm import attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.explain import (
     explain,
     explain_pair,
@@ -20,7 +21,6 @@ from llava_forgery.infer.explain import (
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.config import EncoderConfig
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
-from llava_forgery.train.conversations import from_bytes
 from tests import tiny
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from llava_forgery.faces.crop import crop_square
 from llava_forgery.faces.video import FrameChoice, Video
 from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.hosts.transformers_vlm import attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.batch import judge_files
 from llava_forgery.infer.predictor import MARGIN, ForgeryPredictor
 from llava_forgery.infer.verdict import agree

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file
 
 from llava_forgery.constants import REAL
+from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.faces.extract import CropSettings
 from llava_forgery.faces.prepare import prepare_sources
 from llava_forgery.faces.records import load_faces
 from llava_forgery.faces.sources import MediaSource
 from llava_forgery.kfd.losses import LossWeights
 from llava_forgery.simulate.pairs import FacePairs
-from llava_forgery.train.arguments import parse_arguments
-from llava_forgery.train.conversations import build_conversations
 from llava_forgery.train.llava_data import LlavaCollator
+from llava_forgery.train.llava_flags import parse_arguments
 from llava_forgery.train.llava_stage2 import LlavaStage2, LlavaTrainer
 from llava_forgery.train.llava_train import (
     attach_skill,
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     tiny_llava.require_llava()
-    from llava_forgery.hosts import llava_register
+    from llava_forgery.hosts.llava import register as llava_register
 
     llava_register.register()
     yield

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.faces.benchmarks.listing import check_split, need_folder, relative_name
-from llava_forgery.faces.images import SUFFIXES
 from llava_forgery.faces.records import SPLITS
 from llava_forgery.faces.sources import VIDEO_SUFFIXES, MediaSource
+from llava_forgery.images import SUFFIXES
 
 _ANSWERS = {"yes": REAL, "real": REAL, "no": FAKE, "fake": FAKE}
 

@@ -1,0 +1,222 @@
+"""Commands that measure models and explain what they say."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llava_forgery.cli.app import app, be_quiet, load_predictor
+from llava_forgery.cli.options import (
+    Cropped,
+    Device,
+    Dtype,
+    FaceFinder,
+    Faces,
+    Host,
+    Images,
+    Model,
+    Out,
+    Quantization,
+    Seed,
+    Word,
+)
+from llava_forgery.files import to_json
+
+AnyModel = Annotated[
+    Path, typer.Option("--model", help="Folder of a forgery adapter, or of a detector.")
+]
+
+
+@app.command()
+def evaluate(
+    model: AnyModel,
+    faces: Faces,
+    out: Out,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    pairs: Annotated[
+        int | None,
+        typer.Option(help="Forged faces where all are real; default: two for each face."),
+    ] = None,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            help="From a video's frames to its figures, where there are fakes: mean (default), "
+            "median, max or top_k."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 16,
+    roc: Annotated[
+        bool, typer.Option("--roc", help="Draw roc.png too, the ROC curves with intervals.")
+    ] = False,
+    host: Host = None,
+    device: Device = None,
+    seed: Seed = 2,
+) -> None:
+    """Measure a model on faces of both labels as they are, or on forgeries of real ones.
+
+    Of a benchmark's faces: figures of frames, of videos, and by method. Where all faces are real,
+    the simulator forges them: figures with regions and masks, pictures and a dialogue.
+    """
+    from llava_forgery.constants import FAKE, REAL
+    from llava_forgery.evaluation.labelled import evaluate_labelled
+    from llava_forgery.evaluation.simulated import draw_roc, evaluate_simulated
+    from llava_forgery.evaluation.video import check_reduction
+    from llava_forgery.faces.records import load_faces
+    from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
+    from llava_forgery.simulate.pairs import CENTRED, FacePairs
+
+    rows = load_faces(faces, split=split)
+    labels = set(rows["label"])
+    if FAKE in labels:
+        if pairs is not None:
+            raise ValueError(f"{faces} holds fakes, which are judged as they are; drop --pairs")
+        if REAL not in labels:
+            raise ValueError(f"the {split} split of {faces} holds fakes alone; add real faces")
+        reduce = pool or "mean"
+        check_reduction(reduce)
+        scorer = load_any_scorer(model, host, device)
+        metrics = evaluate_labelled(scorer, rows, out, batch_size=batch_size, reduce=reduce)
+        groups, of = "video_id", "labelled faces"
+    else:
+        if pool is not None:
+            raise ValueError(f"{faces} holds no fakes: there are no videos to --pool")
+        if (model / KFD_CONFIG).is_file():
+            raise ValueError(
+                f"{model} is a detector alone, which is measured on faces with labels of their "
+                f"own, and {faces} holds real ones alone; give an adapter, or see `robustness`"
+            )
+        predictor = load_predictor(model, host, device)
+        count = 2 * len(rows) if pairs is None else pairs
+        source = FacePairs(rows, count, size=predictor.size, seed=seed, framing=CENTRED)
+        # Of each pair two images are judged.
+        metrics = evaluate_simulated(predictor, source, out, batch_size=max(1, batch_size // 2))
+        groups, of = "identity", "simulated forgeries"
+    if roc:
+        draw_roc(out, groups, of)
+    typer.echo(to_json(metrics, indent=2))
+
+
+def load_any_scorer(model: Path, host: str | None, device: str | None):
+    """A detector alone, or an adapter of either layout with its host."""
+    from llava_forgery.evaluation.scorers import AdapterScorer, load_scorer
+    from llava_forgery.hosts.llava.checkpoint import read_skill_config
+
+    if (host or "").partition(":")[0] == "llava" or read_skill_config(model) is not None:
+        return AdapterScorer(load_predictor(model, host, device))
+    be_quiet()
+    return load_scorer(model, host, device)
+
+
+@app.command()
+def evaluate_pseudo_word(
+    word: Word,
+    data: Images,
+    out: Out,
+    batch_size: Annotated[int, typer.Option(help="Photos at once.")] = 8,
+    host: Host = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    quantization: Quantization = None,
+) -> None:
+    """Accuracy of a pseudo-word by folder, of those in training and the others apart."""
+    from llava_forgery.data.labelled import read_sources
+    from llava_forgery.evaluation.pseudo_word import evaluate_pseudo_word as run
+    from llava_forgery.evaluation.pseudo_word import table_of
+    from llava_forgery.hosts.adapter import load_host, place_host
+    from llava_forgery.hosts.pseudo_word_checkpoint import (
+        load_pseudo_word,
+        read_pseudo_word_config,
+    )
+
+    images = read_sources(data)
+    name = host or read_pseudo_word_config(word)["host"]["name_or_path"]
+    model, processor = load_host(word, name, quantization, dtype=dtype)
+    vlm = load_pseudo_word(word, place_host(model, device), processor)
+    typer.echo(table_of(run(vlm, images, out, batch_size=batch_size)))
+
+
+@app.command()
+def robustness(
+    model: AnyModel,
+    faces: Faces,
+    out: Out,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    pairs: Annotated[
+        int | None,
+        typer.Option(help="Forged faces where all are real; default: two for each face."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Kind of change, may be repeated; default: all."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 16,
+    host: Host = None,
+    device: Device = None,
+    seed: Seed = 2,
+) -> None:
+    """Measure how compression, blur and other changes of the pictures lower the AUC.
+
+    Faces of both labels are judged as they are; real faces alone are forged by the simulator.
+    """
+    from llava_forgery.evaluation.images import evaluation_images
+    from llava_forgery.evaluation.perturb import choose_perturbations
+    from llava_forgery.evaluation.robustness import measure_robustness, write_robustness
+    from llava_forgery.faces.records import load_faces
+
+    kinds = choose_perturbations(only)
+    rows = load_faces(faces, split=split)
+    scorer = load_any_scorer(model, host, device)
+    images = evaluation_images(rows, scorer.size, pairs=pairs, seed=seed)
+    points = measure_robustness(scorer, images, kinds, seed=seed, batch_size=batch_size)
+    about = {
+        "model": str(model),
+        "faces": str(faces),
+        "split": split,
+        "source": images.source,
+        "images": len(images),
+        "seed": seed,
+    }
+    write_robustness(points, out, about)
+    for point in points:
+        typer.echo(
+            f"{point.score:6} {point.perturbation:10} level {point.level}  "
+            f"AUC {point.auc:.3f} [{point.low:.3f}, {point.high:.3f}]"
+        )
+
+
+@app.command()
+def explain(
+    model: Model,
+    out: Out,
+    image: Annotated[Path | None, typer.Argument(help="Photograph.")] = None,
+    faces: Annotated[
+        Path | None,
+        typer.Option("--faces", help="Instead of a photograph: forge a test face of this folder."),
+    ] = None,
+    pair: Annotated[int, typer.Option(help="With --faces: number of the forgery.")] = 0,
+    cropped: Cropped = False,
+    detector: FaceFinder = None,
+    host: Host = None,
+    device: Device = None,
+    seed: Seed = 2,
+) -> None:
+    """Draw why the largest face is called what it is: mask, Grad-CAM, consistency maps."""
+    from llava_forgery.faces.records import load_faces
+    from llava_forgery.infer.explain import explain_pair, explain_photograph
+    from llava_forgery.simulate.pairs import CENTRED, FacePairs
+
+    if (image is None) == (faces is None):
+        raise ValueError("give either a photograph or --faces")
+    if faces is not None and detector is not None:
+        raise ValueError("the faces of --faces are found already; leave --detector out")
+    if image is not None:
+        predictor = load_predictor(model, host, device, detector)
+        written = explain_photograph(predictor, image, out, cropped)
+    else:
+        rows = load_faces(faces, split="test")
+        predictor = load_predictor(model, host, device)
+        # The forgeries that `evaluate` judges under the same seed.
+        pairs = FacePairs(rows, pair + 1, size=predictor.size, seed=seed, framing=CENTRED)
+        written = explain_pair(predictor, pairs[pair], out)
+    for path in written:
+        typer.echo(path)

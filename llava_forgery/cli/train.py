@@ -1,0 +1,278 @@
+"""Commands that train, and bring what training starts from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llava_forgery.cli.app import app
+from llava_forgery.cli.options import (
+    DeepSpeed,
+    Dtype,
+    Faces,
+    Images,
+    Out,
+    Quantization,
+    ReportTo,
+    Resume,
+    Seed,
+)
+
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Written by torch.save.")]
+
+
+@app.command()
+def import_efficientnet(
+    out: Annotated[Path, typer.Option("--out", help="safetensors file to write.")],
+) -> None:
+    """Bring the trunk's ImageNet weights into safetensors."""
+    from llava_forgery.convert.sources import import_efficientnet as run
+
+    run(out)
+
+
+@app.command()
+def import_imagebind(checkpoint: Checkpoint, out: Out) -> None:
+    """Bring ImageBind's image and text towers into a folder that open_clip reads."""
+    from llava_forgery.convert.imagebind import import_imagebind as run
+
+    run(checkpoint, out)
+
+
+@app.command()
+def import_lvlm_dfd(
+    checkpoint: Checkpoint,
+    out: Out,
+    imagebind: Annotated[
+        Path | None,
+        typer.Option(help="imagebind_huge.pth, for a checkpoint without ImageBind's own weights."),
+    ] = None,
+) -> None:
+    """Bring the official LVLM-DFD checkpoint into detector, learner and LoRA."""
+    from llava_forgery.convert.lvlm_dfd import import_lvlm_dfd as run
+
+    run(checkpoint, out, imagebind)
+
+
+@app.command()
+def make_small_llava(out: Out, seed: Seed = 0) -> None:
+    """Build the demo's host: a small LLaVA around SmolLM2-135M-Instruct."""
+    from llava_forgery.convert.small_llava import build_small_llava
+
+    build_small_llava(out, seed)
+
+
+@app.command()
+def train_kfd(
+    faces: Faces,
+    out: Out,
+    preset: Annotated[
+        str | None, typer.Option(help="tiny or paper; default: tiny, unless --host is given.")
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host",
+            help="Host's folder or hub name: the detector reads that host's own vision tower, so "
+            "that an image is encoded once for both.",
+        ),
+    ] = None,
+    taps: Annotated[
+        str | None,
+        typer.Option(help="With --host: blocks to read, as 12,18,24; default: 1/2, 3/4, last."),
+    ] = None,
+    text_model: Annotated[
+        str | None,
+        typer.Option(
+            help="With --host: open_clip model whose text tower reads the descriptions; default: "
+            "a small one that is trained."
+        ),
+    ] = None,
+    text_weights: Annotated[
+        str | None, typer.Option(help="open_clip's weights tag of --text-model, or a path.")
+    ] = None,
+    trunk_weights: Annotated[
+        Path | None, typer.Option(help="safetensors to start a timm trunk from.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 220,
+    batch_size: Annotated[int, typer.Option(help="Pairs for each step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    workers: Annotated[int, typer.Option(help="Processes that simulate forgeries.")] = 1,
+    seed: Seed = 0,
+    resume: Resume = False,
+    report_to: ReportTo = "none",
+) -> None:
+    """Stage 1: train the detector on forgeries simulated from the real training faces."""
+    from llava_forgery.convert.sources import load_trunk
+    from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+    from llava_forgery.kfd.host_config import host_config, parse_taps
+    from llava_forgery.simulate.pairs import load_real_faces
+    from llava_forgery.train.stage1 import train_kfd as run
+
+    if host is None and (taps or text_model or text_weights):
+        raise ValueError("--taps, --text-model and --text-weights are for --host")
+    if host is not None and preset is not None:
+        raise ValueError("give either --preset or --host: the host decides the detector's sizes")
+    rows = load_real_faces(faces, "train")
+    if host is None:
+        detector = KnowledgeGuidedForgeryDetector.from_preset(preset or "tiny", seed)
+    else:
+        config = host_config(
+            host, taps=parse_taps(taps), text_model=text_model, text_weights=text_weights
+        )
+        detector = KnowledgeGuidedForgeryDetector.from_config(config, seed)
+    if trunk_weights is not None:
+        load_trunk(detector, trunk_weights)
+    run(
+        detector,
+        rows,
+        out,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        workers=workers,
+        seed=seed,
+        resume=resume,
+        report_to=report_to,
+    )
+
+
+@app.command()
+def finetune(
+    host: Annotated[str, typer.Option("--host", help="Host's folder or hub name.")],
+    kfd: Annotated[Path, typer.Option("--kfd", help="Folder of a trained detector.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder written by build-qa.")],
+    out: Out,
+    lora: Annotated[
+        bool, typer.Option(help="Train LoRA beside the FPL; without it prompt tuning alone.")
+    ] = True,
+    lora_r: Annotated[int, typer.Option(help="LoRA's rank.")] = 32,
+    lora_alpha: Annotated[int, typer.Option(help="LoRA's scale.")] = 32,
+    lora_dropout: Annotated[float, typer.Option(help="LoRA's dropout.")] = 0.1,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100,
+    align_steps: Annotated[
+        int, typer.Option(help="Steps of the FPL's warm start without the host; 0: none.")
+    ] = 400,
+    align_faces: Annotated[
+        Path | None,
+        typer.Option(help="Folder of faces to forge for the warm start, beside the conversations."),
+    ] = None,
+    align_pairs: Annotated[int, typer.Option(help="With --align-faces: how many.")] = 1200,
+    batch_size: Annotated[int, typer.Option(help="Conversations for each step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    fpl_learning_rate: Annotated[
+        float | None, typer.Option(help="The FPL's; by default a tenth of it after a warm start.")
+    ] = None,
+    accumulate: Annotated[int, typer.Option(help="Passes whose gradients make one step.")] = 1,
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option(help="Compute the host's layers twice to keep less in memory.")
+    ] = False,
+    dtype: Dtype = "auto",
+    quantization: Quantization = None,
+    deepspeed: DeepSpeed = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    report_to: ReportTo = "none",
+) -> None:
+    """Stage 2: train the forgery adapter of a host on conversations."""
+    from llava_forgery.files import check_output_folder
+    from llava_forgery.hosts.adapter import CONFIG, ENTRIES, load_host
+    from llava_forgery.hosts.lora import LoraSettings
+    from llava_forgery.hosts.transformers.model import attach_forgery
+    from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+    from llava_forgery.rows import load_rows
+    from llava_forgery.simulate.pairs import load_real_faces
+    from llava_forgery.train.stage2 import train_adapter
+    from llava_forgery.train.warmup import further_forgeries
+
+    check_output_folder(out, CONFIG, entries=ENTRIES)
+    if align_faces is not None and not align_steps:
+        raise ValueError("--align-faces is for the warm start, which --align-steps 0 leaves out")
+    # A detector on the host's own tower finds it in the host.
+    detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, with_tower=False)
+    more = None
+    if align_faces is not None:
+        # Before the host, which takes minutes to load.
+        faces = load_real_faces(align_faces, "train")
+        more = further_forgeries(faces, align_pairs, detector, seed)
+    conversations = load_rows(data)
+    model, processor = load_host(Path.cwd(), host, quantization, dtype=dtype)
+    settings = LoraSettings(r=lora_r, alpha=lora_alpha, dropout=lora_dropout) if lora else None
+    vlm = attach_forgery(model, processor, detector, lora=settings, seed=seed)
+    train_adapter(
+        vlm,
+        conversations,
+        out,
+        steps=steps,
+        align_steps=align_steps,
+        align_more=more,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        save_steps=save_steps,
+        learning_rate=learning_rate,
+        fpl_learning_rate=fpl_learning_rate,
+        seed=seed,
+        resume=resume,
+        report_to=report_to,
+        gradient_checkpointing=gradient_checkpointing,
+        deepspeed=deepspeed,
+    )
+
+
+@app.command()
+def train_pseudo_word(
+    host: Annotated[str, typer.Option("--host", help="Host's folder or hub name.")],
+    data: Images,
+    out: Out,
+    question: Annotated[str, typer.Option(help="Without the pseudo-word.")] = "Is this photo real?",
+    placement: Annotated[
+        str, typer.Option(help="Where [*] goes: postfix, prefix or replace (of 'real').")
+    ] = "postfix",
+    real_answer: Annotated[str, typer.Option(help="Answer for a real photo.")] = "yes",
+    fake_answer: Annotated[str, typer.Option(help="Answer for a fake one.")] = "no",
+    initial_word: Annotated[
+        str | None, typer.Option(help="Word to start from; default: drawn like the vocabulary.")
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the photos.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Photos for each step and process.")] = 6,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-5,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.05,
+    save_steps: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints; default: none.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that read photos.")] = 0,
+    dtype: Dtype = "auto",
+    quantization: Quantization = None,
+    deepspeed: DeepSpeed = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    report_to: ReportTo = "none",
+) -> None:
+    """AntifakePrompt: train the embedding of one pseudo-word on real and fake photos."""
+    from llava_forgery.data.labelled import read_sources
+    from llava_forgery.files import check_output_folder
+    from llava_forgery.hosts.adapter import load_host
+    from llava_forgery.hosts.pseudo_word import PseudoWordConfig, attach_pseudo_word
+    from llava_forgery.hosts.pseudo_word_checkpoint import CONFIG, ENTRIES
+    from llava_forgery.train.antifake_prompt import train_pseudo_word as run
+
+    check_output_folder(out, CONFIG, entries=ENTRIES)
+    config = PseudoWordConfig(question, placement, real_answer, fake_answer, initial_word)
+    images = read_sources(data)
+    model, processor = load_host(Path.cwd(), host, quantization, dtype=dtype)
+    run(
+        attach_pseudo_word(model, processor, config, seed),
+        images,
+        out,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        seed=seed,
+        save_steps=save_steps,
+        workers=workers,
+        resume=resume,
+        report_to=report_to,
+        deepspeed=deepspeed,
+    )

@@ -1,0 +1,1 @@
+"""Others' weights, brought into our formats."""

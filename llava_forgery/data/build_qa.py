@@ -1,0 +1,250 @@
+"""Training conversations: forgeries, the detector's scores, questions and answers.
+
+    llava-forgery build-qa --faces FACES --kfd KFD --out QA
+
+One pass makes them all: faces are forged, the trained detector scores them in batches, and each
+image gets a conversation that cites its score (LVLM-DFD, section 3.3). The result is a Hugging
+Face data set on disk, and in the same folder LLaVA's JSON with its pictures::
+
+    QA/               datasets.load_from_disk(QA)
+      conversations.json images/000000.png ...
+      settings.json   how it was made
+
+What is finished lies in ``QA-parts`` until all is; see :mod:`llava_forgery.data.shards`.
+"""
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import llava_forgery
+from llava_forgery.data.samples import (
+    SimulatedSubjects,
+    Subject,
+    SubjectSource,
+    from_bytes,
+)
+
+# What others read and write pixels with.
+from llava_forgery.data.samples import to_bytes as to_bytes
+from llava_forgery.data.shards import SETTINGS, PartStore
+from llava_forgery.files import atomic_path, check_output_folder, write_json
+from llava_forgery.infer.overlay import png_bytes
+from llava_forgery.kfd.checkpoint import detector_digest
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.qa.build import build_conversation
+from llava_forgery.qa.conversation import Conversation
+from llava_forgery.qa.llava_json import LlavaSample, write_llava_json
+from llava_forgery.rows import write_rows
+from llava_forgery.simulate.pairs import FacePairs
+
+CONVERSATIONS, IMAGES = "conversations.json", "images"
+
+FEATURES = datasets.Features(
+    {
+        "image": datasets.Image(),
+        "label": datasets.Value("int8"),
+        "regions": datasets.List(datasets.Value("string")),
+        "score": datasets.Value("float32"),
+        "messages": datasets.List(
+            {"role": datasets.Value("string"), "text": datasets.Value("string")}
+        ),
+        "identity": datasets.Value("string"),
+    }
+)
+
+
+@torch.no_grad()
+def score_subjects(
+    subjects: Sequence[Subject], detector: KnowledgeGuidedForgeryDetector, batch_size: int = 16
+) -> list[float]:
+    """The detector's score of each image, in [0, 1].
+
+    Args:
+        subjects: With images of the detector's size.
+        detector: In eval mode.
+        batch_size: Images for each pass.
+    """
+    device = next(detector.consistency.parameters()).device
+    scores: list[float] = []
+    for start in range(0, len(subjects), batch_size):
+        batch = subjects[start : start + batch_size]
+        images = torch.stack([from_bytes(subject.image) for subject in batch])
+        scores += detector(images.to(device)).score.tolist()
+    return scores
+
+
+def build_conversations(
+    source: FacePairs | SubjectSource,
+    detector: KnowledgeGuidedForgeryDetector | None,
+    output_dir: str | PathLike,
+    *,
+    follow_ups: float = 0.3,
+    max_turns: int = 4,
+    task_descriptions: float = 1.0,
+    kfd_results: float | None = None,
+    vary: bool = True,
+    seed: int = 0,
+    part_size: int = 64,
+    batch_size: int = 16,
+    workers: int = 0,
+) -> datasets.Dataset:
+    """Make and write the training conversations, one for each image.
+
+    An interrupted build goes on where it stopped when it is repeated with the same arguments, and
+    its result is that of an uninterrupted one.
+
+    Args:
+        source: Faces of people who are for training; pairs give two conversations each.
+        detector: Trained, in eval mode; None leaves all scores out.
+        output_dir: A data set there is replaced once the new one is complete.
+        follow_ups: Probability of follow-up turns in a conversation.
+        max_turns: Most turns of a conversation, 1 to 4; the number of follow-ups is drawn.
+        task_descriptions: Probability of a task description at its beginning. Shorter prompts cost
+            less, and the skill then does not hang on the description.
+        kfd_results: Probability of the sentence that cites the detector's score; by default 1 with
+            a detector and 0 without.
+        vary: Whether wordings are chosen at random; else the canonical ones are taken.
+        seed: Of the wordings.
+        part_size: Units of the source (pairs, faces) for each part.
+        batch_size: Images for each pass of the detector.
+        workers: Processes that make the images; the result does not depend on them.
+
+    Returns:
+        The data set; rows as in ``FEATURES``, the score None without a detector.
+
+    Raises:
+        ValueError: A probability is not in [0, 1], scores are asked for without a detector, or
+            parts of another build lie beside ``output_dir``.
+    """
+    if isinstance(source, FacePairs):
+        source = SimulatedSubjects(source)
+    if kfd_results is None:
+        kfd_results = 0.0 if detector is None else 1.0
+    wording = {
+        "follow_ups": follow_ups,
+        "task_descriptions": task_descriptions,
+        "kfd_results": kfd_results,
+    }
+    for name, share in wording.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is a probability in [0, 1], got {share}")
+    if not 1 <= max_turns <= 4:
+        raise ValueError(f"max_turns must be 1, 2, 3 or 4, got {max_turns}")
+    if detector is None and kfd_results > 0:
+        raise ValueError(
+            f"kfd_results is {kfd_results}, but there is no detector whose score could be cited; "
+            "give one (--kfd), or set it to 0"
+        )
+    wording |= {"max_turns": max_turns, "vary": vary, "seed": seed}
+    settings = {
+        "version": llava_forgery.__version__,
+        "source": source.describe(),
+        "detector": None if detector is None else detector_digest(detector),
+        **wording,
+        "part_size": part_size,
+        "batch_size": batch_size,
+    }
+    # As JSON gives it back, with lists for tuples.
+    settings = json.loads(json.dumps(settings))
+    output_dir = Path(output_dir)
+    check_output_folder(output_dir, SETTINGS, CONVERSATIONS)
+    count = -(-len(source) // part_size)
+    store = PartStore(output_dir.with_name(output_dir.name + "-parts"), count, FEATURES, settings)
+    for number, subjects in _parts(source, store.missing, part_size, workers):
+        scores = (
+            [None] * len(subjects)
+            if detector is None
+            else score_subjects([subject for _, subject in subjects], detector, batch_size)
+        )
+        rows = [
+            _row(place, subject, score, wording)
+            for (place, subject), score in zip(subjects, scores, strict=True)
+        ]
+        store.write(number, rows)
+    _assemble(store, output_dir, settings)
+    return datasets.load_from_disk(str(output_dir))
+
+
+def conversation_of(row: dict) -> Conversation:
+    """The neutral record of a row."""
+    return Conversation.from_dict(
+        {"messages": row["messages"], "label": row["label"], "regions": row["regions"]}
+    )
+
+
+def _parts(
+    source: SubjectSource, missing: list[int], part_size: int, workers: int
+) -> Iterator[tuple[int, list[tuple[str, Subject]]]]:
+    """Each missing part's number and subjects, which are named after their place in the source."""
+    units = [
+        range(number * part_size, min((number + 1) * part_size, len(source))) for number in missing
+    ]
+    order = [unit for part in units for unit in part]
+    # One loader for all parts, so that workers start once.
+    made = iter(DataLoader(source, batch_size=None, sampler=order, num_workers=workers))
+    with tqdm(total=len(order), desc="forge, score, ask", unit="unit", disable=None) as bar:
+        for number, part in zip(missing, units, strict=True):
+            subjects = []
+            for unit in part:
+                subjects += [(f"{unit}-{i}", subject) for i, subject in enumerate(next(made))]
+                bar.update()
+            yield number, subjects
+
+
+def _row(
+    place: str, subject: Subject, score: float | None, wording: dict[str, Any]
+) -> dict[str, Any]:
+    # Seeded by the place alone: neither parts nor workers change what is said.
+    rng = random.Random(f"{wording['seed']}-{place}")
+    conversation = build_conversation(
+        subject.label,
+        subject.regions,
+        rng=rng,
+        score=score if rng.random() < wording["kfd_results"] else None,
+        follow_ups=_draw_follow_ups(rng, wording["follow_ups"], wording["max_turns"] - 1),
+        task_description=rng.random() < wording["task_descriptions"],
+        vary=wording["vary"],
+    )
+    return {
+        "image": {"bytes": png_bytes(subject.image, subject.note), "path": None},
+        "label": subject.label,
+        "regions": list(subject.regions),
+        "score": score,
+        "messages": [message.to_dict() for message in conversation.messages],
+        "identity": subject.identity,
+    }
+
+
+def _draw_follow_ups(rng: random.Random, share: float, most: int) -> int:
+    return rng.randint(1, most) if rng.random() < share and most else 0
+
+
+def _assemble(store: PartStore, output_dir: Path, settings: dict[str, Any]) -> None:
+    """All parts as one folder, which is renamed into place."""
+    # Beside the parts, so that what an interruption leaves of it is found and removed.
+    with atomic_path(store.folder / "assembled") as folder:
+        write_rows(store.rows, FEATURES, folder)
+        (folder / IMAGES).mkdir()
+
+        def samples() -> Iterator[LlavaSample]:
+            for index, row in enumerate(store.rows()):
+                image = f"{IMAGES}/{index:06d}.png"
+                (folder / image).write_bytes(row["image"]["bytes"])
+                conversation = replace(conversation_of(row), image=image)
+                yield LlavaSample.from_conversation(f"{index:06d}", conversation)
+
+        write_llava_json(samples(), folder / CONVERSATIONS, folder)
+        write_json(folder / SETTINGS, settings)
+    with atomic_path(output_dir) as temporary:
+        (store.folder / "assembled").rename(temporary)
+    store.remove()

@@ -1,0 +1,51 @@
+"""Simulated forgeries and their pristine faces as two folders of pictures, ``real/`` and ``fake/``.
+
+    llava-forgery forge --faces FACES --out DATA
+
+For what reads folders, such as the pseudo-word's training. Every picture's metadata says what it
+is, a simulated forgery or a crop of a photograph.
+"""
+
+from os import PathLike
+from pathlib import Path
+
+from PIL import Image
+from tqdm import trange
+
+from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
+from llava_forgery.data.samples import FORGED, PRISTINE, to_bytes
+from llava_forgery.files import atomic_path, check_output_folder, write_json
+from llava_forgery.infer.overlay import save_png
+from llava_forgery.qa.templates import join_regions
+from llava_forgery.simulate.pairs import FacePairs
+
+# Folders named real and fake are what users' own data look like: this file tells ours apart.
+SUMMARY = "forgeries.json"
+ENTRIES = frozenset({SUMMARY, *LABEL_NAMES})
+
+
+def forge_folders(pairs: FacePairs, output_dir: str | PathLike) -> None:
+    """Write ``fake/NAME-00000.png`` and ``real/NAME-00000.png`` of each pair, and a summary.
+
+    Args:
+        pairs: What to forge.
+        output_dir: An earlier output there is replaced as a whole.
+
+    Raises:
+        ValueError: The folder holds anything else.
+    """
+    sources = pairs.faces["source"]
+    check_output_folder(output_dir, SUMMARY, entries=ENTRIES)
+    with atomic_path(output_dir) as temporary:
+        for index in trange(len(pairs), desc="forge", unit="pair"):
+            pair = pairs[index]
+            source = Path(sources[pair.row]).name
+            name = f"{Path(source).stem}-{index:05d}.png"
+            note = FORGED.format(regions=join_regions(pair.regions))
+            for label, image, text in (
+                (FAKE, pair.forged, note),
+                (REAL, pair.pristine, PRISTINE.format(source=source)),
+            ):
+                path = temporary / LABEL_NAMES[label] / name
+                save_png(Image.fromarray(to_bytes(image)), path, text)
+        write_json(temporary / SUMMARY, {"pairs": len(pairs)})

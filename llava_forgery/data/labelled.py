@@ -1,0 +1,114 @@
+"""Photos that are known to be real or fake: two folders, or a CSV.
+
+A folder::
+
+    DATA/real/**/*.png    DATA/fake/**/*.png
+
+The folder that a photo lies in, such as ``fake/sd2``, is its set: what accuracy is told by.
+
+A CSV (paths relative to the file; ``set`` may be left out)::
+
+    path,label,set
+    photos/001.png,real,coco
+    made/7.png,fake,sd2
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
+from llava_forgery.images import SUFFIXES
+
+_LABELS = {"real": REAL, "fake": FAKE, str(REAL): REAL, str(FAKE): FAKE}
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One photo and what it is."""
+
+    path: Path
+    label: int
+    """0 real, 1 fake."""
+    set: str
+    """Its collection or generator."""
+
+    def __post_init__(self) -> None:
+        if self.label not in (REAL, FAKE):
+            raise ValueError(f"label must be 0 (real) or 1 (fake), got {self.label!r}")
+        if not self.set:
+            raise ValueError(f"set must have a name, got {self.set!r} for {self.path}")
+
+
+def read_labelled(source: str | PathLike) -> list[LabelledImage]:
+    """All photos of a folder or CSV, in a fixed order.
+
+    Args:
+        source: Folder with ``real/`` and ``fake/``, or a CSV file.
+
+    Raises:
+        FileNotFoundError: There is no such folder or file, or a CSV's line names a photo that is
+            not there.
+        ValueError: Nothing in it, a column is missing, or a label is unknown; the message names
+            file and line.
+    """
+    source = Path(source)
+    if source.is_dir():
+        images = list(_read_folder(source))
+    elif source.is_file():
+        images = list(_read_csv(source))
+    else:
+        raise FileNotFoundError(
+            f"there is no folder or CSV file {source}; give a folder that holds real/ and fake/, "
+            "or a CSV with the columns path,label"
+        )
+    if not images:
+        raise ValueError(f"{source} names no photos")
+    return images
+
+
+def read_sources(sources: list[str | PathLike]) -> list[LabelledImage]:
+    """The photos of several folders and CSV files."""
+    return [image for source in sources for image in read_labelled(source)]
+
+
+def _read_folder(root: Path) -> Iterator[LabelledImage]:
+    missing = [name for name in LABEL_NAMES if not (root / name).is_dir()]
+    # Some generators' folders hold fakes alone, and evaluate well beside others' real photos.
+    if len(missing) == len(LABEL_NAMES):
+        raise ValueError(f"{root} holds neither real/ nor fake/; put the photos into these folders")
+    for label, name in enumerate(LABEL_NAMES):
+        if name in missing:
+            continue
+        files = sorted(f for f in (root / name).rglob("*") if f.suffix.lower() in SUFFIXES)
+        if not files:
+            raise ValueError(f"{root / name} holds no images ({', '.join(SUFFIXES)})")
+        for file in files:
+            yield LabelledImage(file, label, file.parent.relative_to(root).as_posix())
+
+
+def _read_csv(path: Path) -> Iterator[LabelledImage]:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        rows = csv.DictReader(stream)
+        columns = set(rows.fieldnames or [])
+        if not {"path", "label"} <= columns <= {"path", "label", "set"}:
+            raise ValueError(
+                f"{path}, line 1: expected the columns path,label and perhaps set, got "
+                f"{','.join(rows.fieldnames or [])!r}"
+            )
+        for row in rows:
+            where = f"{path}, line {rows.line_num}"
+            if None in row or None in row.values():
+                raise ValueError(f"{where}: expected {len(columns)} values, one for each column")
+            label = _LABELS.get(row["label"].strip().lower())
+            if label is None:
+                raise ValueError(
+                    f"{where}: label must be real, fake, 0 (real) or 1 (fake), got {row['label']!r}"
+                )
+            file = path.parent / row["path"]
+            if not file.is_file():
+                raise FileNotFoundError(f"{where}: there is no file {file}")
+            name = (row.get("set") or "").strip() or LABEL_NAMES[label]
+            yield LabelledImage(file, label, name)

@@ -1,0 +1,191 @@
+"""Moving a forgery adapter between the ``llava`` package and transformers.
+
+FPL and detector are the same files in both layouts. LoRA's tensors carry the names of their host's
+layers, which lie under another module in each; nothing else changes, so that the logits are equal
+where language model, vision tower and projector are.
+"""
+
+import re
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from transformers import AutoModelForCausalLM
+
+from llava_forgery.files import check_output_folder, read_json, resolve_name, some_names
+from llava_forgery.fpl.config import FPLConfig
+from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.hosts.adapter import (
+    FPL,
+    KFD,
+    LORA,
+    load_host,
+    read_adapter_config,
+    save_adapter,
+)
+from llava_forgery.hosts.fingerprint import TOLERANCE, embedding_probe, probe_difference
+from llava_forgery.hosts.llava.checkpoint import (
+    TRAINABLES,
+    holds_model,
+    read_skill_config,
+    save_llava_adapter,
+)
+from llava_forgery.hosts.llava.model import TEMPLATE_KEY, attach_to_llava, llava_lora_config
+from llava_forgery.hosts.llava.register import import_llava
+from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings
+from llava_forgery.hosts.transformers.model import attach_forgery
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.weights import compare_tensors, load_tensors, read_tensors
+
+LAYER = re.compile(r"(base_model\.model\.)(.*?)(layers\.\d+\..*)")
+
+
+def convert_adapter(
+    source: str | PathLike, host: str, directory: str | PathLike, template: str | None = None
+) -> str:
+    """Write an adapter for the other package's class of the same language model.
+
+    Args:
+        source: An adapter, in LLaVA's layout or in transformers'.
+        host: Folder or hub name of the host in the other package: a transformers model for an
+            adapter in LLaVA's layout, a checkpoint of the ``llava`` package for the other.
+        directory: To write.
+        template: For a result in LLaVA's layout: the name in LLaVA's ``conv_templates`` that says
+            what the host's chat template says.
+
+    Returns:
+        The layout of what was written, "transformers" or "llava".
+
+    Raises:
+        FileNotFoundError: A file or a host is missing.
+        ValueError: The hosts' language models differ, or the adapter holds what cannot be moved.
+    """
+    source = Path(source)
+    check_output_folder(directory, FPL)
+    values = read_skill_config(source)
+    if values is None:
+        return _to_llava(source, host, directory, template)
+    return _to_transformers(source, values, host, directory)
+
+
+def _to_transformers(
+    source: Path, values: dict[str, Any], host: str, directory: str | PathLike
+) -> str:
+    if holds_model(source):
+        raise ValueError(f"{source} is a whole model, expected an adapter: LoRA and FPL alone")
+    if (source / TRAINABLES).is_file():
+        names = some_names(read_tensors(source / TRAINABLES))
+        raise ValueError(
+            f"{source} also trained weights of its host ({names}), which have other names and "
+            "shapes in transformers; only FPL and LoRA can be moved"
+        )
+    lora = (source / LORA_CONFIG).is_file()
+    settings, tensors = _read_lora(source) if lora else (None, {})
+    model, processor = load_host(source, host, dtype="auto")
+    _check_language_model(model, values["mm_forgery_host"], source)
+    fpl = _read_learner(source, values["mm_forgery_fpl"])
+    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(source / KFD, with_tower=False)
+    vlm = attach_forgery(model, processor, kfd, fpl, settings)
+    if lora:
+        _fill_lora(vlm.host, tensors, source)
+    save_adapter(vlm, directory)
+    return "transformers"
+
+
+def _to_llava(source: Path, host: str, directory: str | PathLike, template: str | None) -> str:
+    config = read_adapter_config(source)
+    settings, tensors = _read_lora(source / LORA) if config["lora"] else (None, {})
+    import_llava("an adapter for the llava package", "llava.model")
+    try:
+        name = resolve_name(host, source)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+    except OSError as error:
+        raise FileNotFoundError(
+            f"the host {host!r} could not be loaded ({str(error).splitlines()[0]}); give the "
+            "folder or hub name of a checkpoint of the llava package"
+        ) from error
+    _check_language_model(model, config["host"], source)
+    attach_to_llava(model, source / KFD, _read_learner(source, config["fpl"]))
+    if template is not None:
+        setattr(model.config, TEMPLATE_KEY, template)
+    if config["lora"]:
+        model = get_peft_model(model, llava_lora_config(model, settings))
+        _fill_lora(model, tensors, source)
+    save_llava_adapter(model, directory)
+    return "llava"
+
+
+def _read_learner(source: Path, sizes: dict[str, Any]) -> ForgeryPromptLearner:
+    learner = ForgeryPromptLearner(FPLConfig.from_dict(sizes))
+    learner.load_state_dict(load_tensors(source / FPL, learner.state_dict()))
+    return learner
+
+
+def _read_lora(directory: Path) -> tuple[LoraSettings, dict[str, torch.Tensor]]:
+    """LoRA's sizes and tensors."""
+    for name in (LORA_CONFIG, LORA_WEIGHTS):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"{directory} holds no {name}")
+    values = read_json(directory / LORA_CONFIG)
+    changed = [
+        k for k in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern") if values.get(k)
+    ]
+    if values.get("bias", "none") != "none":
+        changed.append("bias")
+    if changed:
+        raise ValueError(f"{directory} uses LoRA's {', '.join(changed)}, which cannot be moved")
+    tensors = read_tensors(directory / LORA_WEIGHTS)
+    projections = sorted({name.split(".")[-3] for name in tensors})
+    settings = LoraSettings(
+        values["r"], values["lora_alpha"], values["lora_dropout"], tuple(projections)
+    )
+    return settings, tensors
+
+
+def _fill_lora(model: PeftModel, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    """Fill a new LoRA from tensors that are named after another host's layers, strictly."""
+    expected = get_peft_model_state_dict(model)
+    first = LAYER.fullmatch(next(iter(expected)))
+    renamed = {}
+    for name, tensor in tensors.items():
+        found = LAYER.fullmatch(name)
+        if found is None or "vision" in name:
+            raise ValueError(
+                f"{source} holds {name}, which is no layer of the language model and has no "
+                "counterpart in the other package"
+            )
+        renamed[found[1] + first[2] + found[3]] = tensor
+    compare_tensors(renamed, expected, str(source))
+    set_peft_model_state_dict(model, renamed)
+
+
+def _check_language_model(model: torch.nn.Module, known: dict[str, Any], source: Path) -> None:
+    """Compare the new host's input embedding with the old one's: sizes and some values.
+
+    The vocabularies may differ at the end, where each package adds tokens of its own.
+    """
+    weight = model.get_input_embeddings().weight
+    layers = model.config.get_text_config().num_hidden_layers
+    if (weight.shape[1], layers) != (known["hidden_size"], known["num_hidden_layers"]):
+        raise ValueError(
+            f"{source} belongs to a language model of width {known['hidden_size']} with "
+            f"{known['num_hidden_layers']} layers, this host's has {weight.shape[1]} and {layers}"
+        )
+    # The probe's rows are a share of the vocabulary that it was taken of.
+    rows = known["vocab_size"]
+    padded = weight.detach()
+    if rows > len(weight):
+        padded = torch.cat([padded, padded.new_zeros(rows - len(weight), weight.shape[1])])
+    difference = probe_difference(known["embedding_probe"], embedding_probe(padded[:rows]))
+    if difference > TOLERANCE:
+        raise ValueError(
+            f"{source} was trained on another language model than this host's: input embeddings "
+            f"differ by {difference:.2g} of their size"
+        )

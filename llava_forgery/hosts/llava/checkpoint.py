@@ -1,0 +1,280 @@
+"""The forgery skill in LLaVA's own folders.
+
+LoRA::
+
+    config.json                    the model's, with mm_forgery_tower, mm_forgery_projector_type,
+                                   mm_forgery_fpl and mm_forgery_host
+    adapter_config.json, adapter_model.safetensors          LoRA, as peft writes it
+    non_lora_trainables.bin        what LLaVA's loader asks for; nothing of the skill is in it
+    fpl.safetensors, kfd/          the learner and the detector
+    host_trainables.safetensors    weights of the host that were trained beside LoRA, if any: what
+                                   the .bin holds, for readers that take no pickle
+
+Without LoRA (the FPL alone) ``mm_projector.bin`` takes its place, which that branch of LLaVA's
+loader asks for. A whole model (merged) has LLaVA's files with ``fpl.safetensors`` and ``kfd/``.
+
+LLaVA's loader reads all three after :func:`llava_forgery.hosts.llava.register.register`; without it
+it reads the host and LoRA, and no skill.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from llava_forgery.files import (
+    atomic_path,
+    check_output_folder,
+    portable_name,
+    read_json,
+    resolve_name,
+)
+from llava_forgery.fpl.config import FPLConfig
+from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.hosts.fingerprint import check_fingerprint, host_fingerprint
+from llava_forgery.hosts.llava.model import (
+    CONFIG_KEYS,
+    PROJECTOR,
+    PROJECTOR_TYPE,
+    TOWER,
+    attach_to_llava,
+)
+from llava_forgery.hosts.llava.skill import has_skill
+from llava_forgery.hosts.llava.tower import PREFIX
+from llava_forgery.hosts.lora import LORA_CONFIG, check_lora
+from llava_forgery.weights import compare_tensors, load_tensors, read_tensors, save_tensors
+
+logger = logging.getLogger(__name__)
+
+CONFIG, FPL, KFD = "config.json", "fpl.safetensors", "kfd"
+NON_LORA, NO_LORA = "non_lora_trainables.bin", "mm_projector.bin"
+TRAINABLES = "host_trainables.safetensors"
+
+
+def read_skill_config(directory: str | PathLike) -> dict[str, Any] | None:
+    """The configuration of a folder of ours in LLaVA's layout; None where it is none."""
+    path = Path(directory) / CONFIG
+    values = read_json(path) if path.is_file() else {}
+    return values if isinstance(values, dict) and values.get("mm_forgery_tower") else None
+
+
+def holds_model(directory: Path) -> bool:
+    """Whether a folder holds a whole model's weights."""
+    return any(any(directory.glob(f"{n}*")) for n in ("model.safetensors", "model-", "pytorch_"))
+
+
+def check_folder(directory: Path, base: str | None, name: str) -> None:
+    """Refuse what LLaVA's loader would read wrongly: it goes by the folder's name.
+
+    Args:
+        directory: LLaVA's ``model_path``.
+        base: LLaVA's ``model_base``.
+        name: LLaVA's ``model_name``, from the folder's name.
+
+    Raises:
+        ValueError: The name, or a missing base, would send the loader another way.
+    """
+    if read_skill_config(directory) is None:
+        return
+    needed = ["llava"]
+    if (directory / LORA_CONFIG).is_file():
+        needed.append("lora")
+    lacking = [word for word in needed if word not in name.lower()]
+    if lacking:
+        raise ValueError(
+            f"LLaVA tells the kind of a checkpoint by its name, and {name!r} lacks "
+            f"{' and '.join(map(repr, lacking))}: rename {directory} to, say, "
+            f"{'-'.join(['my', *needed])}, or give such a model_name"
+        )
+    if base is None and not holds_model(directory):
+        raise ValueError(
+            f"{directory} holds an adapter alone: give the model it was trained on as model_base "
+            "(--model-base)"
+        )
+    if "lora" in name.lower() and not (directory / LORA_CONFIG).is_file() and base is not None:
+        raise ValueError(
+            f"{directory} holds no {LORA_CONFIG}, but its name {name!r} says 'lora', and LLaVA's "
+            "loader goes by it: rename the folder"
+        )
+
+
+def load_skill(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    """Attach the skill that a loaded model's configuration names.
+
+    Args:
+        model: Of the ``llava`` package, with its weights.
+        directory: The folder that the configuration came from.
+
+    Returns:
+        The same model; the FPL is frozen.
+
+    Raises:
+        FileNotFoundError: Detector or learner are missing.
+        ValueError: They do not fit, or the model is not the one that they were trained on.
+    """
+    config = model.config
+    values = {key: getattr(config, key, None) for key in CONFIG_KEYS}
+    missing = [key for key, value in values.items() if value is None]
+    if missing:
+        raise ValueError(f"the configuration in {directory} lacks {', '.join(missing)}")
+    if values["mm_forgery_projector_type"] != PROJECTOR_TYPE:
+        raise ValueError(
+            f"mm_forgery_projector_type must be {PROJECTOR_TYPE}, got "
+            f"{values['mm_forgery_projector_type']!r}"
+        )
+    expected = {k: v for k, v in values["mm_forgery_host"].items() if k != "name_or_path"}
+    check_fingerprint(model, expected, str(directory))
+    learner = ForgeryPromptLearner(FPLConfig.from_dict(values["mm_forgery_fpl"]))
+    learner.load_state_dict(load_tensors(directory / FPL, learner.state_dict()))
+    if (directory / LORA_CONFIG).is_file():
+        check_lora(model, directory)
+    if (directory / TRAINABLES).is_file():
+        _fill_host(model, directory / TRAINABLES)
+    tower = resolve_name(values["mm_forgery_tower"].removeprefix(PREFIX), directory)
+    attach_to_llava(model, tower, learner.requires_grad_(False).eval())
+    name = resolve_name(values["mm_forgery_host"]["name_or_path"], directory)
+    config.mm_forgery_host = {**values["mm_forgery_host"], "name_or_path": name}
+    return model
+
+
+def _fill_host(model: PreTrainedModel, path: Path) -> None:
+    """Weights of the host that were trained beside LoRA."""
+    state, tensors = model.state_dict(), read_tensors(path)
+    compare_tensors(tensors, {n: t for n, t in state.items() if n in tensors}, str(path))
+    model.load_state_dict({**state, **tensors})
+
+
+def merge_llava(
+    adapter: str | PathLike,
+    directory: str | PathLike,
+    base: str | None = None,
+    dtype: str | torch.dtype = "auto",
+) -> None:
+    """Write a whole model: the host with LoRA added to its weights, and the skill beside it.
+
+    LLaVA's loader reads it without a base, after ``register()``.
+
+    Args:
+        adapter: A folder in LLaVA's layout (:func:`save_llava_adapter`).
+        directory: To write; its name must hold "llava" for LLaVA's loader, and not "lora".
+        base: Folder or hub name of the host; by default the one that the adapter names.
+        dtype: Of the host's weights.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The folder is no adapter, does not fit the host, or LLaVA's loader would not
+            read such a name.
+    """
+    from llava_forgery.hosts.llava.loading import load_llava
+
+    directory = Path(directory)
+    name = directory.name.lower()
+    if "llava" not in name or "lora" in name:
+        raise ValueError(
+            f"LLaVA's loader goes by a folder's name: {directory.name!r} must hold 'llava' and, "
+            "for a whole model, not 'lora'"
+        )
+    # Not config.json, which a host's own folder holds as well.
+    check_output_folder(directory, FPL)
+    tokenizer, model = load_llava(adapter, base, dtype=dtype, device="cpu")
+    with atomic_path(directory) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+def save_llava_adapter(
+    model: PreTrainedModel | PeftModel,
+    directory: str | PathLike,
+    host_trainables: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write what was trained, in LLaVA's layout; never the host.
+
+    Args:
+        model: With the skill, and peft's wrapper around it where LoRA was trained.
+        directory: An existing folder there is replaced as a whole. LLaVA's loader goes by its
+            name: it must hold "llava", and "lora" where LoRA was trained.
+        host_trainables: Further weights of the host that were trained, such as
+            ``model.mm_projector.0.weight``; LLaVA's loader reads them from its own file.
+
+    Raises:
+        ValueError: The model has no skill, or the folder holds something else.
+    """
+    directory = Path(directory)
+    lora = isinstance(model, PeftModel)
+    bare = model.get_base_model() if lora else model
+    if not has_skill(bare):
+        raise ValueError("this model has no forgery skill to save; attach_to_llava gives it one")
+    needed = ["llava", "lora"] if lora else ["llava"]
+    if not all(word in directory.name.lower() for word in needed):
+        logger.warning(
+            "LLaVA's loader goes by a folder's name: %s should hold %s",
+            directory,
+            " and ".join(map(repr, needed)),
+        )
+    check_output_folder(directory, FPL)
+    with atomic_path(directory) as temporary:
+        temporary.mkdir()
+        if lora:
+            model.save_pretrained(temporary)
+            # peft adds a model card with blanks to fill in.
+            (temporary / "README.md").unlink(missing_ok=True)
+        with _saved_config(bare, directory):
+            bare.config.save_pretrained(temporary)
+        _save_modules(bare, temporary)
+        trainables = {name: t.detach().cpu() for name, t in (host_trainables or {}).items()}
+        torch.save(trainables, temporary / (NON_LORA if lora else NO_LORA))
+        if trainables:
+            save_tensors(temporary / TRAINABLES, trainables)
+
+
+def save_full(
+    model: PreTrainedModel,
+    save: Callable[..., None],
+    directory: str | PathLike,
+    state_dict: dict[str, torch.Tensor] | None,
+    **options: Any,
+) -> None:
+    """Write a whole model and the skill beside it.
+
+    Args:
+        model: With the skill.
+        save: transformers' ``save_pretrained`` of the model.
+        directory: Folder.
+        state_dict: The model's, where the caller gathered it; the skill's tensors are left out.
+        options: Of ``save_pretrained``.
+    """
+    directory = Path(directory)
+    state = model.state_dict() if state_dict is None else state_dict
+    own = tuple(f".{name}." for name in (TOWER, PROJECTOR))
+    state = {name: t for name, t in state.items() if not any(part in name for part in own)}
+    # Its embedding may have grown since the skill was attached.
+    model.config.mm_forgery_host |= host_fingerprint(model)
+    with _saved_config(model, directory):
+        save(directory, state_dict=state, **options)
+    _save_modules(model, directory)
+
+
+def _save_modules(model: PreTrainedModel, directory: Path) -> None:
+    inner = model.get_model()
+    save_tensors(directory / FPL, getattr(inner, PROJECTOR).state_dict())
+    getattr(inner, TOWER).kfd.save_pretrained(directory / KFD)
+
+
+@contextmanager
+def _saved_config(model: PreTrainedModel, directory: Path):
+    """The configuration as the folder has it: with paths that can be moved with it."""
+    config = model.config
+    tower, host = config.mm_forgery_tower, config.mm_forgery_host
+    config.mm_forgery_tower = f"{PREFIX}{KFD}"
+    name = portable_name(host["name_or_path"], directory)
+    config.mm_forgery_host = {**host, "name_or_path": name}
+    try:
+        yield
+    finally:
+        config.mm_forgery_tower, config.mm_forgery_host = tower, host

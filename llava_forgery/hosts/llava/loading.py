@@ -1,0 +1,90 @@
+"""Loading a model of the ``llava`` package with its skill, in any dtype.
+
+LLaVA's own ``load_pretrained_model`` brings everything to float16 and goes by the folder's name;
+it reads the same folders after ``register()``.
+"""
+
+from os import PathLike
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from llava_forgery.files import resolve_name
+from llava_forgery.hosts.llava.checkpoint import holds_model, read_skill_config
+from llava_forgery.hosts.llava.register import import_llava, register, registered, unregister
+from llava_forgery.hosts.lora import LORA_CONFIG
+
+
+def load_llava(
+    directory: str | PathLike,
+    base: str | None = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    merge: bool = True,
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel | PeftModel]:
+    """A model with the skill, in eval mode, and its tokenizer.
+
+    Args:
+        directory: An adapter or a whole model in LLaVA's layout
+            (:mod:`llava_forgery.hosts.llava.checkpoint`).
+        base: Folder or hub name of an adapter's host; by default the one that it names.
+        dtype: Of the host's weights.
+        device: Where to; a GPU if there is one by default.
+        merge: Add LoRA to the host's weights; False leaves peft's wrapper around the model.
+
+    Raises:
+        FileNotFoundError: Adapter or host are missing.
+        ImportError: The ``llava`` package is not installed.
+        ValueError: The folder is none of ours, or does not fit the host.
+    """
+    directory = Path(directory)
+    values = read_skill_config(directory)
+    if values is None:
+        raise ValueError(
+            f"{directory} is no forgery adapter in LLaVA's layout: its config.json names no "
+            "mm_forgery_tower; an adapter of transformers is read without --host llava, and moved "
+            "with llava-forgery convert-adapter"
+        )
+    whole = holds_model(directory)
+    source = str(directory) if whole else base or values["mm_forgery_host"]["name_or_path"]
+    if whole and base is not None:
+        raise ValueError(f"{directory} is a whole model and takes no base, got {base!r}")
+    source = resolve_name(source, directory)
+    import_llava("loading this model", "llava.model")
+    # Only for as long as it takes, where the user has not asked for it.
+    before = registered()
+    register()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.from_pretrained(directory)
+        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise FileNotFoundError(
+            f"the host {source!r} could not be loaded ({str(error).splitlines()[0]}); give its "
+            "folder or hub name (--host)"
+        ) from error
+    finally:
+        if not before:
+            unregister()
+    tower = model.get_vision_tower()
+    if not tower.is_loaded:
+        tower.load_model()
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tower.to(model.dtype)
+    model.to(place)
+    if (directory / LORA_CONFIG).is_file():
+        model = PeftModel.from_pretrained(model, directory)
+        if merge:
+            model = model.merge_and_unload()
+    return tokenizer, model.eval()

@@ -1,0 +1,166 @@
+"""The forgery skill on a model of the ``llava`` package.
+
+``attach_to_llava`` gives a loaded model an extra tower (the detector) and an extra projector (the
+FPL) beside its own, ``model.get_model().forgery_tower`` and ``.forgery_projector``. The model's
+``forward`` and ``generate`` then take ``forgery_images`` beside LLaVA's own inputs. Its tower, its
+projector and the names of its weights stay as they are.
+
+Source: LVLM-DFD, sections 3.2 and 3.3.
+"""
+
+import re
+from dataclasses import replace
+from os import PathLike
+
+from peft import LoraConfig
+from torch import nn
+from transformers import PreTrainedModel
+
+from llava_forgery.fpl.config import FPLConfig
+from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.hosts.fingerprint import host_fingerprint
+from llava_forgery.hosts.llava.shared_tower import LlavaSharedTower
+from llava_forgery.hosts.llava.skill import has_skill, skilled_class
+from llava_forgery.hosts.llava.tower import PREFIX, KFDVisionTower
+from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.kfd.host_tower import HostEncoder
+
+PROJECTOR_TYPE = "forgery_prompt_learner"
+TOWER, PROJECTOR = "forgery_tower", "forgery_projector"
+# What a model's configuration says of the skill.
+CONFIG_KEYS = (
+    "mm_forgery_tower",
+    "mm_forgery_projector_type",
+    "mm_forgery_fpl",
+    "mm_forgery_host",
+)
+# The name in LLaVA's conv_templates that the skill was trained with; set by training.
+TEMPLATE_KEY = "mm_forgery_template"
+
+
+def attach_to_llava(
+    model: PreTrainedModel,
+    forgery_tower: str | PathLike,
+    fpl: ForgeryPromptLearner | FPLConfig | None = None,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """Give a loaded model of the ``llava`` package the forgery skill.
+
+    The detector is frozen, the FPL is trainable, the model's own weights are left as they are.
+
+    Args:
+        model: Such as ``LlavaLlamaForCausalLM``, with its weights.
+        forgery_tower: The detector, ``kfd:DIR`` or DIR.
+        fpl: A learner, or its configuration for a new one; by default a new ``lite`` one.
+        seed: Of a new learner's weights.
+
+    Returns:
+        The same model; its ``forward`` and ``generate`` take ``forgery_images`` (N, 3, S, S) in
+        [0, 1], one for each image of the prompts with placeholders, in their order; or none, where
+        the detector reads the model's own vision tower (``train-kfd --host``).
+
+    Raises:
+        FileNotFoundError: The folder holds no detector.
+        ValueError: It has the skill already, sizes do not fit, or a new learner is wanted where
+            LLaVA's ``disable_torch_init`` was called.
+    """
+    if has_skill(model):
+        raise ValueError("this model has the forgery skill already")
+    if not hasattr(model, "get_model") or not hasattr(model, "get_vision_tower"):
+        raise ValueError(
+            f"{type(model).__name__} is no model of the llava package; use attach_forgery for "
+            "those of transformers"
+        )
+    fingerprint = host_fingerprint(model)
+    tower = KFDVisionTower(forgery_tower)
+    layers, width = tower.config.num_layers, fingerprint["hidden_size"]
+    if fpl is None:
+        fpl = FPLConfig(hidden_size=width, num_layers=layers)
+    if isinstance(fpl, FPLConfig):
+        _check_initialisation()
+        learner = ForgeryPromptLearner.from_config(replace(fpl, hidden_size=width), seed)
+        learner.match_scale(model.get_input_embeddings().weight.detach().cpu())
+    else:
+        learner = fpl
+    sizes = {"hidden_size": width, "num_layers": layers}
+    for field, expected in sizes.items():
+        if getattr(learner.config, field) != expected:
+            raise ValueError(
+                f"this FPL has {field} {getattr(learner.config, field)}, the model and the "
+                f"detector need {expected}: it belongs to others"
+            )
+    _install(model, tower, learner)
+    if isinstance(tower.kfd.encoder, HostEncoder):
+        model._forgery_shared = LlavaSharedTower(model, tower.kfd)
+    config = model.config
+    config.mm_forgery_tower = f"{PREFIX}{tower.directory}"
+    config.mm_forgery_projector_type = PROJECTOR_TYPE
+    config.mm_forgery_fpl = learner.config.to_dict()
+    config.mm_forgery_host = {"name_or_path": model.name_or_path, **fingerprint}
+    return model
+
+
+def _check_initialisation() -> None:
+    """LLaVA's tools switch torch's initialisation off: new layers are then what memory holds."""
+    if nn.Linear.reset_parameters.__module__ != nn.Linear.__module__:
+        raise ValueError(
+            "torch's initialisation of linear layers is switched off in this process (LLaVA's "
+            "disable_torch_init), so a new FPL would begin with garbage; attach it before, or give "
+            "a learner that is loaded"
+        )
+
+
+def detach_from_llava(model: PreTrainedModel) -> PreTrainedModel:
+    """Take the skill off; the model is then as it was.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if not has_skill(model):
+        raise ValueError("this model has no forgery skill")
+    inner = model.get_model()
+    delattr(inner, TOWER)
+    delattr(inner, PROJECTOR)
+    for key in (*CONFIG_KEYS, TEMPLATE_KEY):
+        if hasattr(model.config, key):
+            delattr(model.config, key)
+    model._forgery_shared = None
+    model.__class__ = type(model).__mro__[2]
+    return model
+
+
+def _install(model: PreTrainedModel, tower: KFDVisionTower, learner: ForgeryPromptLearner) -> None:
+    device = model.get_input_embeddings().weight.device
+    inner = model.get_model()
+    setattr(inner, TOWER, tower.to(device))
+    setattr(inner, PROJECTOR, learner.to(device))
+    model.__class__ = skilled_class(type(model))
+
+
+def llava_lora_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
+    """peft's configuration with the language model's layers alone as the targets.
+
+    A list of names would also hit the vision tower, which lies inside the language model here.
+
+    Args:
+        model: Of the ``llava`` package.
+        settings: Sizes.
+
+    Raises:
+        ValueError: The language model has no such layers.
+    """
+    names = "|".join(settings.projections)
+    pattern = rf"model\.layers\.\d+\..*\.({names})"
+    if not any(re.fullmatch(pattern, name) for name, _ in model.named_modules()):
+        raise ValueError(
+            f"{type(model).__name__} has no layers named {names.replace('|', ', ')} in its "
+            "language model; give LoraSettings(projections=...) its names"
+        )
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=pattern,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )

@@ -1,0 +1,204 @@
+"""Teaching the ``llava`` package the forgery tower and the Forgery Prompt Learner.
+
+    from llava_forgery.hosts.llava.register import register
+    register()
+
+Afterwards LLaVA's builders know ``kfd:DIR`` and ``forgery_prompt_learner``, its ``from_pretrained``
+and ``load_pretrained_model`` attach the skill to a checkpoint whose configuration names
+``mm_forgery_tower``, and its conversation templates hold the paper's. Checkpoints without it are
+built and computed as before, and generate under transformers 5.24 and newer, which name the cache
+otherwise than LLaVA does. Nothing happens on import, and :func:`unregister` undoes it all.
+"""
+
+import functools
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from llava_forgery.fpl.config import FPLConfig
+from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.hosts.kv_cache import takes_cache
+from llava_forgery.hosts.llava.checkpoint import check_folder, load_skill
+from llava_forgery.hosts.llava.model import PROJECTOR_TYPE
+from llava_forgery.hosts.llava.prompts import TEMPLATE, paper_template
+from llava_forgery.hosts.llava.tower import PREFIX, KFDVisionTower
+
+logger = logging.getLogger(__name__)
+
+# What undoes each change, in the order in which they were made.
+_undo: list[Callable[[], None]] = []
+
+
+def import_llava(feature: str, module: str = "llava") -> ModuleType:
+    """Import the ``llava`` package, or a module of it.
+
+    Raises:
+        ImportError: It is not installed, or does not run here; the message says what to do.
+    """
+    if importlib.util.find_spec("llava") is None:
+        raise ImportError(
+            f"{feature} needs the package llava (LLaVA 1.5 and 1.6), which is not installed. "
+            "Install it with: pip install --no-deps llava-torch sentencepiece (its own pins, "
+            "torch 2.1 and transformers 4.37, are older than what llava-forgery runs on)"
+        )
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{feature} needs {module}, which could not be imported ({error}). LLaVA-NeXT's llava "
+            "needs llava_forgery.hosts.llava.compat.apply() first; else install "
+            "pip install --no-deps llava-torch"
+        ) from error
+
+
+def registered() -> bool:
+    """Whether :func:`register` was called and not undone."""
+    return bool(_undo)
+
+
+def register() -> None:
+    """Teach LLaVA the forgery skill; calling it again changes nothing.
+
+    Raises:
+        ImportError: The ``llava`` package is not installed or does not run.
+        ValueError: LLaVA has a template of our name already.
+    """
+    if registered():
+        return
+    feature = "llava_forgery.hosts.llava.register.register()"
+    arch = import_llava(feature, "llava.model.llava_arch")
+    towers = import_llava(feature, "llava.model.multimodal_encoder.builder")
+    projectors = import_llava(feature, "llava.model.multimodal_projector.builder")
+    loader = import_llava(feature, "llava.model.builder")
+    conversation = import_llava(feature, "llava.conversation")
+    if TEMPLATE in conversation.conv_templates:
+        raise ValueError(f"llava.conversation has a template {TEMPLATE!r} already")
+    _rebind(towers.build_vision_tower, _tower_builder)
+    _rebind(projectors.build_vision_projector, _projector_builder)
+    _rebind(loader.load_pretrained_model, _loader)
+    # All of them, before the first is changed: what was taught has a from_pretrained of its own.
+    for model_class in list(_model_classes(arch.LlavaMetaForCausalLM)):
+        _teach_from_pretrained(model_class)
+        for name in ("forward", "prepare_inputs_for_generation"):
+            _teach_cache(model_class, name)
+    conversation.conv_templates[TEMPLATE] = paper_template()
+    _undo.append(lambda: conversation.conv_templates.pop(TEMPLATE, None))
+
+
+def unregister() -> None:
+    """Undo :func:`register`; models that have the skill keep it."""
+    while _undo:
+        _undo.pop()()
+
+
+def build_forgery_projector(config: Any) -> ForgeryPromptLearner:
+    """A Forgery Prompt Learner of the sizes that a configuration names.
+
+    Args:
+        config: With ``hidden_size`` and ``mm_forgery_fpl`` (:class:`FPLConfig`'s fields).
+
+    Raises:
+        ValueError: There are none, or they are not valid.
+    """
+    sizes = getattr(config, "mm_forgery_fpl", None)
+    if sizes is None:
+        raise ValueError(
+            f"the projector {PROJECTOR_TYPE} needs mm_forgery_fpl in the configuration, such as "
+            '{"hidden_size": 4096, "num_layers": 3}'
+        )
+    return ForgeryPromptLearner(FPLConfig.from_dict(sizes))
+
+
+def _tower_builder(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    @functools.wraps(original)
+    def build_vision_tower(vision_tower_cfg: Any, **kwargs: Any) -> nn.Module:
+        name = getattr(
+            vision_tower_cfg, "mm_vision_tower", getattr(vision_tower_cfg, "vision_tower", None)
+        )
+        if isinstance(name, str) and name.startswith(PREFIX):
+            return KFDVisionTower(name, args=vision_tower_cfg, **kwargs)
+        return original(vision_tower_cfg, **kwargs)
+
+    return build_vision_tower
+
+
+def _projector_builder(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    @functools.wraps(original)
+    def build_vision_projector(config: Any, *args: Any, **kwargs: Any) -> nn.Module:
+        if getattr(config, "mm_projector_type", None) == PROJECTOR_TYPE:
+            return build_forgery_projector(config)
+        return original(config, *args, **kwargs)
+
+    return build_vision_projector
+
+
+def _loader(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load_pretrained_model(
+        model_path: Any, model_base: Any, model_name: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        check_folder(Path(model_path), model_base, model_name)
+        return original(model_path, model_base, model_name, *args, **kwargs)
+
+    return load_pretrained_model
+
+
+def _rebind(original: Any, make: Callable[[Any], Any]) -> None:
+    """Put a wrapper wherever a module of LLaVA holds the original under its name."""
+    wrapper, name = make(original), original.__name__
+    for module in _llava_modules():
+        if getattr(module, name, None) is original:
+            setattr(module, name, wrapper)
+    # Modules that were imported in between hold the wrapper.
+    _undo.append(lambda: _put_back(name, wrapper, original))
+
+
+def _put_back(name: str, wrapper: Any, original: Any) -> None:
+    for module in _llava_modules():
+        if getattr(module, name, None) is wrapper:
+            setattr(module, name, original)
+
+
+def _llava_modules() -> list[ModuleType]:
+    return [m for n, m in list(sys.modules.items()) if m and (n + ".").startswith("llava.")]
+
+
+def _model_classes(meta: type) -> Iterator[type]:
+    for child in meta.__subclasses__():
+        if issubclass(child, nn.Module) and "from_pretrained" not in vars(child):
+            yield child
+        yield from _model_classes(child)
+
+
+def _teach_cache(model_class: type, name: str) -> None:
+    """Without it, transformers from 5.24 on cannot generate with the ``llava`` package at all."""
+    original = vars(model_class).get(name)
+    if original is None or (taught := takes_cache(original)) is original:
+        return
+    setattr(model_class, name, taught)
+    _undo.append(lambda: setattr(model_class, name, original))
+
+
+def _teach_from_pretrained(model_class: type) -> None:
+    @classmethod
+    @functools.wraps(model_class.from_pretrained.__func__)
+    def from_pretrained(cls: type, path: Any, *args: Any, **kwargs: Any) -> Any:
+        config = kwargs.get("config")
+        # LLaVA reads a LoRA folder's configuration and its base's weights.
+        folder = config.name_or_path if isinstance(config, PreTrainedConfig) else path
+        loaded = super(model_class, cls).from_pretrained(path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if getattr(model.config, "mm_forgery_tower", None) is not None:
+            load_skill(model, Path(str(folder)))
+        return loaded
+
+    model_class.from_pretrained = from_pretrained
+    _undo.append(lambda: delattr(model_class, "from_pretrained"))

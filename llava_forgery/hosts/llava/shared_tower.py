@@ -1,0 +1,178 @@
+"""One encoding of an image for a model of the ``llava`` package and for its detector.
+
+LLaVA's model encodes its images inside the call that also embeds the text, so a detector on the
+model's own vision tower would come too late. The tower therefore runs before, with the taps of
+:mod:`llava_forgery.hosts.transformers.shared_tower`, and gives LLaVA's code the finished features when it asks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from llava_forgery.hosts.transformers.shared_tower import TowerLoan, check_same_pixels
+from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
+
+Images = torch.Tensor | Sequence[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LlavaDetection(KFDOutput):
+    """What the detector says, with what the host's tower gave of the same encoding."""
+
+    pixels: torch.Tensor
+    """(N, 3, S, S): the images as the host's processor gives them."""
+    features: torch.Tensor
+    """(N, P, C): what LLaVA's tower gave for them, before the projector."""
+
+
+class LlavaSharedTower(TowerLoan):
+    """Encodes images once for a model of the ``llava`` package and a detector on its tower.
+
+    Of an image in tiles the detector sees the first, which shows the whole. LLaVA's loader fills
+    the tower after the model, so it is compared with the detector's at its first use.
+
+    Args:
+        model: The model.
+        kfd: A detector with an encoder of kind ``host``. A tower of its own is given up.
+
+    Raises:
+        ValueError: The tower is there already and the detector was made for another one.
+    """
+
+    def __init__(self, model: PreTrainedModel, kfd: KnowledgeGuidedForgeryDetector) -> None:
+        super().__init__(kfd)
+        self._model, self._checked = model, False
+        if self._outer.is_loaded:
+            self.check_once()
+
+    @property
+    def tower(self) -> PreTrainedModel:
+        return self._outer.vision_tower
+
+    @property
+    def _outer(self) -> nn.Module:
+        """LLaVA's module around the tower."""
+        return self._model.get_vision_tower()
+
+    def detect(self, images: torch.Tensor) -> LlavaDetection:
+        """Detect on images (N, 3, S, S) in [0, 1]; handed on as ``detection``, the result spares
+        the host a second encoding."""
+        pixels = self.normalise(images)
+        features, output = self._encode(pixels, range(len(pixels)))
+        return LlavaDetection(**vars(output), pixels=pixels, features=features)
+
+    def prepare(
+        self, images: Images, wanted: Sequence[int], detection: KFDOutput | None
+    ) -> tuple[KFDOutput, AbstractContextManager[None]]:
+        """Encode what a call of the model shows, so far as its detection is not known already.
+
+        Args:
+            images: LLaVA's: (B, 3, H, W), (B, tiles, 3, H, W) or a list.
+            wanted: Indices of those that the detector is to see.
+            detection: From :meth:`detect`. One without features leaves the host to encode anew.
+
+        Returns:
+            The detection of the wanted images, and the context in which to call the model.
+
+        Raises:
+            ValueError: A tile is no square of the tower's size, or the images are not those that
+                were detected on.
+        """
+        pixels, rows = _first_tiles(images, wanted)
+        if detection is None:
+            features, detection = self._encode(pixels, rows)
+        elif not isinstance(detection, LlavaDetection):
+            return detection, nullcontext()
+        else:
+            check_same_pixels(pixels[rows], detection.pixels)
+            features = self._complete(pixels, rows, detection.features)
+        return detection, _standing_in(self._outer, pixels, features)
+
+    def _encode(self, pixels: torch.Tensor, rows: Sequence[int]) -> tuple[torch.Tensor, KFDOutput]:
+        """The tower's features of all tiles, and the detection on some."""
+        self.check_once()
+        self.tower.eval()
+        side = self._kfd.config.encoder.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"expected images or tiles (N, 3, {side}, {side}), the size of the tower that host "
+                f"and detector share, got {tuple(pixels.shape)}"
+            )
+        with self.tapped() as states:
+            features = self._outer(pixels)
+        # The detector in its own precision: mixed precision is for the host.
+        with torch.autocast(pixels.device.type, enabled=False):
+            output = self.read({tap: state[list(rows)] for tap, state in states.items()})
+        return features, output
+
+    def _complete(
+        self, pixels: torch.Tensor, rows: Sequence[int], known: torch.Tensor
+    ) -> torch.Tensor:
+        """Features of all tiles, of which those of ``rows`` are known."""
+        known = known.to(pixels.device, pixels.dtype)
+        others = sorted(set(range(len(pixels))) - set(rows))
+        features = known.new_empty(len(pixels), *known.shape[1:])
+        features[list(rows)] = known
+        if others:
+            features[others] = self._outer(pixels[others]).to(features.dtype)
+        return features
+
+    def check_once(self) -> None:
+        """Compare the tower with the detector's, unless that is done.
+
+        Raises:
+            RuntimeError: The tower is not loaded.
+            ValueError: As :meth:`check`.
+        """
+        if self._checked:
+            return
+        if not self._outer.is_loaded:
+            raise RuntimeError(
+                "the model's vision tower is not loaded; call model.get_vision_tower().load_model()"
+            )
+        self.check(self._outer.image_processor.preprocess, type(self._model).__name__)
+        self._checked = True
+
+
+def _first_tiles(images: Images, wanted: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
+    """All tiles of a batch in the order in which LLaVA's model encodes them, and which of them are
+    the first ones of the wanted images."""
+    if isinstance(images, torch.Tensor) and images.ndim == 4:
+        return images, list(wanted)
+    parts = [image[None] if image.ndim == 3 else image for image in images]
+    starts = [0]
+    for part in parts:
+        starts.append(starts[-1] + len(part))
+    return torch.cat(parts), [starts[i] for i in wanted]
+
+
+@contextmanager
+def _standing_in(tower: nn.Module, pixels: torch.Tensor, features: torch.Tensor) -> Iterator[None]:
+    """LLaVA's tower gives finished features for the pixels that they were made of, all at once or
+    piece by piece in their order."""
+    place = 0
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        nonlocal place
+        piece = slice(place, place + len(images))
+        if not torch.equal(images, pixels[piece].to(images.device)):
+            raise RuntimeError(
+                "the model encodes other images than it was given, or in another order, which its "
+                f"detector cannot follow: shapes {tuple(images.shape)} of {tuple(pixels.shape)}"
+            )
+        place = piece.stop % len(pixels)
+        return features[piece]
+
+    # accelerate puts a forward of its own on modules that it moves.
+    before: Callable[..., torch.Tensor] | None = vars(tower).get("forward")
+    tower.forward = forward
+    try:
+        yield
+    finally:
+        del tower.forward
+        if before is not None:
+            tower.forward = before

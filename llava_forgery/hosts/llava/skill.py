@@ -1,0 +1,245 @@
+"""What a model of the ``llava`` package gains with the forgery skill: E_forgery in its prompts.
+
+Source: LVLM-DFD, sections 3.2 and 3.3.
+"""
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava_forgery.constants import IGNORE_INDEX
+from llava_forgery.hosts.kv_cache import takes_cache
+from llava_forgery.hosts.llava.hooks import (
+    FORGERY_TOKEN_INDEX,
+    IMAGE_TOKEN_INDEX,
+    NumberedHooks,
+)
+from llava_forgery.hosts.llava.images import pictures_of
+from llava_forgery.hosts.llava.shared_tower import LlavaSharedTower
+from llava_forgery.hosts.placeholder import count_placeholders
+from llava_forgery.hosts.signatures import add_keywords
+from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
+
+logger = logging.getLogger(__name__)
+
+
+class SkilledLlava:
+    """What a model of the ``llava`` package gains; its class is made by :func:`skilled_class`."""
+
+    _forgery_hooks: NumberedHooks | None = None
+    _forgery_derived = False
+    _forgery_shared: LlavaSharedTower | None = None
+
+    @property
+    def n_forgery(self) -> int:
+        """n_f: placeholders that a prompt must hold for each of its images."""
+        return self.get_model().forgery_projector.config.n_forgery
+
+    @property
+    def takes_forgery_images(self) -> bool:
+        """Whether calls take ``forgery_images``. A detector on the model's own vision tower reads
+        ``images``, and each image is encoded once."""
+        return self._forgery_shared is None
+
+    @torch.no_grad()
+    def detect(self, forgery_images: torch.Tensor) -> KFDOutput:
+        """The detector's output for images (N, 3, S, S) in [0, 1].
+
+        Where it reads the model's tower, the output keeps the tower's features: handed on as
+        ``detection``, it spares the model a second encoding.
+        """
+        if self._forgery_shared is not None:
+            return self._forgery_shared.detect(forgery_images)
+        return self.get_model().forgery_tower(forgery_images)
+
+    @contextmanager
+    def detector_alone(self) -> Iterator[KnowledgeGuidedForgeryDetector]:
+        """The detector for calls without the model, also where it reads the model's tower."""
+        shared = self._forgery_shared
+        if shared is not None:
+            shared.check_once()
+        with nullcontext() if shared is None else shared.lent():
+            yield self.get_model().forgery_tower.kfd
+
+    def prepare_inputs_labels_for_multimodal(self, *args: Any, **kwargs: Any) -> Any:
+        """LLaVA's own; it cuts what is longer than ``tokenizer_model_max_length`` without a word,
+        which must not touch E_forgery.
+
+        Raises:
+            ValueError: E_forgery was cut off.
+        """
+        prepared = super().prepare_inputs_labels_for_multimodal(*args, **kwargs)
+        limit = getattr(self.config, "tokenizer_model_max_length", None)
+        embeds = prepared[4]
+        cut = embeds is not None and limit is not None and embeds.shape[1] >= limit
+        if cut and self._forgery_hooks is not None:
+            self._check_cut(embeds, limit)
+        return prepared
+
+    def _check_cut(self, embeds: torch.Tensor, limit: int) -> None:
+        for sample, vectors in enumerate(self._forgery_hooks.samples()):
+            if not len(vectors):
+                continue
+            last = vectors[-1].to(embeds.device, embeds.dtype)
+            if not bool((embeds[sample] == last).all(dim=-1).any()):
+                raise ValueError(
+                    f"sample {sample} is longer than tokenizer_model_max_length {limit}, and what "
+                    "was cut off holds forgery embeddings; raise --model_max_length"
+                )
+
+    def _call_with_skill(
+        self,
+        function: Callable[..., Any],
+        args: tuple,
+        kwargs: dict[str, Any],
+        forgery_images: torch.Tensor | None,
+        detection: KFDOutput | None,
+    ) -> Any:
+        """Call ``function`` (forward or generate) with E_forgery at the placeholders."""
+        bound = inspect.signature(function).bind_partial(self, *args, **kwargs)
+        given = bound.arguments
+        name = "input_ids" if "input_ids" in given else "inputs"
+        input_ids = given.get(name)
+        if forgery_images is not None and detection is not None:
+            raise ValueError("give either forgery_images or detection, not both")
+        shared = self._forgery_shared
+        if shared is not None and forgery_images is not None:
+            raise ValueError(
+                "this detector reads the model's own vision tower: give images alone, no "
+                "forgery_images"
+            )
+        shown = forgery_images if detection is None else detection.class_logits
+        placeholders = [0] if input_ids is None else _placeholders(input_ids)
+        if not any(placeholders):
+            if shown is not None and len(shown):
+                raise ValueError(
+                    f"{len(shown)} forgery images are given, but no prompt holds a forgery "
+                    "placeholder; make prompts with llava_forgery.hosts.llava.prompts"
+                )
+            return function(*bound.args, **bound.kwargs)
+        counts = _images_of(input_ids)
+        wanted = self._check_prompts(placeholders, counts, given.get("images"))
+        encoded = nullcontext()
+        if shared is not None:
+            detection, encoded = shared.prepare(given["images"], wanted, detection)
+            shown = detection.class_logits
+        elif shown is None:
+            forgery_images = shown = self._derive(given["images"], wanted, given.get("image_sizes"))
+        if len(shown) != len(wanted):
+            raise ValueError(
+                f"the prompts with forgery placeholders show {len(wanted)} images, but there are "
+                f"{len(shown)} forgery images; give one for each image, in order"
+            )
+        if detection is None:
+            detection = self.detect(forgery_images)
+        rows = self.get_model().forgery_projector(detection).flatten(0, 1)
+        # Looked up at each call: resizing and peft's modules_to_save put another in its place.
+        hooks = NumberedHooks(self.get_input_embeddings(), FORGERY_TOKEN_INDEX)
+        given[name] = hooks.number(input_ids)
+        if (labels := given.get("labels")) is not None:
+            given["labels"] = labels.masked_fill(labels == FORGERY_TOKEN_INDEX, IGNORE_INDEX)
+        self._forgery_hooks = hooks
+        try:
+            with encoded, hooks.use(rows, placeholders):
+                return function(*bound.args, **bound.kwargs)
+        finally:
+            hooks.remove()
+            self._forgery_hooks = None
+
+    def _check_prompts(
+        self, placeholders: Sequence[int], counts: Sequence[int], images: Any
+    ) -> list[int]:
+        """Indices of the images that the detector is to see."""
+        wanted, first = [], 0
+        for sample, (have, shown) in enumerate(zip(placeholders, counts, strict=True)):
+            if have and not shown:
+                raise ValueError(
+                    f"sample {sample} has {have} forgery placeholders but no <image>; begin its "
+                    "first question with llava_forgery.hosts.llava.prompts.forgery_prefix"
+                )
+            if have and have != shown * self.n_forgery:
+                raise ValueError(
+                    f"sample {sample} has {have} forgery placeholders, expected "
+                    f"{shown * self.n_forgery}: {self.n_forgery} for each of its {shown} images"
+                )
+            if have:
+                wanted.extend(range(first, first + shown))
+            # A sample without an image takes an empty one, as LLaVA's data sets give it.
+            first += max(1, shown)
+        if images is None:
+            raise ValueError(f"the prompts show {sum(counts)} images, but no images are given")
+        if len(images) != first:
+            raise ValueError(
+                f"the prompts take {first} images ({list(counts)} <image> tokens for each sample, "
+                f"one empty image where there is none), but {len(images)} are given"
+            )
+        return wanted
+
+    def _derive(self, images: Any, wanted: Sequence[int], sizes: Any) -> torch.Tensor:
+        if not self._forgery_derived:
+            self._forgery_derived = True
+            logger.warning(
+                "no forgery_images are given: the detector sees what the host's processor left of "
+                "the images; give forgery_images for its own resolution"
+            )
+        model = self.get_model()
+        side = model.forgery_tower.config.encoder.image_size
+        processor = self.get_vision_tower().image_processor
+        return pictures_of(images, wanted, side, self.config, processor, sizes)
+
+    def save_pretrained(
+        self, save_directory: str | PathLike, state_dict: dict | None = None, **options: Any
+    ) -> None:
+        """Write the whole model and, beside it, the skill; see
+        :mod:`llava_forgery.hosts.llava.checkpoint`."""
+        from llava_forgery.hosts.llava.checkpoint import save_full
+
+        save_full(self, super().save_pretrained, save_directory, state_dict, **options)
+
+
+def _placeholders(input_ids: torch.Tensor) -> list[int]:
+    return count_placeholders(input_ids, FORGERY_TOKEN_INDEX)
+
+
+def _images_of(input_ids: torch.Tensor) -> list[int]:
+    return count_placeholders(input_ids, IMAGE_TOKEN_INDEX)
+
+
+@functools.cache
+def skilled_class(base: type) -> type:
+    """The class of a model with the skill; of the same name, so that checkpoints say the same."""
+
+    def with_images(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(
+            self: Any,
+            *args: Any,
+            forgery_images: torch.Tensor | None = None,
+            detection: KFDOutput | None = None,
+            **kwargs: Any,
+        ) -> Any:
+            return self._call_with_skill(function, args, kwargs, forgery_images, detection)
+
+        return add_keywords(call, function, "forgery_images", "detection")
+
+    methods = {
+        "forward": with_images(takes_cache(base.forward)),
+        "generate": with_images(base.generate),
+        "prepare_inputs_for_generation": takes_cache(base.prepare_inputs_for_generation),
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    return type(base.__name__, (SkilledLlava, base), methods)
+
+
+def has_skill(model: nn.Module) -> bool:
+    """Whether a model of the ``llava`` package has the skill."""
+    return isinstance(model, SkilledLlava)

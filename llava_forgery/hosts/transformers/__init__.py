@@ -1,0 +1,1 @@
+"""The backend for transformers' image-text-to-text models."""

@@ -1,0 +1,143 @@
+"""The transformers families that the skill was tried on, one record for each.
+
+The mechanism is the same for all: hooks on the input embedding. A record holds what the contract
+test (``tests/hosts/test_families.py``) found to differ. A family of one's own is one call before
+``attach_forgery``::
+
+    register_family(HostFamily("mistral3", "Mistral 3"))
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class HostFamily:
+    """What ``attach_forgery`` and a dialogue need to know of a family."""
+
+    model_type: str
+    """``config.model_type`` of its checkpoints."""
+    name: str
+    """As people call it."""
+    later_turns: Literal["cache", "language_model", "recompute"] = "recompute"
+    """How a dialogue's later turns are computed. ``cache``: the host's ``generate`` goes on from
+    the keys and values of the turns before, without pixels. ``language_model``: the same with the
+    ``generate`` of the host's language model, where the host's own insists on pixels.
+    ``recompute``: everything anew, which is always right."""
+    remembers: tuple[str, ...] = ()
+    """Attributes of ``host.model`` that hold something of the last call, whosever it was. They are
+    cleared before a turn on the cache, so that the host works them out from the whole prompt."""
+    keeps: tuple[str, ...] = ()
+    """Inputs beside the tokens' own that a turn on the cache still needs."""
+    prefix_sees_itself: bool = False
+    """Whether all tokens of the first prompt see each other in both directions: its keys and
+    values are then of use as a whole or not at all."""
+    notes: str = ""
+    """What a user should know, for the README's table."""
+
+    def __post_init__(self) -> None:
+        if not self.model_type or not self.name:
+            raise ValueError(
+                f"a family needs model_type and name, got {self.model_type!r} and {self.name!r}"
+            )
+        if self.later_turns not in ("cache", "language_model", "recompute"):
+            raise ValueError(
+                "family.later_turns must be 'cache', 'language_model' or 'recompute', got "
+                f"{self.later_turns!r}"
+            )
+
+
+# Qwen's positions count an image by its grid; the host keeps the offset of its last prompt.
+_MROPE = {"remembers": ("rope_deltas",), "keeps": ("image_grid_thw",)}
+_FAMILIES: dict[str, HostFamily] = {}
+
+
+def register_family(family: HostFamily) -> None:
+    """Make a family known; doing so twice with the same record changes nothing.
+
+    Raises:
+        ValueError: The model type is known with another record.
+    """
+    known = _FAMILIES.get(family.model_type, family)
+    if known != family:
+        raise ValueError(
+            f"the model type {family.model_type!r} is known already, as {known}; got {family}"
+        )
+    _FAMILIES[family.model_type] = family
+
+
+for _family in (
+    HostFamily("llava", "LLaVA 1.5", "cache"),
+    HostFamily("llava_next", "LLaVA-NeXT (1.6)", "cache"),
+    HostFamily(
+        "llava_onevision",
+        "LLaVA-OneVision",
+        "cache",
+        notes="several images of a prompt are shown at base resolution, one in tiles",
+    ),
+    HostFamily("qwen2_vl", "Qwen2-VL", "cache", **_MROPE),
+    HostFamily("qwen2_5_vl", "Qwen2.5-VL", "cache", **_MROPE),
+    HostFamily("qwen3_vl", "Qwen3-VL", "cache", **_MROPE),
+    HostFamily("internvl", "InternVL", "cache"),
+    HostFamily("idefics3", "Idefics3", "cache"),
+    HostFamily("smolvlm", "SmolVLM", "cache", notes="its processor needs `num2words`"),
+    HostFamily("gemma3", "Gemma 3", "cache"),
+    HostFamily(
+        "paligemma",
+        "PaliGemma",
+        "cache",
+        prefix_sees_itself=True,
+        notes="no chat template of its own; causal from the first answer on",
+    ),
+    HostFamily(
+        "instructblip",
+        "InstructBLIP",
+        "language_model",
+        notes="no chat template of its own; the Q-Former reads the first question alone",
+    ),
+):
+    register_family(_family)
+
+
+def known_families() -> Iterator[HostFamily]:
+    """All records, in the order in which they were registered."""
+    yield from _FAMILIES.values()
+
+
+def family_of(host: nn.Module) -> HostFamily:
+    """The record of a host.
+
+    A family that nobody tried is an error rather than a guess: most would run, but what differs
+    between families (masks, positions, which turns the cache allows) shows in no crash.
+
+    Raises:
+        ValueError: The model type is not known; the message names those that are, and the call
+            that adds one.
+    """
+    model_type = host.config.model_type
+    if model_type not in _FAMILIES:
+        raise ValueError(
+            f"hosts of the model type {model_type!r} were not tried; known are "
+            f"{', '.join(_FAMILIES)}. To use it all the same, call llava_forgery.hosts.transformers.families."
+            f'register_family(HostFamily("{model_type}", "its name")) first'
+        )
+    return _FAMILIES[model_type]
+
+
+def host_table() -> str:
+    """The families as a Markdown table."""
+    later = {
+        "cache": "on the cache",
+        "language_model": "on the cache, through the language model",
+        "recompute": "computed anew",
+    }
+    lines = ["| family | `model_type` | later turns | notes |", "|---|---|---|---|"]
+    for family in known_families():
+        lines.append(
+            f"| {family.name} | `{family.model_type}` | {later[family.later_turns]} | "
+            f"{family.notes} |".replace("|  |", "| |")
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,377 @@
+"""The forgery skill on a transformers image-text-to-text model.
+
+``attach_forgery`` hangs hooks on a loaded host and returns a module that owns host, detector and
+learner. The prompt holds ``<forgery>`` tokens after the image (:mod:`llava_forgery.hosts.transformers.prompts`);
+E_forgery of each sample's image takes their places at prefill.
+
+Source: LVLM-DFD, sections 3.2 and 3.3.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.modeling_outputs import ModelOutput
+
+from llava_forgery.constants import FORGERY_TOKEN
+from llava_forgery.fpl.config import FPLConfig
+from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.hosts.fingerprint import host_fingerprint
+from llava_forgery.hosts.kv_cache import cache_in
+from llava_forgery.hosts.lora import LoraSettings, lora_config
+from llava_forgery.hosts.placeholder import PlaceholderHooks, check_counts, count_placeholders
+from llava_forgery.hosts.transformers.families import HostFamily, family_of
+from llava_forgery.hosts.transformers.shared_tower import SharedTower
+from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
+from llava_forgery.kfd.host_tower import HostEncoder
+
+
+class ForgeryVLM(nn.Module):
+    """A host with the forgery skill; made by :func:`attach_forgery`.
+
+    Attributes:
+        host: The host, or peft's wrapper around it where LoRA is attached.
+        processor: The host's processor, whose tokenizer knows ``<forgery>``.
+        kfd: The frozen detector.
+        fpl: The learner.
+        family: What is known of the host's kind.
+        fingerprint: Of the bare host.
+        host_name: Where the bare host came from: a folder or a hub name.
+    """
+
+    def __init__(
+        self,
+        host: PreTrainedModel | PeftModel,
+        processor: ProcessorMixin,
+        kfd: KnowledgeGuidedForgeryDetector,
+        fpl: ForgeryPromptLearner,
+        family: HostFamily,
+        fingerprint: dict[str, Any],
+        host_name: str,
+        trained_before: frozenset[str] = frozenset(),
+        shared: SharedTower | None = None,
+    ) -> None:
+        super().__init__()
+        self._shared = shared
+        self.host, self.kfd, self.fpl = host, kfd, fpl
+        self.processor = processor
+        self.family, self.fingerprint, self.host_name = family, fingerprint, host_name
+        self._trained_before = trained_before
+        self.token_id = processor.tokenizer.convert_tokens_to_ids(FORGERY_TOKEN)
+        self._hooks = PlaceholderHooks(host.get_input_embeddings(), self.token_id)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the host lies."""
+        return self.host.get_input_embeddings().weight.device
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether LoRA is attached."""
+        return isinstance(self.host, PeftModel)
+
+    @property
+    def n_forgery(self) -> int:
+        """n_f: placeholders that a prompt must hold for each of its images."""
+        return self.fpl.config.n_forgery
+
+    @property
+    def takes_forgery_images(self) -> bool:
+        """Whether calls take ``forgery_images``. A detector on the host's own vision tower reads
+        ``pixel_values``, and each image is encoded once."""
+        return self._shared is None
+
+    def trainable_names(self) -> list[str]:
+        """Names of the parameters that training changes: the FPL's and LoRA's."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def train(self, mode: bool = True) -> "ForgeryVLM":
+        """The detector is frozen and stays in eval mode, and so does a tower that it reads."""
+        super().train(mode)
+        self.kfd.eval()
+        if self._shared is not None:
+            self._shared.tower.eval()
+        return self
+
+    @torch.no_grad()
+    def detect(self, forgery_images: torch.Tensor) -> KFDOutput:
+        """The detector's output for images (N, 3, S, S) in [0, 1].
+
+        Where it reads the host's tower, the output keeps the host's features of the images:
+        handed on as ``detection``, it spares the host a second encoding.
+        """
+        if self._shared is not None:
+            return self._shared.encode_images(forgery_images)
+        reference = next(self.kfd.consistency.parameters())
+        return self.kfd(forgery_images.to(reference.device, reference.dtype))
+
+    @contextmanager
+    def detector_alone(self) -> Iterator[KnowledgeGuidedForgeryDetector]:
+        """The detector for calls without the host, also where it reads the host's tower."""
+        with nullcontext() if self._shared is None else self._shared.lent():
+            yield self.kfd
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        forgery_images: torch.Tensor | None = None,
+        detection: KFDOutput | None = None,
+        images_per_sample: Sequence[int] | torch.Tensor | None = None,
+        **host_inputs: Any,
+    ) -> ModelOutput:
+        """The host's forward with E_forgery at the placeholders.
+
+        Args:
+            input_ids: (B, T), each row with n_f placeholders for each of its images.
+            forgery_images: (N, 3, S, S) in [0, 1] for the detector: the images of all samples in
+                their order; none where it reads the host's own tower, and so ``pixel_values``; or
+            detection: the detector's output for them, where it is known already.
+            images_per_sample: How many of the N images belong to each of the B samples; one each
+                by default.
+            host_inputs: What the host takes: ``attention_mask``, ``pixel_values``, ``labels`` ...
+
+        Returns:
+            The host's output.
+
+        Raises:
+            ValueError: A sample's placeholders or images are not as many as they must be, or
+                neither or both of ``forgery_images`` and ``detection`` are given.
+        """
+        if self._shared is not None:
+            detection, host_inputs = self._shared.prepare(forgery_images, detection, host_inputs)
+        with self._skilled(input_ids, forgery_images, detection, images_per_sample):
+            return self.host(input_ids=input_ids, **host_inputs)
+
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        forgery_images: torch.Tensor | None = None,
+        detection: KFDOutput | None = None,
+        images_per_sample: Sequence[int] | torch.Tensor | None = None,
+        **host_inputs: Any,
+    ) -> Any:
+        """The host's ``generate`` with E_forgery at the placeholders; never emits a placeholder.
+
+        Args:
+            input_ids: As for :meth:`forward`; the whole prompt also where ``cache``
+                (``past_key_values`` before transformers 5.24) holds the first part of it.
+            forgery_images: As for :meth:`forward`; neither they nor ``detection`` where the
+                cache reaches behind the last placeholder.
+            detection: As for :meth:`forward`.
+            images_per_sample: As for :meth:`forward`.
+            host_inputs: What the host's ``generate`` takes.
+
+        Raises:
+            RuntimeError: The model is in training mode.
+            ValueError: As :meth:`forward`.
+        """
+        if self.training:
+            raise RuntimeError("call eval() before generate()")
+        suppressed = [*(host_inputs.pop("suppress_tokens", None) or []), self.token_id]
+        cache = cache_in(host_inputs)
+        known = 0 if cache is None else cache.get_seq_length()
+        if known and not any(count_placeholders(input_ids[:, known:], self.token_id)):
+            if forgery_images is not None or detection is not None:
+                raise ValueError(
+                    "the cache reaches behind the placeholders, so that forgery_images or "
+                    "detection would not be read; leave them out, or the cache"
+                )
+            generate, skill = self._continuation(), nullcontext()
+        else:
+            if self._shared is not None:
+                detection, host_inputs = self._shared.prepare(
+                    forgery_images, detection, host_inputs
+                )
+            generate = self.host.generate
+            skill = self._skilled(input_ids, forgery_images, detection, images_per_sample)
+        with skill:
+            return generate(input_ids=input_ids, suppress_tokens=suppressed, **host_inputs)
+
+    def detach(self) -> PreTrainedModel:
+        """Take hooks and LoRA off and return the bare host, as it was."""
+        self._hooks.remove()
+        bare = self.host.unload() if self.has_lora else self.host
+        for name, parameter in bare.named_parameters():
+            parameter.requires_grad_(name in self._trained_before)
+        return bare
+
+    def save_pretrained(self, directory: str | PathLike) -> None:
+        """Write the forgery adapter; see :mod:`llava_forgery.hosts.adapter`."""
+        from llava_forgery.hosts.adapter import save_adapter
+
+        save_adapter(self, directory)
+
+    def load_weights(self, directory: str | PathLike) -> None:
+        """Fill FPL and LoRA from what :meth:`save_pretrained` wrote, strictly.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: It does not fit.
+        """
+        from llava_forgery.hosts.adapter import fill_adapter
+
+        fill_adapter(self, directory)
+
+    @contextmanager
+    def _skilled(
+        self,
+        input_ids: torch.Tensor,
+        forgery_images: torch.Tensor | None,
+        detection: KFDOutput | None,
+        images_per_sample: Sequence[int] | torch.Tensor | None,
+    ) -> Iterator[None]:
+        if (forgery_images is None) == (detection is None):
+            raise ValueError("give either forgery_images or detection, one entry for each image")
+        images = len(forgery_images if detection is None else detection.class_logits)
+        # Before the detector and the host are called: an error inside them would be hard to read.
+        counts = self._count_images(input_ids, images, images_per_sample)
+        if detection is None:
+            detection = self.detect(forgery_images)
+        vectors = self.fpl(detection).split(counts)
+        with self._hooks.use([sample.flatten(0, 1) for sample in vectors]):
+            yield
+
+    def _count_images(
+        self,
+        input_ids: torch.Tensor,
+        images: int,
+        images_per_sample: Sequence[int] | torch.Tensor | None,
+    ) -> list[int]:
+        """Images of each sample, compared with the images given and with the placeholders."""
+        samples = len(input_ids)
+        counts = [1] * samples if images_per_sample is None else [int(n) for n in images_per_sample]
+        if len(counts) != samples or any(n < 1 for n in counts):
+            raise ValueError(
+                f"images_per_sample must hold a number of at least 1 for each of the {samples} "
+                f"prompts, got {counts}"
+            )
+        left = images
+        for sample, count in enumerate(counts):
+            if left < count:
+                raise ValueError(
+                    f"sample {sample} has {count} images by images_per_sample (one each by "
+                    f"default), but only {left} of the {images} forgery images are left for it"
+                )
+            left -= count
+        if left:
+            raise ValueError(
+                f"{samples} prompts have {sum(counts)} images by images_per_sample (one each by "
+                f"default), but there are {images} forgery images"
+            )
+        check_counts(input_ids, self.token_id, [self.n_forgery * count for count in counts])
+        return counts
+
+    def _continuation(self) -> Callable[..., Any]:
+        """The ``generate`` that goes on from a cache.
+
+        Raises:
+            ValueError: The family does not allow it.
+        """
+        bare = self.host.get_base_model() if self.has_lora else self.host
+        if self.family.later_turns == "recompute":
+            raise ValueError(
+                f"{self.family.name} hosts do not go on from a cache; give the whole "
+                "prompt with its images and no cache"
+            )
+        for name in self.family.remembers:
+            setattr(bare.model, name, None)
+        if self.family.later_turns == "language_model":
+            return bare.language_model.generate
+        return self.host.generate
+
+
+def attach_forgery(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    kfd: KnowledgeGuidedForgeryDetector,
+    fpl: ForgeryPromptLearner | FPLConfig | None = None,
+    lora: LoraSettings | None = None,
+    seed: int = 0,
+) -> ForgeryVLM:
+    """Give a loaded host the forgery skill.
+
+    The host's and the detector's weights are frozen; what remains trainable are the FPL and LoRA.
+    ``<forgery>`` is added to the processor's tokenizer; the host's embedding is not resized.
+
+    Args:
+        model: A transformers image-text-to-text model.
+        processor: Its processor.
+        kfd: A trained detector.
+        fpl: A learner, or its configuration for a new one; by default a new ``lite`` one of the
+            host's width.
+        lora: Sizes of a new LoRA on the language model; None leaves the language model as it is
+            (prompt tuning alone).
+        seed: Of the new weights.
+
+    Returns:
+        The module that takes ``forgery_images`` beside the host's own inputs.
+
+    Raises:
+        ValueError: The host is of a family that was not tried or has an encoder-decoder language
+            model, the tokenizer owns ``<forgery>`` already, or sizes do not fit.
+    """
+    family = family_of(model)
+    if model.config.get_text_config().is_encoder_decoder:
+        raise ValueError(
+            f"this {family.name} host has an encoder-decoder language model, which takes prompt "
+            "and answer apart; use one with a decoder alone, such as InstructBLIP with Vicuna"
+        )
+    tokenizer = processor.tokenizer
+    if FORGERY_TOKEN in tokenizer.get_vocab():
+        raise ValueError(
+            f"the tokenizer owns {FORGERY_TOKEN} already: the skill is attached, or the host was "
+            "saved with it; load host and processor anew"
+        )
+    fingerprint = host_fingerprint(model)
+    width = fingerprint["hidden_size"]
+    if fpl is None:
+        fpl = FPLConfig(hidden_size=width, num_layers=kfd.config.num_layers)
+    if isinstance(fpl, FPLConfig):
+        fpl = replace(fpl, hidden_size=width)
+        learner = ForgeryPromptLearner.from_config(fpl, seed)
+        embedding = model.get_input_embeddings()
+        # Gemma's families multiply the rows of their embedding by the square root of its width.
+        learner.match_scale(embedding.weight, float(getattr(embedding, "embed_scale", 1.0)))
+    else:
+        learner = fpl
+    if learner.config.hidden_size != width:
+        raise ValueError(
+            f"this FPL makes embeddings of width {learner.config.hidden_size}, the host's are "
+            f"{width} wide: it belongs to another host"
+        )
+    if learner.config.num_layers != kfd.config.num_layers:
+        raise ValueError(
+            f"this FPL reads {learner.config.num_layers} consistency maps, the detector gives "
+            f"{kfd.config.num_layers}: it belongs to another detector"
+        )
+    # Refuses a host that does not fit, so before anything is changed.
+    own_tower = isinstance(kfd.encoder, HostEncoder)
+    shared = SharedTower(model, processor, kfd) if own_tower else None
+    tokenizer.add_tokens([FORGERY_TOKEN], special_tokens=True)
+    trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+    model.requires_grad_(False)
+    kfd.requires_grad_(False).eval()
+    name = model.name_or_path
+    host: PreTrainedModel | PeftModel = model
+    if lora is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            host = get_peft_model(model, lora_config(model, lora))
+    device = model.get_input_embeddings().weight.device
+    return ForgeryVLM(
+        host,
+        processor,
+        kfd.to(device),
+        learner.to(device),
+        family,
+        fingerprint,
+        name,
+        trained,
+        shared,
+    )

@@ -1,0 +1,301 @@
+"""A conversation as the host's tokens, with loss on the answers alone."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from llava_forgery.constants import FORGERY_TOKEN, IGNORE_INDEX
+from llava_forgery.hosts.transformers.chat import (
+    Processor,
+    Rendered,
+    chat_messages,
+    render,
+    render_text,
+    special_tokens,
+    tokenizer_of,
+)
+from llava_forgery.hosts.transformers.processors import (
+    PER_TOKEN,
+    adds_special_tokens,
+    conventions_of,
+    join,
+)
+from llava_forgery.qa.conversation import Conversation, Message
+
+__all__ = [
+    "Rendered",
+    "candidate_ids",
+    "chat_messages",
+    "collate",
+    "encode",
+    "render",
+    "render_text",
+]
+
+
+def encode(
+    conversation: Conversation,
+    processor: Processor,
+    images: Sequence[Image.Image] | None = None,
+    n_forgery_tokens: int = 9,
+    max_length: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """One sample as the host takes it.
+
+    Supervised are each answer's tokens and the special token that ends its turn, nothing else.
+    Where the template ends no turn (as llava-1.5-hf's), the last answer gets the tokenizer's
+    end-of-text token, or the host would never learn to stop.
+
+    Args:
+        conversation: Training data; or a prompt, which gets the head of the next answer and no
+            labels.
+        processor: The host's, with ``<forgery>`` in its tokenizer.
+        images: What the conversation is about, in the order in which the first question shows
+            them; None leaves them out of the prompt.
+        n_forgery_tokens: n_f, behind each image.
+        max_length: Most tokens; nothing is ever cut.
+
+    Returns:
+        ``input_ids`` (T,), ``attention_mask`` (T,), ``labels`` (T,) unless it is a prompt, and
+        what the processor makes of the images, with images, tiles or patches in the first
+        dimension, such as ``pixel_values`` (images, 3, H, W).
+
+    Raises:
+        ValueError: The sample is longer than ``max_length``, the template or the tokenizer makes
+            it impossible to tell the answers' tokens, or placeholders get lost.
+    """
+    if images is not None and not images:
+        raise ValueError("images is empty; give at least one, or None for a prompt without")
+    tokenizer = tokenizer_of(processor)
+    n_images = len(images) if images else 0
+    rendered = render(conversation, processor, n_forgery_tokens, n_images=n_images)
+    text, spans = rendered.text, rendered.answer_spans
+    if not conversation.is_prompt:
+        text, spans = _close_turns(rendered, tokenizer)
+    ids, offsets = _tokenise(tokenizer, text)
+    suffix = bool(images) and conventions_of(processor).answers_are_suffix
+    said = _tokens_of(spans, text, offsets) if suffix or not conversation.is_prompt else []
+    if images is None:
+        sample = {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids)).long()}
+    else:
+        sample = _process(processor, text, images, conversation.messages[0].text)
+    expanded = sample["input_ids"].tolist()
+    if max_length is not None and len(expanded) > max_length:
+        raise ValueError(
+            f"the sample has {len(expanded)} tokens, more than max_length {max_length}; raise "
+            "max_length or shorten the conversation"
+        )
+    placeholder = tokenizer.convert_tokens_to_ids(FORGERY_TOKEN)
+    known = placeholder not in (None, tokenizer.unk_token_id)
+    found = expanded.count(placeholder) if known else 0
+    expected = n_forgery_tokens * max(n_images, 1)
+    if found != expected:
+        raise ValueError(
+            f"tokenising left {found} of {expected} placeholders {FORGERY_TOKEN}: the "
+            "tokenizer must know it as a special token, which attach_forgery sees to"
+        )
+    if said:
+        # The images stand before the first answer: their expansion moves every answer alike.
+        shift = len(expanded) - len(ids)
+        first = said[0]
+        if shift < 0 or expanded[first + shift :] != ids[first:]:
+            raise ValueError(
+                "the processor's expansion of the image changed the tokens of the answers, from "
+                f"{ids[first:]} to {expanded[max(first + shift, 0) :]}; labels cannot be placed"
+            )
+        if suffix:
+            sample["token_type_ids"][first + shift :] = 1
+        if not conversation.is_prompt:
+            labels = torch.full_like(sample["input_ids"], IGNORE_INDEX)
+            places = torch.tensor(said) + shift
+            labels[places] = sample["input_ids"][places]
+            sample["labels"] = labels
+    return sample
+
+
+def candidate_ids(
+    prompt: Conversation,
+    processor: Processor,
+    n_forgery_tokens: int = 9,
+    *,
+    n_images: int = 1,
+) -> tuple[int, int]:
+    """Ids of the tokens with which "Yes" and "No" begin after a prompt.
+
+    Their likelihoods right after the prompt give P(yes); so they must be what a rendered answer
+    begins with, in whichever way the word goes on.
+
+    Args:
+        prompt: A conversation that ends with a question.
+        processor: The host's.
+        n_forgery_tokens: n_f.
+        n_images: Images that the prompt shows.
+
+    Raises:
+        ValueError: The answers do not continue the prompt's tokens with one token that tells
+            them apart.
+    """
+    if not prompt.is_prompt:
+        raise ValueError("expected a conversation that ends with a question")
+    tokenizer = tokenizer_of(processor)
+    text = render_text(prompt, processor, n_forgery_tokens, n_images=n_images)
+    head, _ = _tokenise(tokenizer, text)
+    special = {tokenizer.convert_tokens_to_ids(token) for token in special_tokens(tokenizer)}
+    found = []
+    for word in ("Yes", "No"):
+        firsts = set()
+        for answer in (word, f"{word}.", f"{word}, it"):
+            said = Conversation((*prompt.messages, Message("assistant", answer)), label=None)
+            rendered = render(said, processor, n_forgery_tokens, n_images=n_images)
+            start, end = rendered.answer_spans[-1]
+            if rendered.text[:start] != text:
+                raise ValueError(
+                    "the chat template's generation prompt is not what its answers begin with: "
+                    f"it ends with {text[-40:]!r}, but before an answer stands "
+                    f"{rendered.text[max(start - 40, 0) : start]!r}"
+                )
+            ids, _ = _tokenise(tokenizer, rendered.text[:end])
+            if ids[: len(head)] != head or len(ids) == len(head):
+                raise ValueError(
+                    f"the answer {answer!r} does not continue the tokens of the prompt: they end "
+                    f"with {head[-5:]}, with the answer with {ids[-8:]}"
+                )
+            firsts.add(ids[len(head)])
+        if len(firsts) > 1 or firsts & special:
+            raise ValueError(
+                f"{word!r} does not begin with one ordinary token after the prompt: {firsts}"
+            )
+        found.append(firsts.pop())
+    if found[0] == found[1]:
+        raise ValueError(
+            f"Yes and No begin with the same token {found[0]} after the prompt, so their "
+            "likelihoods cannot be told apart by it"
+        )
+    return found[0], found[1]
+
+
+def collate(
+    samples: Sequence[dict[str, torch.Tensor]], pad_id: int, padding_side: str = "right"
+) -> dict[str, torch.Tensor]:
+    """A batch of samples from :func:`encode`.
+
+    Args:
+        samples: All with the same keys.
+        pad_id: Fills ``input_ids``; masks are filled with 0 and labels with -100.
+        padding_side: "right" for training, "left" for generation.
+
+    Returns:
+        What has one value for each token as (B, T); images, tiles and patches of all samples in a
+        row, as :mod:`llava_forgery.hosts.transformers.processors` has it.
+
+    Raises:
+        ValueError: The samples differ in keys, or in the shape of what must be alike.
+    """
+    if not samples:
+        raise ValueError("there is no sample to collate")
+    if pad_id is None:
+        raise ValueError("pad_id is None: the tokenizer has no pad token, set one")
+    if padding_side not in ("left", "right"):
+        raise ValueError(f'padding_side must be "left" or "right", got {padding_side!r}')
+    keys = set(samples[0])
+    for i, sample in enumerate(samples):
+        if set(sample) != keys:
+            raise ValueError(f"sample {i} has the keys {sorted(sample)}, sample 0 {sorted(keys)}")
+    fill = {"input_ids": pad_id, **PER_TOKEN}
+    batch = {}
+    for key in samples[0]:
+        values = [sample[key] for sample in samples]
+        if key in fill:
+            batch[key] = torch.nn.utils.rnn.pad_sequence(
+                values, batch_first=True, padding_value=fill[key], padding_side=padding_side
+            )
+        else:
+            batch[key] = join(key, values)
+    return batch
+
+
+def _close_turns(
+    rendered: Rendered, tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text, and the answers' spans with the special token that ends each turn."""
+    text = rendered.text
+    marks = sorted(special_tokens(tokenizer) - {FORGERY_TOKEN}, key=len, reverse=True)
+    mark = re.compile("|".join(re.escape(token) for token in marks))
+    spans = []
+    for start, end in rendered.answer_spans:
+        found = mark.match(text, end) if marks else None
+        spans.append((start, found.end() if found else end))
+    start, end = spans[-1]
+    if end == rendered.answer_spans[-1][1]:
+        if text[end:].strip() or tokenizer.eos_token is None:
+            raise ValueError(
+                f"the chat template ends an answer with {text[end:]!r}, which holds no special "
+                f"token, and the tokenizer's end-of-text token is {tokenizer.eos_token!r}; "
+                "without one the host cannot learn to stop"
+            )
+        text = text[:end] + tokenizer.eos_token
+        spans[-1] = (start, len(text))
+    return text, spans
+
+
+def _tokenise(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids, and for each its (start, end) in the text."""
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not say where its tokens stand in the text; load "
+            "the fast tokenizer"
+        )
+    added = adds_special_tokens(tokenizer, text)
+    encoded = tokenizer(text, add_special_tokens=added, return_offsets_mapping=True)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    # A prompt that ends with an end-of-text token would be over before it is answered.
+    if ids and tuple(offsets[-1]) == (0, 0) and ids[-1] == tokenizer.eos_token_id:
+        raise ValueError(
+            f"the tokenizer puts {tokenizer.eos_token} behind every text; load it with "
+            "add_eos_token=False"
+        )
+    return ids, offsets
+
+
+def _tokens_of(
+    spans: Sequence[tuple[int, int]], text: str, offsets: Sequence[tuple[int, int]]
+) -> list[int]:
+    """Indices of the tokens that write the spans."""
+    found = []
+    for start, end in spans:
+        for i, (a, b) in enumerate(offsets):
+            if a >= b or b <= start or a >= end:
+                continue
+            if text[a:start].strip() or text[end:b].strip():
+                raise ValueError(
+                    f"the token {text[a:b]!r} belongs to an answer and to what stands beside it, "
+                    f"in {text[max(a - 20, 0) : b + 20]!r}: this tokenizer cannot separate the "
+                    "answers of this chat template"
+                )
+            found.append(i)
+    return found
+
+
+def _process(
+    processor: Processor, text: str, images: Sequence[Image.Image], question: str
+) -> dict[str, torch.Tensor]:
+    """What the processor gives for one sample; its tokens without the batch dimension."""
+    if tokenizer_of(processor) is processor:
+        raise ValueError("a tokenizer cannot take images; pass the host's processor")
+    batch = conventions_of(processor).process(processor, text, images, question)
+    sample = {}
+    for name, value in batch.items():
+        if name == "input_ids" or name in PER_TOKEN:
+            if len(value) != 1:
+                raise ValueError(
+                    f"the processor gave {name} of shape {tuple(value.shape)} for one sample, "
+                    "expected 1 in front"
+                )
+            value = value[0]
+        sample[name] = value
+    return sample

@@ -1,0 +1,22 @@
+"""What the entry-point group ``lmms_eval.models`` loads: where the model's classes are.
+
+lmms-eval loads every plugin's entry point at start, and one that fails takes those behind it along;
+so nothing is imported here.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+
+def manifest() -> "ModelManifest":
+    """The model ``llava_forgery``, with lmms-eval's simple and its chat interface."""
+    # Imported when it is called: lmms-eval loads this module while its own is still being imported.
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(
+        model_id="llava_forgery",
+        simple_class_path="llava_forgery.integrations.lmms_eval.model.LlavaForgery",
+        chat_class_path="llava_forgery.integrations.lmms_eval.model.LlavaForgeryChat",
+    )

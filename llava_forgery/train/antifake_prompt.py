@@ -1,0 +1,251 @@
+"""Train a pseudo-word: the vectors of ``[*]`` and nothing else.
+
+    llava-forgery train-pseudo-word --host HOST --data DATA --out WORD
+
+Source: AntifakePrompt (arXiv:2310.17419), sections 3 and 4; nctu-eva-lab/AntifakePrompt at 957c1e1.
+"""
+
+import inspect
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from transformers import ProcessorMixin
+
+from llava_forgery.constants import FAKE, IGNORE_INDEX, REAL
+from llava_forgery.data.labelled import LabelledImage
+from llava_forgery.files import check_output_folder
+from llava_forgery.hosts.pseudo_word import PseudoWordConfig, PseudoWordVLM, bare_host
+from llava_forgery.hosts.pseudo_word_checkpoint import CONFIG, ENTRIES, VECTORS
+from llava_forgery.hosts.transformers.model import ForgeryVLM
+from llava_forgery.hosts.transformers.prompts import collate, encode
+from llava_forgery.images import read_image
+from llava_forgery.infer.likelihood import label_log_likelihoods
+from llava_forgery.qa.conversation import Conversation, Message
+from llava_forgery.train.trainer import (
+    ForgeryTrainer,
+    Trainable,
+    run_training,
+    training_arguments,
+)
+from llava_forgery.weights import load_tensors
+
+
+def encode_answer(
+    processor: ProcessorMixin, config: PseudoWordConfig, label: int, image: Image.Image
+) -> dict[str, torch.Tensor]:
+    """Question, image and the answer for a label as the host takes them, labels on the answer.
+
+    Through the host's chat template. A host that has none, as InstructBLIP, reads question and
+    answer one behind the other, as the paper's code has it.
+
+    Args:
+        processor: Knows ``[*]``.
+        config: Question and answers.
+        label: Whose answer, real or fake.
+        image: RGB.
+
+    Returns:
+        One sample without the batch dimension, as :func:`llava_forgery.hosts.transformers.prompts.encode` makes it.
+    """
+    answer = config.answers[label]
+    if _has_template(processor):
+        messages = (Message("user", config.prompt), Message("assistant", answer))
+        said = Conversation(messages, label=None)
+        return encode(said, processor, images=[image], n_forgery_tokens=0)
+    batch = processor(text=config.prompt, images=image, return_tensors="pt")
+    sample = {name: value[0] for name, value in batch.items()}
+    tokenizer = processor.tokenizer
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    if tokenizer.eos_token_id is not None:
+        ids = [*ids, tokenizer.eos_token_id]
+    ids = torch.tensor(ids)
+    unsupervised = torch.full_like(sample["input_ids"], IGNORE_INDEX)
+    sample["labels"] = torch.cat([unsupervised, ids])
+    sample["input_ids"] = torch.cat([sample["input_ids"], ids])
+    sample["attention_mask"] = torch.ones_like(sample["input_ids"])
+    return sample
+
+
+def _has_template(processor: ProcessorMixin) -> bool:
+    return bool(
+        getattr(processor, "chat_template", None)
+        or getattr(processor.tokenizer, "chat_template", None)
+    )
+
+
+def answer_log_likelihoods(
+    model: PseudoWordVLM, labels: torch.Tensor, **inputs: torch.Tensor
+) -> torch.Tensor:
+    """Log-probability of each token of the answers.
+
+    Args:
+        model: From ``attach_pseudo_word``.
+        labels: (B, T), -100 where nothing is said.
+        inputs: What the host takes.
+
+    Returns:
+        (B, T - first) float32, 0 outside the answers; its sum over a row is the log-likelihood of
+        that row's whole answer.
+    """
+    first = int((labels != IGNORE_INDEX).any(dim=0).nonzero()[0])
+    # Logits of image and question are left out where the host can: they cost more than they tell.
+    host = bare_host(model.model)
+    if "logits_to_keep" in inspect.signature(host.forward).parameters:
+        inputs["logits_to_keep"] = labels.shape[1] - first + 1
+    logits = model(**inputs).logits[:, first - labels.shape[1] - 1 : -1]
+    return label_log_likelihoods(logits, labels[:, first:])
+
+
+class PseudoWordTraining(Trainable):
+    """The host with the word, as the Trainer wants it."""
+
+    def __init__(self, vlm: PseudoWordVLM) -> None:
+        super().__init__()
+        self.vlm = vlm
+
+    def forward(self, labels: torch.Tensor, **inputs: Any) -> dict[str, torch.Tensor]:
+        """Language modelling loss: the mean over an answer's tokens, then over the photos.
+
+        So each photo counts alike, however many tokens its answer has.
+
+        Args:
+            labels: (B, T), -100 outside the answers.
+            inputs: What the host takes.
+        """
+        log_likelihoods = answer_log_likelihoods(self.vlm, labels, **inputs)
+        tokens = (labels != IGNORE_INDEX).sum(dim=1)
+        return {"loss": -(log_likelihoods.sum(dim=1) / tokens).mean()}
+
+    def saved_parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.vlm.word.parameters())
+
+    def save_checkpoint(self, directory: Path) -> None:
+        self.vlm.save_pretrained(directory)
+
+    def load_checkpoint(self, directory: Path) -> None:
+        word = self.vlm.word
+        word.load_state_dict(load_tensors(directory / VECTORS, word.state_dict()))
+
+
+class LabelledAnswers(Dataset):
+    """Photos as the host's inputs, each with the answer that is true of it."""
+
+    def __init__(self, images: Sequence[LabelledImage], vlm: PseudoWordVLM) -> None:
+        self.images = images
+        self.processor, self.config = vlm.processor, vlm.config
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        image = self.images[index]
+        pixels = Image.fromarray(read_image(image.path))
+        return encode_answer(self.processor, self.config, image.label, pixels)
+
+
+class AnswerCollator:
+    """Pads the texts behind their ends and stacks the rest."""
+
+    def __init__(self, processor: ProcessorMixin) -> None:
+        self.pad_id = processor.tokenizer.pad_token_id
+        self.with_template = _has_template(processor)
+
+    def __call__(self, samples: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        if self.with_template:
+            return collate(samples, pad_id=self.pad_id, padding_side="right")
+        # Without a template all samples ask the same question: only their answers differ.
+        fill = {"input_ids": self.pad_id, "attention_mask": 0, "labels": IGNORE_INDEX}
+        batch = {}
+        for key in samples[0]:
+            values = [sample[key] for sample in samples]
+            batch[key] = (
+                pad_sequence(values, batch_first=True, padding_value=fill[key])
+                if key in fill
+                else torch.stack(values)
+            )
+        return batch
+
+
+def train_pseudo_word(
+    vlm: PseudoWordVLM,
+    images: Sequence[LabelledImage],
+    output_dir: str | PathLike,
+    *,
+    epochs: float = 10,
+    batch_size: int = 6,
+    learning_rate: float = 1e-5,
+    weight_decay: float = 0.05,
+    seed: int = 0,
+    save_steps: int | None = None,
+    workers: int = 0,
+    resume: bool = False,
+    report_to: str = "none",
+    deepspeed: str | PathLike | None = None,
+) -> PseudoWordVLM:
+    """Train the word and write it to ``output_dir``. The defaults are the paper's.
+
+    Args:
+        vlm: From ``attach_pseudo_word`` on a host; the host is not changed.
+        images: Real and fake photos, from ``read_labelled``.
+        output_dir: Receives the word; ``output_dir`` with ``-training`` behind its name receives
+            ``checkpoint-*`` and ``log.json``.
+        epochs: Passes over the photos.
+        batch_size: Photos for each step and process.
+        learning_rate: Highest value of a warmed-up cosine.
+        weight_decay: AdamW's.
+        seed: Of the order.
+        save_steps: Steps between checkpoints; None saves none.
+        workers: Processes that read and tokenise.
+        resume: Continue from the last checkpoint.
+        report_to: ``none``, ``tensorboard`` or ``wandb``.
+        deepspeed: DeepSpeed's JSON file, where several processes train.
+
+    Returns:
+        The host with the trained word, in eval mode.
+
+    Raises:
+        ValueError: A label is missing among the photos, or the host has the forgery skill, whose
+            prompt this question is not, or ``output_dir`` holds something else than a word.
+    """
+    output_dir = Path(output_dir)
+    check_output_folder(output_dir, CONFIG, entries=ENTRIES)
+    if isinstance(vlm.model, ForgeryVLM):
+        raise ValueError(
+            "train the pseudo-word on the bare host, then attach it to the host with the forgery "
+            "skill: load_pseudo_word(directory, vlm, processor)"
+        )
+    counts = {label: sum(image.label == label for image in images) for label in (REAL, FAKE)}
+    if not all(counts.values()):
+        raise ValueError(
+            f"training needs real and fake photos, got {counts[REAL]} real and {counts[FAKE]} fake"
+        )
+    vlm.sources = tuple(sorted({image.set for image in images}))
+    arguments = training_arguments(
+        output_dir.with_name(output_dir.name + "-training"),
+        steps=-1,
+        num_train_epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        seed=seed,
+        save_steps=save_steps,
+        workers=workers,
+        report_to=report_to,
+        deepspeed=deepspeed,
+    )
+    trainer = ForgeryTrainer(
+        model=PseudoWordTraining(vlm),
+        args=arguments,
+        train_dataset=LabelledAnswers(images, vlm),
+        data_collator=AnswerCollator(vlm.processor),
+    )
+    run_training(trainer, resume)
+    vlm.eval()
+    trainer.save_model(output_dir)
+    return vlm

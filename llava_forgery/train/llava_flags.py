@@ -1,0 +1,323 @@
+"""LLaVA's training flags with LLaVA's meanings, and ours beside them.
+
+    --model_name_or_path --version --data_path --image_folder --lora_enable --lora_r --deepspeed ...
+
+What stands in LLaVA's ``scripts/v1_5/finetune_task_lora.sh`` can be given as it is. A flag whose
+meaning cannot be honoured is refused with a reason, never ignored. Flags that describe the
+checkpoint (``--mm_projector_type``, ``--mm_vision_select_layer`` ...) may be left out; given, they
+must be what the checkpoint has, since the skill is added to a host that stays as it is.
+
+Source of names and meanings: haotian-liu/LLaVA at c121f04, ``llava/train/train.py``.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from transformers import HfArgumentParser
+from transformers.trainer_utils import IntervalStrategy
+
+from llava_forgery.train.deepspeed import deepspeed_file
+
+logger = logging.getLogger(__name__)
+
+# Names that transformers has changed since LLaVA was written.
+RENAMED = {"--warmup_ratio": "--warmup_steps", "--evaluation_strategy": "--eval_strategy"}
+
+
+def _flag(text: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments:
+    """The host, and what LLaVA's flags say of it."""
+
+    model_name_or_path: str | None = _flag("LLaVA checkpoint: a folder or a hub name.")
+    version: str = _flag("Name in LLaVA's conv_templates, such as v1, mpt or llama_2.", "v1")
+    freeze_backbone: bool = _flag("Train no LoRA: the FPL alone.", False)
+    tune_mm_mlp_adapter: bool = _flag("Refused: LLaVA's first stage belongs to LLaVA.", False)
+    pretrain_mm_mlp_adapter: str | None = _flag("Refused: the checkpoint has its projector.")
+    vision_tower: str | None = _flag("Of the checkpoint.")
+    mm_projector_type: str | None = _flag("Of the checkpoint.")
+    mm_vision_select_layer: int | None = _flag("Of the checkpoint.")
+    mm_vision_select_feature: str | None = _flag("Of the checkpoint.")
+    mm_patch_merge_type: str | None = _flag("Of the checkpoint.")
+    mm_use_im_start_end: bool | None = _flag("Of the checkpoint.")
+    mm_use_im_patch_token: bool | None = _flag("Of the checkpoint.")
+    cache_dir: str | None = _flag("Where transformers keeps what it fetches.")
+
+    def __post_init__(self) -> None:
+        if not self.model_name_or_path:
+            raise ValueError("--model_name_or_path is missing: give a LLaVA checkpoint")
+        if self.tune_mm_mlp_adapter:
+            raise ValueError(
+                "--tune_mm_mlp_adapter True trains the host's own projector, LLaVA's first stage: "
+                "run it with LLaVA, then give its result as --model_name_or_path"
+            )
+        if self.pretrain_mm_mlp_adapter:
+            raise ValueError(
+                f"--pretrain_mm_mlp_adapter {self.pretrain_mm_mlp_adapter} belongs to a language "
+                "model without vision; the skill is added to a whole LLaVA checkpoint, which has "
+                "its projector: leave the flag out"
+            )
+
+    def check_checkpoint(self, config: Any) -> None:
+        """Compare the flags with the checkpoint's configuration.
+
+        Args:
+            config: The host's configuration.
+
+        Raises:
+            ValueError: A flag was given that the checkpoint contradicts; both values are named.
+        """
+        # LLaVA's own defaults where a configuration is silent.
+        names = {
+            "vision_tower": ("mm_vision_tower", None),
+            "mm_projector_type": ("mm_projector_type", "linear"),
+            "mm_vision_select_layer": ("mm_vision_select_layer", None),
+            "mm_vision_select_feature": ("mm_vision_select_feature", "patch"),
+            "mm_patch_merge_type": ("mm_patch_merge_type", "flat"),
+            "mm_use_im_start_end": ("mm_use_im_start_end", False),
+            "mm_use_im_patch_token": ("mm_use_im_patch_token", True),
+        }
+        for flag, (key, silent) in names.items():
+            given, has = getattr(self, flag), getattr(config, key, silent)
+            if given is not None and given != has:
+                raise ValueError(
+                    f"--{flag} {given} was given, but {self.model_name_or_path} has {key}={has!r}; "
+                    "the host stays as it is: leave the flag out"
+                )
+
+
+@dataclass
+class DataArguments:
+    """Conversations and their images."""
+
+    data_path: str | None = _flag(
+        "Conversations of the skill: LLaVA's JSON, LLaVA-NeXT's YAML, or a data set of build-qa."
+    )
+    image_folder: str | None = _flag("What the images' paths in JSON and YAML are relative to.")
+    image_aspect_ratio: str | None = _flag("square, pad or anyres; default: the checkpoint's.")
+    lazy_preprocess: bool = _flag(
+        "Samples are prepared when they are needed; LLaVA does so whatever the flag says.", True
+    )
+    general_data_path: str | None = _flag(
+        "General instruction data that is mixed in, without the skill's placeholders."
+    )
+    general_image_folder: str | None = _flag("Of the general data; default: --image_folder.")
+    general_ratio: float | None = _flag(
+        "Share of the general data; default 0.5, at which the two alternate."
+    )
+    validate: bool = _flag(
+        "Read and tokenise all samples before the host is loaded, and name all that are invalid; "
+        "the outcome is kept in --output_dir.",
+        True,
+    )
+    skip_invalid: bool = _flag(
+        "Leave invalid samples out; they are counted, and listed in --output_dir.", False
+    )
+
+    def __post_init__(self) -> None:
+        if not self.data_path:
+            raise ValueError("--data_path is missing: give LLaVA JSON, YAML or a data set's folder")
+        if self.skip_invalid and not self.validate:
+            raise ValueError("--skip-invalid needs the pass that --no-validate leaves out")
+        if self.image_aspect_ratio not in (None, "square", "pad", "anyres"):
+            raise ValueError(
+                f"--image_aspect_ratio must be square, pad or anyres, got {self.image_aspect_ratio}"
+            )
+        if self.general_data_path is None:
+            for name in ("general_ratio", "general_image_folder"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"--{name} is of no use without --general_data_path")
+        if self.general_ratio is None:
+            self.general_ratio = 0.5
+        if not 0 < self.general_ratio < 1:
+            raise ValueError(
+                f"--general_ratio is the share of general data, between 0 and 1, got "
+                f"{self.general_ratio}; leave --general_data_path out to train on the skill alone"
+            )
+
+
+@dataclass
+class ForgeryArguments:
+    """What the skill adds."""
+
+    forgery_tower: str | None = _flag("Folder of a trained detector, also as kfd:FOLDER.")
+    fpl_kind: str = _flag("Sizes of a new FPL: lite or paper.", "lite")
+    fpl_n_base: int = _flag("n_1, learned base embeddings.", 9)
+    fpl_n_forgery: int = _flag("n_f, embeddings that the host receives for each image.", 9)
+    fpl_lr: float | None = _flag("Highest learning rate of the FPL; default: --learning_rate.")
+    llava_next: bool = _flag(
+        "The llava on PYTHONPATH is LLaVA-NeXT's: apply llava_forgery.hosts.llava.compat, which "
+        "logs each change it makes.",
+        False,
+    )
+
+    def __post_init__(self) -> None:
+        if not self.forgery_tower:
+            raise ValueError(
+                "--forgery_tower is missing: give the folder of a detector, as "
+                "scripts/train_kfd.sh writes it"
+            )
+        if self.fpl_lr is not None and self.fpl_lr <= 0:
+            raise ValueError(f"--fpl_lr must be greater than 0, got {self.fpl_lr}")
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """transformers' own, with LLaVA's defaults and additions."""
+
+    # LLaVA's choice; transformers' newer default gives other rounding.
+    optim: str = _flag("Optimiser.", "adamw_torch")
+    remove_unused_columns: bool = _flag("The samples are no table; must be False.", False)
+    model_max_length: int = _flag("Most text tokens of a sample; longer ones are cut off.", 512)
+    bits: int = _flag("Bits of the language model's linear layers: 16 (not quantised), 8 or 4.", 16)
+    double_quant: bool = _flag("With 4 bits: quantise the scales as well.", True)
+    quant_type: str = _flag("With 4 bits: nf4 or fp4.", "nf4")
+    lora_enable: bool = _flag("Train LoRA on all linear layers of the language model.", False)
+    lora_r: int = _flag("LoRA's rank.", 64)
+    lora_alpha: int = _flag("LoRA's scale; the update counts alpha / r.", 16)
+    lora_dropout: float = _flag("LoRA's dropout.", 0.05)
+    lora_bias: str = _flag("Only none: the host's own biases stay as they are.", "none")
+    lora_weight_path: str = _flag("Refused: LLaVA reads it nowhere.", "")
+    freeze_mm_mlp_adapter: bool | None = _flag(
+        "False trains the host's own projector as well, as LLaVA does by default; here it stays "
+        "as it is unless --mm_projector_lr is given."
+    )
+    mm_projector_lr: float | None = _flag(
+        "Trains the host's own projector as well, at this highest learning rate."
+    )
+    group_by_modality_length: bool = _flag("Batches of one modality and of similar lengths.", False)
+
+    def __post_init__(self) -> None:
+        # Without it the Trainer counts one process where DeepSpeed runs on CPUs.
+        self.use_cpu = self.use_cpu or not torch.cuda.is_available()
+        if isinstance(self.deepspeed, str):
+            deepspeed_file(self.deepspeed)
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+        super().__post_init__()
+        if self.eval_strategy != IntervalStrategy.NO:
+            raise ValueError(
+                f"--eval_strategy {self.eval_strategy.value} needs evaluation data, which these "
+                "scripts do not take; give no, and use llava-forgery evaluate afterwards"
+            )
+        if self.remove_unused_columns:
+            raise ValueError("--remove_unused_columns must be False: the samples are no table")
+        if self.freeze_mm_mlp_adapter and self.mm_projector_lr is not None:
+            raise ValueError(
+                f"--mm_projector_lr {self.mm_projector_lr} has no meaning beside "
+                "--freeze_mm_mlp_adapter True: leave one out (the skill's projector has --fpl_lr)"
+            )
+        if self.resume_from_checkpoint:
+            raise ValueError(
+                "--resume_from_checkpoint is not needed: as with LLaVA, training goes on from the "
+                "last checkpoint in --output_dir"
+            )
+        if self.lora_bias != "none":
+            raise ValueError(
+                f"--lora_bias must be none, got {self.lora_bias}: other choices change the host's "
+                "own biases"
+            )
+        if self.lora_weight_path:
+            raise ValueError(
+                "--lora_weight_path has no meaning in LLaVA; to go on from an adapter, resume "
+                "from its checkpoints in --output_dir"
+            )
+        if self.bits not in (4, 8, 16):
+            raise ValueError(f"--bits must be 4, 8 or 16, got {self.bits}")
+        if self.quant_type not in ("nf4", "fp4"):
+            raise ValueError(f"--quant_type must be nf4 or fp4, got {self.quant_type}")
+
+    @property
+    def trains_projector(self) -> bool:
+        """Whether the host's own projector is trained."""
+        return self.freeze_mm_mlp_adapter is False or self.mm_projector_lr is not None
+
+
+@dataclass
+class LlavaArguments:
+    """All flags of one run."""
+
+    model: ModelArguments
+    data: DataArguments
+    forgery: ForgeryArguments
+    training: TrainingArguments
+
+    def __post_init__(self) -> None:
+        if not self.training.lora_enable and not self.model.freeze_backbone:
+            raise ValueError(
+                "without --lora_enable True LLaVA trains the whole language model, which the "
+                "skill does not need: give --lora_enable True for LoRA and FPL, or "
+                "--freeze_backbone True for the FPL alone"
+            )
+        if self.training.lora_enable and self.model.freeze_backbone:
+            raise ValueError(
+                "--lora_enable True and --freeze_backbone True contradict each other: give one"
+            )
+        folder = self.training.output_dir.rstrip("/").rsplit("/", 1)[-1].lower()
+        needed = ["llava", "lora"] if self.training.lora_enable else ["llava"]
+        missing = [word for word in needed if word not in folder]
+        if missing:
+            raise ValueError(
+                f"LLaVA's loader tells models by their folder's name: --output_dir "
+                f"{self.training.output_dir} must end in a name with {' and '.join(missing)} in "
+                "it, such as checkpoints/llava-v1.5-7b-forgery-lora"
+            )
+        if "lora" in folder and not self.training.lora_enable:
+            raise ValueError(
+                f"LLaVA's loader would look for LoRA in --output_dir {self.training.output_dir}, "
+                "which the FPL alone has not: take another name than one with lora in it"
+            )
+
+
+def parse_arguments(arguments: Sequence[str]) -> LlavaArguments:
+    """Read LLaVA's command line.
+
+    Args:
+        arguments: Without the program's name.
+
+    Raises:
+        ValueError: A flag is unknown, or its meaning cannot be honoured.
+        FileNotFoundError: There is no such DeepSpeed file.
+    """
+    kinds = (ModelArguments, DataArguments, ForgeryArguments, TrainingArguments)
+    parser = HfArgumentParser(kinds, allow_abbrev=False)
+    *parsed, left = parser.parse_args_into_dataclasses(
+        _todays_names(arguments), return_remaining_strings=True
+    )
+    if left:
+        raise ValueError(
+            f"unknown flags {' '.join(left)}: neither LLaVA's, transformers' nor ours; --help "
+            "lists them all"
+        )
+    return LlavaArguments(*parsed)
+
+
+def _todays_names(arguments: Sequence[str]) -> list[str]:
+    """LLaVA's flags under the names that transformers has for them today."""
+    split: list[str] = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        split += [flag, value] if equals and flag in RENAMED else [argument]
+    for place, old in enumerate(split):
+        if old not in RENAMED:
+            continue
+        value = split[place + 1] if place + 1 < len(split) else ""
+        # From 1 on, transformers would take the number for steps.
+        if old == "--warmup_ratio" and not _is_share(value):
+            raise ValueError(f"--warmup_ratio must be in [0, 1), got {value!r}")
+        split[place] = RENAMED[old]
+        logger.warning("%s is called %s by today's transformers", old, split[place])
+    return split
+
+
+def _is_share(value: str) -> bool:
+    try:
+        return 0 <= float(value) < 1
+    except ValueError:
+        return False

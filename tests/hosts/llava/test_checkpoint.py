@@ -1,0 +1,224 @@
+"""The skill in LLaVA's folders: what is written, and that LLaVA's own loader reads it."""
+
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from llava_forgery.cli import app
+from llava_forgery.files import read_json
+from llava_forgery.fpl.config import FPLConfig
+from llava_forgery.hosts.llava.checkpoint import merge_llava, save_llava_adapter
+from llava_forgery.hosts.llava.model import attach_to_llava, llava_lora_config
+from llava_forgery.hosts.llava.prompts import forgery_prefix, tokenizer_forgery_token
+from llava_forgery.hosts.llava.register import register, unregister
+from llava_forgery.hosts.llava.skill import has_skill
+from llava_forgery.hosts.lora import LoraSettings
+from tests import tiny, tiny_llava
+
+tiny_llava.require_llava()
+loader = pytest.importorskip("llava.model.builder")
+
+# LLaVA's loader brings everything to float16.
+HALF = {"rtol": 0, "atol": 0.03}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _llava_taught():
+    register()
+    yield
+    unregister()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    tiny_llava.save_llava(folder / "tiny-llava")
+    tiny_llava.save_kfd(folder / "kfd")
+    return folder
+
+
+def _skilled(root):
+    words, model, _ = tiny_llava.load_llava(root / "tiny-llava")
+    sizes = FPLConfig(hidden_size=1, num_layers=3, n_forgery=2)
+    attach_to_llava(model, root / "kfd", sizes)
+    tiny.tell_apart(model.get_model().forgery_projector, 10)
+    return words, model
+
+
+def _with_lora(model):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        peft = get_peft_model(model, llava_lora_config(model, LoraSettings(r=2))).eval()
+        for name, weight in peft.named_parameters():
+            if "lora_B" in name:
+                weight.data.normal_(std=0.2)
+    return peft
+
+
+@pytest.fixture(scope="module")
+def lora(root):
+    """A LoRA folder, and the logits of the model before it was saved."""
+    words, model = _skilled(root)
+    peft = _with_lora(model)
+    trained = {"model.mm_projector.0.bias": model.get_model().mm_projector[0].bias.data + 0.5}
+    model.get_model().mm_projector[0].bias.data.copy_(trained["model.mm_projector.0.bias"])
+    folder = root / "tiny-llava-lora"
+    save_llava_adapter(peft, folder, trained)
+    inputs = _inputs(words)
+    with torch.no_grad():
+        return folder, inputs, peft(**inputs).logits
+
+
+def _inputs(words):
+    ids = tokenizer_forgery_token(forgery_prefix(2) + "Fake?", words, return_tensors="pt")[None]
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "input_ids": ids,
+        "images": torch.rand(1, 3, tiny_llava.SIDE, tiny_llava.SIDE, generator=generator),
+        "forgery_images": torch.rand(1, 3, tiny.SIZE, tiny.SIZE, generator=generator),
+    }
+
+
+def _load(folder, base=None, name=None):
+    return loader.load_pretrained_model(
+        str(folder), None if base is None else str(base), name or folder.name,
+        device_map="cpu", device="cpu",
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _logits(model, inputs):
+    half = {**inputs, "images": inputs["images"].half()}
+    return model(**half).logits.float()
+
+
+def test_lora_folder_has_llavas_layout(lora):
+    folder = lora[0]
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "adapter_config.json", "adapter_model.safetensors",
+        "non_lora_trainables.bin", "host_trainables.safetensors", "fpl.safetensors", "kfd",
+    }  # fmt: skip
+    config = read_json(folder / "config.json")
+    assert config["model_type"] == "llava_llama"
+    assert config["mm_forgery_tower"] == "kfd:kfd"
+    assert config["mm_forgery_host"]["name_or_path"] == "../tiny-llava"
+    # Nothing of the host, its tower or ours is among LoRA's tensors.
+    names = load_file(folder / "adapter_model.safetensors")
+    assert all(".model.layers." in name and "lora_" in name for name in names)
+
+
+def test_llavas_loader_reads_a_lora_folder(root, lora):
+    folder, inputs, expected = lora
+    words, model, _, _ = _load(folder, root / "tiny-llava")
+    assert has_skill(model)
+    assert not any(p.requires_grad for p in model.get_model().forgery_projector.parameters())
+    torch.testing.assert_close(_logits(model, inputs), expected, **HALF)
+    other = {**inputs, "forgery_images": 1 - inputs["forgery_images"]}
+    assert float((_logits(model, other) - expected).abs().max()) > HALF["atol"]
+    assert tokenizer_forgery_token("Fake?", words) == words("Fake?").input_ids
+
+
+def test_an_adapter_in_float32_gives_the_same_logits(root, lora):
+    folder, inputs, expected = lora
+    config = loader.AutoConfig.from_pretrained(folder)
+    model = loader.LlavaLlamaForCausalLM.from_pretrained(
+        root / "tiny-llava", config=config, dtype=torch.float32
+    )
+    model.get_vision_tower().load_model()
+    peft = PeftModel.from_pretrained(model, folder).eval()
+    with torch.no_grad():
+        assert torch.equal(peft(**inputs).logits, expected)
+
+
+def test_a_merged_model_is_read_without_a_base(root, lora):
+    folder, inputs, expected = lora
+    merged = root / "moved" / "tiny-llava-merged"
+    said = CliRunner().invoke(app, ["merge-llava", f"--model={folder}", f"--out={merged}"])
+    assert said.exit_code == 0, said.exception
+    config = read_json(merged / "config.json")
+    assert config["architectures"] == ["LlavaLlamaForCausalLM"]
+    tensors = load_file(merged / "model.safetensors")
+    assert not any("forgery" in name or "lora" in name for name in tensors)
+    words, model, _, _ = _load(merged)
+    assert len(words) == model.config.vocab_size
+    torch.testing.assert_close(_logits(model, inputs), expected, **HALF)
+    _, exact, _ = tiny_llava.load_llava(merged)
+    with torch.no_grad():
+        torch.testing.assert_close(exact(**inputs).logits, expected, rtol=0, atol=1e-4)
+
+
+def test_the_learner_alone(root):
+    words, model = _skilled(root)
+    folder = root / "tiny-llava-fpl"
+    save_llava_adapter(model, folder)
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "mm_projector.bin", "fpl.safetensors", "kfd"
+    }  # fmt: skip
+    inputs = _inputs(words)
+    loaded = _load(folder, root / "tiny-llava")[1]
+    with torch.no_grad():
+        torch.testing.assert_close(_logits(loaded, inputs), model(**inputs).logits, **HALF)
+
+
+def test_without_register_llava_reads_the_host(root, lora):
+    folder = lora[0]
+    unregister()
+    try:
+        model = _load(folder, root / "tiny-llava")[1]
+        assert not has_skill(model)
+        assert model(input_ids=torch.tensor([[601, 4, 5]])).logits.shape[1] == 3
+    finally:
+        register()
+
+
+def test_damaged_folders_are_errors(root, lora, tmp_path):
+    folder = tmp_path / "broken-llava-lora"
+    base = root / "tiny-llava"
+
+    def fresh():
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(lora[0], folder)
+
+    fresh()
+    (folder / "fpl.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"fpl.safetensors is missing"):
+        _load(folder, base)
+    fresh()
+    tensors = load_file(folder / "fpl.safetensors")
+    tensors["base"] = tensors["base"][:1]
+    save_file(tensors, folder / "fpl.safetensors")
+    with pytest.raises(ValueError, match=r"base has shape \(1, 32\), expected \(9, 32\)"):
+        _load(folder, base)
+    fresh()
+    shutil.rmtree(folder / "kfd")
+    with pytest.raises(FileNotFoundError, match="kfd_config.json"):
+        _load(folder, base)
+    fresh()
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors does not fit: missing"):
+        _load(folder, base)
+    stranger = tiny_llava.save_llava(tmp_path / "other-llava", seed=1)
+    with pytest.raises(ValueError, match="same sizes but with other weights"):
+        _load(lora[0], stranger)
+
+
+def test_names_that_lead_llavas_loader_astray(root, lora, tmp_path):
+    base = root / "tiny-llava"
+    folder = tmp_path / "my-llava"
+    shutil.copytree(lora[0], folder)
+    with pytest.raises(ValueError, match=r"'my-llava' lacks 'lora': rename"):
+        _load(folder, base)
+    with pytest.raises(ValueError, match=r"'adapter' lacks 'llava' and 'lora': rename"):
+        _load(folder, base, "adapter")
+    with pytest.raises(ValueError, match="model_base"):
+        _load(lora[0])
+    with pytest.raises(ValueError, match="must hold 'llava' and, for a whole model, not 'lora'"):
+        merge_llava(lora[0], tmp_path / "llava-lora")
+    with pytest.raises(ValueError, match="no forgery skill to save"):
+        save_llava_adapter(tiny_llava.load_llava(base)[1], tmp_path / "none-llava")
