@@ -1,4 +1,4 @@
-"""Print the README's table of hosts from the records in llava_forgery/hosts/families.py.
+"""Print the README's table of hosts from the records of hosts/transformers/families.py.
 
 python scripts/make_host_table.py
 """

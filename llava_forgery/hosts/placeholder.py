@@ -123,6 +123,6 @@ def check_counts(input_ids: torch.Tensor, token_id: int, expected: list[int]) ->
         if have != want:
             raise ValueError(
                 f"sample {sample} has {have} forgery placeholders in its prompt, but {want} "
-                "forgery embeddings; render the prompt with llava_forgery.hosts.transformers.prompts, and do not "
-                "cut it"
+                "forgery embeddings; render the prompt with "
+                "llava_forgery.hosts.transformers.prompts, and do not cut it"
             )

@@ -1,0 +1,1 @@
+"""Verdicts, dialogues and pictures of them."""

@@ -1,10 +1,10 @@
 """How likely a host is to give each of several answers, read off one forward pass.
 
 ``ForgeryPredictor`` compares the first tokens of "Yes" and "No" in the pass that goes on to write
-the answer: with :func:`llava_forgery.hosts.transformers.prompts.candidate_ids` having shown that every answer begins
-with one of the two, that is the likelihood of all answers that begin so. Where an answer is longer
-than a token ("real" against "fake" in many vocabularies, whole sentences), the functions here
-score it whole.
+the answer: with :func:`llava_forgery.hosts.transformers.prompts.candidate_ids` having shown that
+every answer begins with one of the two, that is the likelihood of all answers that begin so. Where
+an answer is longer than a token ("real" against "fake" in many vocabularies, whole sentences), the
+functions here score it whole.
 
 Source: AntifakePrompt (official code at 957c1e1) ranks its two answers by likelihood as well.
 """

@@ -1,0 +1,1 @@
+"""The skill in other people's programs."""

@@ -1,0 +1,1 @@
+"""Knowledge-guided Forgery Detector: consistency maps, mask and score of an image."""

@@ -1,0 +1,1 @@
+"""Simulated forgeries: from a FaceCrop to a forged face, its mask and its regions."""

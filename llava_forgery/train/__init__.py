@@ -1,0 +1,1 @@
+"""Training of the detector, of adapters and of pseudo-words."""

@@ -51,7 +51,8 @@ def encode_answer(
         image: RGB.
 
     Returns:
-        One sample without the batch dimension, as :func:`llava_forgery.hosts.transformers.prompts.encode` makes it.
+        One sample without the batch dimension, as
+        :func:`llava_forgery.hosts.transformers.prompts.encode` makes it.
     """
     answer = config.answers[label]
     if _has_template(processor):

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from llava_forgery.cli import app
-from llava_forgery.cli import predict as use
+from llava_forgery.cli import app, predict
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.batch import SCHEMA_VERSION, judge_files
@@ -50,7 +49,7 @@ def files(tmp_path):
 
 
 def _detect(monkeypatch, predictor, files, *more):
-    monkeypatch.setattr(use, "load_predictor", lambda *_: predictor)
+    monkeypatch.setattr(predict, "load_predictor", lambda *_: predictor)
     return CliRunner().invoke(app, ["detect", *map(str, files), "--model", "m", "--cropped", *more])
 
 
@@ -115,15 +114,14 @@ def test_a_line_is_out_before_the_next_file_is_read(tmp_path):
     """Of a run that is killed at its third file, two lines are there."""
     script = (
         "import os, signal, sys\n"
-        "from llava_forgery.cli import app
-        "from llava_forgery.cli import predict as use\n"
+        "from llava_forgery.cli import app, predict\n"
         "from llava_forgery.infer import batch\n"
         "def judge(predictor, paths, **_):\n"
         "    for i in range(2):\n"
         "        yield batch.FileVerdicts(f'{i}.png')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "batch.judge_files = judge\n"
-        "use.load_predictor = lambda *_: None\n"
+        "predict.load_predictor = lambda *_: None\n"
         "app(['detect', 'x', '--model', 'm', '--jsonl'])\n"
     )
     with open(tmp_path / "out", "w") as out:

@@ -2,7 +2,8 @@
 
 LLaVA's model encodes its images inside the call that also embeds the text, so a detector on the
 model's own vision tower would come too late. The tower therefore runs before, with the taps of
-:mod:`llava_forgery.hosts.transformers.shared_tower`, and gives LLaVA's code the finished features when it asks.
+:mod:`llava_forgery.hosts.transformers.shared_tower`, and gives LLaVA's code the finished features
+when it asks.
 """
 
 from collections.abc import Callable, Iterator, Sequence

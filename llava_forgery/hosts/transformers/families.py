@@ -121,7 +121,8 @@ def family_of(host: nn.Module) -> HostFamily:
     if model_type not in _FAMILIES:
         raise ValueError(
             f"hosts of the model type {model_type!r} were not tried; known are "
-            f"{', '.join(_FAMILIES)}. To use it all the same, call llava_forgery.hosts.transformers.families."
+            f"{', '.join(_FAMILIES)}. To use it all the same, call "
+            "llava_forgery.hosts.transformers.families."
             f'register_family(HostFamily("{model_type}", "its name")) first'
         )
     return _FAMILIES[model_type]

@@ -1,7 +1,8 @@
 """The forgery skill on a transformers image-text-to-text model.
 
 ``attach_forgery`` hangs hooks on a loaded host and returns a module that owns host, detector and
-learner. The prompt holds ``<forgery>`` tokens after the image (:mod:`llava_forgery.hosts.transformers.prompts`);
+learner. The prompt holds ``<forgery>`` tokens after the image
+(:mod:`llava_forgery.hosts.transformers.prompts`);
 E_forgery of each sample's image takes their places at prefill.
 
 Source: LVLM-DFD, sections 3.2 and 3.3.

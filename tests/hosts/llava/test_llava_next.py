@@ -12,7 +12,7 @@ import torch
 from llava_forgery.hosts.llava import compat as llava_compat
 from tests import tiny_llava
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STAND_IN = ROOT / "tests/stand_ins/llava_next"
 
 

@@ -16,7 +16,7 @@ from llava_forgery.integrations.lmms_eval.data import VARIABLE
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
 from tests import tiny
 
-TASKS = Path(__file__).parents[2] / "eval/lmms_tasks"
+TASKS = Path(__file__).parents[3] / "eval/lmms_tasks"
 
 
 @pytest.fixture(scope="session")

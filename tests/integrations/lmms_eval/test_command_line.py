@@ -19,7 +19,7 @@ from llava_forgery.integrations.lmms_eval.data import VARIABLE
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
 from tests import tiny
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "eval/run_lmms_eval.sh"
 SHORT = ["--gen_kwargs", "max_new_tokens=4", "--verbosity", "WARNING"]
 

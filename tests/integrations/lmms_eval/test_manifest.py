@@ -15,7 +15,8 @@ def _python(code):
 
 def test_entry_point_loads_nothing_heavy():
     heavy = ("torch", "transformers", "datasets", "lmms_eval")
-    code = f"import sys, llava_forgery.integrations.lmms_eval.manifest; print([m for m in {heavy} if m in sys.modules])"
+    module = "llava_forgery.integrations.lmms_eval.manifest"
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     assert _python(code) == "[]"
 
 
