@@ -9,7 +9,7 @@ import re
 import shutil
 import unicodedata
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -206,6 +206,20 @@ def contained(folder: str | os.PathLike, name: str) -> Path:
     if inner.split(os.sep)[0] == os.pardir or "\0" in name:
         raise ValueError(f"the path {name!r} leads out of {folder}")
     return Path(folder) / inner
+
+
+def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Say which setting of an interrupted run differs; None where all are equal.
+
+    Args:
+        before: As they were written, from JSON.
+        now: As JSON takes them.
+    """
+    now = json.loads(json.dumps(now))
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            return f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+    return None
 
 
 def portable_name(name: str, directory: str | os.PathLike) -> str:

@@ -55,7 +55,8 @@ def evaluate(
     """Measure a model on faces of both labels as they are, or on forgeries of real ones.
 
     Of a benchmark's faces: figures of frames, of videos, and by method. Where all faces are real,
-    the simulator forges them: figures with regions and masks, pictures and a dialogue.
+    the simulator forges them: figures with regions and masks, pictures and a dialogue. An
+    interrupted run resumes when it is repeated.
     """
     from llava_forgery.constants import FAKE, REAL
     from llava_forgery.evaluation.labelled import evaluate_labelled
@@ -118,7 +119,10 @@ def evaluate_pseudo_word(
     dtype: Dtype = "auto",
     quantization: Quantization = None,
 ) -> None:
-    """Accuracy of a pseudo-word by folder, of those in training and the others apart."""
+    """Accuracy of a pseudo-word by folder, of those in training and the others apart.
+
+    An interrupted run resumes when it is repeated.
+    """
     from llava_forgery.data.labelled import read_sources
     from llava_forgery.evaluation.pseudo_word import evaluate_pseudo_word as run
     from llava_forgery.evaluation.pseudo_word import table_of
@@ -156,7 +160,8 @@ def robustness(
 ) -> None:
     """Measure how compression, blur and other changes of the pictures lower the AUC.
 
-    Faces of both labels are judged as they are; real faces alone are forged by the simulator.
+    Faces of both labels are judged as they are; real faces alone are forged by the simulator. An
+    interrupted run resumes when it is repeated.
     """
     from llava_forgery.evaluation.images import evaluation_images
     from llava_forgery.evaluation.perturb import choose_perturbations
@@ -167,7 +172,9 @@ def robustness(
     rows = load_faces(faces, split=split)
     scorer = load_any_scorer(model, host, device)
     images = evaluation_images(rows, scorer.size, pairs=pairs, seed=seed)
-    points = measure_robustness(scorer, images, kinds, seed=seed, batch_size=batch_size)
+    points = measure_robustness(
+        scorer, images, kinds, seed=seed, batch_size=batch_size, output_dir=out
+    )
     about = {
         "model": str(model),
         "faces": str(faces),

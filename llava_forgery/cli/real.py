@@ -45,7 +45,8 @@ def real(
 ) -> None:
     """Measure a model on face crops of real and forged videos, by set and method.
 
-    Prints a table; OUT receives it with the records of all crops and the figures as JSON.
+    Prints a table; OUT receives it with the records of all crops and the figures as JSON. An
+    interrupted run resumes when it is repeated.
     """
     from llava_forgery.evaluation.figures import save_figure
     from llava_forgery.evaluation.real import evaluate_real, real_figure, real_table

@@ -13,7 +13,6 @@ Face data set on disk, and in the same folder LLaVA's JSON with its pictures::
 What is finished lies in ``QA-parts`` until all is; see :mod:`llava_forgery.data.shards`.
 """
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -154,8 +153,6 @@ def build_conversations(
         "part_size": part_size,
         "batch_size": batch_size,
     }
-    # As JSON gives it back, with lists for tuples.
-    settings = json.loads(json.dumps(settings))
     output_dir = Path(output_dir)
     check_output_folder(output_dir, SETTINGS, CONVERSATIONS)
     count = -(-len(source) // part_size)

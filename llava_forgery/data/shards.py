@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 import pyarrow.parquet as parquet
 
-from llava_forgery.files import atomic_path, read_json, write_json
+from llava_forgery.files import atomic_path, changed_setting, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -79,16 +79,11 @@ class PartStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / SETTINGS
         if file.is_file():
-            before = read_json(file)
-            differing = sorted(
-                name for name in {*before, *settings} if before.get(name) != settings.get(name)
-            )
-            if differing:
-                name = differing[0]
+            changed = changed_setting(read_json(file), settings)
+            if changed:
                 raise ValueError(
                     f"{self.folder} holds parts of an interrupted build with other settings: "
-                    f"{name} was {before.get(name)!r}, now {settings.get(name)!r}. Repeat the "
-                    "build as it was to complete it, or remove that folder"
+                    f"{changed}. Repeat the build as it was to complete it, or remove that folder"
                 )
         else:
             write_json(file, settings)

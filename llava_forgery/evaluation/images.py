@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import numpy as np
 
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.data.build_qa import to_bytes
+from llava_forgery.data.samples import SimulatedSubjects
 from llava_forgery.faces.records import FaceCrop
 from llava_forgery.simulate.pairs import CENTRED, FacePair, FacePairs, frame_face
 
@@ -65,6 +67,10 @@ class ManifestImages(Sequence[LabelledImage]):
         image, _ = frame_face(face, self.size, CENTRED)
         return LabelledImage(image, face.label, f"{face.source}#{index}", face.video_id)
 
+    def describe(self) -> dict[str, Any]:
+        """All that the images hang on, as JSON takes it."""
+        return {"kind": self.source, "faces": self.faces._fingerprint, "size": self.size}
+
 
 class PairImages(Sequence[LabelledImage]):
     """Simulated forgeries, each followed by its pristine image.
@@ -93,6 +99,10 @@ class PairImages(Sequence[LabelledImage]):
         return LabelledImage(
             to_bytes(image), self.labels[index], f"pair {place}", self.groups[index]
         )
+
+    def describe(self) -> dict[str, Any]:
+        """All that the images hang on, as JSON takes it."""
+        return SimulatedSubjects(self.pairs).describe()
 
 
 def evaluation_images(

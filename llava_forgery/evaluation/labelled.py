@@ -10,15 +10,15 @@ from typing import Any
 
 import datasets
 import numpy as np
-from tqdm import trange
 
 from llava_forgery.evaluation.groups import group_table
 from llava_forgery.evaluation.images import ManifestImages
 from llava_forgery.evaluation.metrics import agreement
+from llava_forgery.evaluation.records import KeptRecords
 from llava_forgery.evaluation.report import detection_report
-from llava_forgery.evaluation.scorers import RECORD_NAMES, Scorer
+from llava_forgery.evaluation.scorers import RECORD_NAMES, Scorer, named_scores
 from llava_forgery.evaluation.video import check_reduction, video_level
-from llava_forgery.files import write_json, write_json_lines
+from llava_forgery.files import write_json
 
 # Under which names the figures stand, as for simulated forgeries.
 METRIC_NAMES = {"kfd": "kfd", "p_yes": "text"}
@@ -41,7 +41,8 @@ def evaluate_labelled(
     Args:
         scorer: A detector alone, or a host with the skill.
         faces: Rows of ``FaceCrop``, real and fake.
-        output_dir: Receives ``records.jsonl`` (a line for each face) and ``metrics.json``.
+        output_dir: Receives ``records.jsonl`` (a line for each face) and ``metrics.json``. What
+            an interrupted call has judged of the same faces with the same weights is kept.
         batch_size: Faces that are scored at once.
         reduce: How the frames of a video are pooled; see
             :func:`~llava_forgery.evaluation.video.video_level`.
@@ -53,26 +54,22 @@ def evaluate_labelled(
         host ``agreement``, of the frames.
 
     Raises:
-        ValueError: One class is missing, or a video's faces differ in label.
+        ValueError: One class is missing, a video's faces differ in label, or an interrupted call
+            had other settings.
     """
     check_reduction(reduce)
     images = ManifestImages(faces, scorer.size)
     # Labels that do not fit each other show before hours of scoring, not after.
     video_level(np.zeros(len(images)), images.groups, images.labels)
-    scores: dict[str, list[float]] = {name: [] for name in scorer.names}
-    for start in trange(0, len(images), batch_size, desc="evaluate", unit="batch"):
-        batch = [images[i].image for i in range(start, min(start + batch_size, len(images)))]
-        for name, values in scorer(batch).items():
-            scores[name] += values
     known = faces.select_columns([name for name in _COPIED if name in faces.column_names])
-    records = [
-        {**row, **{RECORD_NAMES[name]: values[i] for name, values in scores.items()}}
-        for i, row in enumerate(known)
-    ]
-    output_dir = Path(output_dir)
-    write_json_lines(output_dir / "records.jsonl", records)
-    metrics = summarise_labelled(records, reduce)
-    write_json(output_dir / "metrics.json", metrics)
+    settings = {"scores": scorer.names, "images": images.describe()}
+    with KeptRecords(output_dir, settings, scorer.model, batch_size) as kept:
+        for rows in kept.batches(len(images), "evaluate"):
+            scores = named_scores(scorer, [images[row].image for row in rows])
+            kept.add([{**known[row], **own} for row, own in zip(rows, scores, strict=True)])
+        metrics = summarise_labelled(kept.records, reduce)
+        write_json(Path(output_dir) / "metrics.json", metrics)
+        kept.finish()
     return metrics
 
 

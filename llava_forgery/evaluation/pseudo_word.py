@@ -5,7 +5,8 @@ Both answers are ranked by their whole likelihood, as the paper does; nothing is
 Source: AntifakePrompt (arXiv:2310.17419), section 4; nctu-eva-lab/AntifakePrompt at 957c1e1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.data.labelled import LabelledImage
+from llava_forgery.data.validation import fingerprint_of
 from llava_forgery.evaluation.metrics import accuracy, auc
-from llava_forgery.files import write_json, write_json_lines
+from llava_forgery.evaluation.records import KeptRecords
+from llava_forgery.files import write_json
 from llava_forgery.hosts.pseudo_word import PseudoWordVLM
 from llava_forgery.images import read_image
 from llava_forgery.train.antifake_prompt import (
@@ -67,36 +69,34 @@ def evaluate_pseudo_word(
         vlm: With a trained word, in eval mode.
         images: From ``read_labelled``.
         output_dir: Receives ``records.jsonl`` (a line for each photo) and ``metrics.json``.
+            What an interrupted call has judged of the same photos with the same weights is kept.
         batch_size: Photos at once; each is read with both answers.
 
     Returns:
         As :func:`summarise_sets`.
     """
-    output_dir = Path(output_dir)
-    records = []
-    for image, p_fake in _judge(vlm, images, batch_size):
-        records.append(
-            {
-                "path": str(image.path),
-                "set": image.set,
-                "label": image.label,
-                "p_fake": p_fake,
-                "prediction": FAKE if p_fake >= THRESHOLD else REAL,
-            }
-        )
-    write_json_lines(output_dir / "records.jsonl", records)
-    metrics = summarise_sets(records, vlm.sources)
-    write_json(output_dir / "metrics.json", metrics)
+    photos = [[str(i.path), i.set, i.label, Path(i.path).stat().st_size] for i in images]
+    settings = {"word": asdict(vlm.config), "photos": fingerprint_of(photos)}
+    with KeptRecords(output_dir, settings, vlm, batch_size) as kept:
+        for places in kept.batches(len(images), "evaluate"):
+            batch = [images[place] for place in places]
+            pixels = [Image.fromarray(read_image(image.path)) for image in batch]
+            kept.add(
+                [
+                    {
+                        "path": str(image.path),
+                        "set": image.set,
+                        "label": image.label,
+                        "p_fake": p_fake,
+                        "prediction": FAKE if p_fake >= THRESHOLD else REAL,
+                    }
+                    for image, p_fake in zip(batch, rank_answers(vlm, pixels), strict=True)
+                ]
+            )
+        metrics = summarise_sets(kept.records, vlm.sources)
+        write_json(Path(output_dir) / "metrics.json", metrics)
+        kept.finish()
     return metrics
-
-
-def _judge(
-    vlm: PseudoWordVLM, images: Sequence[LabelledImage], batch_size: int
-) -> Iterator[tuple[LabelledImage, float]]:
-    for start in tqdm(range(0, len(images), batch_size), desc="evaluate", unit="batch"):
-        batch = images[start : start + batch_size]
-        pixels = [Image.fromarray(read_image(image.path)) for image in batch]
-        yield from zip(batch, rank_answers(vlm, pixels), strict=True)
 
 
 def summarise_sets(records: Sequence[dict[str, Any]], trained: Sequence[str]) -> dict[str, Any]:

@@ -8,24 +8,25 @@ video share what stands before the last underscore. ``DIR/identities.csv`` (colu
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.evaluation.checks import OneClassError, probabilities, same_length
+from llava_forgery.data.validation import fingerprint_of
+from llava_forgery.evaluation.checks import OneClassError, same_length
 from llava_forgery.evaluation.figures import COLOURS, new_figure
 from llava_forgery.evaluation.intervals import PATIENCE, Interval, percentiles
 from llava_forgery.evaluation.metrics import auc, error_rates, tpr_at_fpr
-from llava_forgery.evaluation.scorers import RECORD_NAMES, Scorer
+from llava_forgery.evaluation.records import KeptRecords
+from llava_forgery.evaluation.scorers import RECORD_NAMES, Scorer, named_scores
 from llava_forgery.evaluation.video import check_reduction, video_level
 from llava_forgery.faces.crop import crop_box
-from llava_forgery.files import write_json, write_json_lines, write_text
+from llava_forgery.files import write_json, write_text
 from llava_forgery.images import SUFFIXES, read_image
 
 if TYPE_CHECKING:
@@ -217,7 +218,8 @@ def evaluate_real(
         directory: See the module's text. Crops are judged as they are, scaled to the scorer's
             size; what is not square is padded.
         output_dir: Receives ``records.jsonl`` (a line for each crop), ``metrics.json`` and
-            ``table.md``.
+            ``table.md``. What an interrupted call has judged of the same crops with the same
+            weights is kept.
         threshold: From here on a picture is called fake.
         batch_size: Crops that are scored at once.
         reduce: How the frames of a video are pooled.
@@ -228,38 +230,32 @@ def evaluate_real(
 
     Raises:
         FileNotFoundError: As :func:`read_real_frames`.
-        ValueError: As :func:`read_real_frames`; a crop cannot be read; or a score is not in [0, 1].
+        ValueError: As :func:`read_real_frames`; a crop cannot be read; a score is not in [0, 1];
+            or an interrupted call had other settings.
     """
     check_reduction(reduce)
     frames = read_real_frames(directory)
-    scores: dict[str, list[float]] = {name: [] for name in scorer.names}
-    for batch in tqdm(list(_batches(frames, batch_size)), desc="eval real", unit="batch"):
-        crops = [_crop(Path(directory) / frame.path, scorer.size) for frame in batch]
-        for name, values in scorer(crops).items():
-            scores[name] += values
-    for name, values in scores.items():
-        probabilities(values, name)
-    records = [
-        {
-            **asdict(frame),
-            "label": frame.label,
-            **{RECORD_NAMES[name]: values[i] for name, values in scores.items()},
-        }
-        for i, frame in enumerate(frames)
-    ]
-    metrics = summarise_real(records, threshold=threshold, reduce=reduce, resamples=resamples)
-    output_dir = Path(output_dir)
-    write_json_lines(output_dir / "records.jsonl", records)
-    write_text(output_dir / "table.md", real_table(metrics))
-    write_json(output_dir / "metrics.json", metrics)
+    directory, output_dir = Path(directory), Path(output_dir)
+    crops = [[asdict(frame), (directory / frame.path).stat().st_size] for frame in frames]
+    settings = {"scores": scorer.names, "size": scorer.size, "crops": fingerprint_of(crops)}
+    with KeptRecords(output_dir, settings, scorer.model, batch_size) as kept:
+        for places in kept.batches(len(frames), "eval real"):
+            batch = [frames[place] for place in places]
+            pixels = [_crop(directory / frame.path, scorer.size) for frame in batch]
+            scores = named_scores(scorer, pixels)
+            kept.add(
+                [
+                    {**asdict(frame), "label": frame.label, **own}
+                    for frame, own in zip(batch, scores, strict=True)
+                ]
+            )
+        metrics = summarise_real(
+            kept.records, threshold=threshold, reduce=reduce, resamples=resamples
+        )
+        write_text(output_dir / "table.md", real_table(metrics))
+        write_json(output_dir / "metrics.json", metrics)
+        kept.finish()
     return metrics
-
-
-def _batches(frames: Sequence[RealFrame], size: int) -> Iterator[Sequence[RealFrame]]:
-    if size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {size}")
-    for start in range(0, len(frames), size):
-        yield frames[start : start + size]
 
 
 def _crop(path: Path, size: int) -> np.ndarray:

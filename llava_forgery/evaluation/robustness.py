@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from llava_forgery.evaluation.checks import checked_labels
 from llava_forgery.evaluation.images import ManifestImages, PairImages
 from llava_forgery.evaluation.intervals import bootstrap_interval
 from llava_forgery.evaluation.metrics import auc
 from llava_forgery.evaluation.perturb import LEVELS, PERTURBATIONS, Perturbation, perturb
+from llava_forgery.evaluation.records import KeptRecords
 from llava_forgery.evaluation.scorers import Scorer
 from llava_forgery.files import write_json, write_text
 
@@ -50,6 +50,7 @@ def measure_robustness(
     seed: int = 0,
     batch_size: int = 16,
     resamples: int = 500,
+    output_dir: str | PathLike | None = None,
 ) -> list[RobustnessPoint]:
     """Judge every image untouched and under each change.
 
@@ -63,35 +64,50 @@ def measure_robustness(
         seed: Of what is random in them, and of the intervals.
         batch_size: Images that are judged at once.
         resamples: For the intervals.
+        output_dir: Receives the scores of an interrupted call, which the same call resumes; None
+            keeps nothing.
 
     Returns:
         For each score the untouched point, then five for each kind.
 
     Raises:
-        ValueError: One class is missing, or there is nothing to do.
+        ValueError: One class is missing, there is nothing to do, or an interrupted call had other
+            settings.
     """
     if not perturbations:
         raise ValueError("expected at least one kind of change")
     labels = checked_labels(images.labels, both="robustness")
+    settings = {
+        "scores": scorer.names,
+        "images": images.describe(),
+        "perturbations": [perturbation.name for perturbation in perturbations],
+        "seed": seed,
+    }
     steps: list[tuple[Perturbation | None, int]] = [(None, 0)]
     steps += [(p, level) for p in perturbations for level in range(1, LEVELS + 1)]
-    found: list[dict[str, list[float]]] = [{name: [] for name in scorer.names} for _ in steps]
-    for start in tqdm(range(0, len(images), batch_size), desc="robustness", unit="batch"):
-        batch = [images[i] for i in range(start, min(start + batch_size, len(images)))]
-        for (kind, level), scores in zip(steps, found, strict=True):
-            changed = [
-                one.image if kind is None else perturb(one.image, kind, level, one.key, seed)
-                for one in batch
-            ]
-            for name, values in scorer(changed).items():
-                scores[name] += values
+    with KeptRecords(output_dir, settings, scorer.model, batch_size) as kept:
+        for places in kept.batches(len(images), "robustness"):
+            batch = [images[place] for place in places]
+            found: list[dict[str, list[float]]] = [{n: [] for n in scorer.names} for _ in batch]
+            for kind, level in steps:
+                changed = [
+                    one.image if kind is None else perturb(one.image, kind, level, one.key, seed)
+                    for one in batch
+                ]
+                for name, values in scorer(changed).items():
+                    for record, value in zip(found, values, strict=True):
+                        record[name].append(value)
+            kept.add(found)
+        kept.remove()
     points = []
     for name in scorer.names:
-        for (kind, level), scores in zip(steps, found, strict=True):
+        # (steps, images)
+        scores = np.array([record[name] for record in kept.records]).T
+        for (kind, level), values in zip(steps, scores, strict=True):
             interval = bootstrap_interval(
                 auc,
                 labels,
-                np.array(scores[name]),
+                values,
                 groups=images.groups,
                 resamples=resamples,
                 seed=seed,

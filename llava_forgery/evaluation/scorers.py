@@ -7,8 +7,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from llava_forgery.data.build_qa import from_bytes
+from llava_forgery.evaluation.checks import probabilities
 from llava_forgery.hosts.adapter import CONFIG as ADAPTER_CONFIG
 from llava_forgery.hosts.adapter import pick_device
 from llava_forgery.infer.halving import in_halves
@@ -27,9 +29,26 @@ class Scorer(Protocol):
     """``"kfd"``: the detector's score; ``"p_yes"``: the language model's."""
     size: int
     """Side S of the images in pixels."""
+    model: nn.Module
+    """Whose weights decide the scores."""
 
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
         """Scores in [0, 1] of images (S, S, 3) uint8, in one batch."""
+
+
+def named_scores(scorer: Scorer, images: Sequence[np.ndarray]) -> list[dict[str, float]]:
+    """Scores of each image under the names of an evaluation's records.
+
+    Raises:
+        ValueError: A score is not in [0, 1].
+    """
+    scores = scorer(images)
+    for name, values in scores.items():
+        probabilities(values, name)
+    return [
+        {RECORD_NAMES[name]: values[i] for name, values in scores.items()}
+        for i in range(len(images))
+    ]
 
 
 class DetectorScorer:
@@ -38,7 +57,7 @@ class DetectorScorer:
     names: tuple[str, ...] = ("kfd",)
 
     def __init__(self, kfd: KnowledgeGuidedForgeryDetector) -> None:
-        self.kfd = kfd.eval()
+        self.model = self.kfd = kfd.eval()
         self.size = kfd.config.encoder.image_size
 
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
@@ -58,6 +77,7 @@ class AdapterScorer:
 
     def __init__(self, predictor: ForgeryPredictor) -> None:
         self.predictor = predictor
+        self.model = predictor.vlm
         self.size = predictor.size
 
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:

@@ -1,15 +1,15 @@
 """Evaluate a host with the skill on simulated forgeries of people who were not in training."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.data.build_qa import to_bytes
+from llava_forgery.data.samples import SimulatedSubjects
 from llava_forgery.evaluation.intervals import bootstrap_interval
 from llava_forgery.evaluation.metrics import (
     accuracy,
@@ -20,8 +20,9 @@ from llava_forgery.evaluation.metrics import (
     mask_iou,
     region_scores,
 )
+from llava_forgery.evaluation.records import RECORDS, KeptRecords
 from llava_forgery.evaluation.scorers import RECORD_NAMES
-from llava_forgery.files import read_json_lines, write_json, write_json_lines, write_text
+from llava_forgery.files import read_json_lines, write_json, write_text
 from llava_forgery.infer.overlay import caption_of, heat_overlay, save_png, side_by_side
 from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace
 from llava_forgery.infer.verdict import Verdict
@@ -46,7 +47,8 @@ def evaluate_simulated(
         predictor: The skill.
         pairs: Of people who were not in training.
         output_dir: Receives ``records.jsonl`` (a line for each image), ``overlays/*.png``,
-            ``dialogue.md`` and ``metrics.json``.
+            ``dialogue.md`` and ``metrics.json``. What an interrupted call has judged of the same
+            pairs with the same weights is kept.
         batch_size: Pairs that are judged at once.
         overlays: Number of pictures.
 
@@ -54,30 +56,34 @@ def evaluate_simulated(
         ``kfd {auc, auc_interval, ap, eer, mask_iou}``, ``text {auc, auc_interval, ap, eer,
         accuracy, unparsed}``, ``regions_f1``, ``agreement`` and ``images``. Mask IoU is the mean
         over forged images at threshold 0.5; the intervals (95 %) draw people, not images.
+
+    Raises:
+        ValueError: An interrupted call had other settings.
     """
     output_dir = Path(output_dir)
-    records, ious = [], []
-    first: FacePair | None = None
-    drawn = 0
-    for pair, verdicts in _judge(predictor, pairs, batch_size):
-        first = first or pair
-        truth = pair.mask[0].numpy() > 0.5
-        forged, _ = verdicts
-        ious.append(mask_iou(forged.mask[None] > 0.5, truth[None]))
-        for label, verdict in zip((FAKE, REAL), verdicts, strict=True):
-            regions = pair.regions if label == FAKE else ()
-            records.append(_record(pairs, pair, label, regions, verdict))
-        if drawn < overlays:
-            _draw(pair, verdicts, output_dir / "overlays" / f"{drawn:02d}.png")
-            drawn += 1
-    write_json_lines(output_dir / "records.jsonl", records)
-    write_text(output_dir / "dialogue.md", _dialogue(predictor, first))
-    metrics = summarise(records, float(np.mean(ious)))
-    write_json(output_dir / "metrics.json", metrics)
+    settings = {
+        "pairs": SimulatedSubjects(pairs).describe(),
+        "max_new_tokens": predictor.max_new_tokens,
+        "overlays": overlays,
+    }
+    with KeptRecords(output_dir, settings, predictor.vlm, batch_size, each=2) as kept:
+        for places in kept.batches(len(pairs), "evaluate"):
+            batch = [pairs[place] for place in places]
+            records = []
+            for place, pair, verdicts in zip(places, batch, _judge(predictor, batch), strict=True):
+                for label, verdict in zip((FAKE, REAL), verdicts, strict=True):
+                    records.append(_record(pairs, pair, label, verdict))
+                if place < overlays:
+                    _draw(pair, verdicts, output_dir / "overlays" / f"{place:02d}.png")
+            kept.add(records)
+        write_text(output_dir / "dialogue.md", _dialogue(predictor, pairs[0]))
+        metrics = summarise(kept.records)
+        write_json(output_dir / "metrics.json", metrics)
+        kept.finish()
     return metrics
 
 
-def summarise(records: list[dict[str, Any]], iou: float) -> dict[str, Any]:
+def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures of :func:`evaluate_simulated` from its records."""
     labels = np.array([record["label"] for record in records])
     scores = np.array([record["score"] for record in records])
@@ -90,7 +96,10 @@ def summarise(records: list[dict[str, Any]], iou: float) -> dict[str, Any]:
     )
     return {
         "images": len(records),
-        "kfd": {**_ranking(labels, scores, people), "mask_iou": iou},
+        "kfd": {
+            **_ranking(labels, scores, people),
+            "mask_iou": float(np.mean([r["mask_iou"] for r in fakes])),
+        },
         "text": {
             **_ranking(labels, p_yes, people),
             "accuracy": accuracy(labels, predictions),
@@ -117,7 +126,7 @@ def draw_roc(
     from llava_forgery.evaluation.figures import roc_figure, save_figure
 
     output_dir = Path(output_dir)
-    records = read_json_lines(output_dir / "records.jsonl")
+    records = read_json_lines(output_dir / RECORDS)
     figure = roc_figure(
         [record["label"] for record in records],
         {
@@ -140,35 +149,31 @@ def _ranking(labels: np.ndarray, scores: np.ndarray, people: list[str]) -> dict[
     }
 
 
-def _judge(
-    predictor: ForgeryPredictor, pairs: FacePairs, batch_size: int
-) -> Iterator[tuple[FacePair, tuple[Verdict, Verdict]]]:
-    """Each pair with the verdicts on its forged and its pristine image."""
-    for start in tqdm(range(0, len(pairs), batch_size), desc="evaluate", unit="batch"):
-        batch = [pairs[i] for i in range(start, min(start + batch_size, len(pairs)))]
-        box = (0.0, 0.0, float(pairs.size), float(pairs.size))
-        faces = [JudgedFace(to_bytes(pair.forged), box) for pair in batch]
-        faces += [JudgedFace(to_bytes(pair.pristine), box) for pair in batch]
-        verdicts = predictor.judge(faces)
-        for i, pair in enumerate(batch):
-            yield pair, (verdicts[i], verdicts[len(batch) + i])
+def _judge(predictor: ForgeryPredictor, batch: Sequence[FacePair]) -> list[tuple[Verdict, Verdict]]:
+    """The verdicts on the forged and the pristine image of each pair."""
+    size = float(predictor.size)
+    faces = [JudgedFace(to_bytes(pair.forged), (0.0, 0.0, size, size)) for pair in batch]
+    faces += [JudgedFace(to_bytes(pair.pristine), (0.0, 0.0, size, size)) for pair in batch]
+    verdicts = predictor.judge(faces)
+    return list(zip(verdicts[: len(batch)], verdicts[len(batch) :], strict=True))
 
 
-def _record(
-    pairs: FacePairs, pair: FacePair, label: int, regions: tuple[str, ...], verdict: Verdict
-) -> dict[str, Any]:
+def _record(pairs: FacePairs, pair: FacePair, label: int, verdict: Verdict) -> dict[str, Any]:
     row = pairs.faces[pair.row]
+    forged = label == FAKE
+    truth = pair.mask.numpy() > 0.5
     return {
         "source": row["source"],
         "identity": row["identity"],
         "label": label,
-        "regions": list(regions),
+        "regions": list(pair.regions) if forged else [],
         "score": verdict.score,
         "p_yes": verdict.p_yes,
         "answer": verdict.answer,
         "answer_label": parse_answer(verdict.answer).label,
         "answer_regions": list(verdict.regions),
         "agree": verdict.agree,
+        "mask_iou": mask_iou(verdict.mask[None] > 0.5, truth) if forged else None,
     }
 
 

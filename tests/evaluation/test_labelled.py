@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from torch import nn
 
 from llava_forgery.evaluation.labelled import evaluate_labelled, summarise_labelled
 from llava_forgery.evaluation.metrics import auc
@@ -32,6 +33,7 @@ class Bright:
 
     def __init__(self, *names):
         self.names, self.size, self.batches = names, 32, []
+        self.model = nn.Identity()
 
     def __call__(self, images):
         self.batches.append(len(images))

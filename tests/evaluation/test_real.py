@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner
 
 from llava_forgery.cli import app
@@ -34,7 +35,7 @@ VIDEOS = [
 class Bright:
     """Scores a face by its mean brightness."""
 
-    names, size = ("kfd", "p_yes"), 32
+    names, size, model = ("kfd", "p_yes"), 32, nn.Identity()
 
     def __call__(self, images):
         values = [float(image.mean() / 255) for image in images]

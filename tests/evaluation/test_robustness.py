@@ -5,6 +5,7 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 from llava_forgery.evaluation.checks import OneClassError
 from llava_forgery.evaluation.figures import roc_figure, save_figure
@@ -34,6 +35,7 @@ class Detail:
 
     names = ("kfd",)
     size = 64
+    model = nn.Identity()
 
     def __call__(self, images):
         steps = [np.abs(np.diff(image.astype(float), axis=1)).mean() for image in images]

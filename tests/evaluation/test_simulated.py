@@ -25,13 +25,14 @@ RECORDS = [
         "answer_label": answer,
         "answer_regions": regions,
         "regions": ["nose", "eyes"] if label else [],
+        "mask_iou": 0.25 if label else None,
     }
     for person, label, score, p_yes, answer, regions in ROWS
 ]
 
 
 def test_summary():
-    metrics = summarise(RECORDS, 0.25)
+    metrics = summarise(RECORDS)
     # Of nine pairs, the real one at 0.8 lies above two fakes; the real P(yes) of 0.6 above one.
     assert metrics["kfd"]["auc"] == pytest.approx(7 / 9)
     assert metrics["text"]["auc"] == pytest.approx(8 / 9)
