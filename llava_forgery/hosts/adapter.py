@@ -167,8 +167,7 @@ def load_adapter(
     """
     directory = Path(directory)
     config = read_adapter_config(directory)
-    expected = {key: value for key, value in config["host"].items() if key != "name_or_path"}
-    check_fingerprint(model, expected, str(directory))
+    check_fingerprint(model, config["host"], str(directory))
     # A detector on the host's own tower finds it in the host.
     kfd = KnowledgeGuidedForgeryDetector.from_pretrained(directory / KFD, with_tower=False)
     fpl = ForgeryPromptLearner(FPLConfig.from_dict(config["fpl"]))

@@ -30,7 +30,13 @@ from llava_forgery.hosts.adapter import (
     read_adapter_config,
     save_adapter,
 )
-from llava_forgery.hosts.fingerprint import TOLERANCE, embedding_probe, probe_difference
+from llava_forgery.hosts.fingerprint import (
+    TOLERANCE,
+    check_parts,
+    embedding_probe,
+    host_fingerprint,
+    probe_difference,
+)
 from llava_forgery.hosts.llava.checkpoint import (
     TRAINABLES,
     holds_model,
@@ -89,7 +95,7 @@ def _to_transformers(
     lora = (source / LORA_CONFIG).is_file()
     settings, tensors = _read_lora(source) if lora else (None, {})
     model, processor = load_host(source, host, dtype="auto")
-    _check_language_model(model, values["mm_forgery_host"], source)
+    _check_host(model, values["mm_forgery_host"], source)
     fpl = _read_learner(source, values["mm_forgery_fpl"])
     kfd = KnowledgeGuidedForgeryDetector.from_pretrained(source / KFD, with_tower=False)
     vlm = attach_forgery(model, processor, kfd, fpl, settings)
@@ -106,12 +112,14 @@ def _to_llava(source: Path, host: str, directory: str | PathLike, template: str 
     try:
         name = resolve_name(host, source)
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+        if not model.get_vision_tower().is_loaded:
+            model.get_vision_tower().load_model()
     except OSError as error:
         raise FileNotFoundError(
             f"the host {host!r} could not be loaded ({str(error).splitlines()[0]}); give the "
             "folder or hub name of a checkpoint of the llava package"
         ) from error
-    _check_language_model(model, config["host"], source)
+    _check_host(model, config["host"], source)
     attach_to_llava(model, source / KFD, _read_learner(source, config["fpl"]))
     if template is not None:
         setattr(model.config, TEMPLATE_KEY, template)
@@ -166,8 +174,8 @@ def _fill_lora(model: PeftModel, tensors: dict[str, torch.Tensor], source: Path)
     set_peft_model_state_dict(model, renamed)
 
 
-def _check_language_model(model: torch.nn.Module, known: dict[str, Any], source: Path) -> None:
-    """Compare the new host's input embedding with the old one's: sizes and some values.
+def _check_host(model: torch.nn.Module, known: dict[str, Any], source: Path) -> None:
+    """Compare the new host's input embedding and parts with the old one's: sizes and some values.
 
     The vocabularies may differ at the end, where each package adds tokens of its own.
     """
@@ -189,3 +197,8 @@ def _check_language_model(model: torch.nn.Module, known: dict[str, Any], source:
             f"{source} was trained on another language model than this host's: input embeddings "
             f"differ by {difference:.2g} of their size"
         )
+    # LLaVA-NeXT leaves out the last block of some towers, which then cannot be compared.
+    have = host_fingerprint(model)["parts"]
+    parts = known.get("parts", {})
+    other = {n for n in parts if n not in have or have[n]["matrices"] != parts[n]["matrices"]}
+    check_parts(model, known, str(source), skip=other)

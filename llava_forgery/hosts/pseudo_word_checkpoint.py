@@ -109,8 +109,7 @@ def load_pseudo_word(
     """
     directory = Path(directory)
     config = read_pseudo_word_config(directory)
-    expected = {key: value for key, value in config["host"].items() if key != "name_or_path"}
-    check_fingerprint(bare_host(model), expected, str(directory))
+    check_fingerprint(bare_host(model), config["host"], str(directory))
     settings = PseudoWordConfig(**config["config"])
     vlm = attach_pseudo_word(model, processor, settings)
     _check_more(vlm, config["more_embeddings"], directory)

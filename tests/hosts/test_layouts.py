@@ -91,6 +91,12 @@ def test_what_cannot_be_moved_is_refused(root, tmp_path):
     twin = tiny_llava.save_twin(stranger, tmp_path / "twin")
     with pytest.raises(ValueError, match="another language model"):
         convert_adapter(folder / "tiny-llava-lora", str(twin), tmp_path / "out")
+    host, processor = load_host(folder, str(folder / "twin"))
+    host.model.vision_tower.embeddings.patch_embedding.weight.data.mul_(2)
+    host.save_pretrained(tmp_path / "tower")
+    processor.save_pretrained(tmp_path / "tower")
+    with pytest.raises(ValueError, match="other weights of its vision tower"):
+        convert_adapter(folder / "tiny-llava-lora", str(tmp_path / "tower"), tmp_path / "out")
     _, model, _ = tiny_llava.load_llava(folder / "tiny-llava")
     attach_to_llava(model, folder / "kfd")
     trained = {"model.mm_projector.0.bias": model.get_model().mm_projector[0].bias}

@@ -37,7 +37,7 @@ from llava_forgery.files import (
 )
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.fingerprint import check_fingerprint, host_fingerprint
+from llava_forgery.hosts.fingerprint import check_fingerprint, check_parts, host_fingerprint
 from llava_forgery.hosts.llava.model import (
     CONFIG_KEYS,
     PROJECTOR,
@@ -128,14 +128,22 @@ def load_skill(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
             f"mm_forgery_projector_type must be {PROJECTOR_TYPE}, got "
             f"{values['mm_forgery_projector_type']!r}"
         )
-    expected = {k: v for k, v in values["mm_forgery_host"].items() if k != "name_or_path"}
-    check_fingerprint(model, expected, str(directory))
+    # Weights of the host that were trained beside LoRA.
+    trained = read_tensors(directory / TRAINABLES) if (directory / TRAINABLES).is_file() else {}
+    # Loaders fill the tower later, and call check_tower then.
+    skip = set() if model.get_vision_tower().is_loaded else {"vision tower"}
+    if any("mm_projector" in name for name in trained):
+        skip.add("projector")
+    check_fingerprint(model, values["mm_forgery_host"], str(directory), skip)
     learner = ForgeryPromptLearner(FPLConfig.from_dict(values["mm_forgery_fpl"]))
     learner.load_state_dict(load_tensors(directory / FPL, learner.state_dict()))
     if (directory / LORA_CONFIG).is_file():
         check_lora(model, directory)
-    if (directory / TRAINABLES).is_file():
-        _fill_host(model, directory / TRAINABLES)
+    if trained:
+        state = model.state_dict()
+        known = {name: tensor for name, tensor in state.items() if name in trained}
+        compare_tensors(trained, known, str(directory / TRAINABLES))
+        model.load_state_dict({**state, **trained})
     tower = resolve_name(values["mm_forgery_tower"].removeprefix(PREFIX), directory)
     attach_to_llava(model, tower, learner.requires_grad_(False).eval())
     name = resolve_name(values["mm_forgery_host"]["name_or_path"], directory)
@@ -143,11 +151,14 @@ def load_skill(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     return model
 
 
-def _fill_host(model: PreTrainedModel, path: Path) -> None:
-    """Weights of the host that were trained beside LoRA."""
-    state, tensors = model.state_dict(), read_tensors(path)
-    compare_tensors(tensors, {n: t for n, t in state.items() if n in tensors}, str(path))
-    model.load_state_dict({**state, **tensors})
+def check_tower(model: PreTrainedModel, directory: str | PathLike) -> None:
+    """Compare the vision tower, once LLaVA's loader has filled it, with that of the training.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    expected = getattr(model.config, "mm_forgery_host", {})
+    check_parts(model, expected, str(directory), skip={"projector"})
 
 
 def merge_llava(

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from llava_forgery.files import resolve_name
-from llava_forgery.hosts.llava.checkpoint import holds_model, read_skill_config
+from llava_forgery.hosts.llava.checkpoint import check_tower, holds_model, read_skill_config
 from llava_forgery.hosts.llava.register import import_llava, register, registered, unregister
 from llava_forgery.hosts.lora import LORA_CONFIG
 
@@ -81,6 +81,7 @@ def load_llava(
     if not tower.is_loaded:
         tower.load_model()
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_tower(model, directory)
     tower.to(model.dtype)
     model.to(place)
     if (directory / LORA_CONFIG).is_file():

@@ -26,7 +26,7 @@ from transformers import PreTrainedConfig
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.kv_cache import takes_cache
-from llava_forgery.hosts.llava.checkpoint import check_folder, load_skill
+from llava_forgery.hosts.llava.checkpoint import check_folder, check_tower, load_skill
 from llava_forgery.hosts.llava.model import PROJECTOR_TYPE
 from llava_forgery.hosts.llava.prompts import TEMPLATE, paper_template
 from llava_forgery.hosts.llava.tower import PREFIX, KFDVisionTower
@@ -146,7 +146,9 @@ def _loader(original: Callable[..., Any]) -> Callable[..., Any]:
         model_path: Any, model_base: Any, model_name: str, *args: Any, **kwargs: Any
     ) -> Any:
         check_folder(Path(model_path), model_base, model_name)
-        return original(model_path, model_base, model_name, *args, **kwargs)
+        loaded = original(model_path, model_base, model_name, *args, **kwargs)
+        check_tower(loaded[1], model_path)
+        return loaded
 
     return load_pretrained_model
 

@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from llava_forgery.cli import app
-from llava_forgery.files import read_json
+from llava_forgery.files import read_json, write_json
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.llava.checkpoint import merge_llava, save_llava_adapter
+from llava_forgery.hosts.llava.loading import load_llava
 from llava_forgery.hosts.llava.model import attach_to_llava, llava_lora_config
 from llava_forgery.hosts.llava.prompts import forgery_prefix, tokenizer_forgery_token
 from llava_forgery.hosts.llava.register import register, unregister
@@ -206,6 +207,25 @@ def test_damaged_folders_are_errors(root, lora, tmp_path):
     stranger = tiny_llava.save_llava(tmp_path / "other-llava", seed=1)
     with pytest.raises(ValueError, match="same sizes but with other weights"):
         _load(lora[0], stranger)
+
+
+@pytest.mark.parametrize("place", ["tower", "projector"])
+def test_another_tower_or_projector_is_named(root, place, tmp_path):
+    _, model = _skilled(root)
+    folder = tmp_path / "tiny-llava-fpl"
+    save_llava_adapter(model, folder)
+    clip = tiny_llava.save_clip(tmp_path / "clip", seed=int(place == "tower"))
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "mm_vision_tower": str(clip)})
+    base = tiny_llava.save_llava(tmp_path / "base-llava")
+    if place == "projector":
+        tensors = load_file(base / "model.safetensors")
+        tensors["model.mm_projector.2.weight"] *= 2
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    name = {"tower": "vision tower"}.get(place, place)
+    for load in (_load, load_llava):
+        with pytest.raises(ValueError, match=f"tiny-llava-fpl .*other weights of its {name}"):
+            load(folder, base)
 
 
 def test_names_that_lead_llavas_loader_astray(root, lora, tmp_path):
