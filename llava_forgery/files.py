@@ -7,11 +7,10 @@ import json
 import os
 import re
 import shutil
-import unicodedata
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 
@@ -157,20 +156,18 @@ def write_json_lines(path: str | os.PathLike, values: Iterable[Any]) -> None:
     write_text(path, "".join(to_json(value) + "\n" for value in values))
 
 
+# A part of none, one or two full stops; a drive; a backslash, control characters and surrogates,
+# which are no text in UTF-8.
+_NO_NAME = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|^[A-Za-z]:|[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
 def is_name(text: Any) -> bool:
     """Whether a text from data may become the path of a file below a folder, on any system.
 
     That is a relative path with forward slashes, such as ``c23/000_003``: with no part that is
     empty, ``.`` or ``..``, no backslash, no drive, no control character.
     """
-    return (
-        isinstance(text, str)
-        and not any(part in ("", ".", "..") for part in text.split("/"))
-        and "\\" not in text
-        and not PureWindowsPath(text).drive
-        # Control characters, and what is no text in UTF-8.
-        and not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
-    )
+    return isinstance(text, str) and not _NO_NAME.search(text)
 
 
 def check_name(text: Any, what: str) -> None:

@@ -5,7 +5,10 @@ import pytest
 
 from llava_forgery.files import (
     atomic_path,
+    check_name,
     check_output_folder,
+    contained,
+    is_name,
     parse_json,
     read_json,
     read_json_lines,
@@ -136,3 +139,50 @@ def test_leftovers_of_a_killed_write_are_removed_and_the_old_output_put_back(tmp
     remove_leftovers(tmp_path / "out")
     assert not (tmp_path / ".out.0123abcd.old").exists()
     remove_leftovers(tmp_path / "missing/out")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "000_003",
+        "Deepfakes/c23/000_003",
+        "a..b/...",
+        ".hidden",
+        "Zoë – 3 👩‍🦰.jpg",
+        "12:30",
+        "a b/c",
+    ],
+)
+def test_good_names(name):
+    assert is_name(name)
+    check_name(name, "video_id")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "/", "/etc/x", "..", "../x", "a/../../x", "a/..", "a//b", "a/", "./a", "a/./b", "a\\b",
+     "..\\x", "C:x", "c:/x", "//host/x", "a\0b", "a\nb", "a\x7f", "a\x85", "a\udcff", None, 7],
+)  # fmt: skip
+def test_names_that_could_lead_elsewhere(name):
+    assert not is_name(name)
+    with pytest.raises(ValueError, match=r"video_id must be a name such as '000_003' or"):
+        check_name(name, "video_id")
+
+
+def test_contained_paths(tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    assert contained(folder, "a/b.png") == folder / "a/b.png"
+    assert contained(folder, "./a//b.png") == folder / "a/b.png"
+    assert contained(folder, "..a/b.png") == folder / "..a/b.png"
+    assert contained(folder, str(folder / "a.png")) == folder / "a.png"
+    # What the system would make of it hangs on links; the names say that it stays.
+    assert contained(folder, "link/../b.png") == folder / "b.png"
+    monkeypatch.chdir(tmp_path)
+    assert str(contained("data", "a.png")) == "data/a.png"
+    for name in ("../a.png", "a/../../b", "..", "/etc/passwd", f"{folder}-other/a.png", "a\0.png"):
+        with pytest.raises(ValueError, match=r"the path .* leads out of .*data"):
+            contained(folder, name)
+    # A link in the folder is its owner's.
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    assert contained(folder, "link/a.png") == folder / "link/a.png"

@@ -134,6 +134,19 @@ def mix(
     general_images: Annotated[
         Path | None, typer.Option(help="What its image paths are relative to; default: its folder.")
     ] = None,
+    image_folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that holds the images of both files, for the training's --image_folder; "
+            "default: the folder of --out."
+        ),
+    ] = None,
+    allow_absolute_paths: Annotated[
+        bool,
+        typer.Option(
+            "--allow-absolute-paths", help="Let paths in the data lead out of their image folders."
+        ),
+    ] = False,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave invalid general entries out, named.")
     ] = False,
@@ -148,6 +161,8 @@ def mix(
         out,
         general_ratio=general_ratio,
         general_images=general_images,
+        image_folder=image_folder,
+        allow_absolute_paths=allow_absolute_paths,
         skip_invalid=skip_invalid,
         seed=seed,
     )

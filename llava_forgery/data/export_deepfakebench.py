@@ -16,7 +16,7 @@ from llava_forgery.faces.benchmarks.deepfakebench import to_deepfakebench
 from llava_forgery.faces.crop import crop_box
 from llava_forgery.faces.records import FaceCrop
 from llava_forgery.faces.sources import MediaSource
-from llava_forgery.files import atomic_path, check_output_folder, write_json
+from llava_forgery.files import atomic_path, check_output_folder, contained, is_name, write_json
 from llava_forgery.infer.overlay import save_png
 
 # DeepfakeBench's own data lie in folders named rgb: this file tells ours apart.
@@ -42,8 +42,13 @@ def export_deepfakebench(
         The number of pictures.
 
     Raises:
-        ValueError: As ``to_deepfakebench``; several faces of one frame.
+        ValueError: As ``to_deepfakebench``; several faces of one frame; or the name would lead to
+            another folder.
     """
+    if not is_name(dataset) or "/" in dataset:
+        raise ValueError(
+            f"dataset must be a name without a slash, such as 'Celeb-DF-v2', got {dataset!r}"
+        )
     listing = f"{dataset}.json"
     check_output_folder(output_dir, SUMMARY, entries=("rgb", listing, SUMMARY))
     with atomic_path(Path(output_dir)) as temporary:
@@ -73,7 +78,7 @@ def _frame_file(face: FaceCrop, folder: Path, size: int) -> MediaSource:
     for kind, pixels in (("frames", face.image), ("masks", face.mask)):
         if pixels is None:
             continue
-        path = folder / kind / face.video_id / f"{number:03d}.png"
+        path = contained(folder / kind, f"{face.video_id}/{number:03d}.png")
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
         save_png(Image.fromarray(crop_box(pixels, box, size)), path, f"{kind} of {face.source}")

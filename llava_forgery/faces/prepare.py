@@ -33,7 +33,7 @@ from llava_forgery.faces.records import (
 from llava_forgery.faces.sources import MediaSource, check_sources, find_media
 from llava_forgery.faces.video import FrameChoice
 from llava_forgery.faces.workers import find_in_sources
-from llava_forgery.files import write_json
+from llava_forgery.files import is_name, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -126,12 +126,13 @@ def prepare(
     if out_dir.resolve() == src.resolve():
         raise ValueError(f"{out_dir} is the folder of photographs itself; give another folder")
     found = find_media(src, leave_out=out_dir)
+    files = [file for file in found.files if is_name(file)]
     if identities_csv is not None:
-        identities = identities_from_csv(found.files, Path(identities_csv))
+        identities = identities_from_csv(files, Path(identities_csv))
     elif identity_pattern is not None:
-        identities = identities_from_pattern(found.files, identity_pattern)
+        identities = identities_from_pattern(files, identity_pattern)
     else:
-        identities = {file: _stem(file) for file in found.files}
+        identities = {file: _stem(file) for file in files}
     splits = split_identities(identities.values(), test_share, seed)
     sources = (
         MediaSource(
@@ -142,9 +143,14 @@ def prepare(
             label=label,
             split=splits[identities[file]],
         )
-        for file in found.files
+        for file in files
     )
     unnamed = [SkippedFile(file, "its name is not UTF-8 text") for file in found.unnamed]
+    unnamed += [
+        SkippedFile(file, "its name holds a backslash, a drive or a control character: rename it")
+        for file in found.files
+        if not is_name(file)
+    ]
     told = {
         "identities": "csv" if identities_csv else identity_pattern or "one per file",
         "test_share": test_share,

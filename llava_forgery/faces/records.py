@@ -23,7 +23,7 @@ from PIL import Image
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.faces.crop import Box
-from llava_forgery.files import atomic_path, to_json, write_json
+from llava_forgery.files import atomic_path, check_name, to_json, write_json
 from llava_forgery.images import decode_image
 from llava_forgery.rows import image_bytes, load_rows, write_rows
 
@@ -67,7 +67,8 @@ class FaceCrop:
     box: Box
     """The crop's square in pixels of the source; it may reach outside the source."""
     video_id: str
-    """Frames of one video share it; a photograph's is its source path without the suffix."""
+    """Frames of one video share it; a photograph's is its source path without the suffix. This and
+    the other names may become paths of files, so that :func:`llava_forgery.files.is_name` holds."""
     identity: str
     """Who it is: faces of one identity never stand in different splits."""
     label: int
@@ -110,9 +111,7 @@ class FaceCrop:
         if self.box[0] >= self.box[2] or self.box[1] >= self.box[3]:
             raise ValueError(f"box must be (x0, y0, x1, y1) with x0 < x1, y0 < y1, got {self.box}")
         for name in ("video_id", "identity", "source"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise ValueError(f"{name} must be a text that is not empty, got {value!r}")
+            check_name(getattr(self, name), name)
         if self.label not in (REAL, FAKE):
             raise ValueError(f"label must be {REAL} (real) or {FAKE} (fake), got {self.label!r}")
         if self.split not in SPLITS:
@@ -125,9 +124,8 @@ class FaceCrop:
             if value is not None and (not isinstance(value, int) or value < 0):
                 raise ValueError(f"{name} must be None or 0 or more, got {value!r}")
         for name in ("method", "compression"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value):
-                raise ValueError(f"{name} must be None or a text that is not empty, got {value!r}")
+            if getattr(self, name) is not None:
+                check_name(getattr(self, name), name)
         if self.angle is not None and not np.isfinite(self.angle):
             raise ValueError(f"angle must be None or finite, got {self.angle}")
         mask = self.mask

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.faces.records import SPLITS
+from llava_forgery.files import check_name
 from llava_forgery.images import SUFFIXES
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
@@ -26,7 +27,8 @@ class MediaSource:
     """The file. Its suffix decides between picture and video."""
     name: str
     """What the manifest calls it: a path relative to the prepared folder, forward slashes. Unique
-    among the sources of one run."""
+    among the sources of one run. For this and the other names
+    :func:`llava_forgery.files.is_name` holds."""
     video_id: str
     """Pictures that are frames of one video share it."""
     identity: str | None
@@ -56,14 +58,9 @@ class MediaSource:
                 f"{self.path} is neither picture nor video by its suffix; expected one of "
                 f"{', '.join(SUFFIXES + VIDEO_SUFFIXES)}"
             )
-        for name in ("name", "video_id"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise ValueError(f"{name} of {self.path} must be a text, got {value!r}")
-        for name in ("identity", "method", "compression"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value):
-                raise ValueError(f"{name} of {self.path} must be a text or None, got {value!r}")
+        for name in ("name", "video_id", "identity", "method", "compression"):
+            if getattr(self, name) is not None or name in ("name", "video_id"):
+                check_name(getattr(self, name), f"{name} of {self.path}")
         if self.label not in (REAL, FAKE):
             raise ValueError(
                 f"label of {self.path} must be {REAL} (real) or {FAKE} (fake), got {self.label!r}"
@@ -72,10 +69,12 @@ class MediaSource:
             raise ValueError(
                 f"split of {self.path} must be one of {', '.join(SPLITS)}, got {self.split!r}"
             )
-        if self.frame is not None and (self.is_video or self.frame < 0):
+        if self.frame is not None and (
+            self.is_video or not isinstance(self.frame, int) or self.frame < 0
+        ):
             raise ValueError(
                 f"frame of {self.path} must be None for a video and 0 or more for a picture, got "
-                f"{self.frame}"
+                f"{self.frame!r}"
             )
 
     @property

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TextIO
 import datasets
 
 from llava_forgery.constants import IMAGE_TOKEN
-from llava_forgery.files import atomic_path, parse_json, refuse_constant, to_json
+from llava_forgery.files import atomic_path, contained, parse_json, refuse_constant, to_json
 from llava_forgery.qa.conversation import ROLES, Conversation, Message
 
 logger = logging.getLogger(__name__)
@@ -195,6 +195,7 @@ def read_llava_json(
     *,
     skip_invalid: bool = False,
     invalid: list[str] | None = None,
+    allow_absolute_paths: bool = False,
 ) -> Iterator[LlavaSample]:
     """Read LLaVA's JSON (a list) or JSONL, one entry after another; memory stays flat.
 
@@ -204,14 +205,15 @@ def read_llava_json(
         skip_invalid: Leave entries out that are not valid, each with a warning that names it. For
             large collections of others' data; a missing image remains an error.
         invalid: Receives what is wrong with such entries, instead of an error or a warning.
+        allow_absolute_paths: As for :func:`image_file`.
 
     Yields:
         The samples in the file's order.
 
     Raises:
         FileNotFoundError: There is no such file, or an image of a sample is missing.
-        ValueError: Not JSON, not a list, no valid entries, or an entry that is not valid; the
-            message gives the file and the entry's id.
+        ValueError: Not JSON, not a list, no valid entries, or an entry that is not valid or whose
+            image lies outside the folder; the message gives the file and the entry's id.
     """
     path = Path(path)
     if not path.is_file():
@@ -230,7 +232,7 @@ def read_llava_json(
             continue
         count += 1
         if image_folder is not None:
-            _check_images(sample, Path(image_folder))
+            _check_images(sample, image_folder, allow_absolute_paths)
         yield sample
     if not count:
         raise ValueError(f"{path} holds no entries that are valid")
@@ -253,13 +255,13 @@ def write_llava_json(
 
     Raises:
         FileNotFoundError: An image is missing; the message names it and the sample.
-        ValueError: No samples.
+        ValueError: No samples, or an image outside the folder.
     """
     count = 0
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for count, sample in enumerate(samples, start=1):
             if image_folder is not None:
-                _check_images(sample, Path(image_folder))
+                _check_images(sample, image_folder)
             file.write("[\n" if count == 1 else ",\n")
             file.write(to_json(sample.to_entry()))
         if not count:
@@ -283,9 +285,38 @@ def llava_dataset(samples: Iterable[LlavaSample]) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=FEATURES)
 
 
-def _check_images(sample: LlavaSample, folder: Path) -> None:
+def image_file(folder: str | PathLike, image: str, allow_absolute_paths: bool = False) -> Path:
+    """Where a sample's image lies.
+
+    Args:
+        folder: What the path is relative to.
+        image: The path, from the data.
+        allow_absolute_paths: Whether it may lead out of the folder, by ``..`` or being absolute. A
+            link in the folder may lead anywhere in any case.
+
+    Raises:
+        ValueError: It leads out of the folder, and may not.
+    """
+    if allow_absolute_paths:
+        return Path(folder) / image
+    try:
+        return contained(folder, image)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; give the folder that holds all images, or let paths lead anywhere if you "
+            "trust the data (--allow-absolute-paths)"
+        ) from error
+
+
+def _check_images(
+    sample: LlavaSample, folder: str | PathLike, allow_absolute_paths: bool = False
+) -> None:
     for image in sample.images:
-        if not (folder / image).is_file():
+        try:
+            file = image_file(folder, image, allow_absolute_paths)
+        except ValueError as error:
+            raise ValueError(f"sample {sample.id!r}: {error}") from error
+        if not file.is_file():
             raise FileNotFoundError(
                 f"sample {sample.id!r} names the image {image}, which is not in {folder}; give "
                 "the folder that its path is relative to"

@@ -17,8 +17,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from llava_forgery.files import contained
 from llava_forgery.qa.llava_json import (
     LlavaSample,
+    image_file,
     llava_dataset,
     read_llava_json,
     write_llava_json,
@@ -97,6 +99,8 @@ def mix_llava_json(
     general_ratio: float,
     skill_images: str | PathLike | None = None,
     general_images: str | PathLike | None = None,
+    image_folder: str | PathLike | None = None,
+    allow_absolute_paths: bool = False,
     skip_invalid: bool = False,
     seed: int = 0,
 ) -> int:
@@ -105,7 +109,7 @@ def mix_llava_json(
     What comes from ``general_json`` is marked with ``"general": true``, so that training tells it
     from the skill's conversations: it gets no placeholders, and the detector does not see it.
 
-    The image paths of the result are relative to the folder of ``out``, which is then the
+    The image paths of the result are relative to ``image_folder``, which is then the training's
     ``--image_folder``; no image is copied.
 
     Args:
@@ -115,6 +119,9 @@ def mix_llava_json(
         general_ratio: As in :func:`mix_general`.
         skill_images: What the paths in ``skill_json`` are relative to; its own folder if None.
         general_images: The same for ``general_json``.
+        image_folder: Holds the images of both, and the paths in the result are relative to it; the
+            folder of ``out`` if None.
+        allow_absolute_paths: Whether images may lie elsewhere, too; the training needs the same.
         skip_invalid: Leave general entries out that are not valid, each with a warning.
         seed: As in :func:`mix_general`.
 
@@ -123,30 +130,46 @@ def mix_llava_json(
 
     Raises:
         FileNotFoundError: A file or an image is missing.
-        ValueError: As :func:`mix_general` and :func:`read_llava_json`.
+        ValueError: As :func:`mix_general` and :func:`read_llava_json`; or an image lies outside
+            ``image_folder``.
     """
-    out = Path(out)
+    target = Path(out).parent if image_folder is None else Path(image_folder)
     parts = []
     for source, images, skip in (
         (skill_json, skill_images, False),
         (general_json, general_images, skip_invalid),
     ):
         folder = Path(images) if images is not None else Path(source).parent
-        samples = read_llava_json(source, folder, skip_invalid=skip)
+        samples = read_llava_json(
+            source, folder, skip_invalid=skip, allow_absolute_paths=allow_absolute_paths
+        )
         if source is general_json:
             samples = (_marked(sample, source) for sample in samples)
-        parts.append(llava_dataset(_moved(samples, folder, out.parent)))
+        parts.append(llava_dataset(_moved(samples, folder, target, allow_absolute_paths)))
     mixed = mix_general(*parts, general_ratio, seed)
     return write_llava_json((LlavaSample.from_entry(row) for row in mixed), out)
 
 
-def _moved(samples: Iterable[LlavaSample], old: Path, new: Path) -> Iterable[LlavaSample]:
-    base = os.path.relpath(old.resolve(), new.resolve())
+def _moved(
+    samples: Iterable[LlavaSample], old: Path, new: Path, anywhere: bool
+) -> Iterable[LlavaSample]:
+    def moved(sample: LlavaSample, image: str) -> str:
+        file = os.path.abspath(image_file(old, image, anywhere))
+        try:
+            return contained(new, file).relative_to(new).as_posix()
+        except ValueError as error:
+            if anywhere:
+                return Path(os.path.relpath(os.path.realpath(file), new.resolve())).as_posix()
+            common = os.path.commonpath([file, os.path.abspath(new)])
+            raise ValueError(
+                f"sample {sample.id!r} has the image {file}, which lies outside {new}, the folder "
+                "that the paths of the result are relative to; name one that holds the images of "
+                f"both files (--image-folder {common}), and train with it, or let paths lead "
+                "anywhere (--allow-absolute-paths)"
+            ) from error
+
     for sample in samples:
-        images = tuple(
-            Path(os.path.normpath(Path(base, image))).as_posix() for image in sample.images
-        )
-        yield replace(sample, images=images)
+        yield replace(sample, images=tuple(moved(sample, image) for image in sample.images))
 
 
 def _marked(sample: LlavaSample, source: str | PathLike) -> LlavaSample:

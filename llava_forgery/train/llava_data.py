@@ -34,7 +34,7 @@ from llava_forgery.constants import IGNORE_INDEX, IMAGE_TOKEN
 from llava_forgery.data.validation import fingerprint_of
 from llava_forgery.faces.records import image_pixels
 from llava_forgery.images import read_image
-from llava_forgery.qa.llava_json import LlavaSample, read_llava_json
+from llava_forgery.qa.llava_json import LlavaSample, image_file, read_llava_json
 from llava_forgery.qa.mixing import mix_general
 from llava_forgery.rows import embedded, load_rows
 from llava_forgery.train.llava_text import PromptStyle, encode_turns
@@ -85,17 +85,25 @@ class JsonSource:
     Args:
         samples: The entries.
         image_folder: What their paths are relative to.
+        allow_absolute_paths: As for :func:`~llava_forgery.qa.llava_json.image_file`.
     """
 
-    def __init__(self, samples: Sequence[LlavaSample], image_folder: str | PathLike) -> None:
+    def __init__(
+        self,
+        samples: Sequence[LlavaSample],
+        image_folder: str | PathLike,
+        allow_absolute_paths: bool = False,
+    ) -> None:
         self.samples, self.image_folder = list(samples), Path(image_folder)
+        self.allow_absolute_paths = allow_absolute_paths
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Dialogue:
         sample = self.samples[index]
-        images = (Image.fromarray(read_image(self.image_folder / name)) for name in sample.images)
+        files = [self._file(name) for name in sample.images]
+        images = (Image.fromarray(read_image(file)) for file in files)
         turns = tuple(turn.value for turn in sample.turns)
         return Dialogue(sample.id, turns, tuple(images), sample.label)
 
@@ -121,9 +129,19 @@ class JsonSource:
         files = {image for sample in self.samples for image in sample.images}
         return fingerprint_of(
             [sample.to_entry() for sample in self.samples],
-            str(self.image_folder.resolve()),
-            [_state(self.image_folder / name) for name in sorted(files)],
+            [str(self.image_folder.resolve()), self.allow_absolute_paths],
+            [self._state(name) for name in sorted(files)],
         )
+
+    def _file(self, name: str) -> Path:
+        return image_file(self.image_folder, name, self.allow_absolute_paths)
+
+    def _state(self, name: str) -> list[Any]:
+        try:
+            return _state(self._file(name))
+        except ValueError:
+            # It lies outside the folder, which is not looked at.
+            return [name]
 
 
 class RowSource:
@@ -227,6 +245,7 @@ def open_source(
     image_folder: str | PathLike | None = None,
     seed: int = 0,
     invalid: list[str] | None = None,
+    allow_absolute_paths: bool = False,
 ) -> Source:
     """Read ``--data_path`` or ``--general_data_path``.
 
@@ -237,6 +256,7 @@ def open_source(
         seed: Of what a YAML file draws at random.
         invalid: Receives what is wrong with entries of the JSON instead of an error, and images
             are not looked for: for a pass over all samples, which finds the missing ones.
+        allow_absolute_paths: Whether paths of images may lead out of the image folder.
 
     Raises:
         FileNotFoundError: The file or one of its images is not there.
@@ -252,10 +272,10 @@ def open_source(
     else:
         folder = path.parent if image_folder is None else Path(image_folder)
         if path.suffix in (".yaml", ".yml"):
-            samples = read_yaml(path, folder, seed, invalid)
+            samples = read_yaml(path, folder, seed, invalid, allow_absolute_paths)
         else:
-            samples = _read_json(path, folder, invalid)
-        source = JsonSource(samples, folder)
+            samples = _read_json(path, folder, invalid, allow_absolute_paths)
+        source = JsonSource(samples, folder, allow_absolute_paths)
         _warn_of_unmarked(path, samples)
     if not len(source):
         raise ValueError(f"{path} holds no samples")
@@ -263,9 +283,13 @@ def open_source(
 
 
 def read_yaml(
-    path: Path, image_folder: Path, seed: int = 0, invalid: list[str] | None = None
+    path: Path,
+    image_folder: Path,
+    seed: int = 0,
+    invalid: list[str] | None = None,
+    allow_absolute_paths: bool = False,
 ) -> list[LlavaSample]:
-    """The samples of LLaVA-NeXT's YAML; ``json_path`` is relative to it.
+    """The samples of LLaVA-NeXT's YAML; ``json_path`` is relative to it, or absolute.
 
     Raises:
         FileNotFoundError: A JSON file or an image is not there.
@@ -283,7 +307,8 @@ def read_yaml(
                 f"{path}: data set {number} must have json_path and perhaps sampling_strategy, "
                 f"got {entry!r}"
             )
-        found = _read_json(path.parent / entry["json_path"], image_folder, invalid)
+        json_path = path.parent / entry["json_path"]
+        found = _read_json(json_path, image_folder, invalid, allow_absolute_paths)
         try:
             strategy = str(entry.get("sampling_strategy", "all"))
             samples += choose(found, strategy, random.Random(f"{seed}-{number}"))
@@ -292,9 +317,11 @@ def read_yaml(
     return samples
 
 
-def _read_json(path: Path, folder: Path, invalid: list[str] | None) -> list[LlavaSample]:
+def _read_json(
+    path: Path, folder: Path, invalid: list[str] | None, anywhere: bool
+) -> list[LlavaSample]:
     if invalid is None:
-        return list(read_llava_json(path, folder))
+        return list(read_llava_json(path, folder, allow_absolute_paths=anywhere))
     return list(read_llava_json(path, invalid=invalid))
 
 

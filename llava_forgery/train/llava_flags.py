@@ -101,6 +101,10 @@ class DataArguments:
         "Conversations of the skill: LLaVA's JSON, LLaVA-NeXT's YAML, or a data set of build-qa."
     )
     image_folder: str | None = _flag("What the images' paths in JSON and YAML are relative to.")
+    allow_absolute_paths: bool = _flag(
+        "Let paths of images in JSON lead out of the image folder (absolute, or with ..).",
+        False,
+    )
     image_aspect_ratio: str | None = _flag("square, pad or anyres; default: the checkpoint's.")
     lazy_preprocess: bool = _flag(
         "Samples are prepared when they are needed; LLaVA does so whatever the flag says.", True

@@ -203,10 +203,11 @@ def open_sources(arguments: LlavaArguments) -> tuple[Source, Source | None]:
     """
     data, flags = arguments.data, arguments.training
     invalid: list[str] | None = [] if data.validate else None
-    sources = {"skill": open_source(data.data_path, data.image_folder, flags.seed, invalid)}
+    options = (flags.seed, invalid, data.allow_absolute_paths)
+    sources = {"skill": open_source(data.data_path, data.image_folder, *options)}
     if data.general_data_path is not None:
         folder = data.general_image_folder or data.image_folder
-        sources["general"] = open_source(data.general_data_path, folder, flags.seed, invalid)
+        sources["general"] = open_source(data.general_data_path, folder, *options)
     if invalid is not None:
         tokenizer, config, _ = _read_checkpoint(arguments)
         encoding = _encoding(tokenizer, config, _image_tokens(config), arguments)

@@ -268,6 +268,8 @@ def test_every_kind_of_file_gives_a_face_or_a_reason(tmp_path):
     Image.new("F", (20, 20)).save(src / "float.tif")
     (src / "broken link.png").symlink_to(src / "nowhere.png")
     (src / os.fsdecode(b"latin-\xe4.png")).write_bytes((src / "alpha.png").read_bytes())
+    for name in ("back\\slash.png", "line\nbreak.png"):
+        (src / name).write_bytes((src / "alpha.png").read_bytes())
     (src / "notes.txt").write_text("passed by")
 
     report = run(src, out)
@@ -287,6 +289,8 @@ def test_every_kind_of_file_gives_a_face_or_a_reason(tmp_path):
         "float.tif": "unknown range",
         "broken link.png": "not a file",
         "latin-\\xe4.png": "not UTF-8",
+        "back\\slash.png": "rename it",
+        "line\nbreak.png": "rename it",
     }
     assert set(reasons) == set(expected)
     for file, reason in expected.items():

@@ -30,6 +30,12 @@ def source(path="a.mp4", **changes):
         ({"label": 2}, "label"),
         ({"split": "dev"}, "split"),
         ({"frame": 3}, "frame"),
+        ({"path": Path("a.png"), "frame": "../3"}, r"got '\.\./3'"),
+        ({"name": "/etc/a.mp4"}, r"name of a\.mp4 must be a name such as .* got '/etc/a\.mp4'"),
+        ({"video_id": "../../a"}, r"video_id of a\.mp4 must be a name"),
+        ({"identity": "a\n"}, r"identity of a\.mp4 must be a name"),
+        ({"method": "..\\FaceSwap"}, r"method of a\.mp4 must be a name"),
+        ({"compression": "C:c23"}, r"compression of a\.mp4 must be a name"),
     ],
 )
 def test_records_are_checked(changes, message):

@@ -10,6 +10,7 @@ from llava_forgery.qa import llava_json
 from llava_forgery.qa.build import build_conversation, build_prompt
 from llava_forgery.qa.llava_json import (
     LlavaSample,
+    image_file,
     llava_dataset,
     read_llava_json,
     write_llava_json,
@@ -172,6 +173,31 @@ def test_broken_files(tmp_path, text, message):
     (tmp_path / "data.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         list(read_llava_json(tmp_path / "data.json"))
+
+
+@pytest.mark.parametrize("image", ["../secret.jpg", "{}/secret.jpg", "a/../../secret.jpg"])
+def test_images_stay_in_their_folder(tmp_path, image):
+    image = image.format(tmp_path)
+    (tmp_path / "images/a").mkdir(parents=True)
+    (tmp_path / "secret.jpg").touch()
+    (tmp_path / "data.json").write_text(json.dumps([GENERAL[0] | {"image": image}]))
+    message = f"sample 'bus': the path '{image}' leads out of .*images; .*--allow-absolute-paths"
+    for skip in (False, True):
+        with pytest.raises(ValueError, match=message):
+            list(read_llava_json(tmp_path / "data.json", tmp_path / "images", skip_invalid=skip))
+    (sample,) = read_llava_json(
+        tmp_path / "data.json", tmp_path / "images", allow_absolute_paths=True
+    )
+    assert image_file(tmp_path / "images", image, True).resolve() == tmp_path / "secret.jpg"
+    with pytest.raises(ValueError, match="leads out of"):
+        write_llava_json([sample], tmp_path / "copy.json", tmp_path / "images")
+    if image.startswith("/"):
+        # It does not lead out of the folder that holds it.
+        assert list(read_llava_json(tmp_path / "data.json", tmp_path)) == [sample]
+    # A link in the folder is its owner's.
+    (tmp_path / "images/link").symlink_to(tmp_path)
+    (tmp_path / "data.json").write_text(json.dumps([GENERAL[0] | {"image": "link/secret.jpg"}]))
+    assert len(list(read_llava_json(tmp_path / "data.json", tmp_path / "images"))) == 1
 
 
 def test_images_must_be_there(tmp_path):

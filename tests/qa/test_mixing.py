@@ -75,11 +75,25 @@ def test_two_files_with_images_in_different_folders(tmp_path):
     options = {"general_ratio": 0.5, "general_images": tmp_path / "coco"}
     out = tmp_path / "mixed/data.json"
     sources = (tmp_path / "qa/data.json", tmp_path / "general.json")
-    assert mix_llava_json(*sources, out, **options) == 4
-    # Every path is found from the result's own folder.
-    samples = {sample.id: sample for sample in read_llava_json(out, out.parent)}
+    # The folder of the result does not hold the images, and the training reads none outside.
+    message = rf"sample 's0' has the image .*0\.png, which lies outside .*mixed, .*--image-folder {tmp_path}\)"
+    with pytest.raises(ValueError, match=message):
+        mix_llava_json(*sources, out, **options)
+    assert not out.exists()
+    anywhere = {**options, "allow_absolute_paths": True}
+    assert mix_llava_json(*sources, out, **anywhere) == 4
+    samples = {s.id: s for s in read_llava_json(out, out.parent, allow_absolute_paths=True)}
     assert samples["g0"].images == ("../coco/train/x y.jpg",)
-    assert samples["s0"].images == ("../qa/images/0.png",)
+    with pytest.raises(ValueError, match=r"'\.\./qa/images/0\.png' leads out of"):
+        list(read_llava_json(out, out.parent))
+    options["image_folder"] = tmp_path
+    assert mix_llava_json(*sources, out, **options) == 4
+    samples = {sample.id: sample for sample in read_llava_json(out, tmp_path)}
+    assert samples["g0"].images == ("coco/train/x y.jpg",)
+    assert samples["s0"].images == ("qa/images/0.png",)
+    beside = tmp_path / "mixed.json"
+    assert mix_llava_json(*sources, beside, **options | {"image_folder": None}) == 4
+    assert beside.read_text() == out.read_text()
     assert isinstance(samples["g1"], LlavaSample)
     assert samples["g1"].images == ()
     # What is general is marked, for LLaVA as one more key that it does not read.
@@ -94,4 +108,12 @@ def test_two_files_with_images_in_different_folders(tmp_path):
         mix_llava_json(*sources, out, **options)
     (tmp_path / "general.json").write_text(json.dumps(general))
     with pytest.raises(FileNotFoundError, match="'g0' names the image"):
-        mix_llava_json(*sources, out, general_ratio=0.5)
+        mix_llava_json(*sources, beside, general_ratio=0.5)
+    general = [entry("g0", str(tmp_path / "coco/train/x y.jpg")), entry("g1")]
+    (tmp_path / "general.json").write_text(json.dumps(general))
+    with pytest.raises(ValueError, match=r"sample 'g0': the path '/.*x y\.jpg' leads out of .*qa"):
+        mix_llava_json(*sources, out, **options | {"general_images": tmp_path / "qa"})
+    # Absolute and in the image folder: it is made relative like the others.
+    assert mix_llava_json(*sources, beside, **options) == 4
+    assert "x y.jpg" in beside.read_text()
+    assert str(tmp_path) not in beside.read_text()

@@ -233,3 +233,27 @@ def test_tiles_stay_a_list(folder):
     assert isinstance(batch["images"], list)
     assert batch["images"][0].ndim == 4
     assert batch["image_sizes"] == [(40, 40), (40, 40)]
+
+
+def test_images_outside_the_image_folder_are_invalid(folder):
+    (folder / "in").mkdir()
+    listed = [_entry("s0", "../0.png"), _entry("s1", str(folder / "1.png"))]
+    for name in ("data.json", "data.jsonl"):
+        (folder / name).write_text(
+            json.dumps(listed) if name == "data.json" else "\n".join(map(json.dumps, listed))
+        )
+        with pytest.raises(ValueError, match=r"sample 's0': the path '\.\./0\.png' leads out of"):
+            open_source(folder / name, folder / "in")
+        # The pass over all samples finds them, each by its name.
+        source = open_source(folder / name, folder / "in", invalid=[])
+        for i, path in enumerate((r"\.\./0\.png", "/.*/1\\.png")):
+            with pytest.raises(ValueError, match=f"the path '{path}' leads out of"):
+                _ = source[i]
+        allowed = open_source(folder / name, folder / "in", allow_absolute_paths=True)
+        assert [allowed[i].images[0].size for i in range(2)] == [(40, 40)] * 2
+        # What was invalid with the flag's other value is looked at again.
+        assert source.fingerprint() != allowed.fingerprint()
+    (folder / "list.yaml").write_text("datasets: [{json_path: data.json}]")
+    with pytest.raises(ValueError, match="sample 's0': the path"):
+        open_source(folder / "list.yaml", folder / "in")
+    assert len(open_source(folder / "list.yaml", folder / "in", allow_absolute_paths=True)) == 2

@@ -16,6 +16,7 @@ from llava_forgery.constants import FAKE, REAL
 from llava_forgery.faces.benchmarks.listing import check_split, need_json, some
 from llava_forgery.faces.records import SPLITS
 from llava_forgery.faces.sources import MediaSource
+from llava_forgery.files import contained
 
 # Its labels: ours, and what made the forgery where that is said.
 LABELS: dict[str, tuple[int, str | None]] = {
@@ -253,11 +254,15 @@ def _resolve(path: PurePosixPath, root: Path, where: str) -> Path:
     text = str(path)
     for start in ("datasets/rgb/", "datasets/"):
         text = text.removeprefix(start)
-    # An absolute path stays one.
-    for file in (root / str(path), root / text):
+    try:
+        # An absolute path is good as long as it leads there.
+        files = [contained(root, str(path)), contained(root, text)]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; give the folder that holds all pictures") from error
+    for file in files:
         if file.is_file():
             return file
-    raise FileNotFoundError(f"{where}: there is no file {root / text}; give the folder of pictures")
+    raise FileNotFoundError(f"{where}: there is no file {files[1]}; give the folder of pictures")
 
 
 def _label_of(source: MediaSource, dataset: str) -> str:

@@ -12,6 +12,7 @@ AntifakePrompt's CSV, whose label is the answer to "Is this photo real?"::
 """
 
 import csv
+import os
 from os import PathLike
 from pathlib import Path
 
@@ -95,12 +96,13 @@ def read_antifakeprompt(path: str | PathLike, *, split: str = "test") -> list[Me
                 raise ValueError(
                     f"{where}: the label must be yes (real) or no (fake), got {row['label']!r}"
                 )
-            name = row["img_path"].strip().replace("\\", "/")
-            file = path.parent / name
+            listed = row["img_path"].strip().replace("\\", "/")
+            file = path.parent / listed
             if not file.is_file():
                 raise FileNotFoundError(f"{where}: there is no file {file}")
+            name = _name(listed, path.parent)
             if name in sources:
-                raise ValueError(f"{where}: {name} comes twice")
+                raise ValueError(f"{where}: {listed} comes twice")
             folder = Path(name).parent.name
             sources[name] = MediaSource(
                 path=file,
@@ -114,3 +116,10 @@ def read_antifakeprompt(path: str | PathLike, *, split: str = "test") -> list[Me
     if not sources:
         raise ValueError(f"{path} names no pictures")
     return list(sources.values())
+
+
+def _name(listed: str, folder: Path) -> str:
+    """A listed path as a name: below the folder relative to it, else from the root of all files."""
+    file = Path(os.path.abspath(folder / listed))
+    below = Path(os.path.abspath(folder))
+    return file.relative_to(below if file.is_relative_to(below) else file.anchor).as_posix()

@@ -136,3 +136,27 @@ def change(value, what):
 def test_what_does_not_fit_is_named(tmp_path, rgb, what, error, message):
     with pytest.raises(error, match=message):
         read_deepfakebench(written(tmp_path, change(forensics(), what)), rgb)
+
+
+@pytest.mark.parametrize("path", ["../secret/000.png", "{}/secret/000.png", "..\\secret\\000.png"])
+def test_no_picture_outside_the_folder_is_read(tmp_path, rgb, path):
+    touch(tmp_path / "secret/000.png")
+    value = forensics()
+    entry = value["FaceForensics++"]["FF-real"]["train"]["c23"]["000"]
+    entry["frames"] = [path.format(tmp_path)]
+    with pytest.raises(ValueError, match=r"FF-real, train, 000: the path .* leads out of .*rgb"):
+        read_deepfakebench(written(tmp_path, value), rgb)
+    # Absolute paths are good in the folder that holds all pictures.
+    entry["frames"] = [str(tmp_path / "secret/000.png")]
+    del value["FaceForensics++"]["FF-DF"]
+    (source,) = read_deepfakebench(written(tmp_path, value), tmp_path)
+    assert source.path == tmp_path / "secret/000.png"
+
+
+@pytest.mark.parametrize("video", ["../../../000", "/tmp/000", "a\\..\\b"])
+def test_no_name_of_a_video_leads_elsewhere(tmp_path, rgb, video):
+    value = forensics()
+    videos = value["FaceForensics++"]["FF-real"]["train"]["c23"]
+    videos[video] = videos.pop("000")
+    with pytest.raises(ValueError, match="must be a name such as"):
+        read_deepfakebench(written(tmp_path, value), rgb)

@@ -46,6 +46,14 @@ def test_antifakeprompt(tmp_path):
     # Yes is the answer to "Is this photo real?".
     assert (fake.label, fake.method, fake.name) == (FAKE, "SD2", "SD2/a.png")
     assert (real.label, real.method, real.path) == (REAL, None, absolute)
+    # As a name it is relative, so that it could be a file's below any folder.
+    assert real.name == real.video_id == absolute.as_posix().lstrip("/")
+    table.write_text("img_path,label\n../elsewhere/b.jpg,yes\n")
+    (again,) = read_antifakeprompt(table)
+    assert (again.name, again.path.resolve()) == (real.name, absolute)
+    table.write_text(f"img_path,label\n../elsewhere/b.jpg,yes\n{absolute},yes\n")
+    with pytest.raises(ValueError, match=r"line 3: .*b\.jpg comes twice"):
+        read_antifakeprompt(table)
 
 
 @pytest.mark.parametrize(
