@@ -149,17 +149,34 @@ class ForgeryPromptLearner(nn.Module):
             embedding: (V, C), the host's input embedding.
             gain: What the host multiplies its rows by, where it does.
         """
-        device, dtype = self.base.device, self.base.dtype
-        maps = torch.zeros(1, self.config.num_layers, 2, 16, 16, device=device, dtype=dtype)
-        flat = torch.zeros(1, 2, PAPER_SIZE, PAPER_SIZE, device=device, dtype=dtype)
-        training = self.training
-        self.eval()
-        vectors = self(KFDOutput(maps, flat, flat.new_zeros(1, 2)))
-        self.train(training)
+        vectors = self._read_nothing(self.base.device)
         wanted = gain * embedding.float().pow(2).mean().sqrt()
-        factor = (wanted / vectors.float().pow(2).mean().sqrt()).to(dtype)
+        factor = (wanted / vectors.float().pow(2).mean().sqrt()).to(self.base.dtype)
         self.fuse.weight.mul_(factor)
         self.fuse.bias.mul_(factor)
+
+    def idle(self, device: torch.device) -> torch.Tensor:
+        """Take part in a training step that shows no face.
+
+        Args:
+            device: Where the FPL lies; under ZeRO-3 its weights must not be asked outside a call.
+
+        Returns:
+            Zero, (), whatever the weights are. Added to what the loss is made of, it gives each
+            parameter a gradient of zero instead of None.
+        """
+        return self._read_nothing(device)[:0].sum()
+
+    def _read_nothing(self, device: torch.device) -> torch.Tensor:
+        """E_forgery (1, n_f, C) for an undecided detector, in eval mode: buffers do not change."""
+        maps = torch.zeros(1, self.config.num_layers, 2, 16, 16, device=device)
+        flat = torch.zeros(1, 2, PAPER_SIZE, PAPER_SIZE, device=device)
+        training = self.training
+        self.eval()
+        try:
+            return self(KFDOutput(maps, flat, flat.new_zeros(1, 2)))
+        finally:
+            self.train(training)
 
     def forward(self, detection: KFDOutput) -> torch.Tensor:
         """Make the embeddings.

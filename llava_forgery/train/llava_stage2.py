@@ -28,7 +28,6 @@ from llava_forgery.hosts.llava.checkpoint import (
     TRAINABLES,
     save_llava_adapter,
 )
-from llava_forgery.hosts.llava.hooks import FORGERY_TOKEN_INDEX
 from llava_forgery.hosts.llava.model import PROJECTOR, TOWER, llava_lora_config
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings, fill_lora
 from llava_forgery.kfd.detector import KFDOutput
@@ -87,15 +86,8 @@ class LlavaStage2(Trainable):
         if self._tells_modalities:
             inputs.setdefault("modalities", ["image"] * len(inputs["images"]))
         if forgery_images is not None:
-            return {"loss": self.model(detection=self._detect(forgery_images), **inputs).loss}
-        loss = self.model(**inputs).loss
-        if self.training and not bool((inputs["input_ids"] == FORGERY_TOKEN_INDEX).any()):
-            # Several processes exchange the gradients, under ZeRO-3 even the weights, of all that
-            # is trained at every step: one that left the FPL out would keep the others waiting.
-            side = self.bare.get_model().forgery_tower.config.encoder.image_size
-            blank = torch.zeros(1, 3, side, side, device=loss.device)
-            loss = loss + 0.0 * self.fpl(self._detect(blank)).sum().to(loss.dtype)
-        return {"loss": loss}
+            inputs["detection"] = self._detect(forgery_images)
+        return {"loss": self.model(**inputs).loss}
 
     def _detect(self, forgery_images: torch.Tensor) -> KFDOutput:
         # In its own precision, as in use: mixed precision is for the host.

@@ -123,7 +123,8 @@ class SkilledLlava:
                     f"{len(shown)} forgery images are given, but no prompt holds a forgery "
                     "placeholder; make prompts with llava_forgery.hosts.llava.prompts"
                 )
-            return function(*bound.args, **bound.kwargs)
+            with self._idle_learner(input_ids, given.get("images")):
+                return function(*bound.args, **bound.kwargs)
         counts = _images_of(input_ids)
         wanted = self._check_prompts(placeholders, counts, given.get("images"))
         encoded = nullcontext()
@@ -152,6 +153,33 @@ class SkilledLlava:
         finally:
             hooks.remove()
             self._forgery_hooks = None
+
+    @contextmanager
+    def _idle_learner(self, input_ids: torch.Tensor | None, images: Any) -> Iterator[None]:
+        """Let a training step on general data run the FPL, which gets gradients of zero.
+
+        Processes that train together exchange gradients, under ZeRO-3 weights as well, in the order
+        in which each computes them, so all must run the same modules in the same order. The FPL
+        therefore runs first, as it does for placeholders, and is tied to the input embeddings: its
+        gradients come last.
+        """
+        if input_ids is None or not (self.training and torch.is_grad_enabled()):
+            yield
+            return
+        encoded = nullcontext()
+        if self._forgery_shared is not None and images is not None:
+            _, encoded = self._forgery_shared.prepare(images, [0], None)
+        zero = self.get_model().forgery_projector.idle(input_ids.device)
+
+        def add(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+            return output + zero.to(output.device, output.dtype)
+
+        handle = self.get_input_embeddings().register_forward_hook(add)
+        try:
+            with encoded:
+                yield
+        finally:
+            handle.remove()
 
     def _check_prompts(
         self, placeholders: Sequence[int], counts: Sequence[int], images: Any
