@@ -94,6 +94,20 @@ def test_start_has_the_size_of_the_hosts_words():
     assert learner.training
 
 
+@pytest.mark.parametrize("kind", ["lite", "paper"])
+def test_an_idle_learner_gives_nothing_and_remembers_nothing(kind):
+    learner = ForgeryPromptLearner.from_config(FPLConfig(24, 3, kind)).train()
+    before = {name: buffer.clone() for name, buffer in learner.named_buffers()}
+    with torch.no_grad():
+        learner.fuse.bias.fill_(torch.inf)
+    zero = learner.idle(torch.device("cpu"))
+    assert zero.item() == 0
+    zero.backward()
+    assert all(not parameter.grad.any() for parameter in learner.parameters())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in learner.named_buffers())
+    assert all(module.training for module in learner.modules())
+
+
 def test_another_detector_is_refused():
     learner = ForgeryPromptLearner(FPLConfig(24, 3))
     with pytest.raises(ValueError, match="reads 3 consistency maps, the detector gave 2"):

@@ -282,15 +282,63 @@ def test_the_fpl_alone_is_read_by_llavas_loader_and_the_host_is_untouched(folder
     _agree(before, after)
 
 
-def test_general_data_alone_leaves_gradients_of_zero_not_none(folder):
-    _, model, samples = _prepared(folder, "x-llava-lora", general_data_path=folder / "general.json")
-    batch = LlavaCollator(0)([samples[samples.is_skill.index(False)]])
-    assert "forgery_images" not in batch
-    stage = LlavaStage2(model).train()
-    stage(**batch)["loss"].backward()
+def _general(folder, out, **changes):
+    """A prepared training, a batch of general data alone and one with a face."""
+    _, model, samples = _prepared(
+        folder, out, general_data_path=folder / "general.json", **changes
+    )  # fmt: skip
+    kinds = samples.is_skill
+    batches = [LlavaCollator(0)([samples[kinds.index(kind)]]) for kind in (False, True)]
+    return LlavaStage2(model).train(), *batches
+
+
+@pytest.mark.parametrize("kind", ["lite", "paper"])
+def test_general_data_alone_leaves_gradients_of_zero_not_none_and_no_trace(folder, kind):
+    stage, general, _ = _general(folder, "x-llava-lora", fpl_kind=kind)
+    assert "forgery_images" not in general
+    before = {name: buffer.clone() for name, buffer in stage.named_buffers()}
+    stage(**general)["loss"].backward()
     for name, parameter in tiny_fpl(stage.bare).named_parameters():
         assert parameter.grad is not None, name
         assert not parameter.grad.any(), name
+    assert tiny_fpl(stage.bare).training
+    assert any("running_mean" in name for name in before)
+    for name, buffer in stage.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+def _order(stage, batch):
+    """Names of the modules as a training step runs them, then of the weights as their gradients
+    come; the detector has a copy of its own in each process."""
+    order, handles = [], []
+    for name, module in stage.named_modules():
+        if "forgery_tower" not in name:
+            handles.append(module.register_forward_pre_hook(lambda *_, n=name: order.append(n)))
+    for name, parameter in stage.named_parameters():
+        if parameter.requires_grad:
+            hook = parameter.register_post_accumulate_grad_hook
+            handles.append(hook(lambda _, n=name: order.append(n)))
+    stage(**batch)["loss"].backward()
+    for handle in handles:
+        handle.remove()
+    return order
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("kind", ["lite", "paper"])
+def test_general_data_runs_the_modules_of_the_skill_in_the_same_order(folder, kind, shared):
+    # DeepSpeed counts on it: ZeRO-2 adds gradients up as they come, ZeRO-3 gathers weights as the
+    # modules run.
+    changes = {}
+    if shared:
+        tower = tiny_llava.save_tower_kfd(folder / "tower-kfd", folder / "clip")
+        changes = {"forgery_tower": f"kfd:{tower}"}
+    stage, general, skill = _general(
+        folder, "x-llava-lora", fpl_kind=kind, mm_projector_lr=1e-3, **changes
+    )  # fmt: skip
+    expected = _order(stage, skill)
+    assert sum("forgery_projector" in name for name in expected) > 20
+    assert _order(stage, general) == expected
 
 
 def test_the_detector_sees_in_full_precision_what_it_sees_in_use(folder):
