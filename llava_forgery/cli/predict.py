@@ -106,7 +106,9 @@ def _lines(result) -> list[str]:
     lines = [f"{result.file}:"]
     for face in result.faces:
         name = "fake" if face.is_fake else "real"
-        agree = "" if face.agree else "  (detector and answer disagree)"
+        agree = "  (detector and answer disagree)" if face.agree is False else ""
+        if face.agree is None:
+            agree = "  (the answer says neither)"
         what, whose = "", ""
         if isinstance(face, VideoVerdict):
             what = f"  over {len(face.frames)} frames"

@@ -4,7 +4,6 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,6 @@ def judge_files(
             continue
         try:
             faces, picture = _judge(predictor, path, cropped, frames, reduce, bool(overlay_dir))
-            _check_finite(faces)
         except Exception as error:
             sentence = _sentence(error)
             logger.error("%s: %s", path, sentence)
@@ -125,15 +123,6 @@ def judge_files(
             note = f"map of the forged area in {path.name}, drawn by a detector"
             save_png(picture, overlay, note)
         yield FileVerdicts(str(path), faces=faces, overlay=overlay)
-
-
-def _check_finite(faces: list[Verdict]) -> None:
-    """JSON has no word for what is no number, and no reader takes it for a verdict."""
-    if not all(isfinite(value) for face in faces for value in (face.score, face.p_yes)):
-        raise ValueError(
-            "score or P(yes) is not finite: the weights of adapter or host are damaged, or too "
-            "large for its dtype"
-        )
 
 
 def _sentence(error: Exception) -> str:

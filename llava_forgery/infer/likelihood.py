@@ -113,6 +113,25 @@ def label_log_likelihoods(logits: torch.Tensor, labels: torch.Tensor) -> torch.T
     )
 
 
+def first_token_p_yes(logits: torch.Tensor, candidates: tuple[int, int]) -> list[float]:
+    """P(yes) against "No", in [0, 1], where each answer is told by its first token.
+
+    Args:
+        logits: (B, V) of the answers' first tokens.
+        candidates: The two tokens, "Yes" first.
+
+    Raises:
+        ValueError: One is not finite.
+    """
+    p_yes = logits[:, list(candidates)].float().softmax(dim=1)[:, 0]
+    if not bool(p_yes.isfinite().all()):
+        raise ValueError(
+            "the language model's P(yes) is not finite. That is not the picture's fault: the "
+            "host's weights are damaged, or too large for float16; load it in bfloat16 or float32"
+        )
+    return p_yes.tolist()
+
+
 def answer_probabilities(*arguments: Any, **options: Any) -> torch.Tensor:
     """(K,) probabilities of the candidates against each other, which sum to 1.
 

@@ -27,6 +27,7 @@ from llava_forgery.hosts.llava.prompts import (
     tokenizer_forgery_token,
 )
 from llava_forgery.hosts.llava.register import import_llava
+from llava_forgery.infer.likelihood import first_token_p_yes
 from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace, Photograph
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.build import detection_prompt
@@ -220,8 +221,8 @@ class LlavaForgeryPredictor(ForgeryPredictor):
             own = _one(detection, i)
             tokens, candidates = self.speaker.candidates(detection_prompt(float(own.score[0])))
             inputs = self.speaker.inputs(face.image, own)
-            logits = self.vlm(input_ids=self.speaker.ids(tokens), **inputs).logits[0, -1]
-            p_yes.append(_p_yes(logits, candidates))
+            logits = self.vlm(input_ids=self.speaker.ids(tokens), **inputs).logits[:, -1]
+            p_yes += first_token_p_yes(logits, candidates)
         return list(zip(detection.score.tolist(), p_yes, strict=True))
 
     def _answer(
@@ -240,7 +241,7 @@ class LlavaForgeryPredictor(ForgeryPredictor):
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-            p_yes.append(_p_yes(output.logits[0][0], candidates))
+            p_yes += first_token_p_yes(output.logits[0], candidates)
             answers.append(self.speaker.decode(output.sequences[0]))
         return p_yes, answers
 
@@ -309,7 +310,3 @@ class LlavaDialogue:
 def _one(detection: KFDOutput, i: int) -> KFDOutput:
     # Its own class: it may hold the host's features of the image.
     return type(detection)(**{name: value[i : i + 1] for name, value in vars(detection).items()})
-
-
-def _p_yes(logits: torch.Tensor, candidates: tuple[int, int]) -> float:
-    return float(torch.softmax(logits.float()[list(candidates)], dim=0)[0])

@@ -80,7 +80,7 @@ def side_by_side(panels: list[tuple[str, np.ndarray]]) -> Image.Image:
 
 def caption_of(verdict: Verdict) -> str:
     """Score and P(yes), and a second line where they disagree."""
-    tail = "" if verdict.agree else "\n(they disagree)"
+    tail = "\n(they disagree)" if verdict.agree is False else ""
     return f"score {verdict.score:.2f}  P(yes) {verdict.p_yes:.2f}{tail}"
 
 

@@ -24,6 +24,7 @@ from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, enc
 from llava_forgery.images import read_image
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.infer.halving import in_halves
+from llava_forgery.infer.likelihood import first_token_p_yes
 from llava_forgery.infer.verdict import Verdict, agree
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.answers import parse_answer
@@ -172,7 +173,7 @@ class ForgeryPredictor:
                 p_yes=p_yes[i],
                 answer=answers[i].strip(),
                 regions=parse_answer(answers[i]).regions,
-                agree=agree(scores[i], p_yes[i]),
+                agree=agree(scores[i], p_yes[i], answers[i]),
                 mask=masks[i],
                 box=face.box,
             )
@@ -194,8 +195,7 @@ class ForgeryPredictor:
             return_dict_in_generate=True,
             output_logits=True,
         )
-        first = output.logits[0].float()
-        p_yes = torch.softmax(first[:, list(candidates)], dim=1)[:, 0].tolist()
+        p_yes = first_token_p_yes(output.logits[0], candidates)
         answers = vlm.processor.tokenizer.batch_decode(
             output.sequences[:, prompt_length:], skip_special_tokens=True
         )
@@ -219,9 +219,8 @@ class ForgeryPredictor:
         scores = detection.score.tolist()
         batch, candidates = self._prompts(faces, scores)
         # Padded in front: the last token of every row is the prompt's last.
-        logits = self.vlm(detection=detection, **batch).logits[:, -1].float()
-        p_yes = torch.softmax(logits[:, list(candidates)], dim=1)[:, 0].tolist()
-        return list(zip(scores, p_yes, strict=True))
+        logits = self.vlm(detection=detection, **batch).logits[:, -1]
+        return list(zip(scores, first_token_p_yes(logits, candidates), strict=True))
 
     def _detect(self, faces: Sequence[JudgedFace]) -> KFDOutput:
         return self.vlm.detect(torch.stack([from_bytes(face.image) for face in faces]))

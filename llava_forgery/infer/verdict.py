@@ -1,16 +1,27 @@
 """The record that inference gives for a face."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
+
+from llava_forgery.qa.answers import parse_answer
 
 # Score and P(yes) both call a face fake from here on.
 THRESHOLD = 0.5
 
 
-def agree(score: float, p_yes: float) -> bool:
-    """Whether score and P(yes) call a face the same."""
+def agree(score: float, p_yes: float | None, answer: str) -> bool | None:
+    """Whether score and P(yes) call a face the same.
+
+    None where that cannot be told: there is no P(yes), a value is NaN, or the written answer
+    calls the face neither real nor fake.
+    """
+    if p_yes is None or not (isfinite(score) and isfinite(p_yes)):
+        return None
+    if parse_answer(answer).label is None:
+        return None
     return (score >= THRESHOLD) == (p_yes >= THRESHOLD)
 
 
@@ -30,8 +41,9 @@ class Verdict:
     """The answer that the language model wrote."""
     regions: tuple[str, ...]
     """Regions that the answer names as forged."""
-    agree: bool
-    """Whether score and P(yes) lie on the same side of 0.5."""
+    agree: bool | None
+    """Whether score and P(yes) lie on the same side of 0.5; None where :func:`agree` cannot tell,
+    such as for an answer that says neither."""
     mask: np.ndarray
     """(S, S) float32 in [0, 1]: the detector's map of the forged area over ``box``."""
     box: tuple[float, float, float, float]

@@ -189,7 +189,11 @@ def _describe(
         verdicts += predictor.judge([faces[i] for i in range(start, stop)])
     return [
         VideoVerdict(
-            **vars(replace(verdict, score=score, p_yes=p_yes, agree=agree(score, p_yes))),
+            **vars(
+                replace(
+                    verdict, score=score, p_yes=p_yes, agree=agree(score, p_yes, verdict.answer)
+                )
+            ),
             frame=seen.frame,
             track=seen.track,
             frames=tuple(frame_score for _, frame_score in rows),

@@ -43,8 +43,18 @@ class KFDOutput:
 
     @property
     def score(self) -> torch.Tensor:
-        """(B,): probability that the image is fake, in [0, 1]."""
-        return self.class_logits.softmax(dim=1)[:, 1]
+        """(B,): probability that the image is fake, in [0, 1].
+
+        Raises:
+            ValueError: One is not finite.
+        """
+        score = self.class_logits.softmax(dim=1)[:, 1]
+        if not bool(score.isfinite().all()):
+            raise ValueError(
+                "the detector's score is not finite. That is not the picture's fault: the "
+                "detector's weights are damaged, or too large for float16; load it in float32"
+            )
+        return score
 
     def detach(self) -> "KFDOutput":
         """The same without a graph."""

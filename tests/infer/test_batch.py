@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from llava_forgery.cli import app, predict
+from llava_forgery.files import to_json
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.batch import SCHEMA_VERSION, judge_files
@@ -102,12 +102,25 @@ def test_a_batch_too_large_is_halved_and_judged_the_same(predictor):
         assert one == pytest.approx(other, abs=1e-5)
 
 
-def test_a_verdict_that_is_no_number_is_an_error_of_its_file(monkeypatch, predictor, files):
-    judge = predictor._judge
-    nan = {"score": float("nan")}
-    predictor._judge = lambda faces: [replace(verdict, **nan) for verdict in judge(faces)]
-    (record,) = judge_files(predictor, files[:1], cropped=True)
-    assert "not finite" in record.error
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("kfd.classifier", "the detector's score is not finite. That is not the picture's fault"),
+        ("host.lm_head", "the language model's P(yes) is not finite. That is not the picture's"),
+    ],
+)
+def test_what_is_no_number_is_an_error_and_not_the_pictures(module, message, predictor, files):
+    hook = predictor.vlm.get_submodule(module).register_forward_hook(
+        lambda module, inputs, output: output * torch.nan
+    )
+    try:
+        (record,) = judge_files(predictor, files[:1], cropped=True)
+        with pytest.raises(ValueError, match="not the picture's fault"):
+            predictor.rate(predictor.find_faces(tiny.picture(1), cropped=True))
+    finally:
+        hook.remove()
+    assert message in record.error
+    assert json.loads(to_json(record.to_dict()))["faces"] == []
 
 
 def test_a_line_is_out_before_the_next_file_is_read(tmp_path):

@@ -10,7 +10,7 @@ from llava_forgery.infer.batch import judge_files, list_media
 from llava_forgery.infer.dialogue import NOTHING_SAID
 from llava_forgery.infer.overlay import heat_overlay, paste_mask, photograph_overlay, save_png
 from llava_forgery.infer.predictor import ForgeryPredictor
-from llava_forgery.infer.verdict import Verdict
+from llava_forgery.infer.verdict import Verdict, agree
 from llava_forgery.qa.build import build_prompt
 from tests import tiny, tiny_hosts
 from tests.hosts.transformers.contract import attach
@@ -48,9 +48,27 @@ def test_verdict_of_a_crop(predictor):
     assert 0 <= verdict.p_yes <= 1
     assert verdict.mask.shape == (tiny.SIZE, tiny.SIZE)
     assert verdict.box == (0.0, 0.0, 64.0, 64.0)
-    assert verdict.agree == ((verdict.score >= 0.5) == (verdict.p_yes >= 0.5))
+    assert verdict.agree == agree(verdict.score, verdict.p_yes, verdict.answer)
     pixels = torch.from_numpy(tiny.picture(1)).permute(2, 0, 1)[None].float() / 255
     assert verdict.score == pytest.approx(float(predictor.vlm.detect(pixels).score), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("score", "p_yes", "answer", "expected"),
+    [
+        (0.9, 0.8, "Yes. It is fake.", True),
+        (0.2, 0.4, "No.", True),
+        (0.9, 0.4, "No.", False),
+        (0.5, 0.49, "No.", False),
+        (0.9, None, "Yes.", None),
+        (0.9, float("nan"), "Yes.", None),
+        (float("nan"), 0.1, "No.", None),
+        (0.9, 0.8, "", None),
+        (0.9, 0.8, "ghost ghost", None),
+    ],
+)
+def test_what_cannot_be_compared_does_not_agree(score, p_yes, answer, expected):
+    assert agree(score, p_yes, answer) is expected
 
 
 def test_p_yes_is_the_likelihood_of_the_two_answers(predictor):

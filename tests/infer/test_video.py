@@ -49,7 +49,7 @@ def test_each_face_is_followed_and_pooled(predictor, clip):
         assert max(scores) - min(scores) > 1e-5
         assert face.score == pytest.approx(np.mean(scores))
         assert face.p_yes == pytest.approx(np.mean(p_yes))
-        assert face.agree == agree(face.score, face.p_yes)
+        assert face.agree == agree(face.score, face.p_yes, face.answer)
 
 
 def test_frames_are_judged_as_photographs_are(predictor, clip):
@@ -90,7 +90,7 @@ def test_the_frame_described_is_the_closest_to_the_pooled_score(
     assert face.frame == shown.frame
     # Pooled by itself: the mean of 1 - p is 1 - mean, its largest is 0.8.
     assert face.p_yes == pytest.approx({"max": 0.8, "top_k": 0.58}.get(reduce, 1 - pooled))
-    assert face.agree == agree(face.score, face.p_yes)
+    assert face.agree == agree(face.score, face.p_yes, face.answer)
 
 
 def test_frames_that_are_crops_are_padded_to_squares(predictor, clip):

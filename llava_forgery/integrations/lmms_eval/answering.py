@@ -13,6 +13,7 @@ from llava_forgery.data.build_qa import from_bytes
 from llava_forgery.hosts.transformers.chat import special_tokens
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, encode
+from llava_forgery.infer.likelihood import first_token_p_yes
 from llava_forgery.integrations.lmms_eval.prompts import cite_score, is_detection_prompt
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.conversation import Conversation, Message
@@ -221,8 +222,8 @@ def _p_yes(
     asked = [len(q.messages) == 1 and is_detection_prompt(q.messages[0].text) for q in questions]
     if not any(asked):
         return [None] * len(questions)
-    yes, no = candidate_ids(prompts[asked.index(True)], vlm.processor, vlm.n_forgery)
-    values = torch.softmax(first_logits[:, [yes, no]], dim=1)[:, 0].tolist()
+    candidates = candidate_ids(prompts[asked.index(True)], vlm.processor, vlm.n_forgery)
+    values = first_token_p_yes(first_logits, candidates)
     return [value if known else None for value, known in zip(values, asked, strict=True)]
 
 

@@ -6,6 +6,7 @@ the P(yes) of the other label.
 """
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.evaluation import metrics
+from llava_forgery.evaluation.checks import OneClassError
 from llava_forgery.evaluation.turns import parse_place, turns_agree
 from llava_forgery.faces.records import image_pixels
 from llava_forgery.files import contained
@@ -26,6 +28,8 @@ from llava_forgery.qa import templates
 from llava_forgery.qa.answers import parse_answer
 from llava_forgery.qa.build import detection_prompt
 from llava_forgery.rows import embedded
+
+logger = logging.getLogger(__name__)
 
 CHOICES = ["Yes", "No"]
 Doc = Mapping[str, Any]
@@ -162,34 +166,32 @@ def process_multiturn(doc: Doc, results: Sequence[Any]) -> dict[str, Record]:
     return found
 
 
-def video_auc(records: Sequence[Record]) -> float:
-    """AUC of the videos' mean P(yes)."""
-    return metrics.auc(*_videos(records, "p_yes"))
+def _ranking(
+    measure: Callable[..., float], name: str, videos: bool, of: str
+) -> Callable[[Sequence[Record]], float | None]:
+    def rank(records: Sequence[Record]) -> float | None:
+        columns = (_column(records, "label"), _column(records, name))
+        try:
+            return measure(*(_videos(records, name) if videos else columns))
+        except OneClassError as error:
+            # Such as of the first images of a sorted set; the other figures are not lost for it.
+            logger.warning("%s; it is left empty", error)
+            return None
+
+    rank.__doc__ = f"{of}; None where one class is missing."
+    return rank
 
 
-def video_ap(records: Sequence[Record]) -> float:
-    """Average precision of the videos' mean P(yes)."""
-    return metrics.average_precision(*_videos(records, "p_yes"))
-
-
-def frame_auc(records: Sequence[Record]) -> float:
-    """AUC of the images' P(yes)."""
-    return metrics.auc(_column(records, "label"), _column(records, "p_yes"))
-
-
-def frame_ap(records: Sequence[Record]) -> float:
-    """Average precision of the images' P(yes)."""
-    return metrics.average_precision(_column(records, "label"), _column(records, "p_yes"))
-
-
-def kfd_video_auc(records: Sequence[Record]) -> float:
-    """AUC of the videos' mean score of the detector."""
-    return metrics.auc(*_videos(records, "kfd_score"))
-
-
-def kfd_auc(records: Sequence[Record]) -> float:
-    """AUC of the detector's scores."""
-    return metrics.auc(_column(records, "label"), _column(records, "kfd_score"))
+video_auc = _ranking(metrics.auc, "p_yes", True, "AUC of the videos' mean P(yes)")
+video_ap = _ranking(
+    metrics.average_precision, "p_yes", True, "Average precision of the videos' mean P(yes)"
+)
+frame_auc = _ranking(metrics.auc, "p_yes", False, "AUC of the images' P(yes)")
+frame_ap = _ranking(
+    metrics.average_precision, "p_yes", False, "Average precision of the images' P(yes)"
+)
+kfd_video_auc = _ranking(metrics.auc, "kfd_score", True, "AUC of the videos' mean detector score")
+kfd_auc = _ranking(metrics.auc, "kfd_score", False, "AUC of the detector's scores")
 
 
 def agreement(records: Sequence[Record]) -> float:

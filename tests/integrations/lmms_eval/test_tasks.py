@@ -168,6 +168,15 @@ def test_unparsed_is_wrong_in_the_ranking_too():
     assert tasks.unparsed([fake, real]) == 2
 
 
+def test_one_class_leaves_the_ranking_empty_and_says_so(caplog):
+    record = tasks.process_detect(_doc(FAKE), [write_report("Yes.", 0.8, 0.7)])["auc"]
+    for name in ("frame_auc", "frame_ap", "video_auc", "video_ap", "kfd_auc", "kfd_video_auc"):
+        caplog.clear()
+        assert getattr(tasks, name)([record, record]) is None
+        assert "needs real and fake images" in caplog.text
+    assert tasks.accuracy([record, record]) == 1
+
+
 def test_videos_by_hand():
     """Frames of 0.9 and 0.1 make a video of 0.5, below the real one's 0.6."""
     texts = [("a", FAKE, 0.9), ("a", FAKE, 0.1), ("b", REAL, 0.6), ("c", FAKE, 0.7)]
@@ -205,6 +214,8 @@ def test_regions_by_hand():
     assert tasks.unparsed(records) == 1
 
 
-def test_set_of_one_class_is_an_error(evaluate):
-    with pytest.raises(ValueError, match="needs real and fake"):
-        evaluate(Says(lambda doc: "Yes."), "forgery_detect", name="other", limit=1)
+def test_set_of_one_class_keeps_its_other_figures(evaluate):
+    result = evaluate(Says(lambda doc: "Yes."), "forgery_detect", name="other", limit=1)
+    found = _values(result, "forgery_detect")
+    assert found["video_auc"] is found["auc"] is None
+    assert found["accuracy"] in (0, 1)
