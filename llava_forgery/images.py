@@ -1,4 +1,4 @@
-"""Opening pictures: the formats that are read, and a photograph as upright 8-bit RGB."""
+"""Pictures: the formats that are read, a photograph as upright 8-bit RGB, PNG with a note."""
 
 import io
 import warnings
@@ -10,6 +10,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from llava_forgery.files import atomic_path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """File types that folders are searched for."""
@@ -113,3 +116,27 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     return np.array(image.convert("RGB"))
+
+
+def png_bytes(image: np.ndarray | Image.Image, note: str) -> bytes:
+    """A PNG file with a note in its metadata.
+
+    Args:
+        image: The picture, or (H, W, 3) uint8 RGB.
+        note: Says what the picture is; simulated forgeries are marked as such here.
+    """
+    info = PngInfo()
+    info.add_text("Software", "llava-forgery")
+    info.add_text("Description", note)
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    buffer = io.BytesIO()
+    # PIL's own level takes two and a half times as long for a fifteenth fewer bytes.
+    image.save(buffer, format="PNG", pnginfo=info, compress_level=3)
+    return buffer.getvalue()
+
+
+def save_png(image: Image.Image, path: str | PathLike, note: str) -> None:
+    """Write a PNG atomically, with a note in its metadata; see :func:`png_bytes`."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(png_bytes(image, note))

@@ -26,8 +26,8 @@ from llava_forgery.evaluation.simulated import evaluate_simulated
 from llava_forgery.faces.prepare import prepare
 from llava_forgery.faces.records import load_faces
 from llava_forgery.files import write_json
-from llava_forgery.hosts.adapter import load_host
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector

@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import make_tree  # noqa: E402
 
 # What a folder or file of the package may import, beside itself.
-BASE = {"constants", "optional", "files", "weights", "rows", "images", "pooling"}
+BASE = {"constants", "optional", "files", "weights", "rows", "images", "tensors", "pooling"}
 MODEL = BASE | {"faces", "qa", "kfd", "fpl", "hosts"}
 TRAINING = MODEL | {"simulate", "data", "train"}
 ALL = TRAINING | {"convert", "infer", "evaluation"}
@@ -23,8 +23,9 @@ ARROWS = {
     "files": {"constants"},
     "weights": {"constants", "files"},
     "rows": {"constants", "files"},
-    "images": BASE - {"pooling"},
-    "pooling": BASE - {"images"},
+    "images": {"constants", "files"},
+    "tensors": set(),
+    "pooling": set(),
     "faces": BASE,
     "simulate": BASE | {"faces"},
     "qa": BASE | {"faces"},

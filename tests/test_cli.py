@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from llava_forgery.cli import app
 from llava_forgery.faces.records import save_faces
-from llava_forgery.hosts.adapter import load_host
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.predictor import ForgeryPredictor
 from tests import tiny

@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from eval.papers.table_settings import ClipSettings, SelfBlendedSettings
-from llava_forgery.data.build_qa import from_bytes
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.encoder import load_open_clip
 from llava_forgery.kfd.knowledge import ForgeryKnowledge, OpenClipTextEncoder
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.simulate.simulator import SimulatorConfig
+from llava_forgery.tensors import from_bytes
 from llava_forgery.train.stage1 import collate_pairs, settle_statistics
 from llava_forgery.train.trainer import (
     ForgeryTrainer,

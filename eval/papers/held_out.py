@@ -10,13 +10,13 @@ import numpy as np
 from eval.papers.cells import ImageRecord
 from eval.papers.table_settings import HeldOutSettings
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.data.build_qa import to_bytes
 from llava_forgery.evaluation.images import ManifestImages
 from llava_forgery.evaluation.scorers import Scorer
 from llava_forgery.faces.crop import crop_box
 from llava_forgery.faces.records import MANIFEST, load_faces
 from llava_forgery.images import SUFFIXES, read_image
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
+from llava_forgery.tensors import to_bytes
 
 
 @dataclass(frozen=True)

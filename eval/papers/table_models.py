@@ -39,9 +39,14 @@ from llava_forgery.convert.sources import load_trunk
 from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.evaluation.scorers import AdapterScorer, DetectorScorer, Scorer
 from llava_forgery.files import write_json
-from llava_forgery.hosts.adapter import load_adapter, load_host, pick_device, place_host
 from llava_forgery.hosts.baseline import PlainHost
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers.loading import (
+    load_adapter,
+    load_host,
+    pick_device,
+    place_host,
+)
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.config import KFDConfig

@@ -31,19 +31,20 @@ from eval.papers.variant_tables import (
 )
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.convert.sources import load_trunk
-from llava_forgery.data.build_qa import build_conversations, from_bytes, to_bytes
+from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.evaluation.masks import mask_iou
 from llava_forgery.evaluation.metrics import auc
 from llava_forgery.files import read_json, write_json, write_text
 from llava_forgery.fpl.config import FPLConfig
-from llava_forgery.hosts.adapter import load_host, pick_device, place_host
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers.loading import load_host, pick_device, place_host
 from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
 from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace
 from llava_forgery.kfd.config import PRESETS, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
+from llava_forgery.tensors import from_bytes, to_bytes
 from llava_forgery.train.stage1 import train_kfd
 from llava_forgery.train.stage2 import train_adapter
 from llava_forgery.train.warmup import align_learner

@@ -22,7 +22,7 @@ def merge_llava(
 
     LLaVA's load_pretrained_model reads it after llava_forgery.hosts.llava.register.register().
     """
-    from llava_forgery.hosts.llava.checkpoint import merge_llava as merge
+    from llava_forgery.hosts.llava.loading import merge_llava as merge
 
     be_quiet()
     merge(model, out, host, dtype)

@@ -61,9 +61,9 @@ def evaluate(
     from llava_forgery.constants import FAKE, REAL
     from llava_forgery.evaluation.labelled import evaluate_labelled
     from llava_forgery.evaluation.simulated import draw_roc, evaluate_simulated
-    from llava_forgery.evaluation.video import check_reduction
     from llava_forgery.faces.records import load_faces
     from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
+    from llava_forgery.pooling import check_reduction
     from llava_forgery.simulate.pairs import CENTRED, FacePairs
 
     rows = load_faces(faces, split=split)
@@ -126,11 +126,9 @@ def evaluate_pseudo_word(
     from llava_forgery.data.labelled import read_sources
     from llava_forgery.evaluation.pseudo_word import evaluate_pseudo_word as run
     from llava_forgery.evaluation.pseudo_word import table_of
-    from llava_forgery.hosts.adapter import load_host, place_host
-    from llava_forgery.hosts.pseudo_word_checkpoint import (
-        load_pseudo_word,
-        read_pseudo_word_config,
-    )
+    from llava_forgery.hosts.pseudo_word import load_pseudo_word
+    from llava_forgery.hosts.pseudo_word_checkpoint import read_pseudo_word_config
+    from llava_forgery.hosts.transformers.loading import load_host, place_host
 
     images = read_sources(data)
     name = host or read_pseudo_word_config(word)["host"]["name_or_path"]
@@ -211,6 +209,7 @@ def explain(
     from llava_forgery.faces.records import load_faces
     from llava_forgery.infer.explain import explain_pair, explain_photograph
     from llava_forgery.simulate.pairs import CENTRED, FacePairs
+    from llava_forgery.tensors import to_bytes
 
     if (image is None) == (faces is None):
         raise ValueError("give either a photograph or --faces")
@@ -224,6 +223,14 @@ def explain(
         predictor = load_predictor(model, host, device)
         # The forgeries that `evaluate` judges under the same seed.
         pairs = FacePairs(rows, pair + 1, size=predictor.size, seed=seed, framing=CENTRED)
-        written = explain_pair(predictor, pairs[pair], out)
+        forgery = pairs[pair]
+        written = explain_pair(
+            predictor,
+            to_bytes(forgery.forged),
+            to_bytes(forgery.pristine),
+            forgery.mask[0].numpy(),
+            forgery.regions,
+            out,
+        )
     for path in written:
         typer.echo(path)

@@ -39,9 +39,9 @@ def detect(
     Exit status: 0 when every file was judged, 1 when some were not, 2 for wrong use, 130 when it
     was interrupted (Ctrl-C) after what it printed.
     """
-    from llava_forgery.evaluation.video import check_reduction
     from llava_forgery.faces.video import frame_choice
     from llava_forgery.infer.batch import judge_files
+    from llava_forgery.pooling import check_reduction
 
     if as_json and as_jsonl:
         raise ValueError("give either --json, one document, or --jsonl, a line for each file")

@@ -50,8 +50,8 @@ def real(
     """
     from llava_forgery.evaluation.figures import save_figure
     from llava_forgery.evaluation.real import evaluate_real, real_figure, real_table
-    from llava_forgery.evaluation.video import check_reduction
     from llava_forgery.optional import require
+    from llava_forgery.pooling import check_reduction
 
     check_reduction(pool)
     if plot:

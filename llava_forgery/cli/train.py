@@ -177,8 +177,9 @@ def finetune(
 ) -> None:
     """Stage 2: train the forgery adapter of a host on conversations."""
     from llava_forgery.files import check_output_folder
-    from llava_forgery.hosts.adapter import CONFIG, ENTRIES, load_host
+    from llava_forgery.hosts.adapter import CONFIG, ENTRIES
     from llava_forgery.hosts.lora import LoraSettings
+    from llava_forgery.hosts.transformers.loading import load_host
     from llava_forgery.hosts.transformers.model import attach_forgery
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
     from llava_forgery.rows import load_rows
@@ -252,9 +253,9 @@ def train_pseudo_word(
     """AntifakePrompt: train the embedding of one pseudo-word on real and fake photos."""
     from llava_forgery.data.labelled import read_sources
     from llava_forgery.files import check_output_folder
-    from llava_forgery.hosts.adapter import load_host
     from llava_forgery.hosts.pseudo_word import PseudoWordConfig, attach_pseudo_word
     from llava_forgery.hosts.pseudo_word_checkpoint import CONFIG, ENTRIES
+    from llava_forgery.hosts.transformers.loading import load_host
     from llava_forgery.train.antifake_prompt import train_pseudo_word as run
 
     check_output_folder(out, CONFIG, entries=ENTRIES)

@@ -26,18 +26,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import llava_forgery
-from llava_forgery.data.samples import (
-    SimulatedSubjects,
-    Subject,
-    SubjectSource,
-    from_bytes,
-)
-
-# What others read and write pixels with.
-from llava_forgery.data.samples import to_bytes as to_bytes
+from llava_forgery.data.samples import SimulatedSubjects, Subject, SubjectSource
 from llava_forgery.data.shards import SETTINGS, PartStore
 from llava_forgery.files import atomic_path, check_output_folder, write_json
-from llava_forgery.infer.overlay import png_bytes
+from llava_forgery.images import png_bytes
 from llava_forgery.kfd.checkpoint import detector_digest
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.build import build_conversation
@@ -45,6 +37,7 @@ from llava_forgery.qa.conversation import Conversation
 from llava_forgery.qa.llava_json import LlavaSample, write_llava_json
 from llava_forgery.rows import write_rows
 from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.tensors import from_bytes
 
 CONVERSATIONS, IMAGES = "conversations.json", "images"
 

@@ -17,7 +17,7 @@ from llava_forgery.faces.crop import crop_box
 from llava_forgery.faces.records import FaceCrop
 from llava_forgery.faces.sources import MediaSource
 from llava_forgery.files import atomic_path, check_output_folder, contained, is_name, write_json
-from llava_forgery.infer.overlay import save_png
+from llava_forgery.images import save_png
 
 # DeepfakeBench's own data lie in folders named rgb: this file tells ours apart.
 SUMMARY = "export.json"

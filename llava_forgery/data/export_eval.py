@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 import llava_forgery
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.data.samples import FORGED, PRISTINE, to_bytes
+from llava_forgery.data.samples import FORGED, PRISTINE
 from llava_forgery.files import atomic_path, check_output_folder, write_json
-from llava_forgery.infer.overlay import png_bytes
+from llava_forgery.images import png_bytes
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.rows import write_rows
 from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.tensors import to_bytes
 
 SPLIT, DICTIONARY = "test", "dataset_dict.json"
 # Any DatasetDict may hold the other two: this file tells ours apart.

@@ -13,11 +13,12 @@ from PIL import Image
 from tqdm import trange
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
-from llava_forgery.data.samples import FORGED, PRISTINE, to_bytes
+from llava_forgery.data.samples import FORGED, PRISTINE
 from llava_forgery.files import atomic_path, check_output_folder, write_json
-from llava_forgery.infer.overlay import save_png
+from llava_forgery.images import save_png
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.tensors import to_bytes
 
 # Folders named real and fake are what users' own data look like: this file tells ours apart.
 SUMMARY = "forgeries.json"

@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.data.build_qa import to_bytes
-from llava_forgery.infer.overlay import save_png
+from llava_forgery.images import save_png
 from llava_forgery.qa.build import build_conversation
 from llava_forgery.qa.conversation import Conversation
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.simulate.pairs import FacePair, FacePairs
+from llava_forgery.tensors import to_bytes
 
 NOTE = (
     "simulated forgeries beside their pristine faces, made by llava-forgery to look at training "

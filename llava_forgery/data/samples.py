@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import datasets
 import numpy as np
-import torch
 
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.faces.records import FaceCrop, image_pixels
@@ -16,6 +15,7 @@ from llava_forgery.qa.conversation import order_regions
 from llava_forgery.qa.mask_regions import COVERED, WHOLE, covered_regions
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.simulate.pairs import CENTRED, FacePairs, frame_face
+from llava_forgery.tensors import to_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +24,6 @@ FORGED = (
     "photograph"
 )
 PRISTINE = "crop of {source}, without forgery"
-
-
-def to_bytes(image: torch.Tensor) -> np.ndarray:
-    """(3, S, S) in [0, 1] to (S, S, 3) uint8."""
-    return (image * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-
-
-def from_bytes(image: np.ndarray) -> torch.Tensor:
-    """(S, S, 3) uint8 to (3, S, S) float32 in [0, 1]."""
-    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).float() / 255
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,12 @@ from numpy.typing import ArrayLike
 
 from llava_forgery.evaluation.intervals import bootstrap_interval, roc_band
 from llava_forgery.evaluation.metrics import auc, roc
-from llava_forgery.evaluation.perturb import LEVELS, PERTURBATIONS
+from llava_forgery.evaluation.perturb import LEVELS, PERTURBATIONS, RobustnessPoint
 from llava_forgery.files import atomic_path
 from llava_forgery.optional import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from llava_forgery.evaluation.robustness import RobustnessPoint
 
 NAMES = {"kfd": "detector (score)", "p_yes": "answer, P(yes)"}
 # Okabe and Ito's colours, which colour-blind people tell apart.
@@ -71,7 +69,7 @@ def roc_figure(
     return figure
 
 
-def robustness_figure(points: Sequence["RobustnessPoint"]) -> "Figure":
+def robustness_figure(points: Sequence[RobustnessPoint]) -> "Figure":
     """A panel for each kind of change: AUC with its interval, from untouched to the strongest.
 
     Args:

@@ -8,10 +8,10 @@ import datasets
 import numpy as np
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.data.build_qa import to_bytes
 from llava_forgery.data.samples import SimulatedSubjects
 from llava_forgery.faces.records import FaceCrop
 from llava_forgery.simulate.pairs import CENTRED, FacePair, FacePairs, frame_face
+from llava_forgery.tensors import to_bytes
 
 
 @dataclass(frozen=True)

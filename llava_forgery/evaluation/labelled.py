@@ -17,8 +17,9 @@ from llava_forgery.evaluation.metrics import agreement
 from llava_forgery.evaluation.records import KeptRecords
 from llava_forgery.evaluation.report import detection_report
 from llava_forgery.evaluation.scorers import RECORD_NAMES, Scorer, named_scores
-from llava_forgery.evaluation.video import check_reduction, video_level
+from llava_forgery.evaluation.video import video_level
 from llava_forgery.files import write_json
+from llava_forgery.pooling import check_reduction
 
 # Under which names the figures stand, as for simulated forgeries.
 METRIC_NAMES = {"kfd": "kfd", "p_yes": "text"}

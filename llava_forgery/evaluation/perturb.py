@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from llava_forgery.data.build_qa import from_bytes, to_bytes
 from llava_forgery.simulate import augment
+from llava_forgery.tensors import from_bytes, to_bytes
 
 LEVELS = 5
 REFERENCE_SIDE = 224
@@ -157,3 +157,23 @@ def choose_perturbations(names: Sequence[str] | None) -> tuple[Perturbation, ...
     if unknown or not names:
         raise ValueError(f"unknown perturbations {unknown}; expected some of {', '.join(known)}")
     return tuple(p for p in PERTURBATIONS if p.name in names)
+
+
+@dataclass(frozen=True)
+class RobustnessPoint:
+    """One point of one curve."""
+
+    score: str
+    """Whose: ``"kfd"`` or ``"p_yes"``."""
+    perturbation: str
+    """Kind of change; ``"none"`` for the images as they are."""
+    level: int
+    """0 for the images as they are, 1 to 5."""
+    strength: float | None
+    """In the kind's own unit; None for the images as they are."""
+    auc: float
+    """Of single images."""
+    low: float
+    """Lower end of its 95 % interval, drawn by video."""
+    high: float
+    """Upper end."""

@@ -24,10 +24,11 @@ from llava_forgery.evaluation.intervals import PATIENCE, Interval, percentiles
 from llava_forgery.evaluation.metrics import auc, error_rates, tpr_at_fpr
 from llava_forgery.evaluation.records import KeptRecords
 from llava_forgery.evaluation.scorers import RECORD_NAMES, Scorer, named_scores
-from llava_forgery.evaluation.video import check_reduction, video_level
+from llava_forgery.evaluation.video import video_level
 from llava_forgery.faces.crop import crop_box
 from llava_forgery.files import write_json, write_text
 from llava_forgery.images import SUFFIXES, read_image
+from llava_forgery.pooling import check_reduction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,35 +11,22 @@ from typing import Any
 import numpy as np
 
 from llava_forgery.evaluation.checks import checked_labels
+from llava_forgery.evaluation.figures import robustness_figure, save_figure
 from llava_forgery.evaluation.images import ManifestImages, PairImages
 from llava_forgery.evaluation.intervals import bootstrap_interval
 from llava_forgery.evaluation.metrics import auc
-from llava_forgery.evaluation.perturb import LEVELS, PERTURBATIONS, Perturbation, perturb
+from llava_forgery.evaluation.perturb import (
+    LEVELS,
+    PERTURBATIONS,
+    Perturbation,
+    RobustnessPoint,
+    perturb,
+)
 from llava_forgery.evaluation.records import KeptRecords
 from llava_forgery.evaluation.scorers import Scorer
 from llava_forgery.files import write_json, write_text
 
 UNTOUCHED = "none"
-
-
-@dataclass(frozen=True)
-class RobustnessPoint:
-    """One point of one curve."""
-
-    score: str
-    """Whose: ``"kfd"`` or ``"p_yes"``."""
-    perturbation: str
-    """Kind of change; ``"none"`` for the images as they are."""
-    level: int
-    """0 for the images as they are, 1 to 5."""
-    strength: float | None
-    """In the kind's own unit; None for the images as they are."""
-    auc: float
-    """Of single images."""
-    low: float
-    """Lower end of its 95 % interval, drawn by video."""
-    high: float
-    """Upper end."""
 
 
 def measure_robustness(
@@ -139,8 +126,6 @@ def write_robustness(
     Raises:
         ImportError: matplotlib is missing.
     """
-    from llava_forgery.evaluation.figures import robustness_figure, save_figure
-
     rows = [asdict(point) for point in points]
     output_dir = Path(output_dir)
     write_json(output_dir / "robustness.json", {**about, "points": rows})

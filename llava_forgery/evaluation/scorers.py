@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from llava_forgery.data.build_qa import from_bytes
 from llava_forgery.evaluation.checks import probabilities
 from llava_forgery.hosts.adapter import CONFIG as ADAPTER_CONFIG
-from llava_forgery.hosts.adapter import pick_device
+from llava_forgery.hosts.transformers.loading import pick_device
 from llava_forgery.infer.halving import in_halves
 from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace
 from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.tensors import from_bytes
 
 RECORD_NAMES = {"kfd": "score", "p_yes": "p_yes"}
 """Under which names a scorer's scores stand in an evaluation's records."""

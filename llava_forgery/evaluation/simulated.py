@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
-from llava_forgery.data.build_qa import to_bytes
 from llava_forgery.data.samples import SimulatedSubjects
+from llava_forgery.evaluation.figures import roc_figure, save_figure
 from llava_forgery.evaluation.intervals import bootstrap_interval
 from llava_forgery.evaluation.metrics import (
     accuracy,
@@ -23,12 +23,14 @@ from llava_forgery.evaluation.metrics import (
 from llava_forgery.evaluation.records import RECORDS, KeptRecords
 from llava_forgery.evaluation.scorers import RECORD_NAMES
 from llava_forgery.files import read_json_lines, write_json, write_text
-from llava_forgery.infer.overlay import caption_of, heat_overlay, save_png, side_by_side
+from llava_forgery.images import save_png
+from llava_forgery.infer.overlay import caption_of, heat_overlay, side_by_side
 from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace
 from llava_forgery.infer.verdict import Verdict
 from llava_forgery.qa.answers import parse_answer
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.simulate.pairs import FacePair, FacePairs
+from llava_forgery.tensors import to_bytes
 
 SIMULATED = "simulated forgery made by llava-forgery to evaluate detectors; not a real photograph"
 
@@ -123,8 +125,6 @@ def draw_roc(
     Raises:
         ImportError: matplotlib is missing.
     """
-    from llava_forgery.evaluation.figures import roc_figure, save_figure
-
     output_dir = Path(output_dir)
     records = read_json_lines(output_dir / RECORDS)
     figure = roc_figure(

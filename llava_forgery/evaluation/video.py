@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike
 
 from llava_forgery.constants import FAKE
 from llava_forgery.evaluation.checks import checked_labels, finite_values, same_length
+from llava_forgery.pooling import check_reduction, pool
 
 logger = logging.getLogger(__name__)
 
-REDUCTIONS = ("mean", "median", "max", "top_k")
 GROUPINGS = ("video_id", "deepfakebench")
 
 
@@ -84,20 +84,6 @@ def video_level(
         video_ids=tuple(frames),
         mixed=mixed,
     )
-
-
-def check_reduction(reduce: str) -> None:
-    """Raises ValueError where ``reduce`` is none of ``REDUCTIONS``."""
-    if reduce not in REDUCTIONS:
-        raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
-
-
-def pool(scores: np.ndarray, reduce: str = "mean", k: int = 5) -> float:
-    """One score of a video from those of its frames, (N,); see :func:`video_level`."""
-    check_reduction(reduce)
-    if reduce == "top_k":
-        return float(np.sort(scores)[-k:].mean())
-    return float({"mean": np.mean, "median": np.median, "max": np.max}[reduce](scores))
 
 
 def parent_folder(path: Hashable) -> str:

@@ -12,25 +12,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from torch import nn
 
 from llava_forgery.files import (
     atomic_path,
     check_output_folder,
     portable_name,
     read_json,
-    resolve_name,
     write_json,
 )
-from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.fingerprint import check_fingerprint
-from llava_forgery.hosts.lora import check_lora, fill_lora
-from llava_forgery.hosts.quantized import leave_unpacked, quantization_config
-from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
-from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.hosts.lora import fill_lora
 from llava_forgery.weights import load_tensors, save_tensors
 
 CONFIG, FPL, KFD, LORA = "forgery_config.json", "fpl.safetensors", "kfd", "lora"
@@ -38,11 +30,11 @@ FORMAT = 1
 ENTRIES = (CONFIG, FPL, KFD, LORA)
 
 
-def save_adapter(model: ForgeryVLM, directory: str | PathLike) -> None:
+def save_adapter(model: nn.Module, directory: str | PathLike) -> None:
     """Write the adapter of a model.
 
     Args:
-        model: From :func:`attach_forgery`.
+        model: From :func:`llava_forgery.hosts.transformers.model.attach_forgery`.
         directory: An existing adapter there is replaced as a whole.
 
     Raises:
@@ -98,89 +90,7 @@ def read_adapter_config(directory: str | PathLike) -> dict[str, Any]:
     return config
 
 
-def load_host(
-    directory: Path, name_or_path: str, quantization: str | None = None, **options: Any
-) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The bare host that an adapter names, or that the user gives.
-
-    Args:
-        directory: The adapter's, against which a relative path is read first.
-        name_or_path: A folder or a hub name.
-        quantization: "4bit" or "8bit" for the language model's linear layers; None leaves them
-            as they are (:mod:`llava_forgery.hosts.quantized`).
-        options: For ``from_pretrained``, such as ``dtype`` and ``device_map``.
-
-    Raises:
-        FileNotFoundError: Neither a folder nor something that transformers can load.
-        ImportError: Quantisation is asked for and bitsandbytes is not installed.
-    """
-    source = resolve_name(name_or_path, directory)
-    try:
-        if quantization is not None:
-            options["quantization_config"] = quantization_config(
-                source, quantization, options.get("dtype", "auto")
-            )
-        processor = AutoProcessor.from_pretrained(source)
-        model = AutoModelForImageTextToText.from_pretrained(source, **options)
-        leave_unpacked(model)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"the host {name_or_path!r} could not be loaded ({str(error).splitlines()[0]}); give "
-            "its folder or hub name (host=..., or --host)"
-        ) from error
-    return model, processor
-
-
-def pick_device(device: str | torch.device | None = None) -> str | torch.device:
-    """The device that is asked for; by default a GPU if there is one."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def place_host(model: PreTrainedModel, device: str | torch.device | None) -> PreTrainedModel:
-    """Bring a host to a device, a GPU if there is one by default.
-
-    A quantised host lies where it was loaded: transformers has placed it.
-    """
-    return model if getattr(model, "is_quantized", False) else model.to(pick_device(device))
-
-
-def load_adapter(
-    directory: str | PathLike,
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    trainable: bool = False,
-) -> ForgeryVLM:
-    """Attach a saved adapter to a loaded host.
-
-    Args:
-        directory: The adapter's.
-        model: The bare host.
-        processor: Its processor.
-        trainable: Whether FPL and LoRA are to be trained further.
-
-    Returns:
-        The host with the skill, in eval mode.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: The host is another one, or a file does not fit.
-    """
-    directory = Path(directory)
-    config = read_adapter_config(directory)
-    check_fingerprint(model, config["host"], str(directory))
-    # A detector on the host's own tower finds it in the host.
-    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(directory / KFD, with_tower=False)
-    fpl = ForgeryPromptLearner(FPLConfig.from_dict(config["fpl"]))
-    fill_learner(fpl, directory)
-    vlm = attach_forgery(model, processor, kfd, fpl)
-    if config["lora"]:
-        check_lora(model, directory / LORA)
-        vlm.host = PeftModel.from_pretrained(model, directory / LORA, is_trainable=trainable)
-    fpl.requires_grad_(trainable)
-    return vlm.eval()
-
-
-def fill_adapter(model: ForgeryVLM, directory: str | PathLike) -> None:
+def fill_adapter(model: nn.Module, directory: str | PathLike) -> None:
     """Fill an attached FPL and LoRA from an adapter's folder, strictly."""
     directory = Path(directory)
     fill_learner(model.fpl, directory)

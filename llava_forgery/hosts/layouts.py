@@ -22,14 +22,7 @@ from transformers import AutoModelForCausalLM
 from llava_forgery.files import check_output_folder, read_json, resolve_name, some_names
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.adapter import (
-    FPL,
-    KFD,
-    LORA,
-    load_host,
-    read_adapter_config,
-    save_adapter,
-)
+from llava_forgery.hosts.adapter import FPL, KFD, LORA, read_adapter_config, save_adapter
 from llava_forgery.hosts.fingerprint import (
     TOLERANCE,
     check_parts,
@@ -43,9 +36,11 @@ from llava_forgery.hosts.llava.checkpoint import (
     read_skill_config,
     save_llava_adapter,
 )
-from llava_forgery.hosts.llava.model import TEMPLATE_KEY, attach_to_llava, llava_lora_config
+from llava_forgery.hosts.llava.model import attach_to_llava, llava_lora_config
+from llava_forgery.hosts.llava.names import TEMPLATE_KEY
 from llava_forgery.hosts.llava.register import import_llava
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings
+from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.weights import compare_tensors, load_tensors, read_tensors

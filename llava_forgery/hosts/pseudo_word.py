@@ -11,6 +11,7 @@ Source: AntifakePrompt (arXiv:2310.17419), section 3; nctu-eva-lab/AntifakePromp
 import re
 from dataclasses import asdict, dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +21,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from transformers.tokenization_utils_base import AddedToken
 
 from llava_forgery.constants import PSEUDO_WORD
-from llava_forgery.hosts.fingerprint import embedding_probe, host_fingerprint
+from llava_forgery.hosts.fingerprint import (
+    TOLERANCE,
+    check_fingerprint,
+    embedding_probe,
+    host_fingerprint,
+    probe_difference,
+)
 from llava_forgery.hosts.placeholder import EmbeddingHooks
+from llava_forgery.hosts.pseudo_word_checkpoint import (
+    VECTORS,
+    read_pseudo_word_config,
+    save_pseudo_word,
+)
 from llava_forgery.hosts.transformers.model import ForgeryVLM
+from llava_forgery.weights import load_tensors
 
 PLACEMENTS = ("postfix", "prefix", "replace")
 LANGUAGE_MODEL, QFORMER = "language_model", "qformer"
@@ -205,8 +218,6 @@ class PseudoWordVLM(nn.Module):
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write the word; see :mod:`llava_forgery.hosts.pseudo_word_checkpoint`."""
-        from llava_forgery.hosts.pseudo_word_checkpoint import save_pseudo_word
-
         save_pseudo_word(self, directory)
 
 
@@ -315,3 +326,50 @@ def attach_pseudo_word(
         fingerprint, name = host_fingerprint(model), model.name_or_path
     device = host.get_input_embeddings().weight.device
     return PseudoWordVLM(model, processor, word.to(device), config, fingerprint, name)
+
+
+def load_pseudo_word(
+    directory: str | PathLike,
+    model: PreTrainedModel | ForgeryVLM,
+    processor: ProcessorMixin,
+) -> PseudoWordVLM:
+    """Attach a saved word to a copy of its host.
+
+    Args:
+        directory: The word's.
+        model: The host, or what ``attach_forgery`` made of it.
+        processor: Its processor.
+
+    Returns:
+        In eval mode.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The host is another one, or a file does not fit.
+    """
+    directory = Path(directory)
+    config = read_pseudo_word_config(directory)
+    check_fingerprint(bare_host(model), config["host"], str(directory))
+    settings = PseudoWordConfig(**config["config"])
+    vlm = attach_pseudo_word(model, processor, settings)
+    _check_more(vlm, config["more_embeddings"], directory)
+    vlm.word.load_state_dict(load_tensors(directory / VECTORS, vlm.word.state_dict()))
+    vlm.sources = tuple(config["sources"])
+    return vlm.eval()
+
+
+def _check_more(vlm: PseudoWordVLM, expected: dict[str, list[float]], directory: Path) -> None:
+    """A host may share its language model with another one but not its Q-Former."""
+    found = vlm.more_embeddings
+    if set(found) != set(expected):
+        raise ValueError(
+            f"{directory} has vectors for {sorted([LANGUAGE_MODEL, *expected])}, this host reads "
+            f"the question in {sorted([LANGUAGE_MODEL, *found])}; give the host it was trained with"
+        )
+    for name, probe in expected.items():
+        difference = probe_difference(probe, found[name])
+        if difference > TOLERANCE:
+            raise ValueError(
+                f"{directory} was trained for a host with another {name} (its embedding differs by "
+                f"{difference:.2g} of its size); give the host it was trained with"
+            )

@@ -11,9 +11,9 @@ from PIL import Image
 
 from llava_forgery.faces.sources import VIDEO_SUFFIXES, find_media
 from llava_forgery.faces.video import FrameChoice, require_pyav
-from llava_forgery.images import read_image
+from llava_forgery.images import read_image, save_png
 from llava_forgery.infer.halving import is_out_of_memory
-from llava_forgery.infer.overlay import photograph_overlay, save_png
+from llava_forgery.infer.overlay import photograph_overlay
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict
 from llava_forgery.infer.video import judge_video, video_overlay

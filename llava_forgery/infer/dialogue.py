@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
-from llava_forgery.data.build_qa import from_bytes
 from llava_forgery.hosts.kv_cache import CACHE
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.processors import PER_TOKEN
 from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.qa.build import detection_prompt
 from llava_forgery.qa.conversation import Conversation, Message
+from llava_forgery.tensors import from_bytes
 
 logger = logging.getLogger(__name__)
 

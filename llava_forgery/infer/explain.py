@@ -3,6 +3,7 @@
 Source of Grad-CAM: Selvaraju et al., arXiv:1610.02391, through the package grad-cam.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -13,15 +14,15 @@ import torch
 from torch import nn
 
 from llava_forgery.constants import FAKE, LABEL_NAMES
-from llava_forgery.data.build_qa import from_bytes, to_bytes
 from llava_forgery.files import write_json
-from llava_forgery.infer.overlay import caption_of, heat_overlay, save_png, side_by_side
+from llava_forgery.images import save_png
+from llava_forgery.infer.overlay import caption_of, heat_overlay, side_by_side
 from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace, Photograph
 from llava_forgery.infer.verdict import Verdict
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.optional import require
 from llava_forgery.qa.templates import join_regions
-from llava_forgery.simulate.pairs import FacePair
+from llava_forgery.tensors import from_bytes
 
 NOTE = "what a detector of forged faces looked at, drawn by llava-forgery"
 SIMULATED_NOTE = f"{NOTE}; the face is a simulated forgery, not a real photograph"
@@ -182,13 +183,21 @@ def explain_photograph(
 
 
 def explain_pair(
-    predictor: ForgeryPredictor, pair: FacePair, output_dir: str | PathLike
+    predictor: ForgeryPredictor,
+    forged: np.ndarray,
+    pristine: np.ndarray,
+    mask: np.ndarray,
+    regions: Sequence[str],
+    output_dir: str | PathLike,
 ) -> list[Path]:
     """Explain a simulated forgery and its pristine image, beside the true mask.
 
     Args:
         predictor: The skill.
-        pair: Of the predictor's size.
+        forged: (S, S, 3) uint8 RGB of the predictor's size.
+        pristine: As ``forged``.
+        mask: (S, S) in [0, 1], the forged area.
+        regions: What was forged.
         output_dir: Receives ``forged.png``, ``pristine.png`` and the verdicts as JSON.
 
     Returns:
@@ -198,14 +207,12 @@ def explain_pair(
         ImportError: grad-cam is missing.
     """
     size = float(predictor.size)
-    images = [to_bytes(image) for image in (pair.forged, pair.pristine)]
-    faces = [JudgedFace(image, (0.0, 0.0, size, size)) for image in images]
-    mask = pair.mask[0].numpy()
+    faces = [JudgedFace(image, (0.0, 0.0, size, size)) for image in (forged, pristine)]
     written = []
     for name, explanation, truth in zip(
         ("forged", "pristine"),
         explain(predictor, faces),
-        ((f"true mask:\n{join_regions(pair.regions)}", mask), ("true mask:\nnone", 0 * mask)),
+        ((f"true mask:\n{join_regions(regions)}", mask), ("true mask:\nnone", 0 * mask)),
         strict=True,
     ):
         note = SIMULATED_NOTE if name == "forged" else NOTE

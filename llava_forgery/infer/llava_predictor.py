@@ -16,10 +16,9 @@ from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from llava_forgery.data.build_qa import from_bytes
 from llava_forgery.faces.detect import FaceDetector
 from llava_forgery.hosts.llava.loading import load_llava
-from llava_forgery.hosts.llava.model import TEMPLATE_KEY
+from llava_forgery.hosts.llava.names import TEMPLATE_KEY
 from llava_forgery.hosts.llava.prompts import (
     TEMPLATE,
     dialogue_prompt,
@@ -32,6 +31,7 @@ from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace, Photogra
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.build import detection_prompt
 from llava_forgery.qa.conversation import Message
+from llava_forgery.tensors import from_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -1,15 +1,11 @@
 """Pictures of a verdict: photograph, map, and where the ground truth is known, the mask."""
 
-import io
 from collections.abc import Sequence
-from os import PathLike
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 
-from llava_forgery.files import atomic_path
 from llava_forgery.infer.verdict import Verdict
 
 # Height of a caption of two lines.
@@ -110,27 +106,3 @@ def photograph_overlay(
         draw.rectangle((left - 3, top - 3, right + 3, bottom + 3), fill="black")
         draw.text(corner, text, fill=colour, font=font)
     return side_by_side([(caption, image), ("map of the forged area", np.asarray(drawn))])
-
-
-def png_bytes(image: np.ndarray | Image.Image, note: str) -> bytes:
-    """A PNG file with a note in its metadata.
-
-    Args:
-        image: The picture, or (H, W, 3) uint8 RGB.
-        note: Says what the picture is; simulated forgeries are marked as such here.
-    """
-    info = PngInfo()
-    info.add_text("Software", "llava-forgery")
-    info.add_text("Description", note)
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    buffer = io.BytesIO()
-    # PIL's own level takes two and a half times as long for a fifteenth fewer bytes.
-    image.save(buffer, format="PNG", pnginfo=info, compress_level=3)
-    return buffer.getvalue()
-
-
-def save_png(image: Image.Image, path: str | PathLike, note: str) -> None:
-    """Write a PNG atomically, with a note in its metadata; see :func:`png_bytes`."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(png_bytes(image, note))

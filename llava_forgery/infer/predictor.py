@@ -10,15 +10,10 @@ import torch
 from PIL import Image, ImageOps
 from transformers import PreTrainedModel
 
-from llava_forgery.data.build_qa import from_bytes
 from llava_forgery.faces.crop import crop_box, crop_square
 from llava_forgery.faces.detect import FaceDetector, get_detector
-from llava_forgery.hosts.adapter import (
-    load_adapter,
-    load_host,
-    place_host,
-    read_adapter_config,
-)
+from llava_forgery.hosts.adapter import read_adapter_config
+from llava_forgery.hosts.transformers.loading import load_adapter, load_host, place_host
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, encode
 from llava_forgery.images import read_image
@@ -29,6 +24,7 @@ from llava_forgery.infer.verdict import Verdict, agree
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.answers import parse_answer
 from llava_forgery.qa.build import build_prompt
+from llava_forgery.tensors import from_bytes
 
 # The framing in the middle of what stage 1 trains on; see simulate.pairs.
 MARGIN = 0.3

@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from llava_forgery.constants import REAL
-from llava_forgery.evaluation.video import check_reduction, pool
 from llava_forgery.faces.crop import Box, crop_box
 from llava_forgery.faces.extract import CropSettings, find_faces
 from llava_forgery.faces.sources import VIDEO_SUFFIXES, MediaSource
@@ -20,6 +19,7 @@ from llava_forgery.faces.video import FrameChoice, Video
 from llava_forgery.infer.overlay import photograph_overlay
 from llava_forgery.infer.predictor import MARGIN, ForgeryPredictor, JudgedFace
 from llava_forgery.infer.verdict import Verdict, agree
+from llava_forgery.pooling import check_reduction, pool
 
 _JUDGED_AT_ONCE = 8
 # Of a picture of a video's faces: how many, and how wide at most, in pixels.

@@ -14,17 +14,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from llava_forgery.files import portable_name, read_json, resolve_name, write_json
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
-from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.encoder import VisualEncoder, default_dtype
 from llava_forgery.kfd.host_tower import HostEncoder
 from llava_forgery.weights import load_tensors, save_tensors
+
+Detector = TypeVar("Detector", bound=nn.Module)
 
 CONFIG, WEIGHTS, KNOWLEDGE = "kfd_config.json", "kfd.safetensors", "knowledge.safetensors"
 FORMAT = 1
@@ -35,7 +36,7 @@ LOCAL = "local-dir:"
 TOLERANCE = 0.02
 
 
-def _detector_state(detector: KnowledgeGuidedForgeryDetector) -> dict[str, torch.Tensor]:
+def _detector_state(detector: nn.Module) -> dict[str, torch.Tensor]:
     """What inference needs and no frozen encoder holds."""
     frozen = ("encoder.",) if detector.encoder.frozen else ()
     return {
@@ -45,7 +46,7 @@ def _detector_state(detector: KnowledgeGuidedForgeryDetector) -> dict[str, torch
     }
 
 
-def _knowledge_state(detector: KnowledgeGuidedForgeryDetector) -> dict[str, torch.Tensor]:
+def _knowledge_state(detector: nn.Module) -> dict[str, torch.Tensor]:
     frozen = ("encoder.",) if detector.knowledge.encoder.frozen else ()
     return {
         name: tensor
@@ -54,7 +55,7 @@ def _knowledge_state(detector: KnowledgeGuidedForgeryDetector) -> dict[str, torc
     }
 
 
-def detector_digest(detector: KnowledgeGuidedForgeryDetector) -> str:
+def detector_digest(detector: nn.Module) -> str:
     """SHA-256 of a detector's own weights and configuration: the same for the same scores."""
     digest = hashlib.sha256(json.dumps(detector.config.to_dict(), sort_keys=True).encode())
     for name, tensor in sorted(_detector_state(detector).items()):
@@ -84,7 +85,7 @@ def same_probe(want: list[float], have: list[float]) -> bool:
     return one.shape == two.shape and float((one - two).norm()) <= TOLERANCE * float(one.norm())
 
 
-def _probe_to_save(detector: KnowledgeGuidedForgeryDetector) -> list[float]:
+def _probe_to_save(detector: nn.Module) -> list[float]:
     # Attached to its host, the detector keeps what the tower was compared with.
     if _lacks_tower(detector):
         assert detector.encoder.probe is not None
@@ -92,7 +93,7 @@ def _probe_to_save(detector: KnowledgeGuidedForgeryDetector) -> list[float]:
     return encoder_probe(detector.encoder, detector.config.encoder.image_size)
 
 
-def save_detector(detector: KnowledgeGuidedForgeryDetector, directory: str | PathLike) -> None:
+def save_detector(detector: nn.Module, directory: str | PathLike) -> None:
     """Write a detector's configuration and its own weights.
 
     Args:
@@ -116,20 +117,18 @@ def save_detector(detector: KnowledgeGuidedForgeryDetector, directory: str | Pat
 
 
 def load_detector(
+    build: Callable[[KFDConfig], Detector],
     directory: str | PathLike,
     with_knowledge: bool = False,
-    with_tower: bool = True,
     host: str | None = None,
     dtype: torch.dtype | None = None,
-) -> KnowledgeGuidedForgeryDetector:
+) -> Detector:
     """Read a detector, in eval mode on the CPU.
 
     Args:
+        build: Makes the detector that a configuration describes.
         directory: Written by :func:`save_detector`.
-        with_knowledge: Read what further training needs as well. Without it the text encoder is
-            not built.
-        with_tower: For a detector on a host's vision tower: load the tower. Without it the
-            detector is good for attach_forgery alone, which finds the tower in the host.
+        with_knowledge: Read what further training needs as well.
         host: Folder or hub name of that host, where it is no longer the one that was saved.
         dtype: In which it is built and filled, without ever being larger; None for torch's default.
             A host's tower keeps its own.
@@ -157,7 +156,7 @@ def load_detector(
     name = _moved(config.encoder, host or config.encoder.name, resolve_name, directory)
     config = replace(config, encoder=replace(config.encoder, name=name))
     with default_dtype(dtype):
-        detector = KnowledgeGuidedForgeryDetector(config, with_knowledge, with_tower)
+        detector = build(config)
     load_weights(detector, directory, with_knowledge)
     detector.eval()
     if isinstance(detector.encoder, HostEncoder):
@@ -178,13 +177,11 @@ def _moved(
     return name
 
 
-def _lacks_tower(detector: KnowledgeGuidedForgeryDetector) -> bool:
+def _lacks_tower(detector: nn.Module) -> bool:
     return isinstance(detector.encoder, HostEncoder) and detector.encoder.tower is None
 
 
-def load_weights(
-    detector: KnowledgeGuidedForgeryDetector, directory: Path, with_knowledge: bool
-) -> None:
+def load_weights(detector: nn.Module, directory: Path, with_knowledge: bool) -> None:
     """Fill a built detector from a folder, strictly."""
     weights = load_tensors(directory / WEIGHTS, _detector_state(detector))
     _fill(detector, weights)
@@ -200,9 +197,7 @@ def _fill(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
             state[name].copy_(tensor)
 
 
-def _compare_probe(
-    detector: KnowledgeGuidedForgeryDetector, meta: dict[str, Any], directory: Path
-) -> None:
+def _compare_probe(detector: nn.Module, meta: dict[str, Any], directory: Path) -> None:
     encoder = detector.config.encoder
     if not same_probe(meta["encoder_probe"], encoder_probe(detector.encoder, encoder.image_size)):
         source = f"pretrained={encoder.pretrained!r}" if encoder.kind != "host" else "the host"

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from llava_forgery.kfd.checkpoint import load_detector, save_detector
 from llava_forgery.kfd.config import PRESETS, EncoderConfig, KFDConfig
 from llava_forgery.kfd.consistency import ConsistencyMaps
 from llava_forgery.kfd.encoder import (
@@ -140,15 +141,25 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
         host: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "KnowledgeGuidedForgeryDetector":
-        """Read a saved detector, in eval mode; see :mod:`llava_forgery.kfd.checkpoint`."""
-        from llava_forgery.kfd.checkpoint import load_detector
+        """Read a saved detector, in eval mode; see :mod:`llava_forgery.kfd.checkpoint`.
 
-        return load_detector(directory, with_knowledge, with_tower, host, dtype)
+        Args:
+            directory: Written by :meth:`save_pretrained`.
+            with_knowledge: Read what further training needs as well. Without it the text encoder is
+                not built.
+            with_tower: For a detector on a host's vision tower: load the tower. Without it the
+                detector is only good for attach_forgery, which finds the tower in the host.
+            host: Folder or hub name of that host, where it is no longer the one that was saved.
+            dtype: In which it is built and filled; None for torch's default.
+        """
+
+        def build(config: KFDConfig) -> KnowledgeGuidedForgeryDetector:
+            return cls(config, with_knowledge, with_tower)
+
+        return load_detector(build, directory, with_knowledge, host, dtype)
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write configuration and weights; see :mod:`llava_forgery.kfd.checkpoint`."""
-        from llava_forgery.kfd.checkpoint import save_detector
-
         save_detector(self, directory)
 
     def refresh_text_features(self) -> None:

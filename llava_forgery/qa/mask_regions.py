@@ -3,7 +3,7 @@
 import numpy as np
 
 from llava_forgery.constants import REGION_NAMES, WHOLE_FACE
-from llava_forgery.simulate.masks import hull_mask
+from llava_forgery.faces.regions import hull_mask
 
 COVERED = 0.5
 """Least share of a region's hull that the mask covers, for the region to be named."""
@@ -16,7 +16,7 @@ _BRIGHT = 127
 def covered_regions(mask: np.ndarray, landmarks: np.ndarray) -> tuple[str, ...]:
     """Name the regions that a mask covers.
 
-    A region is the hull that simulated forgeries fill (:mod:`llava_forgery.simulate.regions`), so
+    A region is the hull that simulated forgeries fill (:mod:`llava_forgery.faces.regions`), so
     that a benchmark's answers and simulated ones mean the same. A mask that reaches ``COVERED`` of
     no region, but touches some, gives the one that it covers most.
 

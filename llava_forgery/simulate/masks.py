@@ -6,18 +6,15 @@ the softening follow the idea of self-blended images (Shiohara & Yamasaki, 2022)
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate, chain, islice, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from llava_forgery.constants import REGION_NAMES
+from llava_forgery.faces.regions import fill, hull_outlines
 from llava_forgery.simulate.plan import ForgeryPlan
-from llava_forgery.simulate.regions import region_polygons
 
-# cv2 takes fixed-point vertices: four fractional bits keep hulls of small faces smooth.
-_SHIFT = 4
 # Length of a hull's pieces between displaced points, as a share of the image's side.
 _STEP = 0.015
 # Instead of a length of 0 below a fraction.
@@ -35,32 +32,6 @@ class SoftMask(NamedTuple):
     """First row of the rectangle."""
     values: np.ndarray
     """(h, w) uint8 of the rectangle, 255 inside the forged area; (0, 0) if all is 0."""
-
-
-def hull_outlines(
-    regions: Sequence[Sequence[str]], landmarks: np.ndarray, growth: np.ndarray
-) -> list[list[np.ndarray]]:
-    """Convex hulls of the regions' polygons, for each face a list of (N, 2) float32, in pixels.
-
-    Args:
-        regions: Names out of ``REGION_NAMES``, for each of B faces.
-        landmarks: (B, 68, 2) float32 pixels.
-        growth: (B,) float32, scale of each hull about its polygon's centre.
-    """
-    outlines: list[list[np.ndarray]] = [[] for _ in regions]
-    growth = growth[:, None, None]
-    # In one order whatever stands beside a face; names that are none come last, and are refused.
-    for name in dict.fromkeys(chain(REGION_NAMES, *regions)):
-        faces = [i for i, names in enumerate(regions) if name in names]
-        if not faces:
-            continue
-        chosen = slice(None) if len(faces) == len(regions) else faces
-        for polygons in region_polygons(name, landmarks[chosen]):
-            centre = polygons.mean(axis=1, keepdims=True)
-            grown = centre + (polygons - centre) * growth[chosen]
-            for face, polygon in zip(faces, grown, strict=True):
-                outlines[face].append(cv2.convexHull(polygon)[:, 0])
-    return outlines
 
 
 def deform(
@@ -137,51 +108,6 @@ def _densify(outlines: Sequence[np.ndarray], step: float) -> tuple[np.ndarray, n
     share = (index * pitch[polygon][edge] - start[edge])[:, None]
     slopes = edges / np.maximum(end - start, _TINY)[:, None]
     return (slopes[edge] * share + corners[edge]).astype(np.float32), counts
-
-
-def fill(
-    outlines: Sequence[np.ndarray], corner: tuple[int, int], size: tuple[int, int], step: int = 1
-) -> np.ndarray:
-    """Draw the union of polygons.
-
-    Args:
-        outlines: (N, 2) in continuous pixels, where the first pixel's centre lies at 0.5.
-        corner: (left, top) of the drawn rectangle in pixels.
-        size: (height, width) of the result.
-        step: Side of the result's pixels, in pixels.
-
-    Returns:
-        ``size`` uint8, 0 or 255.
-    """
-    mask = np.zeros(size, dtype=np.uint8)
-    if not outlines:
-        return mask
-    points = ((np.concatenate(outlines) - np.float32(corner)) / step - 0.5) * (1 << _SHIFT)
-    vertices, start = np.rint(points).astype(np.int32), 0
-    for outline in outlines:
-        end = start + len(outline)
-        cv2.fillPoly(mask, [vertices[start:end]], 255, cv2.LINE_8, _SHIFT)
-        start = end
-    return mask
-
-
-def hull_mask(
-    regions: Sequence[str], landmarks: np.ndarray, size: tuple[int, int], growth: float = 1.0
-) -> np.ndarray:
-    """Union of the convex hulls of the regions' polygons.
-
-    Args:
-        regions: Names out of ``REGION_NAMES``.
-        landmarks: (68, 2) pixels.
-        size: (height, width) of the mask.
-        growth: Scale of each hull about its centre.
-
-    Returns:
-        (height, width) float32, 0 or 1.
-    """
-    (outlines,) = hull_outlines([regions], np.float32(landmarks)[None], np.float32([growth]))
-    filled = fill(outlines, (0, 0), size)
-    return (filled > 0).astype(np.float32)
 
 
 def plan_outlines(

@@ -22,13 +22,14 @@ from transformers import PreTrainedModel
 
 from llava_forgery.hosts.llava.checkpoint import (
     CONFIG,
-    FPL,
     NO_LORA,
     NON_LORA,
     TRAINABLES,
     save_llava_adapter,
 )
-from llava_forgery.hosts.llava.model import PROJECTOR, TOWER, llava_lora_config
+from llava_forgery.hosts.llava.model import llava_lora_config
+from llava_forgery.hosts.llava.names import PROJECTOR, TOWER
+from llava_forgery.hosts.llava.saving import FPL
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings, fill_lora
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.train.deepspeed import kept_aside

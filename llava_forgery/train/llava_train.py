@@ -31,7 +31,8 @@ from llava_forgery.data.validation import (
 )
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.llava import compat as llava_compat
-from llava_forgery.hosts.llava.model import PROJECTOR, TEMPLATE_KEY, TOWER, attach_to_llava
+from llava_forgery.hosts.llava.model import attach_to_llava
+from llava_forgery.hosts.llava.names import PROJECTOR, TEMPLATE_KEY, TOWER
 from llava_forgery.hosts.llava.register import register
 from llava_forgery.hosts.llava.skill import has_skill
 from llava_forgery.hosts.llava.tower import KFDVisionTower

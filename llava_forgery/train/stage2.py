@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler
 
 from llava_forgery.constants import IGNORE_INDEX
-from llava_forgery.data.build_qa import conversation_of, from_bytes
+from llava_forgery.data.build_qa import conversation_of
 from llava_forgery.faces.records import image_pixels
 from llava_forgery.files import check_output_folder
 from llava_forgery.hosts.adapter import CONFIG, ENTRIES
@@ -29,6 +29,7 @@ from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.rows import embedded
 from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.tensors import from_bytes
 from llava_forgery.train.deepspeed import kept_aside
 from llava_forgery.train.samplers import LengthSampler
 from llava_forgery.train.trainer import (

@@ -18,7 +18,6 @@ from tqdm import tqdm, trange
 from transformers import PreTrainedTokenizerBase
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REGION_NAMES
-from llava_forgery.data.build_qa import from_bytes, to_bytes
 from llava_forgery.faces.records import image_pixels
 from llava_forgery.fpl.learner import FPLInput
 from llava_forgery.hosts.transformers.model import ForgeryVLM
@@ -27,6 +26,7 @@ from llava_forgery.qa.templates import join_regions
 from llava_forgery.rows import embedded
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.tensors import from_bytes, to_bytes
 
 logger = logging.getLogger(__name__)
 

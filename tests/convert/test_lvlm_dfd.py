@@ -22,7 +22,7 @@ from llava_forgery.convert.lvlm_dfd_keys import (
 )
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.adapter import load_adapter
+from llava_forgery.hosts.transformers.loading import load_adapter
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from tests import official, tiny
 

@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 from llava_forgery.cli import app
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.data.build_qa import to_bytes
 from llava_forgery.data.export_eval import export_faces, export_simulated
 from llava_forgery.faces.records import FaceCrop, load_faces, save_faces
 from llava_forgery.rows import embedded
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
+from llava_forgery.tensors import to_bytes
 from tests import tiny
 
 

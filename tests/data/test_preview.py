@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_forgery.data.build_qa import to_bytes
 from llava_forgery.data.preview import draw_preview
 from llava_forgery.faces.records import FEATURES
 from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.tensors import to_bytes
 from tests import tiny
 
 

@@ -9,7 +9,7 @@ import pytest
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.data.samples import LabelledSubjects
 from llava_forgery.faces.records import load_faces, save_faces
-from llava_forgery.simulate.masks import hull_mask
+from llava_forgery.faces.regions import hull_mask
 from tests import tiny
 
 

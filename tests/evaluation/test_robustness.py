@@ -20,7 +20,7 @@ from llava_forgery.evaluation.perturb import PERTURBATIONS, choose_perturbations
 from llava_forgery.evaluation.robustness import measure_robustness, write_robustness
 from llava_forgery.evaluation.scorers import AdapterScorer, DetectorScorer, load_scorer
 from llava_forgery.faces.records import FEATURES
-from llava_forgery.hosts.adapter import load_host
+from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
 from tests import tiny
 

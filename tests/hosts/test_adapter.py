@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_forgery.hosts.adapter import load_adapter
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers.loading import load_adapter
 from llava_forgery.hosts.transformers.model import attach_forgery
 from tests import tiny
 

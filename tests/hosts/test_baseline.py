@@ -10,7 +10,7 @@ from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.faces.records import FEATURES
 from llava_forgery.hosts.baseline import PlainHost
 from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.infer.likelihood import answer_probabilities
+from llava_forgery.hosts.transformers.likelihood import answer_probabilities
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.stage2 import train_adapter

@@ -10,13 +10,13 @@ from llava_forgery.cli import app
 from llava_forgery.constants import FORGERY_TOKEN, IMAGE_TOKEN
 from llava_forgery.files import read_json
 from llava_forgery.fpl.config import FPLConfig
-from llava_forgery.hosts.adapter import load_adapter, load_host
 from llava_forgery.hosts.layouts import convert_adapter
 from llava_forgery.hosts.llava.checkpoint import save_llava_adapter
 from llava_forgery.hosts.llava.hooks import FORGERY_TOKEN_INDEX, IMAGE_TOKEN_INDEX
 from llava_forgery.hosts.llava.model import attach_to_llava, llava_lora_config
 from llava_forgery.hosts.llava.prompts import forgery_prefix, tokenizer_forgery_token
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers.loading import load_adapter, load_host
 from tests import tiny, tiny_llava
 
 tiny_llava.require_llava()

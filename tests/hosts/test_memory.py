@@ -6,7 +6,6 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from llava_forgery.hosts.adapter import load_host
 from llava_forgery.hosts.lora import LoraSettings, lora_config
 from llava_forgery.hosts.memory import (
     MemorySettings,
@@ -17,6 +16,7 @@ from llava_forgery.hosts.memory import (
     lora_parameters,
     weight_bytes,
 )
+from llava_forgery.hosts.transformers.loading import load_host
 from tests import tiny
 
 LORA = LoraSettings(r=4, alpha=4, dropout=0.0)

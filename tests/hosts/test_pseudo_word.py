@@ -19,10 +19,10 @@ from llava_forgery.hosts.pseudo_word import (
     PseudoWord,
     PseudoWordConfig,
     attach_pseudo_word,
+    load_pseudo_word,
     pseudo_word_embeddings,
     token_id_of,
 )
-from llava_forgery.hosts.pseudo_word_checkpoint import load_pseudo_word
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.qa.conversation import Conversation, Message

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from llava_forgery.data.build_qa import from_bytes
 from llava_forgery.faces.records import FEATURES
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.explain import (
@@ -21,6 +20,7 @@ from llava_forgery.infer.explain import (
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.config import EncoderConfig
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
+from llava_forgery.tensors import from_bytes, to_bytes
 from tests import tiny
 
 
@@ -122,7 +122,8 @@ def test_sheet_of_a_photograph(predictor, tmp_path):
 def test_sheets_of_a_pair_show_the_true_mask_and_are_marked(predictor, tmp_path):
     rows = datasets.Dataset.from_list([tiny.face(0).to_row()], features=FEATURES)
     pair = FacePairs(rows, 1, size=64, framing=CENTRED)[0]
-    written = explain_pair(predictor, pair, tmp_path)
+    images = map(to_bytes, (pair.forged, pair.pristine))
+    written = explain_pair(predictor, *images, pair.mask[0].numpy(), pair.regions, tmp_path)
     assert [path.name for path in written] == [
         "forged.png", "forged.json", "pristine.png", "pristine.json"
     ]  # fmt: skip

@@ -13,7 +13,8 @@ from llava_forgery.cli.app import load_predictor
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.llava.checkpoint import save_llava_adapter
 from llava_forgery.hosts.llava.hooks import FORGERY_TOKEN_INDEX, IMAGE_TOKEN_INDEX
-from llava_forgery.hosts.llava.model import TEMPLATE_KEY, attach_to_llava
+from llava_forgery.hosts.llava.model import attach_to_llava
+from llava_forgery.hosts.llava.names import TEMPLATE_KEY
 from llava_forgery.hosts.llava.prompts import TEMPLATE
 from llava_forgery.hosts.llava.register import register, unregister
 from llava_forgery.infer.llava_predictor import LlavaForgeryPredictor, LlavaSpeaker
@@ -102,7 +103,7 @@ def test_llavas_command_line_answers_other_questions(root, layout, monkeypatch, 
     cli = pytest.importorskip("llava.serve.cli")
     folder, base = root / "tiny-llava-fpl", str(root / "tiny-llava")
     if layout == "merged":
-        from llava_forgery.hosts.llava.checkpoint import merge_llava
+        from llava_forgery.hosts.llava.loading import merge_llava
 
         folder, base = root / "tiny-llava-merged", None
         merge_llava(root / "tiny-llava-fpl", folder)

@@ -6,9 +6,10 @@ from PIL import Image
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, encode
+from llava_forgery.images import save_png
 from llava_forgery.infer.batch import judge_files, list_media
 from llava_forgery.infer.dialogue import NOTHING_SAID
-from llava_forgery.infer.overlay import heat_overlay, paste_mask, photograph_overlay, save_png
+from llava_forgery.infer.overlay import heat_overlay, paste_mask, photograph_overlay
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict, agree
 from llava_forgery.qa.build import build_prompt

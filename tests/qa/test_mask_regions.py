@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from llava_forgery.constants import REGION_NAMES, WHOLE_FACE
+from llava_forgery.faces.regions import hull_mask
 from llava_forgery.qa.mask_regions import covered_regions
-from llava_forgery.simulate.masks import hull_mask
 from tests import tiny
 
 SIZE = 128

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from llava_forgery.faces.regions import fill
 from llava_forgery.simulate.config import SimulatorConfig
-from llava_forgery.simulate.masks import _densify, deform, fill, plan_outlines, soft_mask
+from llava_forgery.simulate.masks import _densify, deform, plan_outlines, soft_mask
 from llava_forgery.simulate.plan import draw_plans
 from tests import tiny
 

@@ -15,8 +15,7 @@ from llava_forgery.data.forge import forge_folders
 from llava_forgery.data.labelled import read_labelled
 from llava_forgery.evaluation.pseudo_word import evaluate_pseudo_word
 from llava_forgery.faces.records import FEATURES, load_faces
-from llava_forgery.hosts.pseudo_word import PseudoWordConfig, attach_pseudo_word
-from llava_forgery.hosts.pseudo_word_checkpoint import load_pseudo_word
+from llava_forgery.hosts.pseudo_word import PseudoWordConfig, attach_pseudo_word, load_pseudo_word
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.antifake_prompt import (

@@ -16,9 +16,9 @@ from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.data.forge import forge_folders
 from llava_forgery.data.labelled import read_labelled
 from llava_forgery.faces.records import FEATURES
-from llava_forgery.hosts.adapter import load_adapter
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.pseudo_word import attach_pseudo_word
+from llava_forgery.hosts.transformers.loading import load_adapter
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.antifake_prompt import train_pseudo_word

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from llava_forgery.cli import app
-from llava_forgery.data.build_qa import from_bytes
 from llava_forgery.faces.records import save_faces
-from llava_forgery.hosts.adapter import load_adapter, load_host
+from llava_forgery.hosts.transformers.loading import load_adapter, load_host
 from llava_forgery.infer.explain import explain, grad_cam
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.tensors import from_bytes
 from llava_forgery.train.stage2 import EncodedConversations, StackedCollator
 from tests import tiny, tiny_towers
 

@@ -10,13 +10,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.data.build_qa import build_conversations, conversation_of, from_bytes
+from llava_forgery.data.build_qa import build_conversations, conversation_of
 from llava_forgery.faces.records import FEATURES
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa import templates
 from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.tensors import from_bytes
 from llava_forgery.train.stage1 import collate_pairs, settle_statistics, train_kfd
 from llava_forgery.train.stage2 import (
     EncodedConversations,

@@ -18,8 +18,6 @@ it reads the host and LoRA, and no skill.
 """
 
 import logging
-from collections.abc import Callable
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,28 +29,22 @@ from transformers import PreTrainedModel
 from llava_forgery.files import (
     atomic_path,
     check_output_folder,
-    portable_name,
     read_json,
     resolve_name,
 )
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.fingerprint import check_fingerprint, check_parts, host_fingerprint
-from llava_forgery.hosts.llava.model import (
-    CONFIG_KEYS,
-    PROJECTOR,
-    PROJECTOR_TYPE,
-    TOWER,
-    attach_to_llava,
-)
+from llava_forgery.hosts.fingerprint import check_fingerprint, check_parts
+from llava_forgery.hosts.llava.model import attach_to_llava
+from llava_forgery.hosts.llava.names import CONFIG_KEYS, PREFIX, PROJECTOR_TYPE
+from llava_forgery.hosts.llava.saving import FPL, save_modules, saved_config
 from llava_forgery.hosts.llava.skill import has_skill
-from llava_forgery.hosts.llava.tower import PREFIX
 from llava_forgery.hosts.lora import LORA_CONFIG, check_lora
 from llava_forgery.weights import compare_tensors, load_tensors, read_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 
-CONFIG, FPL, KFD = "config.json", "fpl.safetensors", "kfd"
+CONFIG = "config.json"
 NON_LORA, NO_LORA = "non_lora_trainables.bin", "mm_projector.bin"
 TRAINABLES = "host_trainables.safetensors"
 
@@ -161,44 +153,6 @@ def check_tower(model: PreTrainedModel, directory: str | PathLike) -> None:
     check_parts(model, expected, str(directory), skip={"projector"})
 
 
-def merge_llava(
-    adapter: str | PathLike,
-    directory: str | PathLike,
-    base: str | None = None,
-    dtype: str | torch.dtype = "auto",
-) -> None:
-    """Write a whole model: the host with LoRA added to its weights, and the skill beside it.
-
-    LLaVA's loader reads it without a base, after ``register()``.
-
-    Args:
-        adapter: A folder in LLaVA's layout (:func:`save_llava_adapter`).
-        directory: To write; its name must hold "llava" for LLaVA's loader, and not "lora".
-        base: Folder or hub name of the host; by default the one that the adapter names.
-        dtype: Of the host's weights.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: The folder is no adapter, does not fit the host, or LLaVA's loader would not
-            read such a name.
-    """
-    from llava_forgery.hosts.llava.loading import load_llava
-
-    directory = Path(directory)
-    name = directory.name.lower()
-    if "llava" not in name or "lora" in name:
-        raise ValueError(
-            f"LLaVA's loader goes by a folder's name: {directory.name!r} must hold 'llava' and, "
-            "for a whole model, not 'lora'"
-        )
-    # Not config.json, which a host's own folder holds as well.
-    check_output_folder(directory, FPL)
-    tokenizer, model = load_llava(adapter, base, dtype=dtype, device="cpu")
-    with atomic_path(directory) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-
-
 def save_llava_adapter(
     model: PreTrainedModel | PeftModel,
     directory: str | PathLike,
@@ -235,57 +189,10 @@ def save_llava_adapter(
             model.save_pretrained(temporary)
             # peft adds a model card with blanks to fill in.
             (temporary / "README.md").unlink(missing_ok=True)
-        with _saved_config(bare, directory):
+        with saved_config(bare, directory):
             bare.config.save_pretrained(temporary)
-        _save_modules(bare, temporary)
+        save_modules(bare, temporary)
         trainables = {name: t.detach().cpu() for name, t in (host_trainables or {}).items()}
         torch.save(trainables, temporary / (NON_LORA if lora else NO_LORA))
         if trainables:
             save_tensors(temporary / TRAINABLES, trainables)
-
-
-def save_full(
-    model: PreTrainedModel,
-    save: Callable[..., None],
-    directory: str | PathLike,
-    state_dict: dict[str, torch.Tensor] | None,
-    **options: Any,
-) -> None:
-    """Write a whole model and the skill beside it.
-
-    Args:
-        model: With the skill.
-        save: transformers' ``save_pretrained`` of the model.
-        directory: Folder.
-        state_dict: The model's, where the caller gathered it; the skill's tensors are left out.
-        options: Of ``save_pretrained``.
-    """
-    directory = Path(directory)
-    state = model.state_dict() if state_dict is None else state_dict
-    own = tuple(f".{name}." for name in (TOWER, PROJECTOR))
-    state = {name: t for name, t in state.items() if not any(part in name for part in own)}
-    # Its embedding may have grown since the skill was attached.
-    model.config.mm_forgery_host |= host_fingerprint(model)
-    with _saved_config(model, directory):
-        save(directory, state_dict=state, **options)
-    _save_modules(model, directory)
-
-
-def _save_modules(model: PreTrainedModel, directory: Path) -> None:
-    inner = model.get_model()
-    save_tensors(directory / FPL, getattr(inner, PROJECTOR).state_dict())
-    getattr(inner, TOWER).kfd.save_pretrained(directory / KFD)
-
-
-@contextmanager
-def _saved_config(model: PreTrainedModel, directory: Path):
-    """The configuration as the folder has it: with paths that can be moved with it."""
-    config = model.config
-    tower, host = config.mm_forgery_tower, config.mm_forgery_host
-    config.mm_forgery_tower = f"{PREFIX}{KFD}"
-    name = portable_name(host["name_or_path"], directory)
-    config.mm_forgery_host = {**host, "name_or_path": name}
-    try:
-        yield
-    finally:
-        config.mm_forgery_tower, config.mm_forgery_host = tower, host

@@ -1,4 +1,4 @@
-"""Loading a model of the ``llava`` package with its skill, in any dtype.
+"""Loading a model of the ``llava`` package with its skill, in any dtype; merging its LoRA.
 
 LLaVA's own ``load_pretrained_model`` brings everything to float16 and goes by the folder's name;
 it reads the same folders after ``register()``.
@@ -17,9 +17,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llava_forgery.files import resolve_name
+from llava_forgery.files import atomic_path, check_output_folder, resolve_name
 from llava_forgery.hosts.llava.checkpoint import check_tower, holds_model, read_skill_config
 from llava_forgery.hosts.llava.register import import_llava, register, registered, unregister
+from llava_forgery.hosts.llava.saving import FPL
 from llava_forgery.hosts.lora import LORA_CONFIG
 
 
@@ -89,3 +90,39 @@ def load_llava(
         if merge:
             model = model.merge_and_unload()
     return tokenizer, model.eval()
+
+
+def merge_llava(
+    adapter: str | PathLike,
+    directory: str | PathLike,
+    base: str | None = None,
+    dtype: str | torch.dtype = "auto",
+) -> None:
+    """Write a whole model: the host with LoRA added to its weights, and the skill beside it.
+
+    LLaVA's loader reads it without a base, after ``register()``.
+
+    Args:
+        adapter: A folder in LLaVA's layout (:mod:`llava_forgery.hosts.llava.checkpoint`).
+        directory: To write; its name must hold "llava" for LLaVA's loader, and not "lora".
+        base: Folder or hub name of the host; by default the one that the adapter names.
+        dtype: Of the host's weights.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The folder is no adapter, does not fit the host, or LLaVA's loader would not
+            read such a name.
+    """
+    directory = Path(directory)
+    name = directory.name.lower()
+    if "llava" not in name or "lora" in name:
+        raise ValueError(
+            f"LLaVA's loader goes by a folder's name: {directory.name!r} must hold 'llava' and, "
+            "for a whole model, not 'lora'"
+        )
+    # Not config.json, which a host's own folder holds as well.
+    check_output_folder(directory, FPL)
+    tokenizer, model = load_llava(adapter, base, dtype=dtype, device="cpu")
+    with atomic_path(directory) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

@@ -19,23 +19,19 @@ from transformers import PreTrainedModel
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.fingerprint import host_fingerprint
+from llava_forgery.hosts.llava.names import (
+    CONFIG_KEYS,
+    PREFIX,
+    PROJECTOR,
+    PROJECTOR_TYPE,
+    TEMPLATE_KEY,
+    TOWER,
+)
 from llava_forgery.hosts.llava.shared_tower import LlavaSharedTower
 from llava_forgery.hosts.llava.skill import has_skill, skilled_class
-from llava_forgery.hosts.llava.tower import PREFIX, KFDVisionTower
+from llava_forgery.hosts.llava.tower import KFDVisionTower
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.kfd.host_tower import HostEncoder
-
-PROJECTOR_TYPE = "forgery_prompt_learner"
-TOWER, PROJECTOR = "forgery_tower", "forgery_projector"
-# What a model's configuration says of the skill.
-CONFIG_KEYS = (
-    "mm_forgery_tower",
-    "mm_forgery_projector_type",
-    "mm_forgery_fpl",
-    "mm_forgery_host",
-)
-# The name in LLaVA's conv_templates that the skill was trained with; set by training.
-TEMPLATE_KEY = "mm_forgery_template"
 
 
 def attach_to_llava(

@@ -27,9 +27,9 @@ from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.kv_cache import takes_cache
 from llava_forgery.hosts.llava.checkpoint import check_folder, check_tower, load_skill
-from llava_forgery.hosts.llava.model import PROJECTOR_TYPE
+from llava_forgery.hosts.llava.names import PREFIX, PROJECTOR_TYPE
 from llava_forgery.hosts.llava.prompts import TEMPLATE, paper_template
-from llava_forgery.hosts.llava.tower import PREFIX, KFDVisionTower
+from llava_forgery.hosts.llava.tower import KFDVisionTower
 
 logger = logging.getLogger(__name__)
 

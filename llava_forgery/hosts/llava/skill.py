@@ -22,6 +22,7 @@ from llava_forgery.hosts.llava.hooks import (
     NumberedHooks,
 )
 from llava_forgery.hosts.llava.images import pictures_of
+from llava_forgery.hosts.llava.saving import save_full
 from llava_forgery.hosts.llava.shared_tower import LlavaSharedTower
 from llava_forgery.hosts.placeholder import count_placeholders
 from llava_forgery.hosts.signatures import add_keywords
@@ -227,8 +228,6 @@ class SkilledLlava:
     ) -> None:
         """Write the whole model and, beside it, the skill; see
         :mod:`llava_forgery.hosts.llava.checkpoint`."""
-        from llava_forgery.hosts.llava.checkpoint import save_full
-
         save_full(self, super().save_pretrained, save_directory, state_dict, **options)
 
 

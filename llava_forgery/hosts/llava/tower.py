@@ -20,13 +20,12 @@ from torch import nn
 from transformers import BatchFeature
 
 from llava_forgery.files import read_json
+from llava_forgery.hosts.llava.names import PREFIX
 from llava_forgery.kfd.checkpoint import CONFIG, WEIGHTS
 from llava_forgery.kfd.config import KFDConfig
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 
 logger = logging.getLogger(__name__)
-
-PREFIX = "kfd:"
 
 
 class KFDImageProcessor:

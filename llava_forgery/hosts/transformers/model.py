@@ -23,6 +23,7 @@ from transformers.modeling_outputs import ModelOutput
 from llava_forgery.constants import FORGERY_TOKEN
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.hosts.adapter import fill_adapter, save_adapter
 from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.kv_cache import cache_in
 from llava_forgery.hosts.lora import LoraSettings, lora_config
@@ -204,8 +205,6 @@ class ForgeryVLM(nn.Module):
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write the forgery adapter; see :mod:`llava_forgery.hosts.adapter`."""
-        from llava_forgery.hosts.adapter import save_adapter
-
         save_adapter(self, directory)
 
     def load_weights(self, directory: str | PathLike) -> None:
@@ -215,8 +214,6 @@ class ForgeryVLM(nn.Module):
             FileNotFoundError: A file is missing.
             ValueError: It does not fit.
         """
-        from llava_forgery.hosts.adapter import fill_adapter
-
         fill_adapter(self, directory)
 
     @contextmanager

@@ -18,7 +18,8 @@ from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.faces.records import FEATURES
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.llava import compat as llava_compat
-from llava_forgery.hosts.llava.checkpoint import merge_llava, save_llava_adapter
+from llava_forgery.hosts.llava.checkpoint import save_llava_adapter
+from llava_forgery.hosts.llava.loading import merge_llava
 from llava_forgery.hosts.llava.model import attach_to_llava, llava_lora_config
 from llava_forgery.hosts.llava.prompts import (
     TEMPLATE,

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from llava_forgery.cli import app
 from llava_forgery.files import read_json, write_json
 from llava_forgery.fpl.config import FPLConfig
-from llava_forgery.hosts.llava.checkpoint import merge_llava, save_llava_adapter
-from llava_forgery.hosts.llava.loading import load_llava
+from llava_forgery.hosts.llava.checkpoint import save_llava_adapter
+from llava_forgery.hosts.llava.loading import load_llava, merge_llava
 from llava_forgery.hosts.llava.model import attach_to_llava, llava_lora_config
 from llava_forgery.hosts.llava.prompts import forgery_prefix, tokenizer_forgery_token
 from llava_forgery.hosts.llava.register import register, unregister

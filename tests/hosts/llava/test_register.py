@@ -9,7 +9,7 @@ from PIL import Image
 
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.llava.model import PROJECTOR_TYPE
+from llava_forgery.hosts.llava.names import PROJECTOR_TYPE
 from llava_forgery.hosts.llava.prompts import TEMPLATE, forgery_prefix, paper_template
 from llava_forgery.hosts.llava.register import register, registered, unregister
 from llava_forgery.hosts.llava.skill import has_skill

@@ -9,7 +9,6 @@ from PIL import Image
 from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.faces.records import FEATURES
 from llava_forgery.fpl.config import FPLConfig
-from llava_forgery.hosts.adapter import load_adapter, load_host
 from llava_forgery.hosts.layouts import convert_adapter
 from llava_forgery.hosts.llava.checkpoint import save_llava_adapter
 from llava_forgery.hosts.llava.loading import load_llava
@@ -17,6 +16,7 @@ from llava_forgery.hosts.llava.model import attach_to_llava, detach_from_llava, 
 from llava_forgery.hosts.llava.prompts import forgery_prefix, tokenizer_forgery_token
 from llava_forgery.hosts.llava.register import register, unregister
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers.loading import load_adapter, load_host
 from llava_forgery.infer.llava_predictor import LlavaForgeryPredictor
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.simulate.pairs import FacePairs

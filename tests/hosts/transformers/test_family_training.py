@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from llava_forgery.constants import FAKE, IGNORE_INDEX
-from llava_forgery.hosts.adapter import load_adapter
 from llava_forgery.hosts.transformers.chat import special_tokens
+from llava_forgery.hosts.transformers.loading import load_adapter
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.qa.build import build_conversation, build_prompt

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from llava_forgery.constants import FORGERY_TOKEN
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.adapter import load_adapter, load_host
 from llava_forgery.hosts.lora import LoraSettings, lora_config
+from llava_forgery.hosts.transformers.loading import load_adapter, load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.qa.build import build_prompt

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from transformers import LlavaNextImageProcessorPil
 
-from llava_forgery.hosts.adapter import load_adapter, load_host
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers.loading import load_adapter, load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.infer.predictor import ForgeryPredictor

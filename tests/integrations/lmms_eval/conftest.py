@@ -9,8 +9,8 @@ from lmms_eval.tasks import TaskManager
 
 from llava_forgery.data.export_eval import export_simulated
 from llava_forgery.faces.records import load_faces, save_faces
-from llava_forgery.hosts.adapter import load_host
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.integrations.lmms_eval.data import VARIABLE
 from llava_forgery.simulate.pairs import CENTRED, FacePairs

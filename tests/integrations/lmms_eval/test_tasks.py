@@ -7,12 +7,12 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.data.build_qa import to_bytes
 from llava_forgery.evaluation.metrics import auc, average_precision, region_scores, video_level
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.integrations.lmms_eval import tasks
 from llava_forgery.integrations.lmms_eval.model import LlavaForgery, LlavaForgeryChat
 from llava_forgery.integrations.lmms_eval.protocol import write_report
+from llava_forgery.tensors import to_bytes
 from tests import tiny
 
 

@@ -1,10 +1,13 @@
 """Facial regions as polygons over the 68 landmarks (iBUG 300-W order).
 
-A region is one polygon or two (left and right); a simulated forgery fills their convex hulls.
+A region is one polygon or two (left and right); a simulated forgery fills their convex hulls, and
+a benchmark's mask is read by them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 
+import cv2
 import numpy as np
 
 from llava_forgery.constants import REGION_NAMES, WHOLE_FACE
@@ -13,6 +16,8 @@ BROWS = (slice(17, 22), slice(22, 27))
 NOSE = slice(27, 36)
 EYES = (slice(36, 42), slice(42, 48))
 OUTER_LIPS = slice(48, 60)
+# cv2 takes fixed-point vertices: four fractional bits keep hulls of small faces smooth.
+_SHIFT = 4
 
 
 def _centre(points: np.ndarray) -> np.ndarray:
@@ -103,3 +108,74 @@ def region_polygons(name: str, landmarks: np.ndarray) -> list[np.ndarray]:
         raise ValueError(f"expected landmarks of shape (68, 2), got {landmarks.shape}")
     # OpenCV wants them contiguous, and a sum's rounding is then the same for one face or many.
     return [np.ascontiguousarray(polygon) for polygon in _POLYGONS[name](landmarks)]
+
+
+def hull_outlines(
+    regions: Sequence[Sequence[str]], landmarks: np.ndarray, growth: np.ndarray
+) -> list[list[np.ndarray]]:
+    """Convex hulls of the regions' polygons, for each face a list of (N, 2) float32, in pixels.
+
+    Args:
+        regions: Names out of ``REGION_NAMES``, for each of B faces.
+        landmarks: (B, 68, 2) float32 pixels.
+        growth: (B,) float32, scale of each hull about its polygon's centre.
+    """
+    outlines: list[list[np.ndarray]] = [[] for _ in regions]
+    growth = growth[:, None, None]
+    # In one order whatever stands beside a face; names that are none come last, and are refused.
+    for name in dict.fromkeys(chain(REGION_NAMES, *regions)):
+        faces = [i for i, names in enumerate(regions) if name in names]
+        if not faces:
+            continue
+        chosen = slice(None) if len(faces) == len(regions) else faces
+        for polygons in region_polygons(name, landmarks[chosen]):
+            centre = polygons.mean(axis=1, keepdims=True)
+            grown = centre + (polygons - centre) * growth[chosen]
+            for face, polygon in zip(faces, grown, strict=True):
+                outlines[face].append(cv2.convexHull(polygon)[:, 0])
+    return outlines
+
+
+def fill(
+    outlines: Sequence[np.ndarray], corner: tuple[int, int], size: tuple[int, int], step: int = 1
+) -> np.ndarray:
+    """Draw the union of polygons.
+
+    Args:
+        outlines: (N, 2) in continuous pixels, where the first pixel's centre lies at 0.5.
+        corner: (left, top) of the drawn rectangle in pixels.
+        size: (height, width) of the result.
+        step: Side of the result's pixels, in pixels.
+
+    Returns:
+        ``size`` uint8, 0 or 255.
+    """
+    mask = np.zeros(size, dtype=np.uint8)
+    if not outlines:
+        return mask
+    points = ((np.concatenate(outlines) - np.float32(corner)) / step - 0.5) * (1 << _SHIFT)
+    vertices, start = np.rint(points).astype(np.int32), 0
+    for outline in outlines:
+        end = start + len(outline)
+        cv2.fillPoly(mask, [vertices[start:end]], 255, cv2.LINE_8, _SHIFT)
+        start = end
+    return mask
+
+
+def hull_mask(
+    regions: Sequence[str], landmarks: np.ndarray, size: tuple[int, int], growth: float = 1.0
+) -> np.ndarray:
+    """Union of the convex hulls of the regions' polygons.
+
+    Args:
+        regions: Names out of ``REGION_NAMES``.
+        landmarks: (68, 2) pixels.
+        size: (height, width) of the mask.
+        growth: Scale of each hull about its centre.
+
+    Returns:
+        (height, width) float32, 0 or 1.
+    """
+    (outlines,) = hull_outlines([regions], np.float32(landmarks)[None], np.float32([growth]))
+    filled = fill(outlines, (0, 0), size)
+    return (filled > 0).astype(np.float32)

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from llava_forgery.constants import REGION_NAMES, WHOLE_FACE
-from llava_forgery.simulate.masks import hull_mask
-from llava_forgery.simulate.regions import region_polygons
+from llava_forgery.faces.regions import hull_mask, region_polygons
 from tests import tiny
 
 CENTRES = {

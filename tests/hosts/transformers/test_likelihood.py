@@ -3,9 +3,9 @@ import torch
 from PIL import Image
 
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers.likelihood import answer_log_likelihoods, answer_probabilities
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.hosts.transformers.prompts import encode
-from llava_forgery.infer.likelihood import answer_log_likelihoods, answer_probabilities
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.qa.conversation import Conversation, Message

@@ -1,0 +1,17 @@
+"""Names that the skill has in a LLaVA model and in its configuration."""
+
+PREFIX = "kfd:"
+PROJECTOR_TYPE = "forgery_prompt_learner"
+# Attributes of LLaVA's inner model.
+TOWER, PROJECTOR = "forgery_tower", "forgery_projector"
+
+# What a model's configuration says of the skill.
+CONFIG_KEYS = (
+    "mm_forgery_tower",
+    "mm_forgery_projector_type",
+    "mm_forgery_fpl",
+    "mm_forgery_host",
+)
+
+# The name in LLaVA's conv_templates that the skill was trained with; set by training.
+TEMPLATE_KEY = "mm_forgery_template"

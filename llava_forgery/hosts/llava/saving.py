@@ -1,0 +1,64 @@
+"""Writing the skill beside what LLaVA writes: learner, detector and names in the configuration."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from llava_forgery.files import portable_name
+from llava_forgery.hosts.fingerprint import host_fingerprint
+from llava_forgery.hosts.llava.names import PREFIX, PROJECTOR, TOWER
+from llava_forgery.weights import save_tensors
+
+FPL, KFD = "fpl.safetensors", "kfd"
+
+
+def save_full(
+    model: PreTrainedModel,
+    save: Callable[..., None],
+    directory: str | PathLike,
+    state_dict: dict[str, torch.Tensor] | None,
+    **options: Any,
+) -> None:
+    """Write a whole model and the skill beside it.
+
+    Args:
+        model: With the skill.
+        save: transformers' ``save_pretrained`` of the model.
+        directory: Folder.
+        state_dict: The model's, where the caller gathered it; the skill's tensors are left out.
+        options: Of ``save_pretrained``.
+    """
+    directory = Path(directory)
+    state = model.state_dict() if state_dict is None else state_dict
+    own = tuple(f".{name}." for name in (TOWER, PROJECTOR))
+    state = {name: t for name, t in state.items() if not any(part in name for part in own)}
+    # Its embedding may have grown since the skill was attached.
+    model.config.mm_forgery_host |= host_fingerprint(model)
+    with saved_config(model, directory):
+        save(directory, state_dict=state, **options)
+    save_modules(model, directory)
+
+
+def save_modules(model: PreTrainedModel, directory: Path) -> None:
+    inner = model.get_model()
+    save_tensors(directory / FPL, getattr(inner, PROJECTOR).state_dict())
+    getattr(inner, TOWER).kfd.save_pretrained(directory / KFD)
+
+
+@contextmanager
+def saved_config(model: PreTrainedModel, directory: Path) -> Iterator[None]:
+    """The configuration as the folder has it: with paths that can be moved with it."""
+    config = model.config
+    tower, host = config.mm_forgery_tower, config.mm_forgery_host
+    config.mm_forgery_tower = f"{PREFIX}{KFD}"
+    name = portable_name(host["name_or_path"], directory)
+    config.mm_forgery_host = {**host, "name_or_path": name}
+    try:
+        yield
+    finally:
+        config.mm_forgery_tower, config.mm_forgery_host = tower, host
