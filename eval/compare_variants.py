@@ -7,8 +7,6 @@ variants.md, which grow with every cell; the same command goes on after an inter
 each cell are printed as it ends.
 """
 
-import logging
-import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,10 +14,11 @@ from typing import Annotated
 
 import torch
 import typer
-from transformers.utils.logging import disable_progress_bar
 
 from eval.papers.variant_tables import Variant, VariantSettings
 from eval.papers.variants import VariantData, compare_variants
+from llava_forgery.cli.app import run
+from llava_forgery.cli.options import writable_folder
 from llava_forgery.faces.records import load_faces
 
 # The paper's heads work at the image's size: training them at 128 pixels takes four times as long.
@@ -39,7 +38,9 @@ REDUCED = VariantSettings(
 def main(
     faces: Annotated[Path, typer.Option(help="Folder written by prepare.")],
     host: Annotated[str, typer.Option(help="Host's folder or hub name.")],
-    out: Annotated[Path, typer.Option(help="Folder for cells and the table.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for cells and the table.", callback=writable_folder)
+    ],
     trunk_weights: Annotated[
         Path | None, typer.Option(help="Written by import-efficientnet; else a random trunk.")
     ] = None,
@@ -93,12 +94,4 @@ def with_sizes(settings: VariantSettings, changes: str) -> VariantSettings:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "open_clip", "datasets", "transformers"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    disable_progress_bar()
-    try:
-        typer.run(main)
-    except (ValueError, FileNotFoundError, ImportError) as problem:
-        typer.echo(f"error: {problem}", err=True)
-        sys.exit(2)
+    run(lambda: typer.run(main), "%(asctime)s %(message)s")

@@ -6,22 +6,26 @@ Tables: table1 to table6 and antifakeprompt; see eval/README.md. What is finishe
 kept, so the same command goes on after an interruption.
 """
 
-import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from transformers.utils.logging import disable_progress_bar
 
 from eval.papers.table_config import read_tables_config
 from eval.papers.tables import run_table
+from llava_forgery.cli.app import run
+from llava_forgery.cli.options import writable_folder
 
 
 def main(
     table: Annotated[str, typer.Argument(help="table1 to table6, or antifakeprompt.")],
     config: Annotated[Path, typer.Option("--config", help="JSON with data, hosts and sizes.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for cells, models and the table.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Folder for cells, models and the table.", callback=writable_folder
+        ),
+    ],
     seeds: Annotated[
         str | None, typer.Option(help="Such as 0,1,2; default: the configuration's.")
     ] = None,
@@ -39,12 +43,4 @@ def main(
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "open_clip", "datasets", "transformers"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    disable_progress_bar()
-    try:
-        typer.run(main)
-    except (ValueError, FileNotFoundError, ImportError) as problem:
-        typer.echo(f"error: {problem}", err=True)
-        sys.exit(2)
+    run(lambda: typer.run(main))

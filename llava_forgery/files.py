@@ -3,10 +3,12 @@
 And names that come from data: which are allowed, and where the files they name may lie.
 """
 
+import errno
 import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,28 +27,86 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: The caller wrote nothing at the yielded path.
+        OSError: The system refuses to write, as on a full disk; it names the file.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     tag = uuid.uuid4().hex[:8]
-    temporary = target.with_name(f".{target.name}.{tag}.tmp")
+    temporary = _temporary(target, tag)
     try:
-        yield temporary
-        if not temporary.exists():
-            raise FileNotFoundError(f"nothing was written for {target}")
-        _apply_umask(temporary)
-        if target.is_dir() and not target.is_symlink():
-            old = target.with_name(f".{target.name}.{tag}.old")
-            target.rename(old)
-            temporary.rename(target)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, target)
+        with naming(target, temporary):
+            yield temporary
+            if not temporary.exists():
+                raise FileNotFoundError(f"nothing was written for {target}")
+            _apply_umask(temporary)
+            if target.is_dir() and not target.is_symlink():
+                old = target.with_name(f".{target.name}.{tag}.old")
+                target.rename(old)
+                temporary.rename(target)
+                shutil.rmtree(old)
+            else:
+                os.replace(temporary, target)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(target: str | os.PathLike, temporary: Path | None = None) -> Iterator[None]:
+    """Name the file where writing fails: of a full disk, the system says no more than that.
+
+    Args:
+        target: What is written.
+        temporary: Its path until it is complete.
+
+    Raises:
+        OSError: Whichever error a full disk was reported as.
+    """
+    try:
+        yield
+    except Exception as error:
+        failure = write_failure(error, target, temporary)
+        if failure is None:
+            raise
+        raise failure from error
+
+
+def write_failure(
+    error: Exception, target: str | os.PathLike, temporary: Path | None = None
+) -> OSError | None:
+    """A refused write as an OSError that names the file; None for any other error.
+
+    Args:
+        error: What was raised: safetensors and torch have errors of their own for it.
+        target: What was written.
+        temporary: Its path until it is complete.
+    """
+    target, text = Path(target), str(error)
+    if type(error).__name__ == "SafetensorError" and (found := re.search(r"os error (\d+)", text)):
+        return OSError(int(found[1]), os.strerror(int(found[1])), str(target))
+    if isinstance(error, RuntimeError) and "inline_container" in text:
+        return OSError(errno.EIO, "could not be written; is the disk full?", str(target))
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    if error.filename is None:
+        # None of these is an error of reading, which may come without a name as well.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            return None
+        return OSError(error.errno, os.strerror(error.errno), str(target))
+    name = Path(os.fsdecode(error.filename))
+    if temporary is not None and name.is_relative_to(temporary):
+        name = target / name.relative_to(temporary)
+    return OSError(error.errno, error.strerror, str(name)) if name.is_relative_to(target) else None
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says, in one line without its number where the system raised it."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        name = "" if error.filename is None else f"{error.filename}: "
+        return f"{name}{error.strerror}"
+    return str(error)
 
 
 def _apply_umask(path: Path) -> None:
@@ -66,12 +126,56 @@ def _apply_umask(path: Path) -> None:
                 entry.chmod(wanted)
 
 
+def check_output(target: str | os.PathLike, inside: bool = False) -> None:
+    """Try whether an output can be written, before the work that it is the output of.
+
+    Nothing is changed, and nothing left behind.
+
+    Args:
+        target: A file, or a folder; it and folders above it may be missing.
+        inside: Files are written into the folder. Otherwise the target is written beside itself
+            and renamed, as :func:`atomic_path` does.
+
+    Raises:
+        OSError: It cannot be written; the message names it.
+        ValueError: Files are to be written into something that is a file.
+    """
+    target = Path(target)
+    place = target if inside else _temporary(target, "0" * 8)
+    try:
+        if inside and target.is_file():
+            raise ValueError(
+                f"{target} is a file, expected a folder to write to; give another --out"
+            )
+        while not _exists(place):
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(bytes(4096))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
+
+
+def _exists(path: Path) -> bool:
+    """As ``Path.exists``, which takes a path below a file for one that is only missing."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _temporary(target: Path, tag: str) -> Path:
+    return target.with_name(f".{target.name}.{tag}.tmp")
+
+
 def check_output_folder(
     target: str | os.PathLike, *markers: str, entries: Collection[str] | None = None
 ) -> None:
     """Refuse a folder that is to be replaced as a whole, where no earlier call has written it.
 
-    To be called before anything is loaded or computed. It changes nothing.
+    To be called before anything is loaded or computed. It changes nothing, and tries to write.
 
     Args:
         target: The folder.
@@ -79,9 +183,11 @@ def check_output_folder(
         entries: All names that such a folder may hold; None allows any beside the markers.
 
     Raises:
+        OSError: Nothing can be written beside it.
         ValueError: There is a file, or a folder that holds anything else.
     """
     target = Path(target)
+    check_output(target)
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file, expected a folder to write to; give another --out")
     present = {path.name for path in target.iterdir()} if target.is_dir() else set()

@@ -9,7 +9,6 @@ passed stands, on CPU, the time that the process was busy: other work on the mac
 nearly as it is. --tiny checks that the script runs; its figures say nothing.
 """
 
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
+from llava_forgery.cli.app import run
 from llava_forgery.constants import IMAGE_TOKEN
 from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
@@ -220,8 +220,4 @@ def run_skilled(vlm: ForgeryVLM, ids: torch.Tensor, seen, pixels: torch.Tensor) 
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    run(lambda: typer.run(main))

@@ -15,7 +15,6 @@ of this process's memory; run it by itself.
 
 import math
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,6 +28,7 @@ import typer
 from bench_timing import measure
 from torch import nn
 
+from llava_forgery.cli.app import run
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.kfd.config import PRESETS, EncoderConfig
@@ -381,8 +381,4 @@ def peak_gigabytes() -> float:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    run(lambda: typer.run(main))

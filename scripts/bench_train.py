@@ -9,7 +9,6 @@ LoRA. What the skill adds hardly grows with the layers while the plain step does
 layers overstate the ratio. --tiny checks that the script runs; its figures say nothing.
 """
 
-import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from bench_host_tower import LLAVA_7B, TINY, Sizes, detector, make_host, prompt
 from bench_timing import measure
 from transformers.utils import logging
 
+from llava_forgery.cli.app import run
 from llava_forgery.constants import IGNORE_INDEX
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.model import attach_forgery
@@ -134,8 +134,4 @@ def finish(optimiser: torch.optim.Optimizer) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    run(lambda: typer.run(main))

@@ -10,15 +10,15 @@ import-efficientnet, train-kfd, make-small-llava, build-qa, finetune, evaluate.
 
 import logging
 import re
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from transformers.utils.logging import disable_progress_bar
 
+from llava_forgery.cli.app import run
+from llava_forgery.cli.options import writable_folder
 from llava_forgery.convert.small_llava import build_small_llava
 from llava_forgery.convert.sources import import_efficientnet, load_trunk
 from llava_forgery.data.build_qa import build_conversations
@@ -78,7 +78,9 @@ def main(
     faces: Annotated[
         Path, typer.Option(help="Folder of photographs.", show_default="samples/")
     ] = SAMPLES,
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo-out"),
+    out: Annotated[Path, typer.Option(help="Folder to write.", callback=writable_folder)] = Path(
+        "demo-out"
+    ),
     identity_pattern: Annotated[
         str,
         typer.Option(
@@ -209,11 +211,4 @@ def print_table(summary: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.ERROR)
-    disable_progress_bar()
-    try:
-        typer.run(main)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    run(lambda: typer.run(main), "%(message)s")

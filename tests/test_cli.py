@@ -6,11 +6,13 @@ import sys
 from dataclasses import replace
 
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 from llava_forgery.cli import app
 from llava_forgery.faces.records import save_faces
+from llava_forgery.files import sentence
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
@@ -205,3 +207,31 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_loaded(
     assert isinstance(result.exception, ValueError)
     assert "is not an earlier output of this; give another --out" in str(result.exception)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def _writing():
+    """Every command and option that names a file or folder to write."""
+    pending = [((), typer.main.get_command(app))]
+    while pending:
+        words, command = pending.pop()
+        for name, inner in getattr(command, "commands", {}).items():
+            pending.append(((*words, name), inner))
+        for option in command.params:
+            if option.name in ("out", "overlay"):
+                yield pytest.param([*words, option.opts[0]], id=" ".join(words))
+
+
+@pytest.mark.parametrize("words", list(_writing()))
+def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path, words):
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app, [*words, str(tmp_path / "file/out")])
+    assert isinstance(result.exception, NotADirectoryError)
+    assert sentence(result.exception) == f"{tmp_path / 'file/out'}: Not a directory"
+    assert "Missing option" not in result.output
+
+
+def test_what_the_system_refuses_is_one_line_and_exit_status_2(tmp_path):
+    (tmp_path / "file").touch()
+    result = _run("forge", "--faces", tmp_path, "--out", tmp_path / "file/out")
+    assert result.returncode == 2
+    assert result.stderr == f"error: {tmp_path / 'file/out'}: Not a directory\n"

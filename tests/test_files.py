@@ -1,11 +1,17 @@
 import json
 import os
 
+import datasets
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from llava_forgery.evaluation.figures import new_figure, save_figure
 from llava_forgery.files import (
     atomic_path,
     check_name,
+    check_output,
     check_output_folder,
     contained,
     is_name,
@@ -13,11 +19,15 @@ from llava_forgery.files import (
     read_json,
     read_json_lines,
     remove_leftovers,
+    sentence,
     write_json,
     write_json_lines,
     write_text,
 )
+from llava_forgery.images import save_png
 from llava_forgery.optional import packaged_file, require
+from llava_forgery.rows import write_rows
+from llava_forgery.weights import save_tensors
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path):
@@ -186,3 +196,91 @@ def test_contained_paths(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path)
     assert contained(folder, "link/a.png") == folder / "link/a.png"
+
+
+def _write_text(path):
+    write_json(path, {"a": "x" * 9000})
+
+
+def _write_tensors(path):
+    save_tensors(path, {"a": torch.zeros(5000)})
+
+
+def _write_picture(path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    save_png(Image.fromarray(noise), path, "noise")
+
+
+def _write_figure(path):
+    figure = new_figure(5, 5)
+    figure.add_subplot().plot([0, 1], [0, 1])
+    save_figure(figure, path, "a line")
+
+
+def _write_rows(path):
+    features = datasets.Features({"a": datasets.Value("string")})
+    with atomic_path(path) as folder:
+        write_rows(lambda: iter([{"a": "x" * 9000}]), features, folder)
+
+
+def _write_folder(path):
+    with atomic_path(path) as folder:
+        folder.mkdir()
+        save_tensors(folder / "lora.safetensors", {"a": torch.zeros(5000)})
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (_write_text, "out"),
+        (_write_tensors, "out"),
+        (_write_picture, "out"),
+        (_write_figure, "out"),
+        (_write_rows, "out"),
+        (_write_folder, "out/lora.safetensors"),
+    ],
+)
+def test_a_full_disk_names_the_file_and_leaves_what_was_there(tmp_path, fill_disk, write, name):
+    (tmp_path / "out").write_text("old")
+    fill_disk(4096)
+    with pytest.raises(OSError, match="File too large") as caught:
+        write(tmp_path / "out")
+    fill_disk(None)
+    assert sentence(caught.value) == f"{tmp_path / name}: File too large"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").read_text() == "old"
+
+
+def test_errors_of_reading_keep_their_names(tmp_path):
+    def copy():
+        with atomic_path(tmp_path / "out"):
+            (tmp_path / "missing").read_text()
+
+    with pytest.raises(FileNotFoundError) as caught:
+        copy()
+    assert sentence(caught.value) == f"{tmp_path / 'missing'}: No such file or directory"
+    assert sentence(FileNotFoundError("there is no folder a")) == "there is no folder a"
+
+
+def test_an_output_is_tried_before_the_work(tmp_path, fill_disk):
+    for inside in (True, False):
+        check_output(tmp_path / "a/b", inside)
+        check_output(tmp_path, inside)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    check_output(tmp_path / "file")
+    with pytest.raises(ValueError, match="file is a file, expected a folder"):
+        check_output(tmp_path / "file", inside=True)
+    for inside in (True, False):
+        with pytest.raises(NotADirectoryError) as caught:
+            check_output(tmp_path / "file/a/b", inside)
+        assert sentence(caught.value) == f"{tmp_path / 'file/a/b'}: Not a directory"
+        with pytest.raises(OSError, match="File name too long"):
+            check_output(tmp_path / ("x" * 256), inside)
+    # The temporary name is longer.
+    with pytest.raises(OSError, match="File name too long"):
+        check_output_folder(tmp_path / ("x" * 250), "a.json")
+    fill_disk(0)
+    for inside in (True, False):
+        with pytest.raises(OSError, match="File too large"):
+            check_output(tmp_path / "a", inside)

@@ -3,9 +3,13 @@
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import typer
+
+from llava_forgery.files import sentence
 
 app = typer.Typer(
     help="Forgery skills for LLaVA-style vision-language models.",
@@ -56,12 +60,23 @@ def load_predictor(
 
 
 def main() -> None:
-    """Run the command; users' mistakes become one line and exit status 2."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    """The command ``llava-forgery``."""
+    run(app)
+
+
+def run(command: Callable[[], Any], form: str = "%(levelname)s %(message)s") -> None:
+    """Run a command line; users' mistakes, and what the system refuses, are a line and status 2.
+
+    Args:
+        command: Such as ``lambda: typer.run(main)``.
+        form: Of the log's lines on stderr.
+    """
+    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
     for noisy in ("httpx", "open_clip", "datasets", "transformers", "bitsandbytes"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        app()
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        typer.echo(f"error: {error}", err=True)
+        command()
+    except (ValueError, OSError, ImportError) as error:
+        logging.getLogger(__name__).debug("where it happened", exc_info=True)
+        typer.echo(f"error: {sentence(error)}", err=True)
         sys.exit(2)

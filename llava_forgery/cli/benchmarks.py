@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import app
-from llava_forgery.cli.options import Faces, Out
+from llava_forgery.cli.options import Faces, Out, writable_file
 
 _NAMES = "ff++, dfd, celeb-df-v1, celeb-df-v2, dfdcp, dfdc, deepfakebench, folders, antifakeprompt"
 
@@ -18,7 +18,12 @@ def import_benchmark(
         Path,
         typer.Argument(help="Its folder; of deepfakebench the JSON, of antifakeprompt the CSV."),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Manifest to write, such as ffpp.jsonl.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Manifest to write, such as ffpp.jsonl.", callback=writable_file
+        ),
+    ],
     method: Annotated[
         list[str] | None, typer.Option(help="Of FaceForensics++; repeatable; default: all.")
     ] = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import app
-from llava_forgery.cli.options import Every, Faces, Frames, Out, Seed
+from llava_forgery.cli.options import Every, Faces, Frames, Out, Seed, writable_file
 
 
 @app.command()
@@ -112,7 +112,7 @@ def forge(
 @app.command()
 def preview(
     faces: Faces,
-    out: Annotated[Path, typer.Option("--out", help="PNG to write.")],
+    out: Annotated[Path, typer.Option("--out", help="PNG to write.", callback=writable_file)],
     count: Annotated[int, typer.Option("--count", "-n", help="Rows of the sheet.")] = 6,
     split: Annotated[
         str | None, typer.Option(help="train, val or test; default: all faces.")

@@ -5,7 +5,23 @@ from typing import Annotated
 
 import typer
 
-Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+from llava_forgery.files import check_output
+
+
+def writable_folder(folder: Path | None) -> Path | None:
+    """An option's callback: a full or read-only disk shows before models are loaded."""
+    if folder is not None:
+        check_output(folder, inside=True)
+    return folder
+
+
+def writable_file(file: Path) -> Path:
+    """The same of a file."""
+    check_output(file)
+    return file
+
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write.", callback=writable_folder)]
 Faces = Annotated[Path, typer.Option("--faces", help="Folder written by prepare.")]
 Model = Annotated[Path, typer.Option("--model", help="Folder of a forgery adapter.")]
 Host = Annotated[

@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import app, load_predictor
-from llava_forgery.cli.options import Cropped, Device, Every, FaceFinder, Frames, Host, Model
+from llava_forgery.cli.options import (
+    Cropped,
+    Device,
+    Every,
+    FaceFinder,
+    Frames,
+    Host,
+    Model,
+    writable_folder,
+)
 from llava_forgery.files import to_json
 
 
@@ -22,7 +31,8 @@ def detect(
         typer.Option("--jsonl", help="Print one line of JSON for each file, as it is judged."),
     ] = False,
     overlay: Annotated[
-        Path | None, typer.Option("--overlay", help="Folder for pictures with maps.")
+        Path | None,
+        typer.Option("--overlay", help="Folder for pictures with maps.", callback=writable_folder),
     ] = None,
     cropped: Cropped = False,
     frames: Frames = None,

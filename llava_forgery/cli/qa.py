@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import app
-from llava_forgery.cli.options import Faces, Out, Seed
+from llava_forgery.cli.options import Faces, Out, Seed, writable_file
 
 
 @app.command()
@@ -130,7 +130,9 @@ def mix(
     general_ratio: Annotated[
         float, typer.Option(help="Share of general data; 0.5 alternates, as the paper trains.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="LLaVA JSON to write.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="LLaVA JSON to write.", callback=writable_file)
+    ],
     general_images: Annotated[
         Path | None, typer.Option(help="What its image paths are relative to; default: its folder.")
     ] = None,

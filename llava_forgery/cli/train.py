@@ -16,6 +16,7 @@ from llava_forgery.cli.options import (
     ReportTo,
     Resume,
     Seed,
+    writable_file,
 )
 
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Written by torch.save.")]
@@ -23,7 +24,9 @@ Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Written by tor
 
 @app.command()
 def import_efficientnet(
-    out: Annotated[Path, typer.Option("--out", help="safetensors file to write.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="safetensors file to write.", callback=writable_file)
+    ],
 ) -> None:
     """Bring the trunk's ImageNet weights into safetensors."""
     from llava_forgery.convert.sources import import_efficientnet as run

@@ -9,6 +9,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 from tqdm import trange
 
 import llava_forgery
-from llava_forgery.files import changed_setting, write_json_lines
+from llava_forgery.files import changed_setting, naming, write_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +127,9 @@ class KeptRecords:
 
     def _write(self, entries: Sequence[Any]) -> None:
         lines = [json.dumps(entry, allow_nan=False) for entry in entries]
-        self._file.write("".join(f"{line}\n" for line in lines).encode())
-        self._file.flush()
+        with naming(self.path or RECORDS):
+            self._file.write("".join(f"{line}\n" for line in lines).encode())
+            self._file.flush()
 
     def finish(self) -> None:
         """Write ``records.jsonl``, the last file of an evaluation, and remove what was kept."""
@@ -146,7 +148,9 @@ class KeptRecords:
     def __exit__(self, *error: object) -> None:
         if self._file.closed:
             return
-        self._file.close()
+        # It would try once more to write what a full disk has refused.
+        with suppress(OSError):
+            self._file.close()
         if self.path is not None:
             logger.warning(
                 "%d records are kept in %s: the same call resumes there",

@@ -20,7 +20,7 @@ from typing import Any
 from uuid import uuid4
 
 from llava_forgery.faces.sources import MediaSource
-from llava_forgery.files import read_json, write_json
+from llava_forgery.files import naming, read_json, write_json
 
 try:
     import fcntl
@@ -57,15 +57,19 @@ class PixelFile:
     def add(self, data: bytes) -> list[Any]:
         """Append; returns name, offset, length and CRC-32, as JSON takes them."""
         offset = self._file.tell()
-        self._file.write(data)
+        with naming(self._file.name):
+            self._file.write(data)
         return [Path(self._file.name).name, offset, len(data), zlib.crc32(data)]
 
     def flush(self) -> None:
         """Hand everything to the system; it survives the end of this process."""
-        self._file.flush()
+        with naming(self._file.name):
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        # What could not be written before is tried once more.
+        with naming(self._file.name):
+            self._file.close()
 
 
 class Journal:
@@ -86,8 +90,9 @@ class Journal:
         entry = {"key": key.hex(), "reason": outcome.reason, "faces": outcome.faces}
         self._lines.seek(0, 2)
         offset = self._lines.tell()
-        self._lines.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
-        self._lines.flush()
+        with naming(self._lines.name):
+            self._lines.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+            self._lines.flush()
         self._offsets[key] = offset
 
     def get(self, key: bytes) -> Outcome:
@@ -118,7 +123,8 @@ class Journal:
         return data
 
     def close(self) -> None:
-        self._lines.close()
+        with naming(self._lines.name):
+            self._lines.close()
 
     def _read(self) -> None:
         self._lines.seek(0)

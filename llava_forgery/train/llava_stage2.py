@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 
+from llava_forgery.files import naming
 from llava_forgery.hosts.llava.checkpoint import (
     CONFIG,
     NO_LORA,
@@ -126,7 +127,8 @@ class LlavaStage2(Trainable):
         # Beside it, so that paths relative to the folder are the same.
         temporary = directory.with_name(f".{directory.name}-llava-lora")
         try:
-            save_llava_adapter(self.model, temporary, self._trained_projector())
+            with naming(directory, temporary):
+                save_llava_adapter(self.model, temporary, self._trained_projector())
             # Without the configuration the folder is no adapter: so it is the first file to go and
             # the last to come. What an earlier training wrote and this one did not goes as well.
             for name in (CONFIG, LORA_CONFIG, LORA_WEIGHTS, NON_LORA, NO_LORA, TRAINABLES):

@@ -29,6 +29,7 @@ from llava_forgery.data.validation import (
     fingerprint_of,
     settle_invalid,
 )
+from llava_forgery.files import check_output, sentence
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.llava import compat as llava_compat
 from llava_forgery.hosts.llava.model import attach_to_llava
@@ -63,12 +64,14 @@ def run(arguments: LlavaArguments) -> PreTrainedModel:
     Raises:
         FileNotFoundError: A checkpoint, a detector or data are not there.
         ImportError: A package is not installed; the message says which.
+        OSError: ``--output_dir`` cannot be written.
         ValueError: A flag contradicts the checkpoint, or data are not valid.
     """
+    flags = arguments.training
+    check_output(flags.output_dir, inside=True)
     if arguments.forgery.llava_next:
         llava_compat.apply()
     register()
-    flags = arguments.training
     set_seed(flags.seed)
     with loaded_whole(flags):
         sources = open_sources(arguments)
@@ -318,8 +321,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         run(parse_arguments(sys.argv[1:] if arguments is None else arguments))
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        logger.error("%s", error)
+    except (ValueError, OSError, ImportError) as error:
+        logger.debug("where it happened", exc_info=True)
+        logger.error("%s", sentence(error))
         return 2
     return 0
 

@@ -172,5 +172,5 @@ def train_kfd(
     run_training(trainer, resume)
     settle_statistics(detector, pairs, batch_size)
     detector.eval()
-    detector.save_pretrained(output_dir)
+    trainer.save_model(output_dir)
     return detector

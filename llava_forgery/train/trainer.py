@@ -1,6 +1,7 @@
 """What both stages add to the transformers Trainer: our checkpoints, our logs, exact resuming."""
 
 import logging
+import shutil
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from os import PathLike
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from llava_forgery.files import write_json
+from llava_forgery.files import write_failure, write_json
 from llava_forgery.train.deepspeed import (
     deepspeed_file,
     lay_out,
@@ -95,12 +96,38 @@ class ForgeryTrainer(Trainer):
         self, output_dir: str | PathLike | None = None, _internal_call: bool = False
     ) -> None:
         """Write the model; all processes call it, the first one writes."""
+        folder = Path(output_dir or self.args.output_dir)
         with whole_parameters(self.model.saved_parameters()) as writes:
             if writes:
-                self.model.save_checkpoint(Path(output_dir or self.args.output_dir))
+                try:
+                    self.model.save_checkpoint(folder)
+                except Exception as error:
+                    failure = write_failure(error, folder)
+                    if failure is None or _internal_call:
+                        raise
+                    raise self._stopped(failure) from error
         # The folder is renamed into its place: what another process put there before, such as
         # the state of its random numbers, would be lost.
         self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except Exception as error:
+            failure = write_failure(error, folder)
+            if failure is None:
+                raise
+            # Half a checkpoint is of no use, and takes the place that the next one needs.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise self._stopped(failure) from error
+
+    def _stopped(self, failure: OSError) -> OSError:
+        """A refused write, with what is left of the training."""
+        kept = last_checkpoint(self.args.output_dir)
+        left = f"{kept} is whole: make room and resume" if kept else "there is no checkpoint yet"
+        reason = f"{failure.strerror}; training stopped at step {self.state.global_step}, {left}"
+        return OSError(failure.errno, reason, failure.filename)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

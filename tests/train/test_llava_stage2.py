@@ -379,6 +379,9 @@ def test_wrong_hosts_and_templates_are_one_line_on_the_command_line(folder, tmp_
     processor.save_pretrained(tmp_path / "hf")
     assert main([*words, "--model_name_or_path", str(tmp_path / "hf")]) == 2
     assert "for models of transformers" in caplog.text
+    (tmp_path / "file").touch()
+    assert main([*words, "--output_dir", str(tmp_path / "file/x-llava-lora")]) == 2
+    assert caplog.messages[-1] == f"{tmp_path / 'file/x-llava-lora'}: Not a directory"
 
 
 def _shell(folder, out, stage):

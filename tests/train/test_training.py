@@ -12,20 +12,21 @@ from torch import nn
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.data.build_qa import build_conversations, conversation_of
 from llava_forgery.faces.records import FEATURES
+from llava_forgery.files import sentence
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa import templates
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.tensors import from_bytes
-from llava_forgery.train.stage1 import collate_pairs, settle_statistics, train_kfd
+from llava_forgery.train.stage1 import Stage1, collate_pairs, settle_statistics, train_kfd
 from llava_forgery.train.stage2 import (
     EncodedConversations,
     StackedCollator,
     Stage2,
     train_adapter,
 )
-from llava_forgery.train.trainer import last_checkpoint
+from llava_forgery.train.trainer import ForgeryTrainer, last_checkpoint
 from tests import tiny
 
 
@@ -116,6 +117,41 @@ def test_stage_1_resumed_equals_uninterrupted(faces, tmp_path):
     with pytest.raises(ValueError, match="--resume"):
         _train_kfd(faces, tmp_path / "cut")
     resumed = _train_kfd(faces, tmp_path / "cut", resume=True).state_dict()
+    assert _same(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "call", "file"),
+    [
+        (Stage1, "save_checkpoint", 2, "checkpoint-4/kfd.safetensors"),
+        (ForgeryTrainer, "_save_optimizer_and_scheduler", 2, "checkpoint-4"),
+        (Stage1, "save_checkpoint", 3, "kfd.safetensors"),
+    ],
+)
+def test_a_full_disk_leaves_the_last_checkpoint(
+    faces, tmp_path, monkeypatch, fill_disk, owner, method, call, file
+):
+    whole = _train_kfd(faces, tmp_path / "whole").state_dict()
+    saving, calls = getattr(owner, method), []
+
+    def fill(self, *args):
+        calls.append(args)
+        if len(calls) == call:
+            fill_disk(100_000)
+        saving(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, fill)
+        with pytest.raises(OSError, match="training stopped") as caught:
+            _train_kfd(faces, tmp_path / "out")
+    fill_disk(None)
+    kept = tmp_path / "out" / ("checkpoint-4" if call == 3 else "checkpoint-2")
+    said = sentence(caught.value)
+    assert said.startswith(f"{tmp_path / 'out' / file}: ")
+    assert said.endswith(f"training stopped at step 4, {kept} is whole: make room and resume")
+    assert last_checkpoint(tmp_path / "out") == str(kept)
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+    resumed = _train_kfd(faces, tmp_path / "out", resume=True).state_dict()
     assert _same(whole, resumed)
 
 
