@@ -26,7 +26,7 @@ from llava_forgery.hosts.llava.prompts import (
     tokenizer_forgery_token,
 )
 from llava_forgery.hosts.llava.register import import_llava
-from llava_forgery.infer.likelihood import first_token_p_yes
+from llava_forgery.hosts.transformers.likelihood import first_token_p_yes
 from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace, Photograph
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.build import detection_prompt

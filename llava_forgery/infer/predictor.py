@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from llava_forgery.faces.crop import crop_box, crop_square
 from llava_forgery.faces.detect import FaceDetector, get_detector
 from llava_forgery.hosts.adapter import read_adapter_config
+from llava_forgery.hosts.transformers.likelihood import first_token_p_yes
 from llava_forgery.hosts.transformers.loading import load_adapter, load_host, place_host
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, encode
 from llava_forgery.images import read_image
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.infer.halving import in_halves
-from llava_forgery.infer.likelihood import first_token_p_yes
 from llava_forgery.infer.verdict import Verdict, agree
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.answers import parse_answer

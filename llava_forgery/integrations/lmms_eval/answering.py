@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from llava_forgery.hosts.transformers.chat import special_tokens
+from llava_forgery.hosts.transformers.likelihood import first_token_p_yes
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, encode
-from llava_forgery.infer.likelihood import first_token_p_yes
 from llava_forgery.integrations.lmms_eval.prompts import cite_score, is_detection_prompt
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.conversation import Conversation, Message
