@@ -38,7 +38,7 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
             yield temporary
             if not temporary.exists():
                 raise FileNotFoundError(f"nothing was written for {target}")
-            _apply_umask(temporary)
+            apply_umask(temporary)
             if target.is_dir() and not target.is_symlink():
                 old = target.with_name(f".{target.name}.{tag}.old")
                 target.rename(old)
@@ -109,7 +109,7 @@ def sentence(error: BaseException) -> str:
     return str(error)
 
 
-def _apply_umask(path: Path) -> None:
+def apply_umask(path: Path) -> None:
     """Give a file, or a folder with all in it, the modes of new ones: safetensors and tempfile
     write for their owner only, whatever the umask."""
     # It can only be read by setting it.

@@ -20,6 +20,7 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
+from llava_forgery.files import some_names
 from llava_forgery.optional import require
 
 
@@ -136,7 +137,8 @@ def fill_trained(src: dict[str, torch.Tensor], dst: nn.Module) -> None:
     missing, unknown = sorted(trained - set(src)), sorted(set(src) - set(own))
     if missing or unknown:
         raise ValueError(
-            f"the checkpoint belongs to another training: missing {missing}, unknown {unknown}"
+            f"the checkpoint belongs to another training: missing {some_names(missing) or 'none'}, "
+            f"unknown {some_names(unknown) or 'none'}"
         )
     dst.load_state_dict({**own, **src})
 

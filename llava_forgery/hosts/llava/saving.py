@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from llava_forgery.files import portable_name
+from llava_forgery.files import apply_umask, portable_name
 from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.llava.names import PREFIX, PROJECTOR, TOWER
 from llava_forgery.weights import save_tensors
@@ -41,6 +41,8 @@ def save_full(
     model.config.mm_forgery_host |= host_fingerprint(model)
     with saved_config(model, directory):
         save(directory, state_dict=state, **options)
+    for path in directory.glob("*.safetensors"):
+        apply_umask(path)
     save_modules(model, directory)
 
 

@@ -1,5 +1,6 @@
 """The skill in LLaVA's folders: what is written, and that LLaVA's own loader reads it."""
 
+import os
 import shutil
 
 import pytest
@@ -150,6 +151,14 @@ def test_a_merged_model_is_read_without_a_base(root, lora):
     _, exact, _ = tiny_llava.load_llava(merged)
     with torch.no_grad():
         torch.testing.assert_close(exact(**inputs).logits, expected, rtol=0, atol=1e-4)
+    # As transformers saves it, too, whose safetensors are for their owner alone.
+    before = os.umask(0o022)
+    try:
+        exact.save_pretrained(root / "saved-llava")
+    finally:
+        os.umask(before)
+    files = [path for path in (root / "saved-llava").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o644}
 
 
 def test_the_learner_alone(root):
