@@ -489,16 +489,17 @@ class HostImages:
 
         Returns:
             (3, H, W) or (tiles, 3, H, W) for each, and (width, height) of each photograph. A
-            sample of text alone gets one empty image: LLaVA's model counts on one, and reads
-            nothing from it.
+            sample of text alone gets one empty image, of one tile where images have tiles: LLaVA's
+            model counts on one, reads nothing from it, and processes that train together must all
+            read the same weights.
         """
         from llava.mm_utils import process_images
 
         if not images:
             side = self.processor.crop_size
-            return [torch.zeros(3, side["height"], side["width"])], [
-                (side["width"], side["height"])
-            ]
+            empty = torch.zeros(3, side["height"], side["width"])
+            tiled = (getattr(self.config, "image_aspect_ratio", None) or "").startswith("anyres")
+            return [empty[None] if tiled else empty], [(side["width"], side["height"])]
         # One by one: LLaVA stacks what it gets together, and any-resolution images differ.
         pixels = [process_images([image], self.processor, self.config)[0] for image in images]
         return pixels, [image.size for image in images]

@@ -4,6 +4,7 @@ import logging
 import shutil
 from abc import ABC, abstractmethod
 from collections import defaultdict
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,22 @@ class ForgeryTrainer(Trainer):
         # Our losses are means over the batch; the Trainer divides by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._norms = [
+            module
+            for module in self.model.modules()
+            if isinstance(module, nn.BatchNorm2d)
+            and any(weight.requires_grad for weight in module.parameters())
+        ]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not self._norms or self.accelerator.num_processes == 1:
+            return super().training_step(*args, **kwargs)
+        before = running_statistics(self._norms)
+        loss = super().training_step(*args, **kwargs)
+        # The first process alone writes them, and its own batches may never show a face.
+        after = self.accelerator.gather(running_statistics(self._norms)[None])
+        fill_statistics(self._norms, before, after)
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
@@ -156,6 +173,42 @@ class ForgeryTrainer(Trainer):
             load_engine(self.model_wrapped, resume_from_checkpoint)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
+
+
+def running_statistics(norms: Sequence[nn.BatchNorm2d]) -> torch.Tensor:
+    """The number of batches, means and variances of each batch norm, as one (N,) float64."""
+    parts = [
+        part.reshape(-1).double()
+        for norm in norms
+        for part in (norm.num_batches_tracked, norm.running_mean, norm.running_var)
+    ]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def fill_statistics(
+    norms: Sequence[nn.BatchNorm2d], before: torch.Tensor, after: torch.Tensor
+) -> None:
+    """Fill batch norms as if one process had seen the batches of P processes one after another.
+
+    Args:
+        norms: All with a momentum.
+        before: (N,) from :func:`running_statistics` before a step, the same in all processes.
+        after: (P, N) after it.
+    """
+    sizes = [1 + 2 * norm.num_features for norm in norms]
+    parts = zip(norms, before.split(sizes), after.split(sizes, dim=1), strict=True)
+    for norm, start, ends in parts:
+        state = start.clone()
+        for end in ends:
+            batches = end[0] - start[0]
+            # An update keeps this share of what stands there, and adds to it what was measured.
+            kept = (1 - norm.momentum) ** batches
+            state[1:] = kept * state[1:] + (end[1:] - kept * start[1:])
+            state[0] += batches
+        norm.num_batches_tracked.copy_(state[0])
+        norm.running_mean.copy_(state[1 : 1 + norm.num_features])
+        norm.running_var.copy_(state[1 + norm.num_features :])
 
 
 def last_checkpoint(directory: str | PathLike) -> str | None:

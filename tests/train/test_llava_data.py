@@ -235,6 +235,15 @@ def test_tiles_stay_a_list(folder):
     assert batch["image_sizes"] == [(40, 40), (40, 40)]
 
 
+def test_text_alone_has_a_tile_where_images_have_tiles(folder):
+    # LLaVA's model then takes the same way, on which it reads its weight for the ends of rows.
+    (folder / "texts.json").write_text(json.dumps([_entry("s0", "0.png"), _entry("t0")]))
+    samples = _samples(open_source(folder / "texts.json"), aspect="anyres")
+    batch = LlavaCollator(0)([samples[1]])
+    assert [image.shape for image in batch["images"]] == [(1, 3, 32, 32)]
+    assert isinstance(batch["images"], list)
+
+
 def test_images_outside_the_image_folder_are_invalid(folder):
     (folder / "in").mkdir()
     listed = [_entry("s0", "../0.png"), _entry("s1", str(folder / "1.png"))]

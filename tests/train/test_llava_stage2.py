@@ -1,5 +1,6 @@
 """Stage 2 on LLaVA's models: what is trained, saved, resumed, and read again by LLaVA's loader."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from llava_forgery.constants import REAL
@@ -384,11 +386,18 @@ def test_wrong_hosts_and_templates_are_one_line_on_the_command_line(folder, tmp_
     assert caplog.messages[-1] == f"{tmp_path / 'file/x-llava-lora'}: Not a directory"
 
 
+def _environment():
+    """Of processes on the CPU."""
+    return {
+        **os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+
+
 def _shell(folder, out, stage):
     """``scripts/finetune_lora.sh`` with two processes on the CPU."""
     environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **_environment(), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MODEL": "tiny-llava", "KFD": "kfd", "DATA": "qa", "OUT": out, "GPUS": "2", "BATCH": "1",
         "ACCUMULATE": "1", "BF16": "False", "WORKERS": "0",
         "ZERO": str(ROOT / f"scripts/zero{stage}.json"),
@@ -430,3 +439,90 @@ def test_two_processes_from_the_shell_and_llavas_loader(folder, one_process, sta
     before, _ = _logits(model, samples)
     after, _ = _logits(_loaded(folder / out, folder / "tiny-llava"), samples)
     _agree(before, after)
+
+
+# Both kinds of FPL, the order of both samplers that mix, and images in tiles.
+MIXED = {
+    "paper": {"fpl_kind": "paper"},
+    "lite": {"fpl_kind": "lite", "general_ratio": 0.7},
+    "paper-group": {
+        "fpl_kind": "paper", "general_ratio": 0.4, "group_by_modality_length": True,
+    },
+    "lite-tiles": {"fpl_kind": "lite", "model_name_or_path": "tiny-tiles-llava"},
+}  # fmt: skip
+
+
+def _mixed_words(folder, out, case, **changes):
+    """Of a training whose micro-batches of one sample are the skill's or general."""
+    # Of the batch norms of a paper FPL a few weights hang on the last bit of the others: with the
+    # usual epsilon and a higher rate, two runs of one process that differ in it move 1e-3 apart.
+    flags = {"learning_rate": 2e-4, "adam_epsilon": 1e-3, "logging_steps": 1, **MIXED[case]}
+    return _words(
+        folder, f"{out}-{case}-llava-lora", general_data_path=folder / "mixed.json",
+        image_folder=folder, per_device_train_batch_size=1, save_strategy="no", validate=False,
+        **flags, **changes,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mixed(folder):
+    """Each case in one process that accumulates the gradients of two micro-batches."""
+    tiny_llava.save_llava(folder / "tiny-tiles-llava", aspect="anyres")
+    Image.fromarray(tiny.picture(1)).save(folder / "general.png")
+    entries = []
+    for number in range(6):
+        image = {"image": "general.png"} if number % 3 == 2 else {}
+        question = "<image>\n" * len(image) + "What is this?" + " And this?" * number
+        turns = [
+            {"from": "human", "value": question},
+            {"from": "gpt", "value": "A model. " * (1 + number)},
+        ]
+        entries.append({"id": f"{number}", "conversations": turns, **image})
+    (folder / "mixed.json").write_text(json.dumps(entries))
+    with contextlib.chdir(folder):
+        for case in MIXED:
+            run(parse_arguments(_mixed_words(folder, "one", case, gradient_accumulation_steps=2)))
+    return folder
+
+
+def _losses(folder):
+    log = json.loads((folder / "log.json").read_text())
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_two_processes_of_which_one_may_show_no_face_train_as_one(mixed, stage):
+    """0 is DistributedDataParallel."""
+    changes = {}
+    if stage:
+        pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
+        content = json.loads((ROOT / f"scripts/zero{stage}.json").read_text())
+        if stage == 3:
+            # All weights are shared out, though they are small ones.
+            content["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        changes["deepspeed"] = mixed / f"mixed-zero{stage}.json"
+        changes["deepspeed"].write_text(json.dumps(content))
+    out = f"zero{stage}"
+    lines = [_mixed_words(mixed, out, case, **changes) for case in MIXED]
+    (mixed / f"{out}.json").write_text(json.dumps(lines))
+    script = Path(__file__).with_name("llava_trainings.py")
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         script, mixed / f"{out}.json"],
+        cwd=mixed, env=_environment(), capture_output=True, text=True, timeout=1800,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-6000:]
+    for case in MIXED:
+        one, two = (mixed / f"{name}-{case}-llava-lora" for name in ("one", out))
+        assert _losses(two) == pytest.approx(_losses(one), rel=1e-5), case
+        assert len(_losses(one)) == 4
+        found = _files(two)
+        for file, tensors in _files(one).items():
+            assert set(tensors) == set(found[file])
+            for name, tensor in tensors.items():
+                # Only variances are larger than 1.
+                torch.testing.assert_close(
+                    found[file][name], tensor, atol=1e-5, rtol=1e-5,
+                    msg=lambda text, name=name, case=case: f"{case}, {name}: {text}",
+                )  # fmt: skip

@@ -1,5 +1,6 @@
 """Both stages on the smallest models: what is trained, saved, resumed."""
 
+import copy
 import json
 import shutil
 
@@ -26,7 +27,12 @@ from llava_forgery.train.stage2 import (
     Stage2,
     train_adapter,
 )
-from llava_forgery.train.trainer import ForgeryTrainer, last_checkpoint
+from llava_forgery.train.trainer import (
+    ForgeryTrainer,
+    fill_statistics,
+    last_checkpoint,
+    running_statistics,
+)
 from tests import tiny
 
 
@@ -256,3 +262,23 @@ def test_samples_hold_what_host_and_detector_see(conversations):
 def test_too_long_samples_are_an_error(conversations):
     with pytest.raises(ValueError, match="max_length"):
         EncodedConversations(conversations, _vlm(False), 20)[0]
+
+
+def test_statistics_of_several_processes_are_those_of_one():
+    batches = torch.randn(3, 2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    one = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4, momentum=0.3)])
+    processes = [copy.deepcopy(one) for _ in range(3)]
+    for step in range(2):
+        before = running_statistics(processes[0])
+        # The second process shows no face at all, the third one at every other step.
+        for process, batch in enumerate(batches):
+            if process == 0 or (process == 2 and step):
+                for norm, own in zip(one, processes[process], strict=True):
+                    norm(batch + step)
+                    own(batch + step)
+        after = torch.stack([running_statistics(norms) for norms in processes])
+        for norms in processes:
+            fill_statistics(norms, before, after)
+    for norms in processes:
+        torch.testing.assert_close(norms.state_dict(), one.state_dict())
+    assert int(processes[1][0].num_batches_tracked) == 3
