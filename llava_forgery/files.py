@@ -30,22 +30,28 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
         OSError: The system refuses to write, as on a full disk; it names the file.
     """
     target = Path(target)
+    with temporary_path(target) as temporary, naming(target, temporary):
+        yield temporary
+        if not temporary.exists():
+            raise FileNotFoundError(f"nothing was written for {target}")
+        apply_umask(temporary)
+        if target.is_dir() and not target.is_symlink():
+            old = temporary.with_suffix(".old")
+            target.rename(old)
+            temporary.rename(target)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, target)
+
+
+@contextmanager
+def temporary_path(target: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary name beside ``target``, for a file or folder that is removed at the end."""
+    target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    tag = uuid.uuid4().hex[:8]
-    temporary = _temporary(target, tag)
+    temporary = _temporary(target, uuid.uuid4().hex[:8])
     try:
-        with naming(target, temporary):
-            yield temporary
-            if not temporary.exists():
-                raise FileNotFoundError(f"nothing was written for {target}")
-            apply_umask(temporary)
-            if target.is_dir() and not target.is_symlink():
-                old = target.with_name(f".{target.name}.{tag}.old")
-                target.rename(old)
-                temporary.rename(target)
-                shutil.rmtree(old)
-            else:
-                os.replace(temporary, target)
+        yield temporary
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
@@ -214,19 +220,27 @@ def some_names(names: Collection[str]) -> str:
 
 
 def remove_leftovers(target: str | os.PathLike) -> None:
-    """Remove what :func:`atomic_path` left beside ``target`` where its process was killed.
+    """Remove what :func:`atomic_path` left of ``target`` where its process was killed.
 
-    An output that was moved aside, and whose successor never took its place, is put back.
+    That is what lies beside it, and in a folder what is left of the files in it. An output that was
+    moved aside, and whose successor never took its place, is put back.
     """
     target = Path(target)
-    pattern = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{8}\.(tmp|old)")
-    if not target.parent.is_dir():
-        return
-    for path in sorted(target.parent.iterdir()):
-        if not pattern.fullmatch(path.name):
+    if target.parent.is_dir():
+        _remove_leftovers(target.parent, re.escape(target.name))
+    if target.is_dir():
+        _remove_leftovers(target, ".+")
+
+
+def _remove_leftovers(folder: Path, name: str) -> None:
+    pattern = re.compile(rf"\.({name})\.[0-9a-f]{{8}}\.(?:tmp|old)")
+    for path in sorted(folder.iterdir()):
+        found = pattern.fullmatch(path.name)
+        if not found:
             continue
-        if path.suffix == ".old" and not target.exists():
-            path.rename(target)
+        original = folder / found.group(1)
+        if path.suffix == ".old" and not original.exists():
+            path.rename(original)
         elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -149,6 +149,10 @@ def test_leftovers_of_a_killed_write_are_removed_and_the_old_output_put_back(tmp
     remove_leftovers(tmp_path / "out")
     assert not (tmp_path / ".out.0123abcd.old").exists()
     remove_leftovers(tmp_path / "missing/out")
+    # In the folder as well.
+    (tmp_path / "out/.a.json.0123abcd.tmp").touch()
+    remove_leftovers(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept"]
 
 
 @pytest.mark.parametrize(

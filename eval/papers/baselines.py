@@ -27,6 +27,7 @@ from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.simulate.simulator import SimulatorConfig
 from llava_forgery.tensors import from_bytes
+from llava_forgery.train.run_record import describe_weights, open_run
 from llava_forgery.train.stage1 import collate_pairs, settle_statistics
 from llava_forgery.train.trainer import (
     ForgeryTrainer,
@@ -226,14 +227,24 @@ def train_baseline(
         save_steps=save_steps,
         workers=workers,
     )
+    settings = {
+        "baseline": type(model).__name__,
+        "weights": describe_weights(model),
+        "data": pairs.describe(),
+    }
+    run = open_run(arguments, "baseline", settings, Path(output_dir) / WEIGHTS, resume)
+    if run.finished:
+        fill_baseline(model, output_dir)
+        return model.eval()
     trainer = ForgeryTrainer(
         model=_Training(model), args=arguments, train_dataset=pairs, data_collator=collate_pairs
     )
-    run_training(trainer, resume)
+    run_training(trainer, run)
     if model.own_statistics:
         settle_statistics(model, pairs, batch_size)
     model.eval()
     save_tensors(Path(output_dir) / WEIGHTS, model.trained())
+    run.finish()
     return model
 
 

@@ -107,11 +107,14 @@ def train_kfd(
 ) -> None:
     """Stage 1: train the detector on forgeries simulated from the real training faces."""
     from llava_forgery.convert.sources import load_trunk
+    from llava_forgery.kfd.checkpoint import CONFIG
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
     from llava_forgery.kfd.host_config import host_config, parse_taps
     from llava_forgery.simulate.pairs import load_real_faces
+    from llava_forgery.train.run_record import check_training_folder
     from llava_forgery.train.stage1 import train_kfd as run
 
+    check_training_folder(out, out / CONFIG)
     if host is None and (taps or text_model or text_weights):
         raise ValueError("--taps, --text-model and --text-weights are for --host")
     if host is not None and preset is not None:
@@ -187,10 +190,12 @@ def finetune(
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
     from llava_forgery.rows import load_rows
     from llava_forgery.simulate.pairs import load_real_faces
+    from llava_forgery.train.run_record import check_training_folder, training_folder
     from llava_forgery.train.stage2 import train_adapter
     from llava_forgery.train.warmup import further_forgeries
 
     check_output_folder(out, CONFIG, entries=ENTRIES)
+    check_training_folder(training_folder(out), out / CONFIG)
     if align_faces is not None and not align_steps:
         raise ValueError("--align-faces is for the warm start, which --align-steps 0 leaves out")
     # A detector on the host's own tower finds it in the host.
@@ -260,8 +265,10 @@ def train_pseudo_word(
     from llava_forgery.hosts.pseudo_word_checkpoint import CONFIG, ENTRIES
     from llava_forgery.hosts.transformers.loading import load_host
     from llava_forgery.train.antifake_prompt import train_pseudo_word as run
+    from llava_forgery.train.run_record import check_training_folder, training_folder
 
     check_output_folder(out, CONFIG, entries=ENTRIES)
+    check_training_folder(training_folder(out), out / CONFIG)
     config = PseudoWordConfig(question, placement, real_answer, fake_answer, initial_word)
     images = read_sources(data)
     model, processor = load_host(Path.cwd(), host, quantization, dtype=dtype)

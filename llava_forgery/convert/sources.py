@@ -1,6 +1,9 @@
 """Weights from elsewhere, brought into our formats once.
 
-Pickled checkpoints are read here, with ``weights_only=True``, and nowhere else.
+Pickled checkpoints are read here, with ``weights_only=True``. The only other pickles that are read
+are the states of optimisers in the checkpoints of a training that resumes, the Trainer's and
+DeepSpeed's: with ``weights_only=True`` as well, and only where ``training_run.json`` says that this
+training wrote them (:mod:`llava_forgery.train.run_record`).
 """
 
 import pickle

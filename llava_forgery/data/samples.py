@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from llava_forgery.faces.records import FaceCrop, image_pixels
 from llava_forgery.qa.conversation import order_regions
 from llava_forgery.qa.mask_regions import COVERED, WHOLE, covered_regions
 from llava_forgery.qa.templates import join_regions
+from llava_forgery.rows import rows_digest
 from llava_forgery.simulate.pairs import CENTRED, FacePairs, frame_face
 from llava_forgery.tensors import to_bytes
 
@@ -87,17 +88,7 @@ class SimulatedSubjects:
         ]
 
     def describe(self) -> dict[str, Any]:
-        pairs = self.pairs
-        return {
-            "kind": "simulated",
-            "faces": pairs.faces._fingerprint,
-            "pairs": len(pairs),
-            "size": pairs.size,
-            "seed": pairs.seed,
-            "simulator": asdict(pairs.simulator.config),
-            "framing": asdict(pairs.framing),
-            "degradation": asdict(pairs.degradation) if pairs.degradation else None,
-        }
+        return {"kind": "simulated", **self.pairs.describe()}
 
 
 class LabelledSubjects:
@@ -150,7 +141,7 @@ class LabelledSubjects:
     def describe(self) -> dict[str, Any]:
         return {
             "kind": "labelled",
-            "faces": self.faces._fingerprint,
+            "faces": rows_digest(self.faces),
             "size": self.size,
             "seed": self.seed,
             "unmasked_regions": self.unmasked_regions,

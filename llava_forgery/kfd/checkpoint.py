@@ -55,9 +55,21 @@ def _knowledge_state(detector: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def portable_config(config: KFDConfig) -> dict[str, Any]:
+    """A configuration as JSON takes it, with the bare name of a folder that holds the encoder."""
+    encoder = config.encoder
+    values = config.to_dict()
+    values["encoder"]["name"] = _moved(
+        encoder, encoder.name, lambda name, _: Path(name).name if Path(name).is_dir() else name,
+        Path(),
+    )  # fmt: skip
+    return values
+
+
 def detector_digest(detector: nn.Module) -> str:
     """SHA-256 of a detector's own weights and configuration: the same for the same scores."""
-    digest = hashlib.sha256(json.dumps(detector.config.to_dict(), sort_keys=True).encode())
+    config = portable_config(detector.config)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(_detector_state(detector).items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())

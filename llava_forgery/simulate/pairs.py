@@ -1,9 +1,9 @@
 """An endless, seeded supply of forged and pristine faces for training and evaluation."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from llava_forgery.constants import REAL
 from llava_forgery.faces.crop import crop_box, rotation
 from llava_forgery.faces.records import FaceCrop, load_faces
+from llava_forgery.rows import rows_digest
 from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.degrade import DegradeConfig, degrade
 from llava_forgery.simulate.simulator import ForgerySimulator, to_tensor
@@ -116,6 +117,18 @@ class FacePairs(Dataset):
 
     def __len__(self) -> int:
         return self.length
+
+    def describe(self) -> dict[str, Any]:
+        """All that the pairs depend on, as JSON takes it."""
+        return {
+            "faces": rows_digest(self.faces),
+            "pairs": self.length,
+            "size": self.size,
+            "seed": self.seed,
+            "simulator": asdict(self.simulator.config),
+            "framing": asdict(self.framing),
+            "degradation": asdict(self.degradation) if self.degradation else None,
+        }
 
     def row_of(self, index: int) -> int:
         """Row of the face that pair ``index`` is made from."""

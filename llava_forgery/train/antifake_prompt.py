@@ -27,6 +27,13 @@ from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.images import read_image
 from llava_forgery.qa.conversation import Conversation, Message
+from llava_forgery.train.run_record import (
+    describe_host,
+    files_fingerprint,
+    mean_size,
+    open_run,
+    training_folder,
+)
 from llava_forgery.train.trainer import (
     ForgeryTrainer,
     Trainable,
@@ -195,7 +202,8 @@ def train_pseudo_word(
         vlm: From ``attach_pseudo_word`` on a host; the host is not changed.
         images: Real and fake photos, from ``read_labelled``.
         output_dir: Receives the word; ``output_dir`` with ``-training`` behind its name receives
-            ``checkpoint-*`` and ``log.json``.
+            ``checkpoint-*``, ``log.json`` and ``training_run.json``. Where they hold this very
+            training, finished, nothing is trained.
         epochs: Passes over the photos.
         batch_size: Photos for each step and process.
         learning_rate: Highest value of a warmed-up cosine.
@@ -212,7 +220,8 @@ def train_pseudo_word(
 
     Raises:
         ValueError: A label is missing among the photos, or the host has the forgery skill, whose
-            prompt this question is not, or ``output_dir`` holds something else than a word.
+            prompt this question is not; or there lies another training, or an interrupted one and
+            ``resume`` is off, or something else than a word.
     """
     output_dir = Path(output_dir)
     check_output_folder(output_dir, CONFIG, entries=ENTRIES)
@@ -228,7 +237,7 @@ def train_pseudo_word(
         )
     vlm.sources = tuple(sorted({image.set for image in images}))
     arguments = training_arguments(
-        output_dir.with_name(output_dir.name + "-training"),
+        training_folder(output_dir),
         steps=-1,
         num_train_epochs=epochs,
         batch_size=batch_size,
@@ -240,13 +249,29 @@ def train_pseudo_word(
         report_to=report_to,
         deepspeed=deepspeed,
     )
+    host = bare_host(vlm.model)
+    settings = {
+        "host": {**describe_host(host, vlm.fingerprint), "more_embeddings": vlm.more_embeddings},
+        "word": vlm.config.to_dict(),
+        "weights": mean_size(vlm.word.parameters()),
+        "data": files_fingerprint(
+            [[image.path.name, image.label, image.set] for image in images],
+            [image.path for image in images],
+        ),
+    }
+    run = open_run(arguments, "train-pseudo-word", settings, output_dir / CONFIG, resume)
+    training = PseudoWordTraining(vlm)
+    if run.finished:
+        training.load_checkpoint(output_dir)
+        return vlm.eval()
     trainer = ForgeryTrainer(
-        model=PseudoWordTraining(vlm),
+        model=training,
         args=arguments,
         train_dataset=LabelledAnswers(images, vlm),
         data_collator=AnswerCollator(vlm.processor),
     )
-    run_training(trainer, resume)
+    run_training(trainer, run)
     vlm.eval()
     trainer.save_model(output_dir)
+    run.finish()
     return vlm

@@ -5,6 +5,8 @@ parameter is empty outside its own module's call. The host is loaded whole by ea
 main memory) and shared out when training starts: fingerprint and first values need whole weights.
 """
 
+import os
+import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from os import PathLike
@@ -22,6 +24,9 @@ from transformers.integrations.deepspeed import (
 
 from llava_forgery.files import some_names
 from llava_forgery.optional import require
+
+# torch's switch, which wins over the argument of torch.load.
+_FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def deepspeed_file(path: str | PathLike | None) -> str | None:
@@ -143,13 +148,41 @@ def fill_trained(src: dict[str, torch.Tensor], dst: nn.Module) -> None:
     dst.load_state_dict({**own, **src})
 
 
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Inside, ``torch.load`` runs no code of a file, though DeepSpeed asks it to."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    # Plain records of numbers.
+    records = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    before = os.environ.get(_FORCED)
+    os.environ[_FORCED] = "1"
+    try:
+        with torch.serialization.safe_globals(records):
+            yield
+    finally:
+        if before is None:
+            del os.environ[_FORCED]
+        else:
+            os.environ[_FORCED] = before
+
+
 def load_engine(engine: Any, directory: str) -> None:
-    """Read what :func:`save_engine` wrote.
+    """Read what :func:`save_engine` wrote: tensors, numbers and DeepSpeed's records of them.
 
     Raises:
-        ValueError: There is nothing to read.
+        ValueError: There is nothing to read, or something that could run code; it was not run.
     """
-    path, _ = engine.load_checkpoint(directory, custom_load_fn=fill_trained)
+    try:
+        with _weights_only():
+            path, _ = engine.load_checkpoint(directory, custom_load_fn=fill_trained)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{directory} is refused: its state of DeepSpeed holds more than tensors and numbers, "
+            f"which could run code of whoever wrote it ({str(error).splitlines()[0]})"
+        ) from error
     if path is None:
         raise ValueError(
             f"{directory} holds no state of DeepSpeed: it was written without --deepspeed"

@@ -36,8 +36,9 @@ from llava_forgery.faces.records import image_pixels
 from llava_forgery.images import read_image
 from llava_forgery.qa.llava_json import LlavaSample, image_file, read_llava_json
 from llava_forgery.qa.mixing import mix_general
-from llava_forgery.rows import embedded, load_rows
+from llava_forgery.rows import embedded, load_rows, rows_digest
 from llava_forgery.train.llava_text import PromptStyle, encode_turns
+from llava_forgery.train.run_record import spread
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,10 @@ class Source(Protocol):
         """What messages call a dialogue, without reading its images."""
 
     def fingerprint(self) -> str:
-        """Changes with the dialogues and their images."""
+        """Changes with the dialogues and their images, also with an image's time."""
+
+    def content(self) -> str:
+        """The same wherever the data lie: changes with the dialogues, and images by their sizes."""
 
 
 class JsonSource:
@@ -133,6 +137,11 @@ class JsonSource:
             [self._state(name) for name in sorted(files)],
         )
 
+    def content(self) -> str:
+        files = sorted({image for sample in self.samples for image in sample.images})
+        entries = [sample.to_entry() for sample in self.samples]
+        return fingerprint_of(entries, [self._state(name)[:2] for name in spread(files)])
+
     def _file(self, name: str) -> Path:
         return image_file(self.image_folder, name, self.allow_absolute_paths)
 
@@ -188,6 +197,9 @@ class RowSource:
     def fingerprint(self) -> str:
         return fingerprint_of(rows_fingerprint(self.rows))
 
+    def content(self) -> str:
+        return rows_digest(self.rows)
+
 
 class Selection:
     """Some of a source's dialogues, under their names there.
@@ -221,6 +233,9 @@ class Selection:
 
     def fingerprint(self) -> str:
         return fingerprint_of(self.source.fingerprint(), self.rows)
+
+    def content(self) -> str:
+        return fingerprint_of(self.source.content(), self.rows)
 
 
 class DialogueCheck:
@@ -443,6 +458,15 @@ class TrainingSamples(Dataset):
 
     def __len__(self) -> int:
         return len(self.order)
+
+    def describe(self) -> dict[str, Any]:
+        """All that the samples depend on but the host's image processor, as JSON takes it."""
+        return {
+            "skill": self.skill.content(),
+            "general": None if self.general is None else self.general.content(),
+            "order": fingerprint_of(self.order),
+            "tokens": self.encoding.fingerprint(),
+        }
 
     @property
     def is_skill(self) -> list[bool]:

@@ -219,8 +219,9 @@ class TrainingArguments(transformers.TrainingArguments):
             )
         if self.resume_from_checkpoint:
             raise ValueError(
-                "--resume_from_checkpoint is not needed: as with LLaVA, training goes on from the "
-                "last checkpoint in --output_dir"
+                "--resume_from_checkpoint is not needed: as with LLaVA, training resumes from the "
+                "last checkpoint in --output_dir, if training_run.json there says that it is of "
+                "the same training"
             )
         if self.lora_bias != "none":
             raise ValueError(

@@ -7,7 +7,6 @@ so does the host but for what the flags ask for.
 """
 
 import inspect
-import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,27 +19,43 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 
-from llava_forgery.files import naming
+from llava_forgery.files import apply_umask, naming, temporary_path
 from llava_forgery.hosts.llava.checkpoint import (
     CONFIG,
     NO_LORA,
     NON_LORA,
     TRAINABLES,
-    save_llava_adapter,
+    write_llava_adapter,
 )
 from llava_forgery.hosts.llava.model import llava_lora_config
-from llava_forgery.hosts.llava.names import PROJECTOR, TOWER
+from llava_forgery.hosts.llava.names import PROJECTOR, TEMPLATE_KEY, TOWER
 from llava_forgery.hosts.llava.saving import FPL
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings, fill_lora
+from llava_forgery.kfd.checkpoint import detector_digest
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.train.deepspeed import kept_aside
 from llava_forgery.train.llava_data import LlavaCollator, TrainingSamples
 from llava_forgery.train.llava_flags import TrainingArguments
+from llava_forgery.train.run_record import (
+    describe_adapter_weights,
+    describe_host,
+    describe_lora,
+    open_run,
+)
 from llava_forgery.train.samplers import AlternatingSampler, EpochSampler, ModalitySampler
-from llava_forgery.train.trainer import ForgeryTrainer, Trainable, last_checkpoint, run_training
+from llava_forgery.train.trainer import ForgeryTrainer, Trainable, run_training
 from llava_forgery.weights import load_tensors
 
-logger = logging.getLogger(__name__)
+# Fields of ours and LLaVA's that decide the result beside the Trainer's.
+_DECIDING = (
+    "bits",
+    "double_quant",
+    "freeze_mm_mlp_adapter",
+    "group_by_modality_length",
+    "mm_projector_lr",
+    "model_max_length",
+    "quant_type",
+)
 
 
 class LlavaStage2(Trainable):
@@ -124,11 +139,10 @@ class LlavaStage2(Trainable):
     def save_checkpoint(self, directory: Path) -> None:
         """Write the adapter in LLaVA's layout into a folder that may hold other files."""
         directory.mkdir(parents=True, exist_ok=True)
-        # Beside it, so that paths relative to the folder are the same.
-        temporary = directory.with_name(f".{directory.name}-llava-lora")
-        try:
+        with temporary_path(directory) as temporary:
             with naming(directory, temporary):
-                save_llava_adapter(self.model, temporary, self._trained_projector())
+                write_llava_adapter(self.model, temporary, directory, self._trained_projector())
+            apply_umask(temporary)
             # Without the configuration the folder is no adapter: so it is the first file to go and
             # the last to come. What an earlier training wrote and this one did not goes as well.
             for name in (CONFIG, LORA_CONFIG, LORA_WEIGHTS, NON_LORA, NO_LORA, TRAINABLES):
@@ -138,8 +152,6 @@ class LlavaStage2(Trainable):
                 if target.is_dir():
                     shutil.rmtree(target)
                 path.replace(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def _trained_projector(self) -> dict[str, torch.Tensor]:
         """The host's own projector where it is trained as well, by the host's names."""
@@ -245,7 +257,8 @@ def train_llava(
 ) -> PreTrainedModel | PeftModel:
     """Train, and write the adapter into ``arguments.output_dir``, beside the checkpoints.
 
-    Where checkpoints lie there already, training goes on from the last one, as LLaVA's does.
+    Where checkpoints of this training lie there, it resumes from the last one, as LLaVA's does;
+    where its result lies there, nothing is trained.
 
     Args:
         model: From :func:`prepare_model`.
@@ -256,8 +269,17 @@ def train_llava(
 
     Returns:
         The model, in eval mode. Under ZeRO-3 its weights remain shared out among the processes.
+
+    Raises:
+        ValueError: ``arguments.output_dir`` holds another training, or results from elsewhere.
     """
     stage = LlavaStage2(model, fpl_learning_rate, arguments.mm_projector_lr)
+    settings = {**_describe(stage, arguments), "data": samples.describe()}
+    result = Path(arguments.output_dir) / CONFIG
+    opened = open_run(arguments, "llava_train", settings, result, resume=None)
+    if opened.finished:
+        stage.load_checkpoint(opened.folder)
+        return model.eval()
     inner = stage.bare.get_model()
     hidden = kept_aside(inner, TOWER, arguments.device) if arguments.deepspeed else nullcontext()
     with hidden:
@@ -268,14 +290,30 @@ def train_llava(
                 train_dataset=samples,
                 data_collator=LlavaCollator(pad_id),
             )
-            with arguments.main_process_first():
-                begun = last_checkpoint(arguments.output_dir) is not None
-            run_training(trainer, resume=begun)
+            run_training(trainer, opened)
         model.eval()
         trainer.save_model(arguments.output_dir)
         if trainer.is_world_process_zero():
             trainer.save_state()
+        opened.finish()
     return model
+
+
+def _describe(stage: LlavaStage2, arguments: TrainingArguments) -> dict[str, Any]:
+    """Host, detector and what is trained, for the record."""
+    config = stage.bare.config
+    fingerprint = {k: v for k, v in config.mm_forgery_host.items() if k != "name_or_path"}
+    return {
+        **{name: getattr(arguments, name) for name in _DECIDING},
+        "host": describe_host(stage.bare, fingerprint),
+        "detector": detector_digest(getattr(stage.bare.get_model(), TOWER).kfd),
+        "fpl": config.mm_forgery_fpl,
+        "fpl_lr": stage.fpl_learning_rate,
+        "lora": describe_lora(stage.model),
+        "weights": describe_adapter_weights(stage),
+        "image_aspect_ratio": getattr(config, "image_aspect_ratio", None),
+        "version": getattr(config, TEMPLATE_KEY, None),
+    }
 
 
 @contextmanager

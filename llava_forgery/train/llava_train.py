@@ -11,6 +11,7 @@ mean. The result is read by LLaVA's ``load_pretrained_model`` after ``register()
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from llava_forgery.data.validation import (
 from llava_forgery.files import check_output, sentence
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.llava import compat as llava_compat
+from llava_forgery.hosts.llava.checkpoint import CONFIG
 from llava_forgery.hosts.llava.model import attach_to_llava
 from llava_forgery.hosts.llava.names import PROJECTOR, TEMPLATE_KEY, TOWER
 from llava_forgery.hosts.llava.register import register
@@ -51,6 +53,7 @@ from llava_forgery.train.llava_data import (
 from llava_forgery.train.llava_flags import LlavaArguments, parse_arguments
 from llava_forgery.train.llava_stage2 import prepare_model, train_llava
 from llava_forgery.train.llava_text import PromptStyle
+from llava_forgery.train.run_record import check_training_folder
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +72,7 @@ def run(arguments: LlavaArguments) -> PreTrainedModel:
     """
     flags = arguments.training
     check_output(flags.output_dir, inside=True)
+    check_training_folder(flags.output_dir, Path(flags.output_dir) / CONFIG)
     if arguments.forgery.llava_next:
         llava_compat.apply()
     register()

@@ -4,6 +4,7 @@ llava-forgery train-kfd --faces FACES --out KFD
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from llava_forgery.kfd.checkpoint import load_weights
+from llava_forgery.kfd.checkpoint import CONFIG, load_weights, portable_config
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.losses import LossWeights
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePair, FacePairs
 from llava_forgery.simulate.simulator import SimulatorConfig
+from llava_forgery.train.run_record import describe_weights, open_run
 from llava_forgery.train.trainer import (
     ForgeryTrainer,
     Trainable,
@@ -126,7 +128,8 @@ def train_kfd(
     Args:
         detector: With its knowledge, from ``from_preset`` or ``from_config``.
         faces: Real faces of people who are for training, from ``load_faces``.
-        output_dir: Receives the detector, ``checkpoint-*`` and ``log.json``.
+        output_dir: Receives the detector, ``checkpoint-*``, ``log.json`` and
+            ``training_run.json``. Where it holds this very training, finished, nothing is trained.
         steps: Optimiser steps.
         batch_size: Pairs for each step, so twice as many images.
         learning_rate: Highest value of a warmed-up cosine.
@@ -143,6 +146,10 @@ def train_kfd(
 
     Returns:
         The detector, in eval mode.
+
+    Raises:
+        ValueError: ``output_dir`` holds another training, or an interrupted one and ``resume`` is
+            off, or a detector from elsewhere.
     """
     pairs = FacePairs(
         faces,
@@ -163,14 +170,23 @@ def train_kfd(
         workers=workers,
         report_to=report_to,
     )
+    stage = Stage1(detector, weights or LossWeights())
+    settings = {
+        "detector": portable_config(detector.config),
+        "weights": describe_weights(detector),
+        "losses": asdict(stage.weights),
+        "data": pairs.describe(),
+    }
+    run = open_run(arguments, "train-kfd", settings, Path(output_dir) / CONFIG, resume)
+    if run.finished:
+        stage.load_checkpoint(run.folder)
+        return detector.eval()
     trainer = ForgeryTrainer(
-        model=Stage1(detector, weights or LossWeights()),
-        args=arguments,
-        train_dataset=pairs,
-        data_collator=collate_pairs,
+        model=stage, args=arguments, train_dataset=pairs, data_collator=collate_pairs
     )
-    run_training(trainer, resume)
+    run_training(trainer, run)
     settle_statistics(detector, pairs, batch_size)
     detector.eval()
     trainer.save_model(output_dir)
+    run.finish()
     return detector

@@ -24,18 +24,26 @@ from llava_forgery.faces.records import image_pixels
 from llava_forgery.files import check_output_folder
 from llava_forgery.hosts.adapter import CONFIG, ENTRIES
 from llava_forgery.hosts.baseline import PlainHost
+from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.lora import LORA_WEIGHTS
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.prompts import collate, encode
-from llava_forgery.rows import embedded
+from llava_forgery.kfd.checkpoint import detector_digest
+from llava_forgery.rows import embedded, rows_digest
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.tensors import from_bytes
 from llava_forgery.train.deepspeed import kept_aside
+from llava_forgery.train.run_record import (
+    describe_adapter_weights,
+    describe_host,
+    describe_lora,
+    open_run,
+    training_folder,
+)
 from llava_forgery.train.samplers import LengthSampler
 from llava_forgery.train.trainer import (
     ForgeryTrainer,
     Trainable,
-    last_checkpoint,
     run_training,
     training_arguments,
 )
@@ -173,7 +181,8 @@ def train_adapter(
         vlm: From ``attach_forgery``, or a ``PlainHost`` with LoRA; what is trainable is trained.
         conversations: From ``build_conversations``.
         output_dir: Receives the adapter; ``output_dir`` with ``-training`` behind its name
-            receives ``checkpoint-*`` and ``log.json``.
+            receives ``checkpoint-*``, ``log.json`` and ``training_run.json``. Where they hold this
+            very training, finished, nothing is trained.
         steps: Optimiser steps.
         align_steps: Steps of the FPL's warm start (:mod:`llava_forgery.train.warmup`) before
             them; 0 leaves it out, and so does resuming.
@@ -198,19 +207,19 @@ def train_adapter(
         among the processes: load the adapter to use it.
 
     Raises:
-        ValueError: Nothing is trainable, checkpoints of an earlier training lie there, or
-            ``output_dir`` holds something else than an earlier adapter.
+        ValueError: Nothing is trainable; or there lies another training, or an interrupted one and
+            ``resume`` is off, or something else than an adapter.
     """
     if not vlm.trainable_names():
         raise ValueError("the model has nothing to train: attach LoRA or the forgery skill first")
     output_dir = Path(output_dir)
-    if isinstance(vlm, PlainHost):
+    plain = isinstance(vlm, PlainHost)
+    if plain:
         check_output_folder(output_dir, LORA_WEIGHTS)
     else:
         check_output_folder(output_dir, CONFIG, entries=ENTRIES)
-    training_dir = output_dir.with_name(output_dir.name + "-training")
     arguments = training_arguments(
-        training_dir,
+        training_folder(output_dir),
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -222,15 +231,28 @@ def train_adapter(
         deepspeed=deepspeed,
         gradient_accumulation_steps=accumulate,
     )
-    with arguments.main_process_first():
-        resumes = resume and last_checkpoint(training_dir)
-    if align_steps and not resumes:
+    if fpl_learning_rate is None and align_steps:
+        fpl_learning_rate = learning_rate / 10
+    settings = {
+        **_describe(vlm),
+        "fpl_learning_rate": fpl_learning_rate,
+        "warm_start": {
+            "steps": align_steps,
+            "more": align_more.describe() if align_steps and align_more is not None else None,
+        },
+        "max_length": max_length,
+        "data": rows_digest(conversations),
+    }
+    result = output_dir / (LORA_WEIGHTS if plain else CONFIG)
+    run = open_run(arguments, "finetune", settings, result, resume)
+    if run.finished:
+        vlm.load_weights(output_dir)
+        return vlm.eval()
+    if align_steps and run.checkpoint is None:
         # Every process does the same: it takes seconds, and needs no exchange.
         align_learner(
             vlm, conversations, steps=align_steps, seed=seed, more=align_more, workers=workers
         )
-    if fpl_learning_rate is None and align_steps:
-        fpl_learning_rate = learning_rate / 10
     if gradient_checkpointing:
         vlm.host.gradient_checkpointing_enable()
     hidden = kept_aside(vlm, "kfd", arguments.device) if deepspeed else nullcontext()
@@ -241,7 +263,22 @@ def train_adapter(
             train_dataset=EncodedConversations(conversations, vlm, max_length),
             data_collator=StackedCollator(vlm.processor.tokenizer.pad_token_id),
         )
-        run_training(trainer, resume)
+        run_training(trainer, run)
         vlm.eval()
         trainer.save_model(output_dir)
+        run.finish()
     return vlm
+
+
+def _describe(vlm: ForgeryVLM | PlainHost) -> dict[str, Any]:
+    """Host, detector and what is trained, for the record."""
+    bare = vlm.host.get_base_model() if vlm.has_lora else vlm.host
+    described = {"lora": describe_lora(vlm.host), "weights": describe_adapter_weights(vlm)}
+    if isinstance(vlm, PlainHost):
+        return {"host": describe_host(bare, host_fingerprint(bare)), **described}
+    return {
+        "host": describe_host(bare, vlm.fingerprint),
+        "detector": detector_digest(vlm.kfd),
+        "fpl": vlm.fpl.config.to_dict(),
+        **described,
+    }

@@ -1,6 +1,5 @@
 """What both stages add to the transformers Trainer: our checkpoints, our logs, exact resuming."""
 
-import logging
 import shutil
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_forgery.files import write_failure, write_json
 from llava_forgery.train.deepspeed import (
@@ -22,11 +22,8 @@ from llava_forgery.train.deepspeed import (
     save_engine,
     whole_parameters,
 )
+from llava_forgery.train.run_record import LAST_FILE, TrainingRun, last_checkpoint
 
-logger = logging.getLogger(__name__)
-
-# The Trainer writes this file last: a checkpoint without it was interrupted.
-_LAST_FILE = "trainer_state.json"
 _SCHEDULE = "scheduler.pt"
 
 
@@ -211,18 +208,6 @@ def fill_statistics(
         norm.running_var.copy_(state[1 + norm.num_features :])
 
 
-def last_checkpoint(directory: str | PathLike) -> str | None:
-    """The newest whole checkpoint in a training's folder, None if there is none."""
-    directory = Path(directory)
-    if not directory.is_dir():
-        return None
-    for path in directory.glob("checkpoint-*"):
-        if not (path / _LAST_FILE).is_file():
-            logger.warning("%s was interrupted while it was written and is left out", path)
-            path.rename(path.with_name(f"interrupted-{path.name}"))
-    return get_last_checkpoint(str(directory))
-
-
 def training_arguments(
     output_dir: str | PathLike,
     *,
@@ -277,24 +262,21 @@ def training_arguments(
     )
 
 
-def run_training(trainer: ForgeryTrainer, resume: bool) -> None:
-    """Train, from the last checkpoint where asked, and keep the log as JSON.
+def run_training(trainer: ForgeryTrainer, run: TrainingRun) -> None:
+    """Train, from the run's checkpoint if it has one, and keep the log as JSON.
 
-    Raises:
-        ValueError: The folder holds checkpoints of an earlier training and ``resume`` is off, so
-            that they would mix.
+    Args:
+        trainer: New.
+        run: From :func:`llava_forgery.train.run_record.open_run`, not finished. The caller writes
+            the result and then calls its ``finish``.
     """
-    output_dir = Path(trainer.args.output_dir)
-    # The first process tidies up what was interrupted, the others look after it.
-    with trainer.args.main_process_first():
-        checkpoint = last_checkpoint(output_dir)
-    if checkpoint and not resume:
-        raise ValueError(
-            f"{output_dir} holds checkpoints of an earlier training: resume it (--resume), or "
-            "give another folder"
-        )
-    if resume and not checkpoint:
-        logger.warning("%s holds no checkpoint to resume from: starting anew", output_dir)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    checkpoint = run.checkpoint
+    state = TrainerState.load_from_json(str(Path(checkpoint) / LAST_FILE)) if checkpoint else None
+    if state is not None and state.global_step >= state.max_steps:
+        # Interrupted behind its last step; the Trainer would add one.
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.state = state
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
-        write_json(output_dir / "log.json", trainer.state.log_history)
+        write_json(run.folder / "log.json", trainer.state.log_history)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil
 
+from llava_forgery.kfd.checkpoint import detector_digest
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_config import check_processor, host_config, parse_taps, spread_taps
@@ -111,10 +112,13 @@ def test_only_the_detectors_own_weights_learn_and_are_saved(hosts, tmp_path):
     moved = tiny_towers.kfd(str(tmp_path / "one/host"))
     moved.save_pretrained(tmp_path / "one/kfd")
     assert str(tmp_path) not in (tmp_path / "one/kfd/kfd_config.json").read_text()
+    digest = detector_digest(moved)
     (tmp_path / "one").rename(tmp_path / "two")
     loaded = KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "two/kfd")
     assert torch.equal(loaded(_images()).class_logits, moved.eval()(_images()).class_logits)
     assert torch.equal(loaded(_images()).mask_logits, moved(_images()).mask_logits)
+    # It is the same one there.
+    assert detector_digest(loaded) == digest
     names = set(load_file(tmp_path / "two/kfd/kfd.safetensors"))
     assert not any(name.startswith("encoder.") for name in names)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 
 import datasets
@@ -28,6 +29,7 @@ from llava_forgery.train.antifake_prompt import (
 )
 from tests import tiny
 from tests.hosts.test_pseudo_word import instructblip
+from tests.train.interruption import interrupt
 
 VECTOR = "vectors.language_model.weight"
 
@@ -88,15 +90,34 @@ def test_only_the_word_is_trained_and_the_loss_falls(make, images, tmp_path):
 def test_resumed_equals_uninterrupted(images, tmp_path):
     options = {"epochs": 4, "batch_size": 4, "save_steps": 4}
     _train(images, tmp_path / "whole", **options)
-    shutil.copytree(
-        tmp_path / "whole-training/checkpoint-4", tmp_path / "cut-training/checkpoint-4"
-    )
+    interrupt(tmp_path / "whole-training", tmp_path / "cut-training", "checkpoint-4")
     with pytest.raises(ValueError, match="--resume"):
         _train(images, tmp_path / "cut", **options)
     _train(images, tmp_path / "cut", resume=True, **options)
     name = "pseudo_word.safetensors"
     whole, cut = (load_file(tmp_path / run / name)[VECTOR] for run in ("whole", "cut"))
     assert torch.equal(whole, cut)
+
+
+def test_a_finished_word_is_not_trained_again_and_another_is_refused(images, tmp_path, caplog):
+    word = _train(images, tmp_path / "word").word
+    files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with caplog.at_level(logging.INFO):
+        again = _train(images, tmp_path / "word").word
+    assert "this training is finished" in caplog.text
+    assert digest(again) == digest(word)
+    for changes, name in (
+        ({"epochs": 3}, "num_train_epochs"),
+        ({"weight_decay": 0.0}, "weight_decay"),
+        ({"images": images[1:]}, "data"),
+    ):
+        with pytest.raises(ValueError, match=rf"[ ;]{name} was "):
+            _train(**{"images": images, "folder": tmp_path / "word", **changes})
+    config = PseudoWordConfig(fake_answer="never")
+    vlm = attach_pseudo_word(*tiny.llava(), config)
+    with pytest.raises(ValueError, match=r'word\.fake_answer was "no", now "never"'):
+        train_pseudo_word(vlm, images, tmp_path / "word", learning_rate=0.1, epochs=2)
+    assert files == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize("make", [tiny.llava, instructblip])

@@ -22,7 +22,13 @@ from llava_forgery.hosts.transformers.loading import load_adapter
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.antifake_prompt import train_pseudo_word
-from llava_forgery.train.deepspeed import fill_trained, kept_aside, lay_out, whole_parameters
+from llava_forgery.train.deepspeed import (
+    fill_trained,
+    kept_aside,
+    lay_out,
+    load_engine,
+    whole_parameters,
+)
 from llava_forgery.train.stage2 import train_adapter
 from llava_forgery.train.trainer import training_arguments
 from tests import tiny
@@ -74,6 +80,39 @@ def test_weights_are_laid_out_and_keep_their_values():
     for parameter, expected in zip(layers.parameters(), before, strict=True):
         assert parameter.stride(-1) == 1
         assert torch.equal(parameter, expected)
+
+
+class _Engine:
+    """Reads as DeepSpeed's does."""
+
+    def load_checkpoint(self, directory, custom_load_fn):
+        return directory, torch.load(Path(directory) / "states.pt", weights_only=False)
+
+
+class _Hostile:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_a_hostile_state_of_deepspeed_is_refused_and_nothing_in_it_is_run(tmp_path):
+    scaler = pytest.importorskip(
+        "deepspeed.runtime.fp16.loss_scaler", reason="needs the extra deepspeed"
+    )
+    torch.save(
+        {"loss_scaler": scaler.LossScaler(1.0), "sums": torch.ones(2)}, tmp_path / "states.pt"
+    )
+    load_engine(_Engine(), str(tmp_path))
+    torch.save({"loss_scaler": _Hostile(tmp_path / "ran")}, tmp_path / "states.pt")
+    with pytest.raises(ValueError, match="is refused: its state of DeepSpeed holds more than"):
+        load_engine(_Engine(), str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    # The test itself: without the guard it is run.
+    _Engine().load_checkpoint(tmp_path, None)
+    assert (tmp_path / "ran").exists()
 
 
 def test_a_part_kept_aside_is_called_but_not_trained():

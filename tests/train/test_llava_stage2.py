@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -35,6 +36,7 @@ from llava_forgery.train.llava_train import (
 )
 from llava_forgery.train.stage1 import Stage1
 from tests import tiny, tiny_llava
+from tests.train.interruption import interrupt
 
 ROOT = Path(__file__).parents[2]
 
@@ -214,15 +216,56 @@ def test_training_changes_what_it_should_and_writes_llavas_layout(folder, lora):
 
 def test_resumed_equals_uninterrupted(folder, lora):
     cut = folder / "cut-llava-lora"
-    shutil.copytree(folder / "whole-llava-lora/checkpoint-2", cut / "checkpoint-2")
+    interrupt(folder / "whole-llava-lora", cut, "checkpoint-2")
+    (cut / ".checkpoint-4.0123abcd.tmp").mkdir()
+    (folder / ".cut-llava-lora.0123abcd.tmp").mkdir()
     run(_arguments(
         folder, "cut-llava-lora", general_data_path=folder / "general.json",
         mm_projector_lr=1e-3, gradient_checkpointing=True,
     ))  # fmt: skip
     whole = _files(folder / "whole-llava-lora")
     assert len(whole) == 3
+    assert not list(folder.rglob(".*"))
     assert _same(whole, _files(cut))
     assert not _same(whole, _files(cut / "checkpoint-2"))
+
+
+def test_the_same_flags_add_no_step_and_others_are_refused(folder, lora, caplog):
+    out = folder / "whole-llava-lora"
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    words = _words(
+        folder, "whole-llava-lora", general_data_path=folder / "general.json",
+        mm_projector_lr=1e-3, gradient_checkpointing=True,
+    )  # fmt: skip
+    with caplog.at_level(logging.INFO):
+        assert main([*words, "--save_steps", "3", "--logging_steps", "2"]) == 0
+    assert "this training is finished" in caplog.text
+    tiny.kfd(1).save_pretrained(folder / "other-kfd")
+    for flag, value, name in (
+        ("learning_rate", 0.02, "learning_rate"),
+        ("forgery_tower", folder / "other-kfd", "detector"),
+        ("general_data_path", folder / "qa", "data.general"),
+        ("lora_alpha", 5, "lora.alpha"),
+        ("model_max_length", 1024, "model_max_length"),
+        ("fpl_lr", 0.5, "fpl_lr"),
+    ):
+        caplog.clear()
+        assert main([*words, f"--{flag}", str(value)]) == 2
+        assert "holds a finished training that was another one" in caplog.text
+        assert f" {name} was " in caplog.text
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    # Another length is another question to the data.
+    cache = out / "validation.json"
+    assert before | {cache: b""} == after | {cache: b""}
+
+
+def test_checkpoints_from_elsewhere_are_refused_before_anything_is_loaded(folder, lora, caplog):
+    out = folder / "elsewhere-llava-lora"
+    shutil.copytree(folder / "whole-llava-lora/checkpoint-2", out / "checkpoint-2")
+    words = _words(folder, out.name, model_name_or_path=folder / "none")
+    assert main(words) == 2
+    assert "training_run.json, which every training writes: it is from elsewhere" in caplog.text
+    assert {path.name for path in out.iterdir()} == {"checkpoint-2"}
 
 
 def _logits(model, samples):

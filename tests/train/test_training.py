@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 
 import datasets
 import pytest
@@ -20,6 +19,7 @@ from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa import templates
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.tensors import from_bytes
+from llava_forgery.train.run_record import last_checkpoint
 from llava_forgery.train.stage1 import Stage1, collate_pairs, settle_statistics, train_kfd
 from llava_forgery.train.stage2 import (
     EncodedConversations,
@@ -27,13 +27,9 @@ from llava_forgery.train.stage2 import (
     Stage2,
     train_adapter,
 )
-from llava_forgery.train.trainer import (
-    ForgeryTrainer,
-    fill_statistics,
-    last_checkpoint,
-    running_statistics,
-)
+from llava_forgery.train.trainer import ForgeryTrainer, fill_statistics, running_statistics
 from tests import tiny
+from tests.train.interruption import interrupt
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +113,7 @@ def test_stage_1_trains_saves_and_logs(faces, tmp_path):
 
 def test_stage_1_resumed_equals_uninterrupted(faces, tmp_path):
     whole = _train_kfd(faces, tmp_path / "whole").state_dict()
-    shutil.copytree(tmp_path / "whole/checkpoint-2", tmp_path / "cut/checkpoint-2")
+    interrupt(tmp_path / "whole", tmp_path / "cut", "checkpoint-2")
     # What an interruption while saving leaves behind.
     (tmp_path / "cut/checkpoint-3").mkdir()
     with pytest.raises(ValueError, match="--resume"):
@@ -159,14 +155,6 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
     resumed = _train_kfd(faces, tmp_path / "out", resume=True).state_dict()
     assert _same(whole, resumed)
-
-
-def test_interrupted_checkpoint_is_left_out(tmp_path):
-    for name in ("checkpoint-2", "checkpoint-10"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "checkpoint-2/trainer_state.json").write_text("{}")
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    assert last_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_conversations_cite_the_detectors_score_of_the_stored_picture(conversations):
@@ -218,9 +206,7 @@ def test_stage_2_changes_what_it_should_and_nothing_else(conversations, tmp_path
 def test_stage_2_resumed_equals_uninterrupted(conversations, tmp_path):
     options = {"steps": 4, "batch_size": 2, "save_steps": 2}
     train_adapter(_vlm(True), conversations, tmp_path / "whole", **options)
-    shutil.copytree(
-        tmp_path / "whole-training/checkpoint-2", tmp_path / "cut-training/checkpoint-2"
-    )
+    interrupt(tmp_path / "whole-training", tmp_path / "cut-training", "checkpoint-2")
     train_adapter(_vlm(True), conversations, tmp_path / "cut", resume=True, **options)
     for name in ("fpl.safetensors", "lora/adapter_model.safetensors"):
         assert _same(load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name))

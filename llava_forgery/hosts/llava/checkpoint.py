@@ -171,11 +171,7 @@ def save_llava_adapter(
         ValueError: The model has no skill, or the folder holds something else.
     """
     directory = Path(directory)
-    lora = isinstance(model, PeftModel)
-    bare = model.get_base_model() if lora else model
-    if not has_skill(bare):
-        raise ValueError("this model has no forgery skill to save; attach_to_llava gives it one")
-    needed = ["llava", "lora"] if lora else ["llava"]
+    needed = ["llava", "lora"] if isinstance(model, PeftModel) else ["llava"]
     if not all(word in directory.name.lower() for word in needed):
         logger.warning(
             "LLaVA's loader goes by a folder's name: %s should hold %s",
@@ -184,15 +180,39 @@ def save_llava_adapter(
         )
     check_output_folder(directory, FPL)
     with atomic_path(directory) as temporary:
-        temporary.mkdir()
-        if lora:
-            model.save_pretrained(temporary)
-            # peft adds a model card with blanks to fill in.
-            (temporary / "README.md").unlink(missing_ok=True)
-        with saved_config(bare, directory):
-            bare.config.save_pretrained(temporary)
-        save_modules(bare, temporary)
-        trainables = {name: t.detach().cpu() for name, t in (host_trainables or {}).items()}
-        torch.save(trainables, temporary / (NON_LORA if lora else NO_LORA))
-        if trainables:
-            save_tensors(temporary / TRAINABLES, trainables)
+        write_llava_adapter(model, temporary, directory, host_trainables)
+
+
+def write_llava_adapter(
+    model: PreTrainedModel | PeftModel,
+    temporary: Path,
+    directory: Path,
+    host_trainables: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write :func:`save_llava_adapter`'s files into a new folder, to be moved by the caller.
+
+    Args:
+        model: As there.
+        temporary: The new folder.
+        directory: Where its files are to lie in the end, beside ``temporary``.
+        host_trainables: As there.
+
+    Raises:
+        ValueError: The model has no skill.
+    """
+    lora = isinstance(model, PeftModel)
+    bare = model.get_base_model() if lora else model
+    if not has_skill(bare):
+        raise ValueError("this model has no forgery skill to save; attach_to_llava gives it one")
+    temporary.mkdir()
+    if lora:
+        model.save_pretrained(temporary)
+        # peft adds a model card with blanks to fill in.
+        (temporary / "README.md").unlink(missing_ok=True)
+    with saved_config(bare, directory):
+        bare.config.save_pretrained(temporary)
+    save_modules(bare, temporary)
+    trainables = {name: t.detach().cpu() for name, t in (host_trainables or {}).items()}
+    torch.save(trainables, temporary / (NON_LORA if lora else NO_LORA))
+    if trainables:
+        save_tensors(temporary / TRAINABLES, trainables)
