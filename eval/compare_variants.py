@@ -2,7 +2,7 @@
 
     python -m eval.compare_variants --faces FACES --host HOST --out OUT [--reduced]
 
-FACES is a folder of prepare, HOST such as make-small-llava writes. OUT gets variants.csv and
+FACES is a folder of prepare, HOST such as convert small-llava writes. OUT gets variants.csv and
 variants.md, which grow with every cell; the same command goes on after an interruption. Times of
 each cell are printed as it ends.
 """
@@ -27,7 +27,7 @@ REDUCED = VariantSettings(
     kfd_steps=100,
     kfd_batch_size=4,
     pairs=60,
-    align_steps=60,
+    fpl_warmup_steps=60,
     align_batch_size=8,
     steps=20,
     batch_size=4,
@@ -42,7 +42,7 @@ def main(
         Path, typer.Option(help="Folder for cells and the table.", callback=writable_folder)
     ],
     trunk_weights: Annotated[
-        Path | None, typer.Option(help="Written by import-efficientnet; else a random trunk.")
+        Path | None, typer.Option(help="Written by convert efficientnet; else a random trunk.")
     ] = None,
     seeds: Annotated[str, typer.Option(help="Such as 0,1,2.")] = "0,1,2",
     variants: Annotated[

@@ -3,7 +3,7 @@
 #
 #   bash eval/run_lmms_eval.sh DATA OUT --model llava_forgery --model_args adapter=ADAPTER [...]
 #
-# DATA is what `llava-forgery export-eval` wrote, or a manifest; results go to OUT. What follows
+# DATA is what `llava-forgery data export-eval` wrote, or a manifest; results go to OUT. What follows
 # goes to lmms-eval (--tasks is forgery unless it is among it). PYTHON names the interpreter,
 # PROCESSES a number of ranks. Fails where lmms-eval writes no results, which itself exits with 0.
 set -euo pipefail

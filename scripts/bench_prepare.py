@@ -10,7 +10,7 @@ the call, without the imports. The speed is also told in CPU seconds, which othe
 machine leaves nearly as they are: on an idle machine a preparation takes about those of the first
 process and an equal share of the workers', whose start (imports, models) is in it. --detector
 middle takes the middle of every picture for a face, whatever is in it: all but the detector is then
-as in ``llava-forgery prepare``.
+as in ``llava-forgery data prepare``.
 """
 
 import argparse

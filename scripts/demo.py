@@ -5,7 +5,7 @@
 Finds the faces of photographs (of samples/ by default), splits them by identity, trains a tiny
 detector and the forgery adapter of a small LLaVA, evaluates both on people who were not in
 training, and prints a table. Each step calls what the command of the same name calls: prepare,
-import-efficientnet, train-kfd, make-small-llava, build-qa, finetune, evaluate.
+convert efficientnet, train detector, convert small-llava, data build-qa, finetune, evaluate.
 """
 
 import logging
@@ -50,19 +50,19 @@ class Sizes:
 
     kfd_steps: int
     qa_pairs: int
-    align_pairs: int
-    align_steps: int
+    fpl_warmup_pairs: int
+    fpl_warmup_steps: int
     adapter_steps: int
     test_pairs: int
 
 
 # The warm start is cheap and learns the regions: it gets most of the forgeries.
 FULL = Sizes(
-    kfd_steps=340, qa_pairs=350, align_pairs=1800, align_steps=900,
+    kfd_steps=340, qa_pairs=350, fpl_warmup_pairs=1800, fpl_warmup_steps=900,
     adapter_steps=140, test_pairs=60,
 )  # fmt: skip
 REDUCED = Sizes(
-    kfd_steps=12, qa_pairs=16, align_pairs=8, align_steps=20, adapter_steps=4,
+    kfd_steps=12, qa_pairs=16, fpl_warmup_pairs=8, fpl_warmup_steps=20, adapter_steps=4,
     test_pairs=8,
 )  # fmt: skip
 # On two cores a step's time grows with its tokens, and more steps learn more: small batches of
@@ -142,8 +142,8 @@ def main(
             conversations,
             out / "adapter",
             steps=sizes.adapter_steps,
-            align_steps=sizes.align_steps,
-            align_more=further_forgeries(train, sizes.align_pairs, detector, SEED),
+            fpl_warmup_steps=sizes.fpl_warmup_steps,
+            align_more=further_forgeries(train, sizes.fpl_warmup_pairs, detector, SEED),
             batch_size=CONVERSATIONS_PER_STEP,
             learning_rate=ADAPTER_LEARNING_RATE,
             seed=SEED,

@@ -6,7 +6,7 @@
 #
 # MODEL   the checkpoint, a folder or a hub name; it is only read
 # KFD     detector, from scripts/train_kfd.sh
-# DATA    conversations: a data set of build-qa, LLaVA's JSON or LLaVA-NeXT's YAML
+# DATA    conversations: a data set of data build-qa, LLaVA's JSON or LLaVA-NeXT's YAML
 # OUT     result; its name must hold "llava" and "lora", by which LLaVA's loader goes
 # IMAGES  what the images' paths in JSON and YAML are relative to
 # GENERAL general instruction data that is mixed in, GENERAL_IMAGES its images

@@ -2,7 +2,7 @@
 # Stage 1: train the Knowledge-guided Forgery Detector on forgeries simulated from real faces, and
 # make the conversations of stage 2 with it.
 #
-#   PHOTOS=photos FACES=faces KFD=kfd DATA=qa bash scripts/train_kfd.sh [options of train-kfd]
+#   PHOTOS=photos FACES=faces KFD=kfd DATA=qa bash scripts/train_kfd.sh [options of train detector]
 #
 # PHOTOS  a folder of real faces; left out where FACES was prepared before
 # FACES   the prepared crops
@@ -16,9 +16,9 @@ if [ -z "${FACES:-}" ] || [ -z "${KFD:-}" ]; then
     exit 2
 fi
 if [ -n "${PHOTOS:-}" ]; then
-    python -m llava_forgery.cli prepare "$PHOTOS" --out "$FACES"
+    python -m llava_forgery.cli data prepare "$PHOTOS" --out "$FACES"
 fi
-python -m llava_forgery.cli train-kfd --faces "$FACES" --out "$KFD" --resume "$@"
+python -m llava_forgery.cli train detector --faces "$FACES" --out "$KFD" --resume "$@"
 if [ -n "${DATA:-}" ]; then
-    python -m llava_forgery.cli build-qa --faces "$FACES" --kfd "$KFD" --out "$DATA"
+    python -m llava_forgery.cli data build-qa --faces "$FACES" --kfd "$KFD" --out "$DATA"
 fi

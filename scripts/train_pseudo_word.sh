@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # AntifakePrompt: train the pseudo-word of a host on real and fake photos, then judge others.
 #
-#   bash scripts/train_pseudo_word.sh HOST TRAIN TEST OUT [options of train-pseudo-word]
+#   bash scripts/train_pseudo_word.sh HOST TRAIN TEST OUT [options of train pseudo-word]
 #
 # TRAIN and TEST are folders with real/ and fake/, or CSV files. The defaults are the paper's:
 # learning rate 1e-5 (cosine), weight decay 0.05, batches of 6, 10 epochs.
@@ -12,6 +12,6 @@ if [ $# -lt 4 ]; then
 fi
 host="$1" train="$2" test="$3" out="$4"
 shift 4
-llava-forgery train-pseudo-word --host "$host" --data "$train" --out "$out" "$@"
-llava-forgery evaluate-pseudo-word --word "$out" --host "$host" --data "$test" \
+llava-forgery train pseudo-word --host "$host" --data "$train" --out "$out" "$@"
+llava-forgery eval pseudo-word --word "$out" --host "$host" --data "$test" \
     --out "$out-evaluation"

@@ -102,7 +102,7 @@ def faces(tmp_path_factory):
 
 
 def test_robustness_of_a_detector_writes_its_curves(folder, faces, tmp_path):
-    arguments = ["robustness", "--model", folder / "adapter/kfd", "--faces", faces,
+    arguments = ["eval", "robustness", "--model", folder / "adapter/kfd", "--faces", faces,
                  "--out", tmp_path / "out", "--pairs", 4, "--only", "jpeg"]  # fmt: skip
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
@@ -117,7 +117,7 @@ def test_robustness_of_a_detector_writes_its_curves(folder, faces, tmp_path):
 def test_evaluate_judges_fakes_as_they_are(folder, tmp_path, model):
     crops = [replace(tiny.face(i, "test"), label=i % 2) for i in range(4)]
     save_faces(crops, tmp_path / "faces", {})
-    arguments = ["evaluate", "--model", folder / model, "--faces", tmp_path / "faces",
+    arguments = ["eval", "run", "--model", folder / model, "--faces", tmp_path / "faces",
                  "--out", tmp_path / "out", "--roc", "--pool", "max"]  # fmt: skip
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
@@ -137,7 +137,7 @@ def test_evaluate_says_what_it_cannot_measure(folder, faces, tmp_path):
         ("adapter", tmp_path / "fakes", [], "fakes alone"),
         ("adapter", faces, ["--pool", "max"], "no fakes"),
     ]:
-        arguments = ["evaluate", "--model", folder / model, "--faces", given,
+        arguments = ["eval", "run", "--model", folder / model, "--faces", given,
                      "--out", tmp_path / "out", *more]  # fmt: skip
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert message in str(result.exception)
@@ -159,7 +159,7 @@ def test_explain_a_file_or_a_forgery(folder, faces, tmp_path):
 
 
 def test_a_pseudo_word_from_faces_to_a_table(folder, tmp_path):
-    """forge, train-pseudo-word and evaluate-pseudo-word, one after the other."""
+    """forge, train pseudo-word and eval pseudo-word, one after the other."""
     faces = [tiny.face(i, split="test" if i == 3 else "train") for i in range(4)]
     save_faces(faces, tmp_path / "faces", {})
     runner = CliRunner()
@@ -170,7 +170,7 @@ def test_a_pseudo_word_from_faces_to_a_table(folder, tmp_path):
         return result.stdout
 
     for split, pairs in (("train", 3), ("test", 2)):
-        run("forge", "--faces", tmp_path / "faces", "--split", split, "--pairs", pairs,
+        run("data", "forge", "--faces", tmp_path / "faces", "--split", split, "--pairs", pairs,
             "--size", 32, "--out", tmp_path / split / "faces")  # fmt: skip
     # The training's folder is another set than the test's.
     listing = "path,label,set\n" + "".join(
@@ -179,9 +179,9 @@ def test_a_pseudo_word_from_faces_to_a_table(folder, tmp_path):
         for file in sorted((tmp_path / "train/faces" / name).iterdir())
     )
     (tmp_path / "train/list.csv").write_text(listing)
-    run("train-pseudo-word", "--host", folder / "host", "--data", tmp_path / "train/list.csv",
+    run("train", "pseudo-word", "--host", folder / "host", "--data", tmp_path / "train/list.csv",
         "--epochs", 1, "--placement", "prefix", "--out", tmp_path / "word")  # fmt: skip
-    table = run("evaluate-pseudo-word", "--word", tmp_path / "word",
+    table = run("eval", "pseudo-word", "--word", tmp_path / "word",
                 "--data", tmp_path / "test/faces", "--data", tmp_path / "train/list.csv",
                 "--out", tmp_path / "evaluation", "--device", "cpu")  # fmt: skip
     rows = {line.split()[0]: line.split() for line in table.splitlines()}
@@ -195,15 +195,15 @@ def test_a_pseudo_word_from_faces_to_a_table(folder, tmp_path):
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("finetune", ["--host", "none", "--kfd", "none", "--data", "none"]),
-        ("train-pseudo-word", ["--host", "none", "--data", "none"]),
+        ("adapter", ["--host", "none", "--kfd", "none", "--data", "none"]),
+        ("pseudo-word", ["--host", "none", "--data", "none"]),
     ],
 )
 def test_a_folder_of_something_else_is_refused_before_anything_is_loaded(
     tmp_path, command, options
 ):
     (tmp_path / "mine.txt").write_text("keep")
-    result = CliRunner().invoke(app, [command, *options, "--out", str(tmp_path)])
+    result = CliRunner().invoke(app, ["train", command, *options, "--out", str(tmp_path)])
     assert isinstance(result.exception, ValueError)
     assert "is not an earlier output of this; give another --out" in str(result.exception)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
@@ -232,6 +232,6 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path, wor
 
 def test_what_the_system_refuses_is_one_line_and_exit_status_2(tmp_path):
     (tmp_path / "file").touch()
-    result = _run("forge", "--faces", tmp_path, "--out", tmp_path / "file/out")
+    result = _run("data", "forge", "--faces", tmp_path, "--out", tmp_path / "file/out")
     assert result.returncode == 2
     assert result.stderr == f"error: {tmp_path / 'file/out'}: Not a directory\n"

@@ -26,7 +26,7 @@ def run(*arguments):
 
 def test_import_benchmark(tmp_path):
     root, out = trees.forensics(tmp_path / "FF", compressions=("c23", "c40")), tmp_path / "m.jsonl"
-    result = run("import-benchmark", "ff++", root, "--out", out, "--method", "Deepfakes",
+    result = run("data", "import-benchmark", "ff++", root, "--out", out, "--method", "Deepfakes",
                  "--compression", "c40", "--no-masks")  # fmt: skip
     sources = read_manifest(out)
     assert {(s.method, s.compression, s.mask_path) for s in sources} == {
@@ -34,16 +34,27 @@ def test_import_benchmark(tmp_path):
     }  # fmt: skip
     assert "test Deepfakes: 2" in result.stderr
     with pytest.raises(ValueError, match=r"ff\+\+ has no option split"):
-        run("import-benchmark", "ff++", root, "--out", out, "--split", "test")
+        run("data", "import-benchmark", "ff++", root, "--out", out, "--split", "test")
     with pytest.raises(ValueError, match="needs --images"):
-        run("import-benchmark", "deepfakebench", out, "--out", out)
+        run("data", "import-benchmark", "deepfakebench", out, "--out", out)
     with pytest.raises(ValueError, match="leave --identities"):
-        run("prepare", out, "--out", tmp_path / "faces", "--test-share", "0.5")
-    run("import-benchmark", "dfdc", trees.dfdc(tmp_path / "DFDC"), "--out", out, "--split", "test")
+        run("data", "prepare", out, "--out", tmp_path / "faces", "--test-share", "0.5")
+    run(
+        "data",
+        "import-benchmark",
+        "dfdc",
+        trees.dfdc(tmp_path / "DFDC"),
+        "--out",
+        out,
+        "--split",
+        "test",
+    )
     assert {source.split for source in read_manifest(out)} == {"test"}
     for kind in ("real", "fake"):
         photograph(tmp_path / "plain" / kind / "a.png")
-    result = run("import-benchmark", "folders", tmp_path / "plain", "--split", "test", "--out", out)
+    result = run(
+        "data", "import-benchmark", "folders", tmp_path / "plain", "--split", "test", "--out", out
+    )
     assert "test fake: 1\ntest real: 1" in result.stderr
 
 
@@ -52,7 +63,7 @@ def test_conversations_of_labelled_faces_and_their_mixture(tmp_path):
     mask = np.full((96, 96), 255, np.uint8)
     faces += [replace(tiny.face(i), label=FAKE, mask=mask) for i in (3, 4)]
     save_faces(faces, tmp_path / "faces", {})
-    run("build-qa", "--faces", tmp_path / "faces", "--as-is", "--out", tmp_path / "qa",
+    run("data", "build-qa", "--faces", tmp_path / "faces", "--as-is", "--out", tmp_path / "qa",
         "--size", 32, "--task-descriptions", 0, "--no-vary", "--follow-ups", 0)  # fmt: skip
     data = tmp_path / "qa/conversations.json"
     samples = list(read_llava_json(data, tmp_path / "qa"))
@@ -62,20 +73,29 @@ def test_conversations_of_labelled_faces_and_their_mixture(tmp_path):
     turns = [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]
     general = [{"id": f"g{i}", "conversations": turns} for i in range(9)]
     (tmp_path / "general.json").write_text(json.dumps(general))
-    run("mix", "--qa", data, "--general", tmp_path / "general.json", "--general-ratio", 0.5,
+    run("data", "mix", "--qa", data, "--general", tmp_path / "general.json", "--general-ratio", 0.5,
         "--out", tmp_path / "mixed.json")  # fmt: skip
     mixed = list(read_llava_json(tmp_path / "mixed.json", tmp_path))
     assert [bool(sample.images) for sample in mixed] == [True, False] * 4
     assert mixed[0].images == ("qa/images/000000.png",)
     with pytest.raises(ValueError, match="--pairs is for simulated"):
-        run("build-qa", "--faces", tmp_path / "faces", "--as-is", "--out", tmp_path / "qa",
+        run("data", "build-qa", "--faces", tmp_path / "faces", "--as-is", "--out", tmp_path / "qa",
             "--pairs", 3)  # fmt: skip
 
 
 def test_fakes_are_taken_as_they_are_or_left_out(tmp_path):
     faces = [tiny.face(i) for i in range(3)] + [replace(tiny.face(3), label=FAKE)]
     save_faces(faces, tmp_path / "faces", {})
-    base = ("build-qa", "--faces", tmp_path / "faces", "--out", tmp_path / "qa", "--size", 32)
+    base = (
+        "data",
+        "build-qa",
+        "--faces",
+        tmp_path / "faces",
+        "--out",
+        tmp_path / "qa",
+        "--size",
+        32,
+    )
     with pytest.raises(ValueError, match="--real-only"):
         run(*base, "--pairs", 4)
     with pytest.raises(ValueError, match="not both"):

@@ -24,7 +24,9 @@ def run(monkeypatch):
     monkeypatch.setattr(detect, "_DETECTORS", {**detect._DETECTORS, "red": RedSquare})
 
     def call(*arguments):
-        return CliRunner().invoke(app, ["prepare", *map(str, arguments), "--detector", "red"])
+        return CliRunner().invoke(
+            app, ["data", "prepare", *map(str, arguments), "--face-detector", "red"]
+        )
 
     return call
 
@@ -71,7 +73,7 @@ def test_kill_9_of_the_command_on_photographs(tmp_path, samples_dir):
 
     def command(out, workers):
         return subprocess.Popen(
-            [sys.executable, "-m", "llava_forgery.cli", "prepare", src, "--out", out,
+            [sys.executable, "-m", "llava_forgery.cli", "data", "prepare", src, "--out", out,
              "--workers", str(workers), "--size", "224",
              "--identity-pattern", r"^(\d+)_", "--test-share", "0.25"],
             env={**os.environ, "PYTHONPATH": str(ROOT)},

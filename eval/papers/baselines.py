@@ -28,7 +28,7 @@ from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.simulate.simulator import SimulatorConfig
 from llava_forgery.tensors import from_bytes
 from llava_forgery.train.run_record import describe_weights, open_run
-from llava_forgery.train.stage1 import collate_pairs, settle_statistics
+from llava_forgery.train.stage1 import collate_pairs, recalibrate_batch_norm
 from llava_forgery.train.trainer import (
     ForgeryTrainer,
     Trainable,
@@ -241,7 +241,7 @@ def train_baseline(
     )
     run_training(trainer, run)
     if model.own_statistics:
-        settle_statistics(model, pairs, batch_size)
+        recalibrate_batch_norm(model, pairs, batch_size)
     model.eval()
     save_tensors(Path(output_dir) / WEIGHTS, model.trained())
     run.finish()

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from llava_forgery.evaluation.scorers import DetectorScorer
-from llava_forgery.hosts.baseline import PlainHost
+from llava_forgery.hosts.baseline import BaselineVLM
 from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, encode
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.build import build_prompt
@@ -30,7 +30,7 @@ class PlainScorer:
 
     def __init__(
         self,
-        plain: PlainHost,
+        plain: BaselineVLM,
         kfd: KnowledgeGuidedForgeryDetector | None,
         cite_score: bool = True,
         size: int | None = None,

@@ -39,7 +39,7 @@ from llava_forgery.convert.sources import load_trunk
 from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.evaluation.scorers import AdapterScorer, DetectorScorer, Scorer
 from llava_forgery.files import write_json
-from llava_forgery.hosts.baseline import PlainHost
+from llava_forgery.hosts.baseline import BaselineVLM
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.loading import (
     load_adapter,
@@ -130,7 +130,7 @@ class TableModels:
             return AdapterScorer(ForgeryPredictor(load_adapter(folder / "model", model, processor)))
         model, processor = self._load_host(spec)
         settings = self.config.adapter
-        plain = PlainHost(model, processor, _lora(settings) if spec.lora else None, seed)
+        plain = BaselineVLM(model, processor, _lora(settings) if spec.lora else None, seed)
         if spec.lora:
             folder = self._made(
                 "lora", described, lambda f: self._train_plain(f, plain, spec, seed)
@@ -256,12 +256,12 @@ class TableModels:
             vlm,
             self._conversations(spec, seed),
             folder / "model",
-            align_steps=settings.align_steps,
+            fpl_warmup_steps=settings.fpl_warmup_steps,
             fpl_learning_rate=settings.fpl_learning_rate,
             **self._stage2(folder, seed),
         )
 
-    def _train_plain(self, folder: Path, plain: PlainHost, spec: ModelSpec, seed: int) -> None:
+    def _train_plain(self, folder: Path, plain: BaselineVLM, spec: ModelSpec, seed: int) -> None:
         conversations = self._conversations(spec, seed)
         train_adapter(plain, conversations, folder / "model", **self._stage2(folder, seed))
 

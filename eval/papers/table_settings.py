@@ -17,7 +17,7 @@ class DetectorSettings:
     config: dict[str, Any] | None = None
     """A whole KFD configuration, as ``kfd_config.json`` holds it."""
     trunk_weights: str | None = None
-    """safetensors to start a timm trunk from, such as ``import-efficientnet`` writes."""
+    """safetensors to start a timm trunk from, such as ``convert efficientnet`` writes."""
     steps: int = 220
     """Optimiser steps."""
     batch_size: int = 8
@@ -40,7 +40,7 @@ class AdapterSettings:
     """Forged faces with conversations; as many pristine ones."""
     steps: int = 100
     """Optimiser steps."""
-    align_steps: int = 400
+    fpl_warmup_steps: int = 400
     """Steps of the FPL's warm start; 0 for none. LoRA alone has none."""
     batch_size: int = 8
     """Conversations for each step."""
@@ -68,7 +68,7 @@ class AdapterSettings:
             positive=("learning_rate",),
             shares=("follow_ups", "task_descriptions", "kfd_results", "lora_dropout"),
         )
-        check_whole("align_steps", self.align_steps, least=0)
+        check_whole("fpl_warmup_steps", self.fpl_warmup_steps, least=0)
         if self.fpl_learning_rate is not None:
             check_numbers(self, positive=("fpl_learning_rate",))
 
@@ -137,7 +137,7 @@ class HeldOutSettings:
     """A test set: prepared faces, or folders of whole pictures."""
 
     faces: str | None = None
-    """Folder from ``prepare``. Faces of both labels are judged as they are; real faces alone are
+    """Folder of prepared faces. Faces of both labels are judged as they are; real faces alone are
     forged by the simulator."""
     split: str = "test"
     """Of the prepared faces."""

@@ -46,7 +46,7 @@ class VariantSettings:
     """Pairs for each step."""
     pairs: int = 500
     """Forged faces with conversations; as many pristine ones."""
-    align_steps: int = 500
+    fpl_warmup_steps: int = 500
     """Steps of the FPL's warm start; 0 for none."""
     align_batch_size: int = 16
     """Images for each of them."""
@@ -58,9 +58,9 @@ class VariantSettings:
     """Forgeries of test faces that are judged, beside as many pristine images."""
 
     def __post_init__(self) -> None:
-        whole = tuple(name for name in asdict(self) if name != "align_steps")
+        whole = tuple(name for name in asdict(self) if name != "fpl_warmup_steps")
         check_numbers(self, whole=whole)
-        check_whole("align_steps", self.align_steps, least=0)
+        check_whole("fpl_warmup_steps", self.fpl_warmup_steps, least=0)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.loading import load_host, pick_device, place_host
 from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
-from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace
+from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.kfd.config import PRESETS, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.simulate.degrade import DegradeConfig
@@ -47,7 +47,7 @@ from llava_forgery.simulate.pairs import CENTRED, FacePairs
 from llava_forgery.tensors import from_bytes, to_bytes
 from llava_forgery.train.stage1 import train_kfd
 from llava_forgery.train.stage2 import train_adapter
-from llava_forgery.train.warmup import align_learner
+from llava_forgery.train.warmup import warm_up_fpl
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class VariantData:
     """What the variants are trained on and judged on."""
 
     faces: str
-    """Folder written by ``prepare``."""
+    """Folder written by ``data prepare``."""
     host: str
     """Folder or hub name of the host."""
     trunk_weights: str | None = None
@@ -225,11 +225,11 @@ def _adapter(
         model.get_input_embeddings().weight.shape[1], kfd.config.num_layers, variant.fpl
     )
     vlm = attach_forgery(place_host(model, None), processor, kfd, fpl, LORA, seed)
-    if settings.align_steps:
-        align_learner(
+    if settings.fpl_warmup_steps:
+        warm_up_fpl(
             vlm,
             conversations,
-            steps=settings.align_steps,
+            steps=settings.fpl_warmup_steps,
             batch_size=settings.align_batch_size,
             seed=seed,
         )
@@ -242,7 +242,7 @@ def _adapter(
         batch_size=settings.batch_size,
         learning_rate=learning_rate,
         # The host's first gradients would undo the words of the warm start.
-        fpl_learning_rate=learning_rate / 10 if settings.align_steps else None,
+        fpl_learning_rate=learning_rate / 10 if settings.fpl_warmup_steps else None,
         seed=seed,
         save_steps=None,
     )
@@ -271,7 +271,7 @@ def judge_pairs(predictor: ForgeryPredictor, pairs: FacePairs, batch_size: int =
             (FAKE, [to_bytes(pair.forged) for pair in batch]),
             (REAL, [to_bytes(pair.pristine) for pair in batch]),
         ):
-            seen, said = predictor.rate([JudgedFace(image, box) for image in images])
+            seen, said = predictor.rate([FaceInput(image, box) for image in images])
             scores, p_yes = scores + seen, p_yes + said
             labels += [label] * len(images)
             if label == FAKE:

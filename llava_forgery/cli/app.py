@@ -19,6 +19,18 @@ app = typer.Typer(
 )
 
 
+def _group(name: str, text: str) -> typer.Typer:
+    group = typer.Typer(help=text, no_args_is_help=True)
+    app.add_typer(group, name=name)
+    return group
+
+
+data = _group("data", "Make data: faces, forgeries, conversations, sets for evaluation.")
+train = _group("train", "Train detectors, adapters and pseudo-words.")
+evaluation = _group("eval", "Measure models.")
+convert = _group("convert", "Convert adapters, and weights from elsewhere.")
+
+
 def be_quiet() -> None:
     """A bar for the reading of weights says nothing about the user's files."""
     from transformers.utils.logging import disable_progress_bar

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import app
+from llava_forgery.cli.app import data
 from llava_forgery.cli.options import Faces, Out, writable_file
 
 _NAMES = "ff++, dfd, celeb-df-v1, celeb-df-v2, dfdcp, dfdc, deepfakebench, folders, antifakeprompt"
 
 
-@app.command()
+@data.command("import-benchmark")
 def import_benchmark(
     name: Annotated[str, typer.Argument(help=_NAMES)],
     root: Annotated[
@@ -78,7 +78,7 @@ def import_benchmark(
     typer.echo(f"{len(sources)} files in {out}", err=True)
 
 
-@app.command()
+@data.command("export-deepfakebench")
 def export_deepfakebench(
     faces: Faces,
     out: Out,

@@ -1,14 +1,17 @@
-"""Commands for adapters of the ``llava`` package's models."""
+"""Commands that convert adapters, and bring weights from elsewhere into our formats."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import app, be_quiet
-from llava_forgery.cli.options import Dtype, Model, Out
+from llava_forgery.cli.app import be_quiet, convert
+from llava_forgery.cli.options import Dtype, Model, Out, Seed, writable_file
+
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Written by torch.save.")]
 
 
-@app.command()
+@convert.command("merge-llava")
 def merge_llava(
     model: Model,
     out: Out,
@@ -29,7 +32,7 @@ def merge_llava(
     typer.echo(f"Wrote {out}")
 
 
-@app.command()
+@convert.command("adapter")
 def convert_adapter(
     model: Model,
     host: Annotated[
@@ -48,3 +51,46 @@ def convert_adapter(
     be_quiet()
     layout = convert(model, host, out, template)
     typer.echo(f"Wrote {out}, in the layout of {layout}")
+
+
+@convert.command("imagebind")
+def import_imagebind(checkpoint: Checkpoint, out: Out) -> None:
+    """Bring ImageBind's image and text towers into a folder that open_clip reads."""
+    from llava_forgery.convert.imagebind import import_imagebind as run
+
+    run(checkpoint, out)
+
+
+@convert.command("lvlm-dfd")
+def import_lvlm_dfd(
+    checkpoint: Checkpoint,
+    out: Out,
+    imagebind: Annotated[
+        Path | None,
+        typer.Option(help="imagebind_huge.pth, for a checkpoint without ImageBind's own weights."),
+    ] = None,
+) -> None:
+    """Bring the official LVLM-DFD checkpoint into detector, learner and LoRA."""
+    from llava_forgery.convert.lvlm_dfd import import_lvlm_dfd as run
+
+    run(checkpoint, out, imagebind)
+
+
+@convert.command("small-llava")
+def make_small_llava(out: Out, seed: Seed = 0) -> None:
+    """Build the demo's host: a small LLaVA around SmolLM2-135M-Instruct."""
+    from llava_forgery.convert.small_llava import build_small_llava
+
+    build_small_llava(out, seed)
+
+
+@convert.command("efficientnet")
+def import_efficientnet(
+    out: Annotated[
+        Path, typer.Option("--out", help="safetensors file to write.", callback=writable_file)
+    ],
+) -> None:
+    """Bring the trunk's ImageNet weights into safetensors."""
+    from llava_forgery.convert.sources import import_efficientnet as run
+
+    run(out)

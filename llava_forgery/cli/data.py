@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import app
+from llava_forgery.cli.app import data
 from llava_forgery.cli.options import Every, Faces, Frames, Out, Seed, writable_file
 
 
-@app.command()
+@data.command("prepare")
 def prepare(
     src: Annotated[
         Path,
@@ -93,7 +93,7 @@ def prepare(
     )
 
 
-@app.command()
+@data.command("forge")
 def forge(
     faces: Faces,
     out: Out,
@@ -109,7 +109,7 @@ def forge(
     forge_folders(FacePairs(load_real_faces(faces, split), pairs, size=size, seed=seed), out)
 
 
-@app.command()
+@data.command("preview")
 def preview(
     faces: Faces,
     out: Annotated[Path, typer.Option("--out", help="PNG to write.", callback=writable_file)],
@@ -127,7 +127,7 @@ def preview(
     draw_preview(FacePairs(load_real_faces(faces, split), count, size=size, seed=seed), out)
 
 
-@app.command()
+@data.command("export-eval")
 def export_eval(
     faces: Faces,
     out: Out,

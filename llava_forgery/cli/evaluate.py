@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import app, be_quiet, load_predictor
+from llava_forgery.cli.app import app, be_quiet, evaluation, load_predictor
 from llava_forgery.cli.options import (
     Cropped,
     Device,
@@ -27,7 +27,7 @@ AnyModel = Annotated[
 ]
 
 
-@app.command()
+@evaluation.command("run")
 def evaluate(
     model: AnyModel,
     faces: Faces,
@@ -84,7 +84,7 @@ def evaluate(
         if (model / KFD_CONFIG).is_file():
             raise ValueError(
                 f"{model} is a detector alone, which is measured on faces with labels of their "
-                f"own, and {faces} holds real ones alone; give an adapter, or see `robustness`"
+                f"own, and {faces} holds real ones alone; give an adapter, or see `eval robustness`"
             )
         predictor = load_predictor(model, host, device)
         count = 2 * len(rows) if pairs is None else pairs
@@ -108,7 +108,7 @@ def load_any_scorer(model: Path, host: str | None, device: str | None):
     return load_scorer(model, host, device)
 
 
-@app.command()
+@evaluation.command("pseudo-word")
 def evaluate_pseudo_word(
     word: Word,
     data: Images,
@@ -137,7 +137,7 @@ def evaluate_pseudo_word(
     typer.echo(table_of(run(vlm, images, out, batch_size=batch_size)))
 
 
-@app.command()
+@evaluation.command("robustness")
 def robustness(
     model: AnyModel,
     faces: Faces,
@@ -214,14 +214,14 @@ def explain(
     if (image is None) == (faces is None):
         raise ValueError("give either a photograph or --faces")
     if faces is not None and detector is not None:
-        raise ValueError("the faces of --faces are found already; leave --detector out")
+        raise ValueError("the faces of --faces are found already; leave --face-detector out")
     if image is not None:
         predictor = load_predictor(model, host, device, detector)
         written = explain_photograph(predictor, image, out, cropped)
     else:
         rows = load_faces(faces, split="test")
         predictor = load_predictor(model, host, device)
-        # The forgeries that `evaluate` judges under the same seed.
+        # The forgeries that `eval run` judges under the same seed.
         pairs = FacePairs(rows, pair + 1, size=predictor.size, seed=seed, framing=CENTRED)
         forgery = pairs[pair]
         written = explain_pair(

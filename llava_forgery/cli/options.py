@@ -48,7 +48,7 @@ Every = Annotated[
 ]
 FaceFinder = Annotated[
     str | None,
-    typer.Option("--detector", help="Finder of faces: dlib (default) or mediapipe."),
+    typer.Option("--face-detector", help="Finder of faces: dlib (default) or mediapipe."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")]
 ReportTo = Annotated[str, typer.Option("--report-to", help="none, tensorboard or wandb.")]

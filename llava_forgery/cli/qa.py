@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import app
+from llava_forgery.cli.app import data
 from llava_forgery.cli.options import Faces, Out, Seed, writable_file
 
 
-@app.command()
+@data.command("build-qa")
 def build_qa(
     faces: Faces,
     out: Out,
@@ -123,9 +123,9 @@ def build_qa(
     typer.echo(f"{len(built)} conversations in {out}", err=True)
 
 
-@app.command()
+@data.command("mix")
 def mix(
-    qa: Annotated[Path, typer.Option("--qa", help="LLaVA JSON that build-qa wrote.")],
+    qa: Annotated[Path, typer.Option("--qa", help="LLaVA JSON that data build-qa wrote.")],
     general: Annotated[Path, typer.Option(help="LLaVA JSON of general instruction data.")],
     general_ratio: Annotated[
         float, typer.Option(help="Share of general data; 0.5 alternates, as the paper trains.")

@@ -5,20 +5,12 @@ from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import app
+from llava_forgery.cli.app import evaluation
 from llava_forgery.cli.evaluate import AnyModel, load_any_scorer
 from llava_forgery.cli.options import Device, Host, Out
 
-group = typer.Typer(help="Measure models on real and forged video.", no_args_is_help=True)
-app.add_typer(group, name="eval")
 
-
-@group.callback()
-def eval_group() -> None:
-    """Measure models on real and forged video."""
-
-
-@group.command()
+@evaluation.command("real")
 def real(
     model: AnyModel,
     data: Annotated[

@@ -1,11 +1,11 @@
-"""Commands that train, and bring what training starts from."""
+"""Commands that train."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import app
+from llava_forgery.cli.app import train
 from llava_forgery.cli.options import (
     DeepSpeed,
     Dtype,
@@ -16,56 +16,10 @@ from llava_forgery.cli.options import (
     ReportTo,
     Resume,
     Seed,
-    writable_file,
 )
 
-Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Written by torch.save.")]
 
-
-@app.command()
-def import_efficientnet(
-    out: Annotated[
-        Path, typer.Option("--out", help="safetensors file to write.", callback=writable_file)
-    ],
-) -> None:
-    """Bring the trunk's ImageNet weights into safetensors."""
-    from llava_forgery.convert.sources import import_efficientnet as run
-
-    run(out)
-
-
-@app.command()
-def import_imagebind(checkpoint: Checkpoint, out: Out) -> None:
-    """Bring ImageBind's image and text towers into a folder that open_clip reads."""
-    from llava_forgery.convert.imagebind import import_imagebind as run
-
-    run(checkpoint, out)
-
-
-@app.command()
-def import_lvlm_dfd(
-    checkpoint: Checkpoint,
-    out: Out,
-    imagebind: Annotated[
-        Path | None,
-        typer.Option(help="imagebind_huge.pth, for a checkpoint without ImageBind's own weights."),
-    ] = None,
-) -> None:
-    """Bring the official LVLM-DFD checkpoint into detector, learner and LoRA."""
-    from llava_forgery.convert.lvlm_dfd import import_lvlm_dfd as run
-
-    run(checkpoint, out, imagebind)
-
-
-@app.command()
-def make_small_llava(out: Out, seed: Seed = 0) -> None:
-    """Build the demo's host: a small LLaVA around SmolLM2-135M-Instruct."""
-    from llava_forgery.convert.small_llava import build_small_llava
-
-    build_small_llava(out, seed)
-
-
-@app.command()
+@train.command("detector")
 def train_kfd(
     faces: Faces,
     out: Out,
@@ -143,7 +97,7 @@ def train_kfd(
     )
 
 
-@app.command()
+@train.command("adapter")
 def finetune(
     host: Annotated[str, typer.Option("--host", help="Host's folder or hub name.")],
     kfd: Annotated[Path, typer.Option("--kfd", help="Folder of a trained detector.")],
@@ -156,14 +110,16 @@ def finetune(
     lora_alpha: Annotated[int, typer.Option(help="LoRA's scale.")] = 32,
     lora_dropout: Annotated[float, typer.Option(help="LoRA's dropout.")] = 0.1,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100,
-    align_steps: Annotated[
+    fpl_warmup_steps: Annotated[
         int, typer.Option(help="Steps of the FPL's warm start without the host; 0: none.")
     ] = 400,
-    align_faces: Annotated[
+    fpl_warmup_faces: Annotated[
         Path | None,
         typer.Option(help="Folder of faces to forge for the warm start, beside the conversations."),
     ] = None,
-    align_pairs: Annotated[int, typer.Option(help="With --align-faces: how many.")] = 1200,
+    fpl_warmup_pairs: Annotated[
+        int, typer.Option(help="With --fpl-warmup-faces: how many.")
+    ] = 1200,
     batch_size: Annotated[int, typer.Option(help="Conversations for each step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     fpl_learning_rate: Annotated[
@@ -196,15 +152,17 @@ def finetune(
 
     check_output_folder(out, CONFIG, entries=ENTRIES)
     check_training_folder(training_folder(out), out / CONFIG)
-    if align_faces is not None and not align_steps:
-        raise ValueError("--align-faces is for the warm start, which --align-steps 0 leaves out")
+    if fpl_warmup_faces is not None and not fpl_warmup_steps:
+        raise ValueError(
+            "--fpl-warmup-faces is for the warm start, which --fpl-warmup-steps 0 leaves out"
+        )
     # A detector on the host's own tower finds it in the host.
     detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, with_tower=False)
     more = None
-    if align_faces is not None:
+    if fpl_warmup_faces is not None:
         # Before the host, which takes minutes to load.
-        faces = load_real_faces(align_faces, "train")
-        more = further_forgeries(faces, align_pairs, detector, seed)
+        faces = load_real_faces(fpl_warmup_faces, "train")
+        more = further_forgeries(faces, fpl_warmup_pairs, detector, seed)
     conversations = load_rows(data)
     model, processor = load_host(Path.cwd(), host, quantization, dtype=dtype)
     settings = LoraSettings(r=lora_r, alpha=lora_alpha, dropout=lora_dropout) if lora else None
@@ -214,7 +172,7 @@ def finetune(
         conversations,
         out,
         steps=steps,
-        align_steps=align_steps,
+        fpl_warmup_steps=fpl_warmup_steps,
         align_more=more,
         batch_size=batch_size,
         accumulate=accumulate,
@@ -229,7 +187,7 @@ def finetune(
     )
 
 
-@app.command()
+@train.command("pseudo-word")
 def train_pseudo_word(
     host: Annotated[str, typer.Option("--host", help="Host's folder or hub name.")],
     data: Images,

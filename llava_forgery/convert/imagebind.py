@@ -1,6 +1,6 @@
 """ImageBind's image and text towers as an open_clip model.
 
-    llava-forgery import-imagebind imagebind_huge.pth --out DIR
+    llava-forgery convert imagebind imagebind_huge.pth --out DIR
 
 ImageBind-Huge's two towers are open_clip's ViT-H-14 under other names, with another epsilon in the
 layer norms. The folder that is written loads as ``local-dir:DIR``, and the epsilon is in its

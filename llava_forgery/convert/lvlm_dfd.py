@@ -1,6 +1,6 @@
 """The official LVLM-DFD checkpoint, brought into our formats.
 
-    llava-forgery import-lvlm-dfd ckpt.pth --out DIR
+    llava-forgery convert lvlm-dfd ckpt.pth --out DIR
 
 writes::
 
@@ -133,7 +133,9 @@ def attach_lvlm_dfd(
     """
     directory = Path(directory)
     if not (directory / INFO).is_file():
-        raise FileNotFoundError(f"{directory} holds no {INFO}: import-lvlm-dfd writes such folders")
+        raise FileNotFoundError(
+            f"{directory} holds no {INFO}: llava-forgery convert lvlm-dfd writes such folders"
+        )
     info = read_json(directory / INFO)
     if info.get("format") != FORMAT:
         raise ValueError(f"{directory / INFO} has format {info.get('format')}, not {FORMAT}")

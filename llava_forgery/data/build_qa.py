@@ -1,6 +1,6 @@
 """Training conversations: forgeries, the detector's scores, questions and answers.
 
-    llava-forgery build-qa --faces FACES --kfd KFD --out QA
+    llava-forgery data build-qa --faces FACES --kfd KFD --out QA
 
 One pass makes them all: faces are forged, the trained detector scores them in batches, and each
 image gets a conversation that cites its score (LVLM-DFD, section 3.3). The result is a Hugging

@@ -1,6 +1,6 @@
 """Prepared faces as DeepfakeBench's pictures and data set JSON.
 
-llava-forgery export-deepfakebench --faces FACES --dataset Celeb-DF-v2 --out OUT
+llava-forgery data export-deepfakebench --faces FACES --dataset Celeb-DF-v2 --out OUT
 """
 
 from collections import Counter

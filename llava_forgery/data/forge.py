@@ -1,6 +1,6 @@
 """Simulated forgeries and their pristine faces as two folders of pictures, ``real/`` and ``fake/``.
 
-    llava-forgery forge --faces FACES --out DATA
+    llava-forgery data forge --faces FACES --out DATA
 
 For what reads folders, such as the pseudo-word's training. Every picture's metadata says what it
 is, a simulated forgery or a crop of a photograph.

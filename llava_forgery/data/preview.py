@@ -1,6 +1,6 @@
 """A sheet of simulated forgeries and their conversations, for eyes.
 
-    llava-forgery preview --faces FACES --out sheet.png
+    llava-forgery data preview --faces FACES --out sheet.png
 
 A row shows a pristine face, its forgery, the mask and the conversation that trains the answer.
 """

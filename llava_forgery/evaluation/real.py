@@ -96,7 +96,7 @@ def read_real_frames(directory: str | PathLike) -> list[RealFrame]:
             if path.suffix.lower() not in SUFFIXES or not video or not frame:
                 raise ValueError(
                     f"{path} is no face crop named VIDEO_FRAME with one of the suffixes "
-                    f"{', '.join(SUFFIXES)}; cut faces out of videos with `prepare` first"
+                    f"{', '.join(SUFFIXES)}; cut faces out of videos with `data prepare` first"
                 )
             key = (name, folder.name, video)
             if key not in people:

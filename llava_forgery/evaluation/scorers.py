@@ -13,7 +13,7 @@ from llava_forgery.evaluation.checks import probabilities
 from llava_forgery.hosts.adapter import CONFIG as ADAPTER_CONFIG
 from llava_forgery.hosts.transformers.loading import pick_device
 from llava_forgery.infer.halving import in_halves
-from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace
+from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.tensors import from_bytes
@@ -82,7 +82,7 @@ class AdapterScorer:
 
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
         box = (0.0, 0.0, float(self.size), float(self.size))
-        scores, p_yes = self.predictor.rate([JudgedFace(image, box) for image in images])
+        scores, p_yes = self.predictor.rate([FaceInput(image, box) for image in images])
         return {"kfd": scores, "p_yes": p_yes}
 
 
@@ -92,7 +92,7 @@ def load_scorer(
     """Load a detector's folder, or a forgery adapter's with its host.
 
     Args:
-        directory: Written by ``train-kfd`` or by ``finetune``.
+        directory: Written by ``train detector`` or by ``train adapter``.
         host: For an adapter: folder or hub name of the host; by default the one it names.
         device: Where to; a GPU if there is one by default.
 
@@ -106,7 +106,7 @@ def load_scorer(
     if not (directory / KFD_CONFIG).is_file():
         raise FileNotFoundError(
             f"{directory} holds neither {ADAPTER_CONFIG} (a forgery adapter) nor {KFD_CONFIG} (a "
-            "detector); give a folder that `llava-forgery finetune` or `train-kfd` wrote"
+            "detector); give a folder that `llava-forgery train adapter` or `train detector` wrote"
         )
     if host is not None:
         raise ValueError(f"{directory} is a detector, which needs no host; leave host out")

@@ -25,7 +25,7 @@ from llava_forgery.evaluation.scorers import RECORD_NAMES
 from llava_forgery.files import read_json_lines, write_json, write_text
 from llava_forgery.images import save_png
 from llava_forgery.infer.overlay import caption_of, heat_overlay, side_by_side
-from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace
+from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict
 from llava_forgery.qa.answers import parse_answer
 from llava_forgery.qa.templates import join_regions
@@ -152,8 +152,8 @@ def _ranking(labels: np.ndarray, scores: np.ndarray, people: list[str]) -> dict[
 def _judge(predictor: ForgeryPredictor, batch: Sequence[FacePair]) -> list[tuple[Verdict, Verdict]]:
     """The verdicts on the forged and the pristine image of each pair."""
     size = float(predictor.size)
-    faces = [JudgedFace(to_bytes(pair.forged), (0.0, 0.0, size, size)) for pair in batch]
-    faces += [JudgedFace(to_bytes(pair.pristine), (0.0, 0.0, size, size)) for pair in batch]
+    faces = [FaceInput(to_bytes(pair.forged), (0.0, 0.0, size, size)) for pair in batch]
+    faces += [FaceInput(to_bytes(pair.pristine), (0.0, 0.0, size, size)) for pair in batch]
     verdicts = predictor.judge(faces)
     return list(zip(verdicts[: len(batch)], verdicts[len(batch) :], strict=True))
 

@@ -1,6 +1,6 @@
 """From photographs and videos to face crops with identities and splits.
 
-llava-forgery prepare PHOTOS --out faces --identity-pattern '^(\\d+)_' --test-share 0.25
+llava-forgery data prepare PHOTOS --out faces --identity-pattern '^(\\d+)_' --test-share 0.25
 """
 
 import logging
@@ -53,7 +53,7 @@ class SkippedFile:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What :func:`prepare` found; also in ``report.json``."""
+    """What :func:`data prepare` found; also in ``report.json``."""
 
     files: int
     """Photographs and videos that were looked at."""

@@ -271,13 +271,14 @@ def load_faces(folder: str | PathLike, split: str | None = None) -> datasets.Dat
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder} is not a folder; make it with: llava-forgery prepare PHOTOS --out {folder}"
+            f"{folder} is not a folder; make it with: llava-forgery data prepare PHOTOS "
+            f"--out {folder}"
         )
     inner = folder / FACES if (folder / FACES).is_dir() else folder
     if not (inner / "dataset_info.json").is_file():
         raise FileNotFoundError(
             f"{folder} holds no prepared faces; expected the folder that "
-            "'llava-forgery prepare PHOTOS --out FOLDER' wrote"
+            "'llava-forgery data prepare PHOTOS --out FOLDER' wrote"
         )
     faces = load_rows(inner)
     expected = set(FEATURES)

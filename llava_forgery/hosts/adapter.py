@@ -79,8 +79,8 @@ def read_adapter_config(directory: str | PathLike) -> dict[str, Any]:
         )
     if not (directory / CONFIG).is_file():
         raise FileNotFoundError(
-            f"{directory} holds no {CONFIG}, so it is no forgery adapter; `llava-forgery finetune` "
-            "writes one"
+            f"{directory} holds no {CONFIG}, so it is no forgery adapter; "
+            "`llava-forgery train adapter` writes one"
         )
     config = read_json(directory / CONFIG)
     if config.get("format") != FORMAT:

@@ -17,7 +17,7 @@ from llava_forgery.files import atomic_path, check_output_folder
 from llava_forgery.hosts.lora import LORA_WEIGHTS, LoraSettings, fill_lora, lora_config
 
 
-class PlainHost(nn.Module):
+class BaselineVLM(nn.Module):
     """A host as it is, or with a new LoRA on its language model.
 
     Args:

@@ -67,7 +67,7 @@ def read_pseudo_word_config(directory: str | PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{directory} holds no {CONFIG}, so it is no pseudo-word; "
-            "`llava-forgery train-pseudo-word` writes one"
+            "`llava-forgery train pseudo-word` writes one"
         )
     config = read_json(path)
     if config.get("format") != FORMAT:

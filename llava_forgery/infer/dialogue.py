@@ -10,7 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from llava_forgery.hosts.kv_cache import CACHE
 from llava_forgery.hosts.transformers.model import ForgeryVLM
-from llava_forgery.hosts.transformers.processors import PER_TOKEN
+from llava_forgery.hosts.transformers.processors import TOKEN_PAD_VALUES
 from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.qa.build import detection_prompt
 from llava_forgery.qa.conversation import Conversation, Message
@@ -98,7 +98,7 @@ class Dialogue:
         if cache is None:
             inputs["detection"] = self._detection
         else:
-            kept = {"input_ids", *PER_TOKEN, *self.vlm.family.keeps}
+            kept = {"input_ids", *TOKEN_PAD_VALUES, *self.vlm.family.keeps}
             inputs = {name: tensor for name, tensor in inputs.items() if name in kept}
             inputs[CACHE] = cache
         output = self.vlm.generate(

@@ -17,7 +17,7 @@ from llava_forgery.constants import FAKE, LABEL_NAMES
 from llava_forgery.files import write_json
 from llava_forgery.images import save_png
 from llava_forgery.infer.overlay import caption_of, heat_overlay, side_by_side
-from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace, Photograph
+from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor, Photograph
 from llava_forgery.infer.verdict import Verdict
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.optional import require
@@ -105,7 +105,7 @@ def grad_cam(
     return maps.astype(np.float32)
 
 
-def explain(predictor: ForgeryPredictor, faces: list[JudgedFace]) -> list[Explanation]:
+def explain(predictor: ForgeryPredictor, faces: list[FaceInput]) -> list[Explanation]:
     """Verdicts of faces with what the detector looked at.
 
     Args:
@@ -207,7 +207,7 @@ def explain_pair(
         ImportError: grad-cam is missing.
     """
     size = float(predictor.size)
-    faces = [JudgedFace(image, (0.0, 0.0, size, size)) for image in (forged, pristine)]
+    faces = [FaceInput(image, (0.0, 0.0, size, size)) for image in (forged, pristine)]
     written = []
     for name, explanation, truth in zip(
         ("forged", "pristine"),

@@ -27,7 +27,7 @@ from llava_forgery.hosts.llava.prompts import (
 )
 from llava_forgery.hosts.llava.register import import_llava
 from llava_forgery.hosts.transformers.likelihood import first_token_p_yes
-from llava_forgery.infer.predictor import ForgeryPredictor, JudgedFace, Photograph
+from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor, Photograph
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.build import detection_prompt
 from llava_forgery.qa.conversation import Message
@@ -214,7 +214,7 @@ class LlavaForgeryPredictor(ForgeryPredictor):
         return self.vlm.get_model().forgery_tower.config.encoder.image_size
 
     @torch.inference_mode()
-    def _rate(self, faces: Sequence[JudgedFace]) -> list[tuple[float, float]]:
+    def _rate(self, faces: Sequence[FaceInput]) -> list[tuple[float, float]]:
         detection = self._detect(faces)
         p_yes = []
         for i, face in enumerate(faces):
@@ -226,7 +226,7 @@ class LlavaForgeryPredictor(ForgeryPredictor):
         return list(zip(detection.score.tolist(), p_yes, strict=True))
 
     def _answer(
-        self, faces: Sequence[JudgedFace], detection: KFDOutput
+        self, faces: Sequence[FaceInput], detection: KFDOutput
     ) -> tuple[list[float], list[str]]:
         p_yes, answers = [], []
         for i, face in enumerate(faces):

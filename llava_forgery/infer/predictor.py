@@ -33,7 +33,7 @@ Photograph = str | PathLike | np.ndarray | Image.Image
 
 
 @dataclass(frozen=True)
-class JudgedFace:
+class FaceInput:
     """One face on its way to a verdict."""
 
     image: np.ndarray
@@ -70,7 +70,7 @@ class ForgeryPredictor:
         """Load an adapter and its host.
 
         Args:
-            adapter_dir: Written by ``save_pretrained`` or ``llava-forgery finetune``.
+            adapter_dir: Written by ``save_pretrained`` or ``llava-forgery train adapter``.
             host: Folder or hub name of the bare host; by default the one the adapter names.
             device: Where to; a GPU if there is one by default.
             dtype: Of the host's weights, as transformers takes it.
@@ -122,7 +122,7 @@ class ForgeryPredictor:
         """Judge every face, the largest first; see :meth:`predict`."""
         return self.judge(self.find_faces(image, cropped))
 
-    def find_faces(self, image: Photograph, cropped: bool = False) -> list[JudgedFace]:
+    def find_faces(self, image: Photograph, cropped: bool = False) -> list[FaceInput]:
         """The squares to be judged, the largest first.
 
         Raises:
@@ -135,7 +135,7 @@ class ForgeryPredictor:
             # A crop that is not square is padded, not squeezed: faces keep their proportions.
             x, y = (width - side) / 2, (height - side) / 2
             box = (x, y, x + side, y + side)
-            return [JudgedFace(crop_box(pixels, box, self.size), box)]
+            return [FaceInput(crop_box(pixels, box, self.size), box)]
         found = self.face_detector.detect(pixels)
         if not found:
             where = f" in {image}" if isinstance(image, (str, PathLike)) else ""
@@ -146,10 +146,10 @@ class ForgeryPredictor:
         faces = []
         for face in found:
             crop, box, _ = crop_square(pixels, face.landmarks, self.size, MARGIN)
-            faces.append(JudgedFace(crop, box))
+            faces.append(FaceInput(crop, box))
         return faces
 
-    def judge(self, faces: Sequence[JudgedFace]) -> list[Verdict]:
+    def judge(self, faces: Sequence[FaceInput]) -> list[Verdict]:
         """Verdicts of faces, in one batch, or in halves of it where memory runs out.
 
         Detector and prompt are evaluated once: the first token's likelihoods give P(yes), the
@@ -158,7 +158,7 @@ class ForgeryPredictor:
         return in_halves(self._judge, faces) if faces else []
 
     @torch.inference_mode()
-    def _judge(self, faces: Sequence[JudgedFace]) -> list[Verdict]:
+    def _judge(self, faces: Sequence[FaceInput]) -> list[Verdict]:
         detection = self._detect(faces)
         scores = detection.score.tolist()
         p_yes, answers = self._answer(faces, detection)
@@ -177,7 +177,7 @@ class ForgeryPredictor:
         ]
 
     def _answer(
-        self, faces: Sequence[JudgedFace], detection: KFDOutput
+        self, faces: Sequence[FaceInput], detection: KFDOutput
     ) -> tuple[list[float], list[str]]:
         """P(yes) and the written answer for each face."""
         vlm = self.vlm
@@ -197,7 +197,7 @@ class ForgeryPredictor:
         )
         return p_yes, answers
 
-    def rate(self, faces: Sequence[JudgedFace]) -> tuple[list[float], list[float]]:
+    def rate(self, faces: Sequence[FaceInput]) -> tuple[list[float], list[float]]:
         """Scores and P(yes) of faces in one forward pass, without writing the answers.
 
         Where memory runs out, the faces are halved.
@@ -210,7 +210,7 @@ class ForgeryPredictor:
         return [score for score, _ in rated], [p_yes for _, p_yes in rated]
 
     @torch.inference_mode()
-    def _rate(self, faces: Sequence[JudgedFace]) -> list[tuple[float, float]]:
+    def _rate(self, faces: Sequence[FaceInput]) -> list[tuple[float, float]]:
         detection = self._detect(faces)
         scores = detection.score.tolist()
         batch, candidates = self._prompts(faces, scores)
@@ -218,7 +218,7 @@ class ForgeryPredictor:
         logits = self.vlm(detection=detection, **batch).logits[:, -1]
         return list(zip(scores, first_token_p_yes(logits, candidates), strict=True))
 
-    def _detect(self, faces: Sequence[JudgedFace]) -> KFDOutput:
+    def _detect(self, faces: Sequence[FaceInput]) -> KFDOutput:
         return self.vlm.detect(torch.stack([from_bytes(face.image) for face in faces]))
 
     def dialogue(
@@ -238,7 +238,7 @@ class ForgeryPredictor:
         return Dialogue(self.vlm, face.image, self.max_new_tokens, reuse_cache)
 
     def _prompts(
-        self, faces: Sequence[JudgedFace], scores: Sequence[float]
+        self, faces: Sequence[FaceInput], scores: Sequence[float]
     ) -> tuple[dict[str, torch.Tensor], tuple[int, int]]:
         vlm = self.vlm
         prompts = [build_prompt(score) for score in scores]

@@ -17,7 +17,7 @@ from llava_forgery.faces.extract import CropSettings, find_faces
 from llava_forgery.faces.sources import VIDEO_SUFFIXES, MediaSource
 from llava_forgery.faces.video import FrameChoice, Video
 from llava_forgery.infer.overlay import photograph_overlay
-from llava_forgery.infer.predictor import MARGIN, ForgeryPredictor, JudgedFace
+from llava_forgery.infer.predictor import MARGIN, FaceInput, ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict, agree
 from llava_forgery.pooling import check_reduction, pool
 
@@ -142,7 +142,7 @@ def video_overlay(path: str | PathLike, verdicts: Sequence[VideoVerdict]) -> Ima
 
 def _whole_frames(
     predictor: ForgeryPredictor, path: Path, choice: FrameChoice
-) -> Iterator[tuple[JudgedFace, _Seen]]:
+) -> Iterator[tuple[FaceInput, _Seen]]:
     video = Video(path)
     with closing(video.read(choice.numbers(len(video)))) as pictures:
         for number, image in pictures:
@@ -152,7 +152,7 @@ def _whole_frames(
 
 def _tracked_faces(
     predictor: ForgeryPredictor, path: Path, choice: FrameChoice
-) -> Iterator[tuple[JudgedFace, _Seen]]:
+) -> Iterator[tuple[FaceInput, _Seen]]:
     # Split and label are not known and not read.
     source = MediaSource(
         path, name=path.name, video_id=path.name, identity=None, label=REAL, split="test"
@@ -161,7 +161,7 @@ def _tracked_faces(
     for found in find_faces(source, predictor.face_detector, settings):
         crop = found.crop
         seen = _Seen(crop.box, crop.frame, crop.track, found.area)
-        yield JudgedFace(crop.image, crop.box), seen
+        yield FaceInput(crop.image, crop.box), seen
 
 
 def _describe(
@@ -178,11 +178,11 @@ def _describe(
         pooled.append((score, pool(np.array([s.p_yes for s in scores]), reduce)))
         shown.append(min(rows, key=lambda row: abs(row[1].score - score))[0])
     pictures = Video(path).read(sorted({seen.frame for seen in shown}))
-    faces: dict[int, JudgedFace] = {}
+    faces: dict[int, FaceInput] = {}
     for number, image in pictures:
         for i, seen in enumerate(shown):
             if seen.frame == number:
-                faces[i] = JudgedFace(crop_box(image, seen.box, predictor.size), seen.box)
+                faces[i] = FaceInput(crop_box(image, seen.box, predictor.size), seen.box)
     verdicts: list[Verdict] = []
     for start in range(0, len(shown), _JUDGED_AT_ONCE):
         stop = min(start + _JUDGED_AT_ONCE, len(shown))

@@ -153,8 +153,8 @@ def load_detector(
     directory = Path(directory)
     if not (directory / CONFIG).is_file():
         raise FileNotFoundError(
-            f"{directory} holds no {CONFIG}: give the folder that train-kfd or save_pretrained "
-            "wrote"
+            f"{directory} holds no {CONFIG}: give the folder that "
+            "`llava-forgery train detector` or save_pretrained wrote"
         )
     meta = read_json(directory / CONFIG)
     if meta.get("format") != FORMAT:

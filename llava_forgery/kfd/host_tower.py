@@ -20,8 +20,8 @@ from llava_forgery.kfd.config import EncoderConfig
 from llava_forgery.kfd.encoder import VisualEncoder
 
 OWN_ENCODER = (
-    "train the detector with an encoder of its own (train-kfd --preset, encoder kind 'open_clip' "
-    "or 'timm') for this host"
+    "train a detector with an encoder of its own (train detector --preset, encoder kind "
+    "'open_clip' or 'timm') for this host"
 )
 
 
@@ -168,7 +168,7 @@ def check_tower(tower: PreTrainedModel, config: EncoderConfig) -> None:
             raise ValueError(
                 f"the detector was trained on a vision tower with {name} {want}, this host's has "
                 f"{have}: give the host it was trained with ({config.name!r}), or train a detector "
-                "for this one (train-kfd --host)"
+                "for this one (train detector --host)"
             )
 
 

@@ -8,7 +8,7 @@ An entry of the list (an image may be missing, or be a list of several)::
     ], "label": 1, "regions": ["nose"]}
 
 "label" and "regions" are ours, stand beside LLaVA's own keys and are ignored by its scripts; so
-is "general": true, with which ``mix`` marks general instruction data.
+is "general": true, with which ``data mix`` marks general instruction data.
 :func:`read_llava_json` reads any such file into :class:`LlavaSample`, which keeps the texts as
 they are; :meth:`LlavaSample.to_conversation` goes on to the neutral record.
 """

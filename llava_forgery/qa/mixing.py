@@ -3,7 +3,7 @@
 LVLM-DFD (section 3.2 and "Implementation Details") alternates between the deepfake data and the
 host's own instruction data: a ratio of 0.5 here.
 
-    llava-forgery mix --qa QA/conversations.json --general llava_v1_5_mix665k.json \\
+    llava-forgery data mix --qa QA/conversations.json --general llava_v1_5_mix665k.json \\
         --general-images IMAGES --general-ratio 0.5 --out mixed.json
 """
 
@@ -113,7 +113,7 @@ def mix_llava_json(
     ``--image_folder``; no image is copied.
 
     Args:
-        skill_json: From ``build-qa``.
+        skill_json: From ``data build-qa``.
         general_json: Such as LLaVA's own instruction data; entries without images are fine.
         out: The file to write.
         general_ratio: As in :func:`mix_general`.

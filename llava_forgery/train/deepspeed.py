@@ -47,7 +47,7 @@ def deepspeed_file(path: str | PathLike | None) -> str | None:
 
 
 @contextmanager
-def whole_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[bool]:
+def gathered_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[bool]:
     """Put shared-out parameters together; every process must enter.
 
     Args:
@@ -70,7 +70,7 @@ def whole_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[bool]:
 
 
 @contextmanager
-def loaded_whole(arguments: TrainingArguments) -> Iterator[None]:
+def without_zero3_init(arguments: TrainingArguments) -> Iterator[None]:
     """Load models whole inside, though the flags were read before and ask for ZeRO-3.
 
     Once such arguments exist, transformers shares out every model that it loads, and empty weights
@@ -89,7 +89,7 @@ def loaded_whole(arguments: TrainingArguments) -> Iterator[None]:
             set_hf_deepspeed_config(config)
 
 
-def lay_out(model: nn.Module) -> None:
+def make_contiguous(model: nn.Module) -> None:
     """Bring all weights into the plain order of memory: DeepSpeed sends them as rows of bytes."""
     for parameter in model.parameters():
         # `contiguous()` would not do: it takes kernels of 1 x 1 as they lie.
@@ -98,7 +98,7 @@ def lay_out(model: nn.Module) -> None:
 
 
 @contextmanager
-def kept_aside(module: nn.Module, name: str, device: torch.device) -> Iterator[None]:
+def exclude_from_deepspeed(module: nn.Module, name: str, device: torch.device) -> Iterator[None]:
     """Hide a frozen submodule from DeepSpeed, which would share it out, cast it and send it.
 
     It remains an attribute that can be called, in its own dtype and whole on each device. DeepSpeed

@@ -1,7 +1,7 @@
 """Training samples for a model of the ``llava`` package, from any of three formats.
 
-LLaVA's JSON; a Hugging Face data set that ``build-qa`` wrote; or LLaVA-NeXT's YAML, which draws
-from several JSON files::
+LLaVA's JSON; a Hugging Face data set that ``data build-qa`` wrote; or LLaVA-NeXT's YAML, which
+draws from several JSON files::
 
     datasets:
       - json_path: forgery.json
@@ -11,7 +11,7 @@ from several JSON files::
 
 What comes from ``--data_path`` teaches the skill: its images get placeholders and are shown to the
 detector. General data keeps what the host can do and stays as it is: what comes from
-``--general_data_path``, what ``llava-forgery mix`` marked as general, and text without an image.
+``--general_data_path``, what ``data mix`` marked as general, and text without an image.
 """
 
 import logging
@@ -154,7 +154,7 @@ class JsonSource:
 
 
 class RowSource:
-    """Rows of a data set from ``build-qa``, whose images lie in it.
+    """Rows of a data set from ``data build-qa``, whose images lie in it.
 
     Args:
         rows: With the columns image and messages.
@@ -166,8 +166,8 @@ class RowSource:
         if missing or not isinstance(rows.features["image"], datasets.Image):
             raise ValueError(
                 f"{name} is no data set of conversations with images, it has the columns "
-                f"{', '.join(rows.column_names)}; make one with llava-forgery build-qa, or give "
-                "LLaVA's JSON"
+                f"{', '.join(rows.column_names)}; make one with llava-forgery data build-qa, or "
+                "give LLaVA's JSON"
             )
         self.rows, self.title = embedded(rows, name), name
 
@@ -586,7 +586,7 @@ def _warn_of_unmarked(path: Path, samples: Sequence[LlavaSample]) -> None:
     if unmarked and any(sample.label is not None for sample in samples):
         logger.warning(
             "%s: %d of %d entries have an image and neither a label nor the mark general, such as "
-            "%r: they are taken for the skill's; mix anew (llava-forgery mix marks what is "
+            "%r: they are taken for the skill's; mix anew (llava-forgery data mix marks what is "
             "general) if they are not",
             path, len(unmarked), len(samples), unmarked[0],
         )  # fmt: skip

@@ -208,7 +208,7 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.eval_strategy != IntervalStrategy.NO:
             raise ValueError(
                 f"--eval_strategy {self.eval_strategy.value} needs evaluation data, which these "
-                "scripts do not take; give no, and use llava-forgery evaluate afterwards"
+                "scripts do not take; give no, and use llava-forgery eval run afterwards"
             )
         if self.remove_unused_columns:
             raise ValueError("--remove_unused_columns must be False: the samples are no table")

@@ -33,7 +33,7 @@ from llava_forgery.hosts.llava.saving import FPL
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings, fill_lora
 from llava_forgery.kfd.checkpoint import detector_digest
 from llava_forgery.kfd.detector import KFDOutput
-from llava_forgery.train.deepspeed import kept_aside
+from llava_forgery.train.deepspeed import exclude_from_deepspeed
 from llava_forgery.train.llava_data import LlavaCollator, TrainingSamples
 from llava_forgery.train.llava_flags import TrainingArguments
 from llava_forgery.train.run_record import (
@@ -281,7 +281,11 @@ def train_llava(
         stage.load_checkpoint(opened.folder)
         return model.eval()
     inner = stage.bare.get_model()
-    hidden = kept_aside(inner, TOWER, arguments.device) if arguments.deepspeed else nullcontext()
+    hidden = (
+        exclude_from_deepspeed(inner, TOWER, arguments.device)
+        if arguments.deepspeed
+        else nullcontext()
+    )
     with hidden:
         with _without_cache(stage.bare):
             trainer = LlavaTrainer(

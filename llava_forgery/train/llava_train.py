@@ -37,10 +37,10 @@ from llava_forgery.hosts.llava.checkpoint import CONFIG
 from llava_forgery.hosts.llava.model import attach_to_llava
 from llava_forgery.hosts.llava.names import PROJECTOR, TEMPLATE_KEY, TOWER
 from llava_forgery.hosts.llava.register import register
-from llava_forgery.hosts.llava.skill import has_skill
+from llava_forgery.hosts.llava.skill import has_forgery_adapter
 from llava_forgery.hosts.llava.tower import KFDVisionTower
 from llava_forgery.optional import require
-from llava_forgery.train.deepspeed import loaded_whole
+from llava_forgery.train.deepspeed import without_zero3_init
 from llava_forgery.train.llava_data import (
     DialogueCheck,
     Encoding,
@@ -77,7 +77,7 @@ def run(arguments: LlavaArguments) -> PreTrainedModel:
         llava_compat.apply()
     register()
     set_seed(flags.seed)
-    with loaded_whole(flags):
+    with without_zero3_init(flags):
         sources = open_sources(arguments)
         tokenizer, model = load_host(arguments)
         tower = open_vision_tower(model, arguments)
@@ -107,7 +107,7 @@ def load_host(arguments: LlavaArguments) -> tuple[PreTrainedTokenizerBase, PreTr
     model.config.tokenizer_model_max_length = tokenizer.model_max_length
     if arguments.data.image_aspect_ratio is not None:
         model.config.image_aspect_ratio = arguments.data.image_aspect_ratio
-    if has_skill(model):
+    if has_forgery_adapter(model):
         raise ValueError(
             f"{path} has the forgery skill already; give the checkpoint it was trained on"
         )
@@ -148,7 +148,7 @@ def _model_class(path: str, **options: Any) -> tuple[PreTrainedConfig, type[PreT
         raise ValueError(
             f"{path} is a {', '.join(names) or 'model of unknown class'}, expected a checkpoint of "
             "the llava package such as LlavaLlamaForCausalLM; for models of transformers "
-            "(llava-hf/...) use llava-forgery finetune"
+            "(llava-hf/...) use llava-forgery train adapter"
         )
     if "mm_vision_tower" not in values:
         raise ValueError(
@@ -193,7 +193,7 @@ def attach_skill(model: PreTrainedModel, arguments: LlavaArguments) -> None:
         n_forgery=flags.fpl_n_forgery,
     )
     attach_to_llava(model, flags.forgery_tower, sizes, seed=arguments.training.seed)
-    # With which detect, chat and convert-adapter then ask.
+    # With which detect, chat and convert adapter then ask.
     setattr(model.config, TEMPLATE_KEY, arguments.model.version)
     inner = model.get_model()
     for name in (TOWER, PROJECTOR):

@@ -112,7 +112,7 @@ def open_run(
 
     Args:
         arguments: The Trainer's; ``output_dir`` is the folder of checkpoints and record.
-        command: What trains, such as ``train-kfd``.
+        command: What trains, such as ``train detector``.
         settings: What decides the result beside ``arguments``, as JSON takes it.
         result: The file without which the result is not there, in the same folder or another.
         resume: Whether to go on from the last checkpoint; None does so without being asked.

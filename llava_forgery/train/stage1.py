@@ -1,6 +1,6 @@
 """Stage 1: train the Knowledge-guided Forgery Detector on simulated forgeries.
 
-llava-forgery train-kfd --faces FACES --out KFD
+llava-forgery train detector --faces FACES --out KFD
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ def collate_pairs(pairs: Sequence[FacePair]) -> dict[str, torch.Tensor]:
     }
 
 
-def settle_statistics(
+def recalibrate_batch_norm(
     model: nn.Module, pairs: FacePairs, batch_size: int, batches: int = 16
 ) -> None:
     """Measure the running statistics of the trained batch norms anew, for the weights as they are.
@@ -185,7 +185,7 @@ def train_kfd(
         model=stage, args=arguments, train_dataset=pairs, data_collator=collate_pairs
     )
     run_training(trainer, run)
-    settle_statistics(detector, pairs, batch_size)
+    recalibrate_batch_norm(detector, pairs, batch_size)
     detector.eval()
     trainer.save_model(output_dir)
     run.finish()

@@ -1,6 +1,6 @@
 """Stage 2: train the FPL, and LoRA where wanted, on the host; the detector stays frozen.
 
-    llava-forgery finetune --host HOST --kfd KFD --data CONVERSATIONS --out ADAPTER
+    llava-forgery train adapter --host HOST --kfd KFD --data CONVERSATIONS --out ADAPTER
 
 Source: LVLM-DFD, section 3.2 and equation 5.
 """
@@ -23,7 +23,7 @@ from llava_forgery.data.build_qa import conversation_of
 from llava_forgery.faces.records import image_pixels
 from llava_forgery.files import check_output_folder
 from llava_forgery.hosts.adapter import CONFIG, ENTRIES
-from llava_forgery.hosts.baseline import PlainHost
+from llava_forgery.hosts.baseline import BaselineVLM
 from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.lora import LORA_WEIGHTS
 from llava_forgery.hosts.transformers.model import ForgeryVLM
@@ -32,7 +32,7 @@ from llava_forgery.kfd.checkpoint import detector_digest
 from llava_forgery.rows import embedded, rows_digest
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.tensors import from_bytes
-from llava_forgery.train.deepspeed import kept_aside
+from llava_forgery.train.deepspeed import exclude_from_deepspeed
 from llava_forgery.train.run_record import (
     describe_adapter_weights,
     describe_host,
@@ -47,13 +47,15 @@ from llava_forgery.train.trainer import (
     run_training,
     training_arguments,
 )
-from llava_forgery.train.warmup import align_learner
+from llava_forgery.train.warmup import warm_up_fpl
 
 
 class Stage2(Trainable):
     """The host with the skill, or with LoRA alone, as the Trainer wants it."""
 
-    def __init__(self, vlm: ForgeryVLM | PlainHost, fpl_learning_rate: float | None = None) -> None:
+    def __init__(
+        self, vlm: ForgeryVLM | BaselineVLM, fpl_learning_rate: float | None = None
+    ) -> None:
         super().__init__()
         self.vlm, self.fpl_learning_rate = vlm, fpl_learning_rate
 
@@ -101,7 +103,7 @@ class EncodedConversations(Dataset):
     """
 
     def __init__(
-        self, rows: datasets.Dataset, vlm: ForgeryVLM | PlainHost, max_length: int
+        self, rows: datasets.Dataset, vlm: ForgeryVLM | BaselineVLM, max_length: int
     ) -> None:
         self.rows = embedded(rows, "the conversations")
         self.processor, self.n_forgery = vlm.processor, vlm.n_forgery
@@ -154,12 +156,12 @@ class StackedCollator:
 
 
 def train_adapter(
-    vlm: ForgeryVLM | PlainHost,
+    vlm: ForgeryVLM | BaselineVLM,
     conversations: datasets.Dataset,
     output_dir: str | PathLike,
     *,
     steps: int = 120,
-    align_steps: int = 0,
+    fpl_warmup_steps: int = 0,
     align_more: FacePairs | None = None,
     batch_size: int = 8,
     accumulate: int = 1,
@@ -174,17 +176,17 @@ def train_adapter(
     report_to: str = "none",
     gradient_checkpointing: bool = False,
     deepspeed: str | PathLike | None = None,
-) -> ForgeryVLM | PlainHost:
+) -> ForgeryVLM | BaselineVLM:
     """Train the forgery adapter, or the LoRA of a host without FPL, and write it to ``output_dir``.
 
     Args:
-        vlm: From ``attach_forgery``, or a ``PlainHost`` with LoRA; what is trainable is trained.
+        vlm: From ``attach_forgery``, or a ``BaselineVLM`` with LoRA; what is trainable is trained.
         conversations: From ``build_conversations``.
         output_dir: Receives the adapter; ``output_dir`` with ``-training`` behind its name
             receives ``checkpoint-*``, ``log.json`` and ``training_run.json``. Where they hold this
             very training, finished, nothing is trained.
         steps: Optimiser steps.
-        align_steps: Steps of the FPL's warm start (:mod:`llava_forgery.train.warmup`) before
+        fpl_warmup_steps: Steps of the FPL's warm start (:mod:`llava_forgery.train.warmup`) before
             them; 0 leaves it out, and so does resuming.
         align_more: Pairs whose forged images the warm start learns from as well.
         batch_size: Conversations for each pass and process.
@@ -213,7 +215,7 @@ def train_adapter(
     if not vlm.trainable_names():
         raise ValueError("the model has nothing to train: attach LoRA or the forgery skill first")
     output_dir = Path(output_dir)
-    plain = isinstance(vlm, PlainHost)
+    plain = isinstance(vlm, BaselineVLM)
     if plain:
         check_output_folder(output_dir, LORA_WEIGHTS)
     else:
@@ -231,14 +233,14 @@ def train_adapter(
         deepspeed=deepspeed,
         gradient_accumulation_steps=accumulate,
     )
-    if fpl_learning_rate is None and align_steps:
+    if fpl_learning_rate is None and fpl_warmup_steps:
         fpl_learning_rate = learning_rate / 10
     settings = {
         **_describe(vlm),
         "fpl_learning_rate": fpl_learning_rate,
         "warm_start": {
-            "steps": align_steps,
-            "more": align_more.describe() if align_steps and align_more is not None else None,
+            "steps": fpl_warmup_steps,
+            "more": align_more.describe() if fpl_warmup_steps and align_more is not None else None,
         },
         "max_length": max_length,
         "data": rows_digest(conversations),
@@ -248,14 +250,14 @@ def train_adapter(
     if run.finished:
         vlm.load_weights(output_dir)
         return vlm.eval()
-    if align_steps and run.checkpoint is None:
+    if fpl_warmup_steps and run.checkpoint is None:
         # Every process does the same: it takes seconds, and needs no exchange.
-        align_learner(
-            vlm, conversations, steps=align_steps, seed=seed, more=align_more, workers=workers
+        warm_up_fpl(
+            vlm, conversations, steps=fpl_warmup_steps, seed=seed, more=align_more, workers=workers
         )
     if gradient_checkpointing:
         vlm.host.gradient_checkpointing_enable()
-    hidden = kept_aside(vlm, "kfd", arguments.device) if deepspeed else nullcontext()
+    hidden = exclude_from_deepspeed(vlm, "kfd", arguments.device) if deepspeed else nullcontext()
     with hidden:
         trainer = Stage2Trainer(
             model=Stage2(vlm, fpl_learning_rate),
@@ -270,11 +272,11 @@ def train_adapter(
     return vlm
 
 
-def _describe(vlm: ForgeryVLM | PlainHost) -> dict[str, Any]:
+def _describe(vlm: ForgeryVLM | BaselineVLM) -> dict[str, Any]:
     """Host, detector and what is trained, for the record."""
     bare = vlm.host.get_base_model() if vlm.has_lora else vlm.host
     described = {"lora": describe_lora(vlm.host), "weights": describe_adapter_weights(vlm)}
-    if isinstance(vlm, PlainHost):
+    if isinstance(vlm, BaselineVLM):
         return {"host": describe_host(bare, host_fingerprint(bare)), **described}
     return {
         "host": describe_host(bare, vlm.fingerprint),

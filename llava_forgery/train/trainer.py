@@ -17,10 +17,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from llava_forgery.files import write_failure, write_json
 from llava_forgery.train.deepspeed import (
     deepspeed_file,
-    lay_out,
+    gathered_parameters,
     load_engine,
+    make_contiguous,
     save_engine,
-    whole_parameters,
 )
 from llava_forgery.train.run_record import LAST_FILE, TrainingRun, last_checkpoint
 
@@ -111,7 +111,7 @@ class ForgeryTrainer(Trainer):
     ) -> None:
         """Write the model; all processes call it, the first one writes."""
         folder = Path(output_dir or self.args.output_dir)
-        with whole_parameters(self.model.saved_parameters()) as writes:
+        with gathered_parameters(self.model.saved_parameters()) as writes:
             if writes:
                 try:
                     self.model.save_checkpoint(folder)
@@ -164,7 +164,7 @@ class ForgeryTrainer(Trainer):
             return super()._prepare_for_training(
                 max_steps, train_dataloader, resume_from_checkpoint
             )
-        lay_out(self.model)
+        make_contiguous(self.model)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         if resume_from_checkpoint:
             load_engine(self.model_wrapped, resume_from_checkpoint)

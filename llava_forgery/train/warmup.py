@@ -96,7 +96,7 @@ def further_forgeries(
     detector: KnowledgeGuidedForgeryDetector,
     seed: int = 0,
 ) -> FacePairs:
-    """Forgeries of the detector's size for ``more`` of :func:`align_learner`.
+    """Forgeries of the detector's size for ``more`` of :func:`warm_up_fpl`.
 
     Args:
         faces: Of people who are for training.
@@ -111,7 +111,7 @@ def further_forgeries(
     return FacePairs(faces, count, size, seed + _OWN_SEEDS, degradation=DegradeConfig())
 
 
-def align_learner(
+def warm_up_fpl(
     vlm: ForgeryVLM,
     conversations: datasets.Dataset,
     *,

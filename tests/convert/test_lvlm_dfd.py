@@ -249,7 +249,7 @@ class _Payload:
         return exec, (f"open({str(self.target)!r}, 'w').close()",)
 
 
-@pytest.mark.parametrize("command", ["import-lvlm-dfd", "import-imagebind"])
+@pytest.mark.parametrize("command", ["lvlm-dfd", "imagebind"])
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -274,20 +274,22 @@ def test_files_that_are_no_checkpoint(tmp_path, state, command, kind, message):
         path.write_bytes(path.read_bytes()[:-3000])
     elif kind == "nested":
         torch.save({"epoch": 3, "state_dict": official.lvlm_dfd_state()}, path)
-    result = CliRunner().invoke(app, [command, str(path), "--out", str(tmp_path / "out")])
+    result = CliRunner().invoke(
+        app, ["convert", command, str(path), "--out", str(tmp_path / "out")]
+    )
     assert isinstance(result.exception, (ValueError, FileNotFoundError))
     assert message in str(result.exception)
     assert not ran.exists()
     assert [p.name for p in tmp_path.iterdir()] == (["ckpt.pth"] if kind != "none" else [])
 
 
-@pytest.mark.parametrize("command", ["import-lvlm-dfd", "import-imagebind"])
+@pytest.mark.parametrize("command", ["lvlm-dfd", "imagebind"])
 def test_commands_expect_the_official_sizes(tmp_path, command):
     torch.save({"visual_encoder.x": torch.ones(1)}, tmp_path / "ckpt.pth")
-    arguments = [command, str(tmp_path / "ckpt.pth"), "--out", str(tmp_path / "out")]
+    arguments = ["convert", command, str(tmp_path / "ckpt.pth"), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments)
     assert "unknown visual_encoder.x;" in str(result.exception)
-    missing = {"import-lvlm-dfd": 1154, "import-imagebind": 686}[command]
+    missing = {"lvlm-dfd": 1154, "imagebind": 686}[command]
     assert f"and {missing - 3} more" in str(result.exception)
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""What build-qa writes, and that an interruption neither redoes nor loses work."""
+"""What data build-qa writes, and that an interruption neither redoes nor loses work."""
 
 import json
 import signal

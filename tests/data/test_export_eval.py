@@ -60,7 +60,7 @@ def test_simulated_forgeries(faces, tmp_path):
 def test_command(faces, tmp_path):
     folder = Path(faces.cache_files[0]["filename"]).parent
     for arguments, count in ((["--pairs", "3", "--size", "32"], 6), (["--as-is"], 2)):
-        command = ["export-eval", "--faces", folder, "--out", tmp_path / "data", *arguments]
+        command = ["data", "export-eval", "--faces", folder, "--out", tmp_path / "data", *arguments]
         result = CliRunner().invoke(app, list(map(str, command)))
         assert result.exit_code == 0, result.output
         rows = datasets.load_from_disk(str(tmp_path / "data"))["test"]

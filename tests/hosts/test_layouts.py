@@ -71,7 +71,7 @@ def test_equal_logits_there_and_back(root):
     back = folder / "back-llava-lora"
     arguments = {"model": moved, "host": folder / "tiny-llava", "out": back, "template": "v1"}
     said = CliRunner().invoke(
-        app, ["convert-adapter", *(f"--{name}={value}" for name, value in arguments.items())]
+        app, ["convert", "adapter", *(f"--{name}={value}" for name, value in arguments.items())]
     )
     assert said.exit_code == 0, said.exception
     assert "layout of llava" in said.stdout

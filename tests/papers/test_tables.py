@@ -151,7 +151,7 @@ def setup(tmp_path_factory):
         "hosts": {"tiny": str(folder / "host")},
         "detector": {"config": tiny.kfd_config().to_dict(), "steps": 1, "batch_size": 2},
         "adapter": {
-            "pairs": 2, "steps": 2, "align_steps": 2, "batch_size": 2, "lora_r": 2,
+            "pairs": 2, "steps": 2, "fpl_warmup_steps": 2, "batch_size": 2, "lora_r": 2,
             "learning_rate": 0.02, "follow_ups": 0.0,
         },
         "workers": 0,

@@ -19,7 +19,7 @@ from llava_forgery.faces.records import load_faces, save_faces
 from tests import tiny
 
 SETTINGS = VariantSettings(
-    image_size=64, kfd_steps=2, kfd_batch_size=2, pairs=4, align_steps=1, align_batch_size=2,
+    image_size=64, kfd_steps=2, kfd_batch_size=2, pairs=4, fpl_warmup_steps=1, align_batch_size=2,
     steps=1, batch_size=2, test_pairs=3,
 )  # fmt: skip
 

@@ -23,11 +23,11 @@ from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.antifake_prompt import train_pseudo_word
 from llava_forgery.train.deepspeed import (
+    exclude_from_deepspeed,
     fill_trained,
-    kept_aside,
-    lay_out,
+    gathered_parameters,
     load_engine,
-    whole_parameters,
+    make_contiguous,
 )
 from llava_forgery.train.stage2 import train_adapter
 from llava_forgery.train.trainer import training_arguments
@@ -52,7 +52,7 @@ def test_missing_deepspeed_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_a_process_alone_writes():
-    with whole_parameters(nn.Linear(2, 2).parameters()) as writes:
+    with gathered_parameters(nn.Linear(2, 2).parameters()) as writes:
         assert writes
 
 
@@ -76,7 +76,7 @@ def test_weights_are_laid_out_and_keep_their_values():
     before = [parameter.clone() for parameter in layers.parameters()]
     assert layers[0].weight.is_contiguous()
     assert layers[0].weight.stride(-1) != 1
-    lay_out(layers)
+    make_contiguous(layers)
     for parameter, expected in zip(layers.parameters(), before, strict=True):
         assert parameter.stride(-1) == 1
         assert torch.equal(parameter, expected)
@@ -118,7 +118,7 @@ def test_a_hostile_state_of_deepspeed_is_refused_and_nothing_in_it_is_run(tmp_pa
 def test_a_part_kept_aside_is_called_but_not_trained():
     model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     names = list(model.state_dict())
-    with kept_aside(model, "b", torch.device("cpu")):
+    with exclude_from_deepspeed(model, "b", torch.device("cpu")):
         assert [n for n, _ in model.named_parameters()] == ["a.weight", "a.bias"]
         assert model.b(torch.ones(1, 2)).shape == (1, 2)
     assert list(model.state_dict()) == names
@@ -141,12 +141,12 @@ def folder(tmp_path_factory):
 
 
 FINETUNE = [
-    "finetune", "--host", "host", "--kfd", "kfd", "--data", "qa", "--lora-r", "2",
-    "--lora-alpha", "4", "--lora-dropout", "0", "--steps", "4", "--align-steps", "5",
+    "train", "adapter", "--host", "host", "--kfd", "kfd", "--data", "qa", "--lora-r", "2",
+    "--lora-alpha", "4", "--lora-dropout", "0", "--steps", "4", "--fpl-warmup-steps", "5",
     "--batch-size", "1", "--save-steps", "2",
 ]  # fmt: skip
 PSEUDO_WORD = [
-    "train-pseudo-word", "--host", "host", "--data", "photos", "--epochs", "2",
+    "train", "pseudo-word", "--host", "host", "--data", "photos", "--epochs", "2",
     "--learning-rate", "0.05", "--batch-size", "1",
 ]  # fmt: skip
 
@@ -184,8 +184,8 @@ def one_process(folder):
     lora = LoraSettings(r=2, alpha=4, dropout=0.0)
     vlm = attach_forgery(*tiny.llava(), tiny.kfd(), lora=lora)
     rows = datasets.load_from_disk(str(folder / "qa"))
-    train_adapter(vlm, rows, folder / "one", steps=4, align_steps=5, batch_size=1, accumulate=2,
-                  save_steps=None)  # fmt: skip
+    train_adapter(vlm, rows, folder / "one", steps=4, fpl_warmup_steps=5, batch_size=1,
+                  accumulate=2, save_steps=None)  # fmt: skip
     return folder / "one"
 
 

@@ -33,13 +33,13 @@ def work(tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
     tiny_towers.saved(work / "host")
     save_faces([tiny.face(i) for i in range(4)], work / "faces", {})
-    _run("train-kfd", "--faces", work / "faces", "--out", work / "kfd", "--host", work / "host",
-         "--steps", 3, "--batch-size", 2, "--workers", 0)  # fmt: skip
-    _run("build-qa", "--faces", work / "faces", "--kfd", work / "kfd", "--out", work / "qa",
+    _run("train", "detector", "--faces", work / "faces", "--out", work / "kfd",
+         "--host", work / "host", "--steps", 3, "--batch-size", 2, "--workers", 0)  # fmt: skip
+    _run("data", "build-qa", "--faces", work / "faces", "--kfd", work / "kfd", "--out", work / "qa",
          "--pairs", 4)  # fmt: skip
-    _run("finetune", "--host", work / "host", "--kfd", work / "kfd", "--data", work / "qa",
-         "--out", work / "adapter", "--steps", 3, "--align-steps", 3, "--align-faces",
-         work / "faces", "--align-pairs", 3, "--batch-size", 2, "--lora-r", 2)  # fmt: skip
+    _run("train", "adapter", "--host", work / "host", "--kfd", work / "kfd", "--data", work / "qa",
+         "--out", work / "adapter", "--steps", 3, "--fpl-warmup-steps", 3, "--fpl-warmup-faces",
+         work / "faces", "--fpl-warmup-pairs", 3, "--batch-size", 2, "--lora-r", 2)  # fmt: skip
     return work
 
 
@@ -91,7 +91,7 @@ def test_no_folder_holds_the_tower(work):
 
 
 def test_options_that_contradict_each_other(work, tmp_path):
-    common = ("train-kfd", "--faces", work / "faces", "--out", tmp_path / "kfd")
+    common = ("train", "detector", "--faces", work / "faces", "--out", tmp_path / "kfd")
     with pytest.raises(ValueError, match="either --preset or --host"):
         _run(*common, "--preset", "tiny", "--host", work / "host")
     with pytest.raises(ValueError, match="are for --host"):

@@ -201,7 +201,7 @@ def test_an_adapter_of_another_detector_host_or_data_is_refused(conversations, t
         ({"lora": {"alpha": 8}}, "lora.alpha"),
         ({"lora": {"dropout": 0.1}}, "lora.dropout"),
         ({"fpl_learning_rate": 1e-5}, "fpl_learning_rate"),
-        ({"align_steps": 2}, "warm_start.steps"),
+        ({"fpl_warmup_steps": 2}, "warm_start.steps"),
         ({"accumulate": 2}, "gradient_accumulation_steps"),
     ):
         with pytest.raises(ValueError, match=rf"[ ;]{name} was "):

@@ -20,7 +20,7 @@ from llava_forgery.qa import templates
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.tensors import from_bytes
 from llava_forgery.train.run_record import last_checkpoint
-from llava_forgery.train.stage1 import Stage1, collate_pairs, settle_statistics, train_kfd
+from llava_forgery.train.stage1 import Stage1, collate_pairs, recalibrate_batch_norm, train_kfd
 from llava_forgery.train.stage2 import (
     EncodedConversations,
     StackedCollator,
@@ -81,7 +81,7 @@ def test_frozen_batch_norms_keep_their_statistics_and_trained_ones_are_measured(
         model.head[1].running_mean.fill_(99.0)
     frozen = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
     pairs = FacePairs(faces, 4, size=tiny.SIZE)
-    settle_statistics(model, pairs, batch_size=2)
+    recalibrate_batch_norm(model, pairs, batch_size=2)
     assert _same(frozen, model.encoder.state_dict())
     assert not any(module.training for module in model.modules())
     assert model.head[1].momentum == 0.1

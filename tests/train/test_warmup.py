@@ -15,10 +15,10 @@ from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.warmup import (
     ABSENT,
     SLOTS,
-    align_learner,
     alignment_words,
     further_forgeries,
     opening_tokens,
+    warm_up_fpl,
     word_vectors,
 )
 from tests import tiny
@@ -86,8 +86,8 @@ def test_vectors_are_the_hosts_own():
 def test_warm_start_moves_the_learner_alone_towards_the_words(conversations):
     vlm = _vlm()
     before = {name: tensor.clone() for name, tensor in vlm.state_dict().items()}
-    first = align_learner(vlm, conversations, steps=2)
-    last = align_learner(vlm, conversations, steps=40)
+    first = warm_up_fpl(vlm, conversations, steps=2)
+    last = warm_up_fpl(vlm, conversations, steps=40)
     assert last < 0.7 * first
     changed = {n for n, t in vlm.state_dict().items() if not torch.equal(t, before[n])}
     assert changed
@@ -96,7 +96,7 @@ def test_warm_start_moves_the_learner_alone_towards_the_words(conversations):
 
 def test_too_few_placeholders_are_an_error(conversations):
     with pytest.raises(ValueError, match="n_forgery of at least 8, got 3"):
-        align_learner(_vlm(n_forgery=3), conversations, steps=1)
+        warm_up_fpl(_vlm(n_forgery=3), conversations, steps=1)
 
 
 def test_further_forgeries_are_learned_from_as_well(conversations, faces, monkeypatch):
@@ -109,7 +109,7 @@ def test_further_forgeries_are_learned_from_as_well(conversations, faces, monkey
 
     monkeypatch.setattr(vlm, "detect", watched)
     more = further_forgeries(faces, 20, vlm.kfd)
-    align_learner(vlm, conversations, steps=1, more=more)
+    warm_up_fpl(vlm, conversations, steps=1, more=more)
     assert len(seen) == len(conversations) + 20
     # Forged images as the detector sees those of conversations: in eight bits, at its size.
     for image, pair in zip(seen[len(conversations) :], more, strict=True):
@@ -122,7 +122,7 @@ def test_further_forgeries_change_the_learner_and_workers_do_not(conversations, 
     for count, workers in ((None, 0), (6, 0), (6, 1)):
         vlm = _vlm()
         more = None if count is None else further_forgeries(faces, count, vlm.kfd)
-        align_learner(vlm, conversations, steps=3, more=more, workers=workers)
+        warm_up_fpl(vlm, conversations, steps=3, more=more, workers=workers)
         learned.append(torch.nn.utils.parameters_to_vector(vlm.fpl.parameters()).detach())
     assert not torch.equal(learned[0], learned[1])
     assert torch.equal(learned[1], learned[2])
@@ -139,11 +139,12 @@ def test_further_forgeries_are_not_those_of_conversations(faces):
 def test_their_faces_are_looked_at_before_the_host(tmp_path):
     """Nothing is loaded for a mistake that can be seen before."""
     tiny.kfd().save_pretrained(tmp_path / "kfd")
-    arguments = ["finetune", "--host", "no-such-host", "--kfd", str(tmp_path / "kfd"), "--data",
-                 "qa", "--out", "adapter", "--align-faces", str(tmp_path / "no-faces")]  # fmt: skip
+    arguments = ["train", "adapter", "--host", "no-such-host", "--kfd", str(tmp_path / "kfd"),
+                 "--data", "qa", "--out", "adapter",
+                 "--fpl-warmup-faces", str(tmp_path / "no-faces")]  # fmt: skip
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, FileNotFoundError)
     assert "no-faces" in str(result.exception)
-    result = CliRunner().invoke(app, [*arguments, "--align-steps", "0"])
+    result = CliRunner().invoke(app, [*arguments, "--fpl-warmup-steps", "0"])
     assert isinstance(result.exception, ValueError)
-    assert "--align-steps 0 leaves out" in str(result.exception)
+    assert "--fpl-warmup-steps 0 leaves out" in str(result.exception)

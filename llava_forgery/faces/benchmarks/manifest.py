@@ -1,4 +1,4 @@
-"""A benchmark's files as a manifest, which ``prepare`` takes as its source; a line for each file::
+"""A benchmark's files as a manifest, which ``data prepare`` takes; a line for each file::
 
     {"path": "../FF/original_sequences/youtube/c23/videos/000.mp4", "name": "original_...",
      "video_id": "youtube/c23/000", "identity": "000_003", "label": 0, "split": "test",
@@ -93,7 +93,7 @@ def read_manifest(path: str | PathLike) -> list[MediaSource]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"there is no manifest {path}; make it with: llava-forgery import-benchmark"
+            f"there is no manifest {path}; make it with: llava-forgery data import-benchmark"
         )
     known = {field.name for field in fields(MediaSource)}
     sources = []

@@ -38,7 +38,7 @@ from llava_forgery.hosts.fingerprint import check_fingerprint, check_parts
 from llava_forgery.hosts.llava.model import attach_to_llava
 from llava_forgery.hosts.llava.names import CONFIG_KEYS, PREFIX, PROJECTOR_TYPE
 from llava_forgery.hosts.llava.saving import FPL, save_modules, saved_config
-from llava_forgery.hosts.llava.skill import has_skill
+from llava_forgery.hosts.llava.skill import has_forgery_adapter
 from llava_forgery.hosts.lora import LORA_CONFIG, check_lora
 from llava_forgery.weights import compare_tensors, load_tensors, read_tensors, save_tensors
 
@@ -202,7 +202,7 @@ def write_llava_adapter(
     """
     lora = isinstance(model, PeftModel)
     bare = model.get_base_model() if lora else model
-    if not has_skill(bare):
+    if not has_forgery_adapter(bare):
         raise ValueError("this model has no forgery skill to save; attach_to_llava gives it one")
     temporary.mkdir()
     if lora:

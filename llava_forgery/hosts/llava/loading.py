@@ -53,7 +53,7 @@ def load_llava(
         raise ValueError(
             f"{directory} is no forgery adapter in LLaVA's layout: its config.json names no "
             "mm_forgery_tower; an adapter of transformers is read without --host llava, and moved "
-            "with llava-forgery convert-adapter"
+            "with llava-forgery convert adapter"
         )
     whole = holds_model(directory)
     source = str(directory) if whole else base or values["mm_forgery_host"]["name_or_path"]

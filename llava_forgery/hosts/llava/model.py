@@ -28,7 +28,7 @@ from llava_forgery.hosts.llava.names import (
     TOWER,
 )
 from llava_forgery.hosts.llava.shared_tower import LlavaSharedTower
-from llava_forgery.hosts.llava.skill import has_skill, skilled_class
+from llava_forgery.hosts.llava.skill import forgery_class, has_forgery_adapter
 from llava_forgery.hosts.llava.tower import KFDVisionTower
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.kfd.host_tower import HostEncoder
@@ -53,14 +53,14 @@ def attach_to_llava(
     Returns:
         The same model; its ``forward`` and ``generate`` take ``forgery_images`` (N, 3, S, S) in
         [0, 1], one for each image of the prompts with placeholders, in their order; or none, where
-        the detector reads the model's own vision tower (``train-kfd --host``).
+        the detector reads the model's own vision tower (``train detector --host``).
 
     Raises:
         FileNotFoundError: The folder holds no detector.
         ValueError: It has the skill already, sizes do not fit, or a new learner is wanted where
             LLaVA's ``disable_torch_init`` was called.
     """
-    if has_skill(model):
+    if has_forgery_adapter(model):
         raise ValueError("this model has the forgery skill already")
     if not hasattr(model, "get_model") or not hasattr(model, "get_vision_tower"):
         raise ValueError(
@@ -112,7 +112,7 @@ def detach_from_llava(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: It has none.
     """
-    if not has_skill(model):
+    if not has_forgery_adapter(model):
         raise ValueError("this model has no forgery skill")
     inner = model.get_model()
     delattr(inner, TOWER)
@@ -130,7 +130,7 @@ def _install(model: PreTrainedModel, tower: KFDVisionTower, learner: ForgeryProm
     inner = model.get_model()
     setattr(inner, TOWER, tower.to(device))
     setattr(inner, PROJECTOR, learner.to(device))
-    model.__class__ = skilled_class(type(model))
+    model.__class__ = forgery_class(type(model))
 
 
 def llava_lora_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:

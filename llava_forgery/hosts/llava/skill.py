@@ -31,8 +31,8 @@ from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 logger = logging.getLogger(__name__)
 
 
-class SkilledLlava:
-    """What a model of the ``llava`` package gains; its class is made by :func:`skilled_class`."""
+class LlavaForgeryMixin:
+    """What a model of the ``llava`` package gains; its class is made by :func:`forgery_class`."""
 
     _forgery_hooks: NumberedHooks | None = None
     _forgery_derived = False
@@ -240,7 +240,7 @@ def _images_of(input_ids: torch.Tensor) -> list[int]:
 
 
 @functools.cache
-def skilled_class(base: type) -> type:
+def forgery_class(base: type) -> type:
     """The class of a model with the skill; of the same name, so that checkpoints say the same."""
 
     def with_images(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -264,9 +264,9 @@ def skilled_class(base: type) -> type:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
     }
-    return type(base.__name__, (SkilledLlava, base), methods)
+    return type(base.__name__, (LlavaForgeryMixin, base), methods)
 
 
-def has_skill(model: nn.Module) -> bool:
+def has_forgery_adapter(model: nn.Module) -> bool:
     """Whether a model of the ``llava`` package has the skill."""
-    return isinstance(model, SkilledLlava)
+    return isinstance(model, LlavaForgeryMixin)

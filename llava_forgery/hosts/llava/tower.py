@@ -198,6 +198,6 @@ def _read_config(directory: Path) -> KFDConfig:
         if not (directory / name).is_file():
             raise FileNotFoundError(
                 f"the forgery tower {directory} holds no {name}; give the folder that "
-                "`llava-forgery train-kfd` wrote, as kfd:DIR"
+                "`llava-forgery train detector` wrote, as kfd:DIR"
             )
     return KFDConfig.from_dict(read_json(directory / CONFIG)["config"])

@@ -1,7 +1,8 @@
 """What differs between processors: how their tensors are joined, and the few conventions.
 
-A processor is taken as it is wherever it can be. ``PER_TOKEN`` and ``GROWING`` say how the tensors
-of several samples become a batch; ``_CONVENTIONS`` holds the processors that need more.
+A processor is taken as it is wherever it can be. ``TOKEN_PAD_VALUES`` and
+``PADDED_TENSORS`` say how the tensors of several samples become a batch; ``_CONVENTIONS`` holds the
+processors that need more.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from llava_forgery.constants import IGNORE_INDEX
 
 # One value for each token: padded beside the ids, with these values.
-PER_TOKEN = {
+TOKEN_PAD_VALUES = {
     "attention_mask": 0,
     "labels": IGNORE_INDEX,
     "token_type_ids": 0,
@@ -23,7 +24,7 @@ PER_TOKEN = {
 # Everything else (images, tiles, patches, grids, sizes) is concatenated along its first dimension.
 # These, with that many dimensions, may differ in the others and are filled up with zeros behind
 # them, as the processors do themselves within a batch: the host knows from masks or sizes.
-GROWING = {
+PADDED_TENSORS = {
     "pixel_values": 5,
     "pixel_attention_mask": 4,
     "qformer_input_ids": 2,
@@ -63,7 +64,7 @@ def process_with_line_break(
     batch = process_plainly(processor, text, images, question)
     surplus = len(processor.tokenizer("\n", add_special_tokens=False)["input_ids"])
     return {
-        name: value[:, :-surplus] if name in ("input_ids", *PER_TOKEN) else value
+        name: value[:, :-surplus] if name in ("input_ids", *TOKEN_PAD_VALUES) else value
         for name, value in batch.items()
     }
 
@@ -135,7 +136,7 @@ def join(name: str, values: Sequence[torch.Tensor]) -> torch.Tensor:
     rest = {shape[1:] for shape in shapes}
     if len(rest) == 1:
         return torch.cat(list(values))
-    if any(len(shape) != GROWING.get(name) for shape in shapes):
+    if any(len(shape) != PADDED_TENSORS.get(name) for shape in shapes):
         raise ValueError(f"{name} differs in shape: {shapes}")
     largest = [max(sizes) for sizes in zip(*rest, strict=True)]
     padded = []

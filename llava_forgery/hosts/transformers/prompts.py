@@ -18,7 +18,7 @@ from llava_forgery.hosts.transformers.chat import (
     tokenizer_of,
 )
 from llava_forgery.hosts.transformers.processors import (
-    PER_TOKEN,
+    TOKEN_PAD_VALUES,
     adds_special_tokens,
     conventions_of,
     join,
@@ -204,7 +204,7 @@ def collate(
     for i, sample in enumerate(samples):
         if set(sample) != keys:
             raise ValueError(f"sample {i} has the keys {sorted(sample)}, sample 0 {sorted(keys)}")
-    fill = {"input_ids": pad_id, **PER_TOKEN}
+    fill = {"input_ids": pad_id, **TOKEN_PAD_VALUES}
     batch = {}
     for key in samples[0]:
         values = [sample[key] for sample in samples]
@@ -290,7 +290,7 @@ def _process(
     batch = conventions_of(processor).process(processor, text, images, question)
     sample = {}
     for name, value in batch.items():
-        if name == "input_ids" or name in PER_TOKEN:
+        if name == "input_ids" or name in TOKEN_PAD_VALUES:
             if len(value) != 1:
                 raise ValueError(
                     f"the processor gave {name} of shape {tuple(value.shape)} for one sample, "

@@ -29,7 +29,7 @@ def data_path() -> Path:
     if not value:
         raise ValueError(
             f"set {VARIABLE} to the data of the forgery tasks: a folder that "
-            "`llava-forgery export-eval` wrote, or a manifest (JSON lines)"
+            "`llava-forgery data export-eval` wrote, or a manifest (JSON lines)"
         )
     path = Path(value).resolve()
     if not path.exists():

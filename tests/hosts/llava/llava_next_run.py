@@ -27,7 +27,7 @@ from llava_forgery.hosts.llava.prompts import (
     tokenizer_forgery_token,
 )
 from llava_forgery.hosts.llava.register import register, unregister
-from llava_forgery.hosts.llava.skill import has_skill
+from llava_forgery.hosts.llava.skill import has_forgery_adapter
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.simulate.pairs import FacePairs
@@ -106,7 +106,9 @@ def main(out: Path) -> None:
     expected = before(**plain).logits
     register()
     model = load_qwen(folder)
-    result["bare"] = bool(torch.equal(model(**plain).logits, expected)) and not has_skill(model)
+    result["bare"] = bool(torch.equal(model(**plain).logits, expected)) and not has_forgery_adapter(
+        model
+    )
     result["template"] = TEMPLATE in conv_templates
     attach_to_llava(model, kfd, FPLConfig(1, 3, n_forgery=2))
     torch.manual_seed(0)

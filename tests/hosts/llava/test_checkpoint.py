@@ -17,7 +17,7 @@ from llava_forgery.hosts.llava.loading import load_llava, merge_llava
 from llava_forgery.hosts.llava.model import attach_to_llava, llava_lora_config
 from llava_forgery.hosts.llava.prompts import forgery_prefix, tokenizer_forgery_token
 from llava_forgery.hosts.llava.register import register, unregister
-from llava_forgery.hosts.llava.skill import has_skill
+from llava_forgery.hosts.llava.skill import has_forgery_adapter
 from llava_forgery.hosts.lora import LoraSettings
 from tests import tiny, tiny_llava
 
@@ -116,7 +116,7 @@ def test_lora_folder_has_llavas_layout(lora):
 def test_llavas_loader_reads_a_lora_folder(root, lora):
     folder, inputs, expected = lora
     words, model, _, _ = _load(folder, root / "tiny-llava")
-    assert has_skill(model)
+    assert has_forgery_adapter(model)
     assert not any(p.requires_grad for p in model.get_model().forgery_projector.parameters())
     torch.testing.assert_close(_logits(model, inputs), expected, **HALF)
     other = {**inputs, "forgery_images": 1 - inputs["forgery_images"]}
@@ -139,7 +139,9 @@ def test_an_adapter_in_float32_gives_the_same_logits(root, lora):
 def test_a_merged_model_is_read_without_a_base(root, lora):
     folder, inputs, expected = lora
     merged = root / "moved" / "tiny-llava-merged"
-    said = CliRunner().invoke(app, ["merge-llava", f"--model={folder}", f"--out={merged}"])
+    said = CliRunner().invoke(
+        app, ["convert", "merge-llava", f"--model={folder}", f"--out={merged}"]
+    )
     assert said.exit_code == 0, said.exception
     config = read_json(merged / "config.json")
     assert config["architectures"] == ["LlavaLlamaForCausalLM"]
@@ -179,7 +181,7 @@ def test_without_register_llava_reads_the_host(root, lora):
     unregister()
     try:
         model = _load(folder, root / "tiny-llava")[1]
-        assert not has_skill(model)
+        assert not has_forgery_adapter(model)
         assert model(input_ids=torch.tensor([[601, 4, 5]])).logits.shape[1] == 3
     finally:
         register()

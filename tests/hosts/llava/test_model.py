@@ -12,7 +12,7 @@ from llava_forgery.hosts.llava.images import picture_of
 from llava_forgery.hosts.llava.model import (
     attach_to_llava,
     detach_from_llava,
-    has_skill,
+    has_forgery_adapter,
     llava_lora_config,
 )
 from llava_forgery.hosts.llava.prompts import forgery_prefix, tokenizer_forgery_token
@@ -216,7 +216,7 @@ def test_embedding_that_is_replaced_afterwards_is_followed(folders):
 def test_detaching_leaves_the_host(folders):
     _, model, _ = _skilled(folders)
     _, bare, _ = tiny_llava.load_llava(folders["square"])
-    assert has_skill(model)
+    assert has_forgery_adapter(model)
     detached = detach_from_llava(model)
     assert type(detached) is type(bare)
     assert list(detached.state_dict()) == list(bare.state_dict())
@@ -233,7 +233,7 @@ def test_a_new_learner_is_not_made_of_garbage(folders, monkeypatch):
     utils.disable_torch_init()
     with pytest.raises(ValueError, match="disable_torch_init"):
         attach_to_llava(model, folders["kfd"])
-    assert not has_skill(model)
+    assert not has_forgery_adapter(model)
 
 
 def test_mismatches_name_both_numbers(square):

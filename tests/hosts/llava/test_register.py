@@ -12,7 +12,7 @@ from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.llava.names import PROJECTOR_TYPE
 from llava_forgery.hosts.llava.prompts import TEMPLATE, forgery_prefix, paper_template
 from llava_forgery.hosts.llava.register import register, registered, unregister
-from llava_forgery.hosts.llava.skill import has_skill
+from llava_forgery.hosts.llava.skill import has_forgery_adapter
 from llava_forgery.hosts.llava.tower import KFDVisionTower
 from tests import tiny, tiny_llava
 
@@ -115,7 +115,7 @@ def test_other_checkpoints_are_as_without_us(tmp_path):
         automatic = loader.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         for model in (after, automatic):
             assert type(model) is type(before)
-            assert not has_skill(model)
+            assert not has_forgery_adapter(model)
         ids = torch.tensor([[601, 40, -200, 41, 42]])
         images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         one, two = (m(input_ids=ids, images=images).logits for m in (before, after))
