@@ -4,8 +4,8 @@
 
 Finds the faces of photographs (of samples/ by default), splits them by identity, trains a tiny
 detector and the forgery adapter of a small LLaVA, evaluates both on people who were not in
-training, and prints a table. Each step calls what the command of the same name calls: prepare,
-convert efficientnet, train detector, convert small-llava, data build-qa, finetune, evaluate.
+training, and prints a table. Each step calls what a command calls: data prepare, convert
+efficientnet, train detector, convert small-llava, data build-qa, train adapter, eval run.
 """
 
 import logging
