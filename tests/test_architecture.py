@@ -13,12 +13,14 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import make_tree  # noqa: E402
 
 # What a folder or file of the package may import, beside itself.
-BASE = {"constants", "optional", "files", "weights", "rows", "images", "tensors", "pooling"}
+BASE = {"constants", "call_state", "optional", "files", "weights", "rows", "images"}
+BASE |= {"tensors", "pooling"}
 MODEL = BASE | {"faces", "qa", "kfd", "fpl", "hosts"}
 TRAINING = MODEL | {"simulate", "data", "train"}
 ALL = TRAINING | {"convert", "infer", "evaluation"}
 ARROWS = {
     "constants": set(),
+    "call_state": set(),
     "optional": {"constants"},
     "files": {"constants"},
     "weights": {"constants", "files"},

@@ -92,9 +92,10 @@ class PairImages(Sequence[LabelledImage]):
 
     def __getitem__(self, index: int) -> LabelledImage:
         place = index // 2
-        if self._last is None or self._last[0] != place:
-            self._last = (place, self.pairs[place])
-        pair = self._last[1]
+        last = self._last
+        if last is None or last[0] != place:
+            last = self._last = (place, self.pairs[place])
+        pair = last[1]
         image = pair.pristine if index % 2 else pair.forged
         return LabelledImage(
             to_bytes(image), self.labels[index], f"pair {place}", self.groups[index]

@@ -6,6 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from llava_forgery.call_state import lock_of
 from llava_forgery.faces.crop import Box
 from llava_forgery.faces.detected import DetectedFace, FaceDetector, area, check_image, overlap
 from llava_forgery.faces.face_mesh import MediaPipeDetector
@@ -96,7 +97,9 @@ class DlibDetector:
         small = self._resized(image)
         # The two axes are rounded to whole pixels apart from each other.
         ratio = np.array(image.shape[1::-1]) / np.array(small.shape[1::-1])
-        rectangles, scores, _ = self._finder.run(small, 0, self.threshold)
+        # It holds the picture's features while it runs, without Python's lock.
+        with lock_of(self):
+            rectangles, scores, _ = self._finder.run(small, 0, self.threshold)
         found = []
         for rectangle, score in zip(rectangles, scores, strict=True):
             # dlib's rectangles include their last row and column.

@@ -28,7 +28,10 @@ class FaceDetector(Protocol):
     """
 
     def detect(self, image: np.ndarray) -> list[DetectedFace]:
-        """Find faces in (H, W, 3) uint8 RGB; the largest box first, none gives an empty list."""
+        """Find faces in (H, W, 3) uint8 RGB; the largest box first, none gives an empty list.
+
+        Threads that share a predictor call it at once.
+        """
         ...
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from llava_forgery.call_state import lock_of
 from llava_forgery.faces.crop import Box, crop_box, rotation
 from llava_forgery.faces.detected import DetectedFace, area, check_image, overlap
 from llava_forgery.optional import packaged_file
@@ -86,6 +87,12 @@ class MediaPipeDetector:
                 faces.append(DetectedFace(box, landmarks, score))
         return sorted(faces, key=lambda face: -area(face.box))
 
+    def _run(self, network: Any, blob: np.ndarray, *names: str) -> list[np.ndarray]:
+        """A network's outputs by name; it holds its input from one call to the next."""
+        with lock_of(self):
+            network.setInput(blob)
+            return [network.forward(name) for name in names]
+
     def _find(self, image: np.ndarray) -> list[tuple[Box, float, float]]:
         """Box, tilt in degrees and probability of each face."""
         height, width = image.shape[:2]
@@ -93,8 +100,8 @@ class MediaPipeDetector:
         corner = np.array([width - side, height - side]) / 2
         square = (*corner, *(corner + side))
         small = crop_box(image, square, _FINDER_SIDE)
-        self._finder.setInput(cv2.dnn.blobFromImage(small, 1 / 127.5, mean=(127.5,) * 3))
-        shapes, logits = (self._finder.forward(name) for name in ("regressors", "classificators"))
+        blob = cv2.dnn.blobFromImage(small, 1 / 127.5, mean=(127.5,) * 3)
+        shapes, logits = self._run(self._finder, blob, "regressors", "classificators")
         scores = 1 / (1 + np.exp(-logits.reshape(-1).astype(np.float64).clip(-50, 50)))
         kept: list[tuple[Box, float, float]] = []
         for i in np.argsort(-scores, kind="stable"):
@@ -122,8 +129,8 @@ class MediaPipeDetector:
         for _ in range(2):
             x, y = centre - side / 2
             crop = crop_box(image, (x, y, x + side, y + side), _MESH_SIDE, angle)
-            self._mesh.setInput(cv2.dnn.blobFromImage(crop, 1 / 255))
-            mesh, presence = (self._mesh.forward(name) for name in ("conv2d_20", "conv2d_30"))
+            blob = cv2.dnn.blobFromImage(crop, 1 / 255)
+            mesh, presence = self._run(self._mesh, blob, "conv2d_20", "conv2d_30")
             if not presence.item() > 0:
                 return None
             # Height above the picture's plane, the third coordinate, is not used.

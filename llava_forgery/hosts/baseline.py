@@ -15,6 +15,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from llava_forgery.files import atomic_path, check_output_folder
 from llava_forgery.hosts.lora import LORA_WEIGHTS, LoraSettings, fill_lora, lora_config
+from llava_forgery.hosts.transformers.families import exclusive
 
 
 class BaselineVLM(nn.Module):
@@ -67,7 +68,8 @@ class BaselineVLM(nn.Module):
 
     def forward(self, **host_inputs: Any) -> ModelOutput:
         """The host's forward, on prompts without placeholders."""
-        return self.host(**host_inputs)
+        with exclusive(self.host.get_base_model() if self.has_lora else self.host):
+            return self.host(**host_inputs)
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write LoRA in peft's layout.

@@ -5,11 +5,14 @@ their rows by the given vectors. Nothing of the host is replaced, renamed or sav
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from threading import get_ident
 
 import torch
 from torch import nn
+
+from llava_forgery.call_state import in_call, lock_of, of_call
 
 
 def count_placeholders(input_ids: torch.Tensor, token_id: int) -> list[int]:
@@ -29,16 +32,21 @@ class EmbeddingHooks(ABC):
 
     def __init__(self, embedding: nn.Module, token_id: int) -> None:
         self.token_id = token_id
-        self._places: torch.Tensor | None = None
-        self._handles = [
-            embedding.register_forward_pre_hook(self._before),
-            embedding.register_forward_hook(self._after),
-        ]
+        self._embedding = embedding
+        # Of each thread, from an embedding's first hook to its second.
+        self._places: dict[int, torch.Tensor] = {}
+        # torch numbers hooks without a lock: two threads' could get one number.
+        with lock_of(embedding):
+            self._handles = [
+                embedding.register_forward_pre_hook(self._before),
+                embedding.register_forward_hook(self._after),
+            ]
 
     def remove(self) -> None:
         """Take the hooks off; the embedding is then as it was."""
-        for handle in self._handles:
-            handle.remove()
+        with lock_of(self._embedding):
+            for handle in self._handles:
+                handle.remove()
         self._handles = []
 
     def _find(self, ids: torch.Tensor) -> torch.Tensor:
@@ -56,58 +64,53 @@ class EmbeddingHooks(ABC):
     def _before(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple | None:
         ids = inputs[0]
         places = self._find(ids)
-        self._places = places if bool(places.any()) else None
-        if self._places is None:
+        # What an embedding that failed has left.
+        self._places.pop(get_ident(), None)
+        if not bool(places.any()):
             return None
         self._check(ids)
+        self._places[get_ident()] = places
         # Any id inside the vocabulary will do: the row is replaced afterwards.
         return (ids.masked_fill(places, 0), *inputs[1:])
 
     def _after(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        if self._places is None:
-            return None
-        places, self._places = self._places, None
-        return self._write(output, places.to(output.device))
+        places = self._places.pop(get_ident(), None)
+        return None if places is None else self._write(output, places.to(output.device))
 
 
 class PlaceholderHooks(EmbeddingHooks):
     """Each sample's own vectors at its placeholders; :meth:`use` sets them for the calls inside."""
 
-    _vectors: tuple[torch.Tensor, ...] | None = None
-
-    @contextmanager
-    def use(self, vectors: torch.Tensor | Sequence[torch.Tensor]) -> Iterator[None]:
-        """Set the vectors.
+    def use(self, vectors: torch.Tensor | Sequence[torch.Tensor]) -> AbstractContextManager[None]:
+        """Set the vectors for what this thread or task calls inside.
 
         Args:
             vectors: For each sample of the batch its (n, C) vectors, in the order of its
                 placeholders; n may differ between samples. Calls with k * B rows (beams, several
                 answers for each prompt) repeat each sample's vectors k times.
         """
-        self._vectors = tuple(vectors)
-        try:
-            yield
-        finally:
-            self._vectors = self._places = None
+        return in_call(self, tuple(vectors))
 
     def _check(self, ids: torch.Tensor) -> None:
-        if self._vectors is None:
+        vectors = of_call(self)
+        if vectors is None:
             raise RuntimeError(
                 "the prompt holds forgery placeholders, but the host was called directly; call "
                 "the model that attach_forgery returned, with forgery_images"
             )
-        rows, samples = len(ids), len(self._vectors)
+        rows, samples = len(ids), len(vectors)
         if rows % samples:
             raise ValueError(f"{rows} prompts cannot be shared out among {samples} samples")
         repeats = rows // samples
-        expected = [len(sample) for sample in self._vectors for _ in range(repeats)]
+        expected = [len(sample) for sample in vectors for _ in range(repeats)]
         check_counts(ids, self.token_id, expected)
 
     def _write(self, output: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        repeats = len(places) // len(self._vectors)
+        samples = of_call(self)
+        repeats = len(places) // len(samples)
         # Counts were compared row by row, so the flat order of the scatter cannot run over from
         # one sample into the next.
-        rows = [sample for sample in self._vectors for _ in range(repeats)]
+        rows = [sample for sample in samples for _ in range(repeats)]
         vectors = torch.cat(rows).to(output.device, output.dtype)
         return output.masked_scatter(places[..., None], vectors)
 

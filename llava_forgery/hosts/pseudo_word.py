@@ -34,6 +34,7 @@ from llava_forgery.hosts.pseudo_word_checkpoint import (
     read_pseudo_word_config,
     save_pseudo_word,
 )
+from llava_forgery.hosts.transformers.families import exclusive
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.weights import load_tensors
 
@@ -200,7 +201,8 @@ class PseudoWordVLM(nn.Module):
 
     def forward(self, **inputs: Any) -> Any:
         """The forward of what the word was attached to."""
-        return self.model(**inputs)
+        with exclusive(bare_host(self.model)):
+            return self.model(**inputs)
 
     def generate(self, **inputs: Any) -> Any:
         """Its ``generate``, which never emits the pseudo-word."""
@@ -208,7 +210,8 @@ class PseudoWordVLM(nn.Module):
             *(inputs.pop("suppress_tokens", None) or []),
             token_id_of(self.processor.tokenizer),
         ]
-        return self.model.generate(suppress_tokens=suppressed, **inputs)
+        with exclusive(bare_host(self.model)):
+            return self.model.generate(suppress_tokens=suppressed, **inputs)
 
     def detach(self) -> PreTrainedModel | ForgeryVLM:
         """Take the hooks off and return what the word was attached to, as it was."""

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
+from llava_forgery.call_state import lock_of
 from llava_forgery.hosts.kv_cache import CACHE
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.processors import TOKEN_PAD_VALUES
@@ -65,7 +66,7 @@ class Dialogue:
         """Ask a question and get the answer; both join the dialogue.
 
         The first question is put behind the task description and the detector's result, as in
-        training.
+        training. Threads that ask at once take turns.
 
         Args:
             text: The question.
@@ -77,6 +78,10 @@ class Dialogue:
         text = text.strip()
         if not text:
             raise ValueError("the question is empty")
+        with lock_of(self):
+            return self._ask(text, streamer)
+
+    def _ask(self, text: str, streamer: BaseStreamer | None) -> str:
         first = not self.messages
         question = detection_prompt(self.score, question=text) if first else text
         messages = (*self.messages, Message("user", question))

@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from llava_forgery.call_state import lock_of
 from llava_forgery.faces.detect import FaceDetector
 from llava_forgery.hosts.llava.loading import load_llava
 from llava_forgery.hosts.llava.names import TEMPLATE_KEY
@@ -278,7 +279,7 @@ class LlavaDialogue:
 
     @torch.inference_mode()
     def ask(self, text: str, streamer: BaseStreamer | None = None) -> str:
-        """Ask a question and get the answer; both join the dialogue.
+        """Ask a question and get the answer; both join the dialogue. Threads take turns.
 
         Args:
             text: The question; the first is put behind task description and detector's result.
@@ -290,6 +291,10 @@ class LlavaDialogue:
         text = text.strip()
         if not text:
             raise ValueError("the question is empty")
+        with lock_of(self):
+            return self._ask(text, streamer)
+
+    def _ask(self, text: str, streamer: BaseStreamer | None) -> str:
         question = text if self.messages else detection_prompt(self.score, question=text)
         messages = (*self.messages, Message("user", question))
         speaker = self._speaker

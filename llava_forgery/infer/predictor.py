@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from transformers import PreTrainedModel
 
+from llava_forgery.call_state import lock_of
 from llava_forgery.faces.crop import crop_box, crop_square
 from llava_forgery.faces.detect import FaceDetector, get_detector
 from llava_forgery.hosts.adapter import read_adapter_config
@@ -43,7 +44,7 @@ class FaceInput:
 
 
 class ForgeryPredictor:
-    """Judges photographs with a host that has the forgery skill.
+    """Judges photographs with a host that has the forgery skill; threads may share it.
 
     Args:
         vlm: From ``attach_forgery`` or ``load_adapter``.
@@ -98,9 +99,10 @@ class ForgeryPredictor:
             ImportError: No other was given, and dlib is not installed (extra ``faces``).
             FileNotFoundError: The same of its landmarks' weights.
         """
-        if self._face_detector is None:
-            self._face_detector = get_detector("dlib")
-        return self._face_detector
+        with lock_of(self):
+            if self._face_detector is None:
+                self._face_detector = get_detector("dlib")
+            return self._face_detector
 
     @face_detector.setter
     def face_detector(self, detector: FaceDetector) -> None:

@@ -8,7 +8,7 @@ its hidden states reach the detector without a second encoding
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import logging
 
+from llava_forgery.call_state import in_call, lock_of, of_call
 from llava_forgery.kfd.config import EncoderConfig
 from llava_forgery.kfd.encoder import VisualEncoder
 
@@ -52,7 +53,7 @@ def tower_blocks(tower: PreTrainedModel) -> nn.ModuleList:
 
 @contextmanager
 def tapped(tower: PreTrainedModel, taps: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
-    """Collect the outputs of some blocks while the tower runs once.
+    """Collect the outputs of some blocks while this thread or task runs the tower once.
 
     Args:
         tower: The host's.
@@ -65,18 +66,24 @@ def tapped(tower: PreTrainedModel, taps: Sequence[int]) -> Iterator[dict[int, to
 
     def keep(tap: int):
         def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
+            if of_call(tower) is not states:
+                return
             assert tap not in states, "the tower ran twice"
             states[tap] = (output[0] if isinstance(output, tuple) else output).detach()
 
         return hook
 
     blocks = tower_blocks(tower)
-    handles = [blocks[tap - 1].register_forward_hook(keep(tap)) for tap in taps]
+    # torch numbers hooks without a lock: two threads' could get one number.
+    with lock_of(tower):
+        handles = [blocks[tap - 1].register_forward_hook(keep(tap)) for tap in taps]
     try:
-        yield states
+        with in_call(tower, states):
+            yield states
     finally:
-        for handle in handles:
-            handle.remove()
+        with lock_of(tower):
+            for handle in handles:
+                handle.remove()
 
 
 class HostEncoder(VisualEncoder):
@@ -112,19 +119,25 @@ class HostEncoder(VisualEncoder):
         check_tower(tower, self.config)
         self.tower = tower.requires_grad_(False).eval()
 
+    def borrow(self, tower: PreTrainedModel) -> AbstractContextManager[None]:
+        """Use the host's tower for what this thread or task calls inside."""
+        return in_call(self, tower)
+
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, S, S) in [0, 1] to the host's ``pixel_values``."""
         return (images - self.mean) / self.std
 
     @torch.no_grad()
     def features(self, normalised: torch.Tensor) -> list[torch.Tensor]:
-        if self.tower is None:
+        borrowed = of_call(self)
+        tower = self.tower if borrowed is None else borrowed
+        if tower is None:
             raise RuntimeError(
                 "this detector reads its host's vision tower: call the model that attach_forgery "
                 "returned, or load the detector with with_tower=True"
             )
-        with tapped(self.tower, self.config.taps) as states:
-            self.tower(pixel_values=normalised.to(self.tower.dtype))
+        with tapped(tower, self.config.taps) as states:
+            tower(pixel_values=normalised.to(tower.dtype))
         return self.arrange(states)
 
     def arrange(self, states: dict[int, torch.Tensor]) -> list[torch.Tensor]:

@@ -133,10 +133,11 @@ class FacePairs(Dataset):
     def row_of(self, index: int) -> int:
         """Row of the face that pair ``index`` is made from."""
         lap, place = divmod(index, len(self.faces))
-        if self._order is None or self._order[0] != lap:
+        order = self._order
+        if order is None or order[0] != lap:
             rng = np.random.default_rng([self.seed, 0, lap])
-            self._order = (lap, rng.permutation(len(self.faces)))
-        return int(self._order[1][place])
+            order = self._order = (lap, rng.permutation(len(self.faces)))
+        return int(order[1][place])
 
     def _face(self, row: int) -> FaceCrop:
         face = self._kept.get(row)

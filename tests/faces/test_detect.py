@@ -2,6 +2,7 @@ import copy
 import csv
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -125,3 +126,19 @@ def test_import_needs_neither_dlib_nor_the_model_package():
         "import llava_forgery.faces.prepare"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["dlib", "mediapipe"])
+def test_threads_find_the_faces_of_their_own_pictures(name, samples_dir):
+    pytest.importorskip("dlib")
+    try:
+        detector = get_detector(name)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    images = [read_image(path) for path in sorted(samples_dir.glob("*.jpg"))[:24:6]]
+    expected = [detector.detect(image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(detector.detect, images * 4))
+    for faces, alone in zip(found, expected * 4, strict=True):
+        for face, own in zip(faces, alone, strict=True):
+            np.testing.assert_allclose(face.landmarks, own.landmarks, atol=1e-3)

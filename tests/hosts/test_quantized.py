@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from llava_forgery.call_state import lock_of
 from llava_forgery.hosts.fingerprint import check_fingerprint, host_fingerprint
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.pseudo_word import attach_pseudo_word
 from llava_forgery.hosts.quantized import KINDS, quantization_config, spared_modules
+from llava_forgery.hosts.transformers.families import exclusive
 from llava_forgery.hosts.transformers.loading import load_adapter, load_host, place_host
 from llava_forgery.hosts.transformers.model import attach_forgery
 from tests import tiny
@@ -48,6 +50,8 @@ def test_the_language_models_layers_alone_are_quantised(folder, kind):
             expected = wanted if module in decoder else "Linear"
             assert type(module).__name__ == expected, name
     assert place_host(model, "cpu") is model
+    # They finish themselves in their first pass, which threads must not do at once.
+    assert exclusive(model) is lock_of(model)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
+from llava_forgery.call_state import in_call, of_call
 from llava_forgery.hosts.placeholder import EmbeddingHooks
 
 # As llava.constants has it.
@@ -23,9 +25,10 @@ FIRST = -1000
 
 
 class NumberedHooks(EmbeddingHooks):
-    """Each placeholder's own row; :meth:`use` sets the rows for the calls inside."""
+    """Each placeholder's own row, for one call of a model; :meth:`use` sets the rows.
 
-    _rows: torch.Tensor | None = None
+    Other threads may call the model meanwhile, with hooks of their own on the same embedding.
+    """
 
     def number(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Ids (B, T) with the placeholders numbered, row by row."""
@@ -50,25 +53,21 @@ class NumberedHooks(EmbeddingHooks):
         """
         self._rows, self._counts = rows, list(counts)
         self._seen = torch.zeros(len(rows), dtype=torch.bool)
-        try:
+        with in_call(self, True):
             yield
-            if not bool(self._seen.all()):
-                raise ValueError(
-                    f"{int(self._seen.sum())} of {len(rows)} forgery placeholders reached the "
-                    "language model; the others were masked by attention_mask or cut off"
-                )
-        finally:
-            self._rows = self._places = None
+        if not bool(self._seen.all()):
+            raise ValueError(
+                f"{int(self._seen.sum())} of {len(rows)} forgery placeholders reached the "
+                "language model; the others were masked by attention_mask or cut off"
+            )
+
+    def _before(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple | None:
+        return super()._before(module, inputs) if of_call(self) else None
 
     def _find(self, ids: torch.Tensor) -> torch.Tensor:
         return (ids <= FIRST) | (ids == self.token_id)
 
     def _check(self, ids: torch.Tensor) -> None:
-        if self._rows is None:
-            raise RuntimeError(
-                "the prompt holds forgery placeholders, but a part of the model was called "
-                "directly; call the model itself, with forgery_images"
-            )
         self._index = FIRST - ids[self._find(ids)].cpu()
 
     def _write(self, output: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

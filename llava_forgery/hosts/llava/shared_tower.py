@@ -6,7 +6,7 @@ model's own vision tower would come too late. The tower therefore runs before, w
 when it asks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from llava_forgery.call_state import in_call, lock_of, of_call
+from llava_forgery.hosts.transformers.families import exclusive
 from llava_forgery.hosts.transformers.shared_tower import TowerLoan, check_same_pixels
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 
@@ -103,7 +105,7 @@ class LlavaSharedTower(TowerLoan):
                 f"expected images or tiles (N, 3, {side}, {side}), the size of the tower that host "
                 f"and detector share, got {tuple(pixels.shape)}"
             )
-        with self.tapped() as states:
+        with exclusive(self._model), self.tapped() as states:
             features = self._outer(pixels)
         # The detector in its own precision: mixed precision is for the host.
         with torch.autocast(pixels.device.type, enabled=False):
@@ -129,14 +131,16 @@ class LlavaSharedTower(TowerLoan):
             RuntimeError: The tower is not loaded.
             ValueError: As :meth:`check`.
         """
-        if self._checked:
-            return
-        if not self._outer.is_loaded:
-            raise RuntimeError(
-                "the model's vision tower is not loaded; call model.get_vision_tower().load_model()"
-            )
-        self.check(self._outer.image_processor.preprocess, type(self._model).__name__)
-        self._checked = True
+        with lock_of(self._model):
+            if self._checked:
+                return
+            if not self._outer.is_loaded:
+                raise RuntimeError(
+                    "the model's vision tower is not loaded; call "
+                    "model.get_vision_tower().load_model()"
+                )
+            self.check(self._outer.image_processor.preprocess, type(self._model).__name__)
+            self._checked = True
 
 
 def _first_tiles(images: Images, wanted: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
@@ -151,13 +155,28 @@ def _first_tiles(images: Images, wanted: Sequence[int]) -> tuple[torch.Tensor, l
     return torch.cat(parts), [starts[i] for i in wanted]
 
 
+class _Relay:
+    """In the place of a tower's ``forward`` while calls run whose features are finished already.
+
+    Calls of other threads and tasks reach the tower as ever.
+    """
+
+    def __init__(self, tower: nn.Module) -> None:
+        # accelerate puts a forward of its own on modules that it moves.
+        self.tower, self.before = tower, vars(tower).get("forward")
+        self.original, self.calls = tower.forward, 0
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return (of_call(self.tower) or self.original)(images)
+
+
 @contextmanager
 def _standing_in(tower: nn.Module, pixels: torch.Tensor, features: torch.Tensor) -> Iterator[None]:
     """LLaVA's tower gives finished features for the pixels that they were made of, all at once or
     piece by piece in their order."""
     place = 0
 
-    def forward(images: torch.Tensor) -> torch.Tensor:
+    def finished(images: torch.Tensor) -> torch.Tensor:
         nonlocal place
         piece = slice(place, place + len(images))
         if not torch.equal(images, pixels[piece].to(images.device)):
@@ -168,12 +187,18 @@ def _standing_in(tower: nn.Module, pixels: torch.Tensor, features: torch.Tensor)
         place = piece.stop % len(pixels)
         return features[piece]
 
-    # accelerate puts a forward of its own on modules that it moves.
-    before: Callable[..., torch.Tensor] | None = vars(tower).get("forward")
-    tower.forward = forward
+    with lock_of(tower):
+        if not isinstance(vars(tower).get("forward"), _Relay):
+            tower.forward = _Relay(tower)
+        relay: _Relay = tower.forward
+        relay.calls += 1
     try:
-        yield
+        with in_call(tower, finished):
+            yield
     finally:
-        del tower.forward
-        if before is not None:
-            tower.forward = before
+        with lock_of(tower):
+            relay.calls -= 1
+            if not relay.calls:
+                del tower.forward
+                if relay.before is not None:
+                    tower.forward = relay.before

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llava_forgery.call_state import in_call, of_call
 from llava_forgery.constants import IGNORE_INDEX
 from llava_forgery.hosts.kv_cache import takes_cache
 from llava_forgery.hosts.llava.hooks import (
@@ -26,15 +27,18 @@ from llava_forgery.hosts.llava.saving import save_full
 from llava_forgery.hosts.llava.shared_tower import LlavaSharedTower
 from llava_forgery.hosts.placeholder import count_placeholders
 from llava_forgery.hosts.signatures import add_keywords
+from llava_forgery.hosts.transformers.families import exclusive
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 
 logger = logging.getLogger(__name__)
 
 
 class LlavaForgeryMixin:
-    """What a model of the ``llava`` package gains; its class is made by :func:`forgery_class`."""
+    """What a model of the ``llava`` package gains; its class is made by :func:`forgery_class`.
 
-    _forgery_hooks: NumberedHooks | None = None
+    Threads and asyncio tasks may call it at once; what a call needs belongs to it alone.
+    """
+
     _forgery_derived = False
     _forgery_shared: LlavaSharedTower | None = None
 
@@ -80,12 +84,13 @@ class LlavaForgeryMixin:
         limit = getattr(self.config, "tokenizer_model_max_length", None)
         embeds = prepared[4]
         cut = embeds is not None and limit is not None and embeds.shape[1] >= limit
-        if cut and self._forgery_hooks is not None:
-            self._check_cut(embeds, limit)
+        hooks: NumberedHooks | None = of_call(self)
+        if cut and hooks is not None:
+            self._check_cut(hooks, embeds, limit)
         return prepared
 
-    def _check_cut(self, embeds: torch.Tensor, limit: int) -> None:
-        for sample, vectors in enumerate(self._forgery_hooks.samples()):
+    def _check_cut(self, hooks: NumberedHooks, embeds: torch.Tensor, limit: int) -> None:
+        for sample, vectors in enumerate(hooks.samples()):
             if not len(vectors):
                 continue
             last = vectors[-1].to(embeds.device, embeds.dtype)
@@ -147,13 +152,11 @@ class LlavaForgeryMixin:
         given[name] = hooks.number(input_ids)
         if (labels := given.get("labels")) is not None:
             given["labels"] = labels.masked_fill(labels == FORGERY_TOKEN_INDEX, IGNORE_INDEX)
-        self._forgery_hooks = hooks
         try:
-            with encoded, hooks.use(rows, placeholders):
+            with encoded, in_call(self, hooks), hooks.use(rows, placeholders):
                 return function(*bound.args, **bound.kwargs)
         finally:
             hooks.remove()
-            self._forgery_hooks = None
 
     @contextmanager
     def _idle_learner(self, input_ids: torch.Tensor | None, images: Any) -> Iterator[None]:
@@ -252,7 +255,8 @@ def forgery_class(base: type) -> type:
             detection: KFDOutput | None = None,
             **kwargs: Any,
         ) -> Any:
-            return self._call_with_skill(function, args, kwargs, forgery_images, detection)
+            with exclusive(self):
+                return self._call_with_skill(function, args, kwargs, forgery_images, detection)
 
         return add_keywords(call, function, "forgery_images", "detection")
 

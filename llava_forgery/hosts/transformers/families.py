@@ -8,10 +8,13 @@ test (``tests/hosts/test_families.py``) found to differ. A family of one's own i
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
+
+from llava_forgery.call_state import lock_of
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,34 @@ def family_of(host: nn.Module) -> HostFamily:
             f'register_family(HostFamily("{model_type}", "its name")) first'
         )
     return _FAMILIES[model_type]
+
+
+def exclusive(host: nn.Module) -> AbstractContextManager[Any]:
+    """The context in which to call a host that threads share: its lock, or nothing.
+
+    Threads take turns where a host keeps something of the call that runs: families that remember,
+    rotary embeddings that follow the prompt's length, weights that are fetched for each layer,
+    quantised layers, which finish themselves in their first pass, and compiled steps. All others
+    are called side by side.
+
+    Args:
+        host: Of transformers or of the ``llava`` package, without peft's wrapper.
+    """
+    family = _FAMILIES.get(host.config.model_type)
+    rope = getattr(host.config.get_text_config(), "rope_parameters", None) or {}
+    # One for the model, or one for each kind of its layers.
+    ropes = [values for values in (rope, *rope.values()) if isinstance(values, dict)]
+    places = {str(place) for place in getattr(host, "hf_device_map", {}).values()}
+    generation = getattr(host, "generation_config", None)
+    alone = (
+        bool(family and family.remembers)
+        or any(values.get("rope_type") in ("dynamic", "longrope") for values in ropes)
+        or "disk" in places
+        or ("cpu" in places and len(places) > 1)
+        or getattr(host, "hf_quantizer", None) is not None
+        or getattr(generation, "cache_implementation", None) is not None
+    )
+    return lock_of(host) if alone else nullcontext()
 
 
 def host_table() -> str:

@@ -8,7 +8,7 @@ E_forgery of each sample's image takes their places at prefill.
 Source: LVLM-DFD, sections 3.2 and 3.3.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from os import PathLike
@@ -28,7 +28,7 @@ from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.kv_cache import cache_in
 from llava_forgery.hosts.lora import LoraSettings, lora_config
 from llava_forgery.hosts.placeholder import PlaceholderHooks, check_counts, count_placeholders
-from llava_forgery.hosts.transformers.families import HostFamily, family_of
+from llava_forgery.hosts.transformers.families import HostFamily, exclusive, family_of
 from llava_forgery.hosts.transformers.shared_tower import SharedTower
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_tower import HostEncoder
@@ -36,6 +36,8 @@ from llava_forgery.kfd.host_tower import HostEncoder
 
 class ForgeryVLM(nn.Module):
     """A host with the forgery skill; made by :func:`attach_forgery`.
+
+    Threads and asyncio tasks may call it at once; what a call needs belongs to it alone.
 
     Attributes:
         host: The host, or peft's wrapper around it where LoRA is attached.
@@ -77,6 +79,10 @@ class ForgeryVLM(nn.Module):
     def has_lora(self) -> bool:
         """Whether LoRA is attached."""
         return isinstance(self.host, PeftModel)
+
+    @property
+    def _bare(self) -> PreTrainedModel:
+        return self.host.get_base_model() if self.has_lora else self.host
 
     @property
     def n_forgery(self) -> int:
@@ -147,7 +153,10 @@ class ForgeryVLM(nn.Module):
         """
         if self._shared is not None:
             detection, host_inputs = self._shared.prepare(forgery_images, detection, host_inputs)
-        with self._skilled(input_ids, forgery_images, detection, images_per_sample):
+        with (
+            self._skilled(input_ids, forgery_images, detection, images_per_sample),
+            exclusive(self._bare),
+        ):
             return self.host(input_ids=input_ids, **host_inputs)
 
     def generate(
@@ -184,7 +193,7 @@ class ForgeryVLM(nn.Module):
                     "the cache reaches behind the placeholders, so that forgery_images or "
                     "detection would not be read; leave them out, or the cache"
                 )
-            generate, skill = self._continuation(), nullcontext()
+            generate, skill = self._continuation, nullcontext()
         else:
             if self._shared is not None:
                 detection, host_inputs = self._shared.prepare(
@@ -192,7 +201,7 @@ class ForgeryVLM(nn.Module):
                 )
             generate = self.host.generate
             skill = self._skilled(input_ids, forgery_images, detection, images_per_sample)
-        with skill:
+        with skill, exclusive(self._bare):
             return generate(input_ids=input_ids, suppress_tokens=suppressed, **host_inputs)
 
     def detach(self) -> PreTrainedModel:
@@ -265,13 +274,13 @@ class ForgeryVLM(nn.Module):
         check_counts(input_ids, self.token_id, [self.n_forgery * count for count in counts])
         return counts
 
-    def _continuation(self) -> Callable[..., Any]:
-        """The ``generate`` that goes on from a cache.
+    def _continuation(self, **inputs: Any) -> Any:
+        """``generate`` from a cache on.
 
         Raises:
             ValueError: The family does not allow it.
         """
-        bare = self.host.get_base_model() if self.has_lora else self.host
+        bare = self._bare
         if self.family.later_turns == "recompute":
             raise ValueError(
                 f"{self.family.name} hosts do not go on from a cache; give the whole "
@@ -280,8 +289,8 @@ class ForgeryVLM(nn.Module):
         for name in self.family.remembers:
             setattr(bare.model, name, None)
         if self.family.later_turns == "language_model":
-            return bare.language_model.generate
-        return self.host.generate
+            return bare.language_model.generate(**inputs)
+        return self.host.generate(**inputs)
 
 
 def attach_forgery(

@@ -7,8 +7,7 @@ and the finished features stand in for ``pixel_values`` when the host runs (``mm
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
 
 from llava_forgery.hosts.kv_cache import cache_in
+from llava_forgery.hosts.transformers.families import exclusive
 from llava_forgery.kfd.checkpoint import encoder_probe, same_probe
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_config import check_processor
@@ -87,15 +87,9 @@ class TowerLoan(ABC):
                 "or train a detector for this one (train detector --host)"
             )
 
-    @contextmanager
-    def lent(self) -> Iterator[None]:
-        """Let the detector be called by itself inside, on the host's tower."""
-        encoder = self._kfd.encoder
-        encoder.tower = self.tower.eval()
-        try:
-            yield
-        finally:
-            encoder.tower = None
+    def lent(self) -> AbstractContextManager[None]:
+        """Let this thread or task call the detector by itself inside, on the host's tower."""
+        return self._kfd.encoder.borrow(self.tower.eval())
 
     def tapped(self) -> AbstractContextManager[dict[int, torch.Tensor]]:
         """Collect what the detector reads while the tower runs once inside."""
@@ -162,7 +156,7 @@ class SharedTower(TowerLoan):
                 f"expected pixel_values (N, 3, {side}, {side}), one square for each image, got "
                 f"{tuple(pixel_values.shape)}"
             )
-        with self.tapped() as states:
+        with exclusive(self._model), self.tapped() as states:
             features = self._model.base_model.get_image_features(
                 pixel_values=pixel_values, return_dict=True, **options
             )

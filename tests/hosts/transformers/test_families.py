@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava_forgery.call_state import lock_of
 from llava_forgery.constants import FORGERY_TOKEN
 from llava_forgery.hosts.transformers.families import (
     HostFamily,
+    exclusive,
     family_of,
     host_table,
     known_families,
@@ -208,6 +210,30 @@ def test_wrong_counts_are_named_before_the_host_is_called(vlm):
                 vlm(**dict(batch, images_per_sample=wrong))
     finally:
         vlm.host = host
+
+
+def test_hosts_that_hold_something_of_a_call_are_called_in_turn(monkeypatch):
+    host, _ = tiny_hosts.build("llava")
+    assert exclusive(host) is not lock_of(host)
+    text = host.config.get_text_config()
+    for owner, name, value in (
+        (text, "rope_parameters", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+        (text, "rope_parameters", {"full_attention": {"rope_type": "longrope"}}),
+        (host, "hf_device_map", {"model": 0, "lm_head": "cpu"}),
+        (host, "hf_device_map", {"": "disk"}),
+        (host, "hf_quantizer", object()),
+        (host.generation_config, "cache_implementation", "static"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value, raising=False)
+            assert exclusive(host) is lock_of(host), name
+    monkeypatch.setattr(host, "hf_device_map", {"model": 0, "lm_head": 1}, raising=False)
+    assert exclusive(host) is not lock_of(host)
+    for family in known_families():
+        kind = type("Host", (torch.nn.Module,), {"config": host.config.from_dict({})})
+        kind.config.model_type = family.model_type
+        other = kind()
+        assert (exclusive(other) is lock_of(other)) == bool(family.remembers)
 
 
 def test_unknown_family_is_an_error_that_says_what_to_do():
