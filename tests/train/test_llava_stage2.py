@@ -484,7 +484,7 @@ def test_two_processes_from_the_shell_and_llavas_loader(folder, one_process, sta
     _agree(before, after)
 
 
-# Both kinds of FPL, the order of both samplers that mix, and images in tiles.
+# Both kinds of FPL, both orders of mixed data, images in tiles, and the host's tower shared.
 MIXED = {
     "paper": {"fpl_kind": "paper"},
     "lite": {"fpl_kind": "lite", "general_ratio": 0.7},
@@ -492,6 +492,7 @@ MIXED = {
         "fpl_kind": "paper", "general_ratio": 0.4, "group_by_modality_length": True,
     },
     "lite-tiles": {"fpl_kind": "lite", "model_name_or_path": "tiny-tiles-llava"},
+    "lite-shared": {"fpl_kind": "lite", "forgery_tower": "mixed-tower-kfd"},
 }  # fmt: skip
 
 
@@ -511,6 +512,7 @@ def _mixed_words(folder, out, case, **changes):
 def mixed(folder):
     """Each case in one process that accumulates the gradients of two micro-batches."""
     tiny_llava.save_llava(folder / "tiny-tiles-llava", aspect="anyres")
+    tiny_llava.save_tower_kfd(folder / "mixed-tower-kfd", folder / "clip")
     Image.fromarray(tiny.picture(1)).save(folder / "general.png")
     entries = []
     for number in range(6):
