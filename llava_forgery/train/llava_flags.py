@@ -199,7 +199,7 @@ class TrainingArguments(transformers.TrainingArguments):
     group_by_modality_length: bool = _flag("Batches of one modality and of similar lengths.", False)
 
     def __post_init__(self) -> None:
-        # Without it the Trainer counts one process where DeepSpeed runs on CPUs.
+        # Without it the Trainer counts one process where several run on CPUs.
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         if isinstance(self.deepspeed, str):
             deepspeed_file(self.deepspeed)

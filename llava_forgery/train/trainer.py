@@ -1,5 +1,6 @@
 """What both stages add to the transformers Trainer: our checkpoints, our logs, exact resuming."""
 
+import os
 import shutil
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -237,6 +238,7 @@ def training_arguments(
         deepspeed: DeepSpeed's JSON file; None trains without it.
         more: Any other of TrainingArguments' fields.
     """
+    several = deepspeed is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
     return TrainingArguments(
         output_dir=str(output_dir),
         max_steps=steps,
@@ -256,8 +258,8 @@ def training_arguments(
         remove_unused_columns=False,
         disable_tqdm=False,
         deepspeed=deepspeed_file(deepspeed),
-        # Without it the Trainer counts one process where DeepSpeed runs on CPUs.
-        use_cpu=deepspeed is not None and not torch.cuda.is_available(),
+        # Without it the Trainer counts one process where several run on CPUs.
+        use_cpu=several and not torch.cuda.is_available(),
         **more,
     )
 
