@@ -51,7 +51,6 @@ setup(
         "pillow>=11.3",
         "numpy>=2.0",
         "safetensors>=0.6",
-        "scikit-learn>=1.7",
         "scipy>=1.15",
         "tqdm>=4.67",
         "typer>=0.20",
@@ -66,8 +65,15 @@ setup(
         "eval": EVAL,
         "quantization": ["bitsandbytes>=0.50"],
         "deepspeed": [*TRAIN, "deepspeed>=0.19"],
-        # num2words: without it SmolVLM's processor cannot be made.
-        "dev": ["pytest>=9.0", "pytest-xdist>=3.8", "ruff==0.17.5", "num2words>=0.5"],
+        # num2words: without it SmolVLM's processor cannot be made. scikit-learn: the measures are
+        # compared with its own.
+        "dev": [
+            "pytest>=9.0",
+            "pytest-xdist>=3.8",
+            "ruff==0.17.5",
+            "num2words>=0.5",
+            "scikit-learn>=1.7",
+        ],
     },
     entry_points={
         "console_scripts": ["llava-forgery=llava_forgery.cli:main"],

@@ -31,3 +31,20 @@ def test_import_is_light():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_a_prediction_loads_what_it_needs():
+    """No training, simulation or evaluation, and at most 45 files."""
+    code = (
+        "import sys\n"
+        "from llava_forgery import ForgeryPredictor\n"
+        "for name, module in list(sys.modules.items()):\n"
+        "    if name.startswith('llava_forgery.') and not module.__file__.endswith('__init__.py'):\n"
+        "        print(name)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    loaded = result.stdout.split()
+    rooms = {name.split(".")[1] for name in loaded}
+    assert "infer" in rooms, result.stderr
+    assert not rooms & {"train", "data", "evaluation", "simulate", "convert", "cli"}
+    assert len(loaded) <= 45, sorted(loaded)

@@ -23,7 +23,6 @@ from llava_forgery.kfd.encoder import (
 from llava_forgery.kfd.heads import frozen_statistics, make_heads
 from llava_forgery.kfd.host_tower import HostEncoder, load_tower
 from llava_forgery.kfd.knowledge import ByteTextEncoder, ForgeryKnowledge, OpenClipTextEncoder
-from llava_forgery.kfd.losses import LossWeights, detector_loss
 
 
 @dataclass(frozen=True)
@@ -198,51 +197,37 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
         projected = self.consistency.project(features)
         return self._read(self._text_maps(projected), torch.Size((side, side)))
 
-    def training_losses(
-        self,
-        forged: torch.Tensor,
-        pristine: torch.Tensor,
-        mask: torch.Tensor,
-        weights: LossWeights,
-    ) -> tuple[KFDOutput, dict[str, torch.Tensor]]:
-        """Stage 1's losses on pairs (equations 3 and 4).
+    def detect_pairs(
+        self, forged: torch.Tensor, pristine: torch.Tensor, reference: bool
+    ) -> tuple[KFDOutput, torch.Tensor | None]:
+        """Detect on forgeries and what they were made of, in one pass of the encoder.
 
-        Forged and pristine images go through the encoder in one pass. A pristine image is both a
-        real sample and the reference of its forgery, so that the reference costs nothing more.
+        A pristine image is both a real sample and the reference of its forgery, so that the
+        reference costs nothing more.
 
         Args:
             forged: (B, 3, H, W) in [0, 1].
             pristine: (B, 3, H, W) in [0, 1].
-            mask: (B, 1, H, W) in [0, 1].
-            weights: Weights of the terms.
+            reference: Whether to locate by the reference maps as well (LVLM-DFD, equation 3).
 
         Returns:
-            The output for forged and pristine images, (2B, ...), and the losses.
+            The output for forged and pristine images, (2B, ...), and the mask logits
+            (B, 2, H, W) that the reference maps give; None without them.
         """
         images = torch.cat([forged, pristine])
         self._check(images)
         size = images.shape[-2:]
         projected = self.consistency.project(self.encoder(images))
         output = self._read(self._text_maps(projected), size)
-        reference_logits = None
-        if weights.reference:
-            count = len(forged)
-            maps = self.consistency.to_reference(
-                [feature[:count] for feature in projected],
-                [feature[count:] for feature in projected],
-            )
-            with frozen_statistics(self.locator):
-                reference_logits = self._locate(self._enlarge(maps, size), size)
-        label = torch.cat([torch.ones(len(forged)), torch.zeros(len(pristine))])
-        losses = detector_loss(
-            output.mask_logits,
-            output.class_logits,
-            torch.cat([mask, torch.zeros_like(mask)]),
-            label.long().to(images.device),
-            weights,
-            reference_logits,
+        if not reference:
+            return output, None
+        count = len(forged)
+        maps = self.consistency.to_reference(
+            [feature[:count] for feature in projected],
+            [feature[count:] for feature in projected],
         )
-        return output, losses
+        with frozen_statistics(self.locator):
+            return output, self._locate(self._enlarge(maps, size), size)
 
     def _check(self, pixel_values: torch.Tensor) -> None:
         side = self.config.encoder.image_size

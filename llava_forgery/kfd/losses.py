@@ -6,6 +6,8 @@ import kornia.losses
 import torch
 import torch.nn.functional as F
 
+from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
+
 
 def dice_loss(logits: torch.Tensor, mask: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
     r"""Soft Dice loss of a two-channel mask, the mean over both classes.
@@ -96,3 +98,35 @@ def detector_loss(
         terms["reference"] = dice_loss(reference_logits, mask[: len(reference_logits)])
         loss = loss + weights.reference * terms["reference"]
     return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
+
+
+def training_losses(
+    detector: KnowledgeGuidedForgeryDetector,
+    forged: torch.Tensor,
+    pristine: torch.Tensor,
+    mask: torch.Tensor,
+    weights: LossWeights,
+) -> tuple[KFDOutput, dict[str, torch.Tensor]]:
+    """Stage 1's losses on pairs (equations 3 and 4).
+
+    Args:
+        detector: In training.
+        forged: (B, 3, H, W) in [0, 1].
+        pristine: (B, 3, H, W) in [0, 1].
+        mask: (B, 1, H, W) in [0, 1].
+        weights: Weights of the terms.
+
+    Returns:
+        The output for forged and pristine images, (2B, ...), and the losses.
+    """
+    output, reference_logits = detector.detect_pairs(forged, pristine, bool(weights.reference))
+    label = torch.cat([torch.ones(len(forged)), torch.zeros(len(pristine))])
+    losses = detector_loss(
+        output.mask_logits,
+        output.class_logits,
+        torch.cat([mask, torch.zeros_like(mask)]),
+        label.long().to(forged.device),
+        weights,
+        reference_logits,
+    )
+    return output, losses

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from llava_forgery.kfd.checkpoint import CONFIG, load_weights, portable_config
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-from llava_forgery.kfd.losses import LossWeights
+from llava_forgery.kfd.losses import LossWeights, training_losses
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePair, FacePairs
 from llava_forgery.simulate.simulator import SimulatorConfig
@@ -39,7 +39,7 @@ class Stage1(Trainable):
         self, forged: torch.Tensor, pristine: torch.Tensor, mask: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Losses of a batch of pairs; see ``training_losses``."""
-        _, losses = self.detector.training_losses(forged, pristine, mask, self.weights)
+        _, losses = training_losses(self.detector, forged, pristine, mask, self.weights)
         return losses
 
     def save_checkpoint(self, directory: Path) -> None:
