@@ -31,7 +31,9 @@ def prepare(
     all_faces: Annotated[
         bool, typer.Option("--all-faces", help="All faces of a file, not its largest alone.")
     ] = False,
-    detector: Annotated[str, typer.Option(help="Finder of faces and landmarks.")] = "dlib",
+    face_detector: Annotated[
+        str, typer.Option(help="Finder of faces and landmarks: dlib or mediapipe.")
+    ] = "dlib",
     identities: Annotated[
         Path | None, typer.Option(help="CSV with the columns file and identity.")
     ] = None,
@@ -67,7 +69,7 @@ def prepare(
         settings = CropSettings(size, margin, align, not all_faces, choice)
         sources = read_manifest(src)
         report = prepare_sources(
-            sources, out, settings=settings, detector=detector, workers=workers
+            sources, out, settings=settings, detector=face_detector, workers=workers
         )
     else:
         report = run(
@@ -77,7 +79,7 @@ def prepare(
             margin=margin,
             align=align,
             frames=choice,
-            detector=detector,
+            detector=face_detector,
             identities_csv=identities,
             identity_pattern=identity_pattern,
             test_share=test_share,

@@ -1,4 +1,4 @@
-"""The keys and values of earlier tokens, which transformers renamed.
+"""The keys and values of earlier tokens, which transformers renamed, and methods that take them.
 
 From 5.24 on ``forward``, ``generate`` and their outputs call them ``cache``, before that
 ``past_key_values``; the old name is to go with 5.40. Models written for the old name, such as the
@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import GenerationMixin
-
-from llava_forgery.hosts.signatures import add_keywords
 
 OLD = "past_key_values"
 NEW = "cache"
@@ -50,3 +48,27 @@ def takes_cache(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **kwargs)
 
     return add_keywords(renamed, function, NEW)
+
+
+def add_keywords(
+    wrapper: Callable[..., Any], function: Callable[..., Any], *names: str
+) -> Callable[..., Any]:
+    """Give a wrapper the function's signature and further keywords, None by default.
+
+    transformers reads which inputs a model takes off its methods' signatures.
+
+    Args:
+        wrapper: Takes what ``function`` takes, and ``names``.
+        function: What it wraps.
+        names: Of the keywords.
+
+    Returns:
+        The wrapper.
+    """
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    rest = [p for p in parameters if p.kind is p.VAR_KEYWORD]
+    named = [p for p in parameters if p not in rest]
+    added = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in names]
+    wrapper.__signature__ = signature.replace(parameters=[*named, *added, *rest])
+    return wrapper
