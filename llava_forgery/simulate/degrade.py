@@ -35,6 +35,21 @@ class DegradeConfig:
     crf: tuple[int, int] = (15, 36)
     """H.264's constant rate factor; FaceForensics++ has 23 and 40. Much over 30 the traces of a
     forgery go with the rest, and training learns more slowly."""
+    frames: tuple[int, int] = (1, 1)
+    """Frames of the video that H.264 encodes; of more than one the last is kept, which is predicted
+    from the others."""
+    motion: float = 0.01
+    """Largest move from frame to frame in x and in y, as a share of the picture's side."""
+    video_scale: tuple[float, float] = (1.0, 1.0)
+    """Size of the face in the encoded video, as a factor of the picture's size, drawn uniformly on
+    a logarithmic scale. The picture is brought to it, encoded, and brought back."""
+    again: float = 0.0
+    """Probability that what was compressed is compressed once more, anew drawn."""
+    before: float = 0.0
+    """Probability that the photograph is compressed before it is forged: forgeries of videos are
+    made from videos, and what is pasted has less of the traces of their compression."""
+    sharpness: tuple[float, float] = (0.0, 0.0)
+    """Amount of an unsharp mask before the compression; (0, 0) leaves it out."""
     downscale: tuple[float, float] = (1.0, 2.0)
     """Reduction and back to the size."""
     noise: tuple[float, float] = (0.0, 0.02)
@@ -49,16 +64,24 @@ class DegradeConfig:
     """Factor of the saturation."""
 
     def __post_init__(self) -> None:
-        for name in ("probability", "flip", "video"):
+        for name in ("probability", "flip", "video", "again", "before"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if not 1 <= self.jpeg_quality[0] <= self.jpeg_quality[1] <= 100:
             raise ValueError(f"jpeg_quality must be within 1 to 100, got {self.jpeg_quality}")
-        if self.probability and self.video:
+        if (self.probability or self.before) and self.video:
             # Not in the middle of a training, nor in one of its processes.
             require_h264()
         if not 0 <= self.crf[0] <= self.crf[1] <= 51:
             raise ValueError(f"crf must be within 0 to 51, got {self.crf}")
+        if not 1 <= self.frames[0] <= self.frames[1] <= 16:
+            raise ValueError(f"frames must be within 1 to 16, got {self.frames}")
+        if not 0.1 <= self.video_scale[0] <= self.video_scale[1] <= 4:
+            raise ValueError(f"video_scale must be within 0.1 to 4, got {self.video_scale}")
+        if not 0 <= self.sharpness[0] <= self.sharpness[1] or self.motion < 0:
+            raise ValueError(
+                f"sharpness and motion must not be negative, got {self.sharpness} and {self.motion}"
+            )
 
 
 def degrade(
@@ -97,13 +120,43 @@ def degrade(
         stack = np.concatenate([pixels.enlarge(part, (height, width)) for part in parts])
     if noisy:
         stack = add_noise(stack, rng.uniform(*config.noise), rng)
+    if config.sharpness[1] and rng.random() < config.probability:
+        amount = rng.uniform(*config.sharpness)
+        stack = np.concatenate([pixels.sharpen(part, amount) for part in np.split(stack, count)])
+    images = stack.reshape(images.shape)
     if compressed:
-        codec, (low, high) = pixels.compress, config.jpeg_quality
-        if rng.random() < config.video:
-            codec, (low, high) = compress_h264, config.crf
-        quality = int(rng.integers(low, high + 1))
-        stack = np.concatenate([codec(part, quality) for part in np.split(stack, count)])
-    return stack.reshape(images.shape), bool(mirrored)
+        images = _compress(images, config, rng)
+        if rng.random() < config.again:
+            images = _compress(images, config, rng)
+    return images, bool(mirrored)
+
+
+def compress_before(
+    image: np.ndarray, config: DegradeConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """What a photograph (H, W, 3) uint8 goes through before it is forged (``before``)."""
+    if not config.before or rng.random() >= config.before:
+        return image
+    return _compress(image[None], config, rng)[0]
+
+
+def _compress(images: np.ndarray, config: DegradeConfig, rng: np.random.Generator) -> np.ndarray:
+    """All of (N, H, W, 3) through the same codec, at the same size and quality."""
+    if rng.random() >= config.video:
+        quality = int(rng.integers(config.jpeg_quality[0], config.jpeg_quality[1] + 1))
+        return np.stack([pixels.compress(image, quality) for image in images])
+    crf = int(rng.integers(config.crf[0], config.crf[1] + 1))
+    size = images.shape[1:3]
+    frames = int(rng.integers(config.frames[0], config.frames[1] + 1))
+    factor = float(np.exp(rng.uniform(*np.log(config.video_scale))))
+    motion = tuple((rng.uniform(-1, 1, 2) * config.motion * factor * max(size)).tolist())
+    inner = pixels.reduced_size(size, 1 / factor)
+    return np.stack(
+        [
+            pixels.resize(compress_h264(pixels.resize(image, inner), crf, frames, motion), size)
+            for image in images
+        ]
+    )
 
 
 def add_noise(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:

@@ -95,6 +95,15 @@ def enlarge(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
 
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bring to (height, width): averages areas to shrink, interpolates cubically to enlarge."""
+    if image.shape[:2] == size:
+        return image
+    shrink = size[0] < image.shape[0]
+    method = cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
+    return cv2.resize(image, (size[1], size[0]), interpolation=method)
+
+
 def compress(image: np.ndarray, quality: int) -> np.ndarray:
     """Encode and decode as JPEG of a quality of 1 to 100."""
     # OpenCV's channel order is blue, green, red.

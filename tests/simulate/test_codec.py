@@ -1,6 +1,7 @@
 import sys
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -37,6 +38,15 @@ def test_grey_ramps_survive():
     assert np.abs(compress_h264(image, 5).astype(int) - image).max() <= 8
 
 
+def test_a_frame_that_was_predicted_lies_where_it_was_given():
+    image = cv2.GaussianBlur(tiny.picture(0, 64), (9, 9), 2)
+    alone, last = compress_h264(image, 23), compress_h264(image, 23, 4, (2.5, -1.0))
+    assert not np.array_equal(alone, last)
+    right = np.abs(last.astype(int) - image)[8:-8, 8:-8].mean()
+    for shift in (-2, -1, 1, 2):
+        assert right < np.abs(np.roll(last, shift, 1).astype(int) - image)[8:-8, 8:-8].mean()
+
+
 @pytest.mark.parametrize("size", [(33, 48), (48, 33), (17, 19)])
 def test_odd_sizes(size):
     image = np.ascontiguousarray(tiny.picture(1, 64)[: size[0], : size[1]])
@@ -51,7 +61,7 @@ def test_share_of_videos_decides_between_the_codecs(monkeypatch):
     asked = []
     monkeypatch.setattr(
         "llava_forgery.simulate.degrade.compress_h264",
-        lambda image, crf: asked.append(crf) or image,
+        lambda image, crf, *_: asked.append(crf) or image,
     )
     for share, expected in ((0.0, 0), (1.0, 40)):
         asked.clear()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from llava_forgery.simulate.degrade import DegradeConfig, add_noise, degrade
+from llava_forgery.simulate.degrade import DegradeConfig, add_noise, compress_before, degrade
 from tests import tiny
 
 
@@ -48,8 +48,39 @@ def test_noise_is_normal_with_its_sigma(sigma):
         {"jpeg_quality": (0, 5)},
         {"video": 2},
         {"crf": (30, 60)},
+        {"frames": (0, 2)},
+        {"video_scale": (0.01, 1)},
+        {"sharpness": (-1.0, 1)},
+        {"again": 3},
     ],
 )
 def test_wrong_configuration_is_an_error(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         DegradeConfig(**values)
+
+
+def test_videos_of_another_size_are_brought_back(monkeypatch):
+    """Both images go through the same codec at the same size, with the same motion."""
+    asked = []
+    monkeypatch.setattr(
+        "llava_forgery.simulate.degrade.compress_h264",
+        lambda image, *settings: asked.append((image.shape, *settings)) or image,
+    )
+    config = {"video": 1.0, "frames": (2, 4), "video_scale": (0.5, 1.5), "again": 1.0}
+    for seed in range(10):
+        result, _ = _degrade(seed, probability=1.0, noise=(0.0, 0.0), **config)
+        assert result.shape == (2, 32, 32, 3)
+        np.testing.assert_array_equal(result[0], result[1])
+    # Twice for each image of a pair.
+    assert len(asked) == 40
+    assert asked[::2] == asked[1::2]
+    sides = {shape[0] for shape, *_ in asked}
+    assert 16 <= min(sides) < 24 < 40 < max(sides) <= 48
+    assert {frames for _, _, frames, _ in asked} == {2, 3, 4}
+
+
+def test_photographs_are_compressed_before_only_where_asked():
+    image, rng = tiny.picture(0, 32), np.random.default_rng(0)
+    assert compress_before(image, DegradeConfig(before=0.0), rng) is image
+    changed = compress_before(image, DegradeConfig(before=1.0, probability=0.0), rng)
+    assert 0 < np.abs(changed.astype(int) - image).mean() < 30
