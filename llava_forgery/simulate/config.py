@@ -53,6 +53,15 @@ class SimulatorConfig:
     """Quality of that compression."""
     on_foreground: float = 0.7
     """Probability that the foreground is recoloured; otherwise the background is."""
+    swap: float = 0.0
+    """Share of forgeries that bring in another person's face, warped onto the landmarks and matched
+    in colour, as Deepfakes and FaceSwap do."""
+    reenactment: float = 0.0
+    """Share of forgeries that move mouth, jaw and brows of the face itself and blend them in, as
+    Face2Face and NeuralTextures do."""
+    texture: float = 0.0
+    """Probability that the foreground does not look as the camera gave it: drawn at a lower
+    resolution and sharpened, smoothed, or with a grain of its own."""
     min_difference: float = 2.0
     """Least mean change inside the mask, in grey levels of 255; a fainter one is drawn anew."""
     max_draws: int = 8
@@ -61,10 +70,16 @@ class SimulatorConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.max_regions <= len(PARTS):
             raise ValueError(f"max_regions must be 1 to {len(PARTS)}, got {self.max_regions}")
-        for name in ("whole_face", "poisson", "on_foreground", "jpeg"):
+        for name in ("whole_face", "poisson", "on_foreground", "jpeg", "swap", "reenactment",
+                     "texture"):  # fmt: skip
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is a probability in [0, 1], got {value}")
+        if self.swap + self.reenactment > 1:
+            raise ValueError(
+                f"swap and reenactment are shares of all forgeries, got {self.swap} and "
+                f"{self.reenactment}: together over 1"
+            )
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, tuple) and field.name != "opacity" and value[0] > value[1]:
@@ -79,3 +94,8 @@ class SimulatorConfig:
             raise ValueError(f"jpeg_quality must be within 1 to 100, got {self.jpeg_quality}")
         if self.softness[0] <= 0 or self.max_draws < 1:
             raise ValueError("softness must be over 0 and max_draws at least 1")
+
+    @property
+    def draws_kinds(self) -> bool:
+        """Whether a forgery may be more than a self-blend."""
+        return bool(self.swap or self.reenactment or self.texture)

@@ -124,7 +124,7 @@ def plan_outlines(
     growth = np.float32([plan.growth for plan in plans])
     outlines = hull_outlines([plan.regions for plan in plans], landmarks, growth)
     strength = np.float32([plan.deformation * max(size) for plan in plans])
-    return deform(outlines, [plan.field for plan in plans], strength, size)
+    return deform(outlines, [plan.displacement for plan in plans], strength, size)
 
 
 def soft_mask(outlines: Sequence[np.ndarray], sigma: float, size: tuple[int, int]) -> SoftMask:

@@ -15,11 +15,14 @@ from llava_forgery.faces.crop import crop_box, rotation
 from llava_forgery.faces.records import FaceCrop, load_faces
 from llava_forgery.rows import rows_digest
 from llava_forgery.simulate.config import SimulatorConfig
-from llava_forgery.simulate.degrade import DegradeConfig, degrade
+from llava_forgery.simulate.degrade import DegradeConfig, compress_before, degrade
+from llava_forgery.simulate.foreground import Donor
 from llava_forgery.simulate.simulator import ForgerySimulator, to_tensor
 
 logger = logging.getLogger(__name__)
 
+# A donor is the one of so many drawn people whose pose is the nearest.
+_CANDIDATES = 6
 # Decoded crops that are kept, in bytes: decoding takes longer than forging.
 _KEPT_BYTES = 64 * 2**20
 
@@ -84,7 +87,7 @@ class FacePairs(Dataset):
         degradation: Changes that both images share; None leaves them out.
 
     Raises:
-        ValueError: No faces, or faces labelled fake.
+        ValueError: No faces, or faces labelled fake; one person alone, and swaps to make.
     """
 
     def __init__(
@@ -109,6 +112,12 @@ class FacePairs(Dataset):
         self.simulator = ForgerySimulator(simulator)
         self.framing = framing or FramingConfig()
         self.degradation = degradation
+        self._people = faces["identity"] if self.simulator.config.swap else None
+        if self._people is not None and len(set(self._people)) < 2:
+            raise ValueError(
+                "a swap needs two people, but all faces are of one; add people, or set "
+                "SimulatorConfig.swap to 0"
+            )
         # The last round's order: drawing it anew for each pair would cost more than the pair once
         # there are a million faces.
         self._order: tuple[int, np.ndarray] | None = None
@@ -150,6 +159,19 @@ class FacePairs(Dataset):
                 self._kept[row] = face
         return face
 
+    def _donor(self, row: int, landmarks: np.ndarray, rng: np.random.Generator) -> Donor:
+        """Another person whose head is held alike, of a few that are drawn."""
+        drawn: set[int] = set()
+        while not drawn:
+            rows = rng.integers(len(self.faces), size=_CANDIDATES).tolist()
+            drawn = {other for other in rows if self._people[other] != self._people[row]}
+        others = sorted(drawn)
+        found = np.asarray(self.faces.select_columns("landmarks")[others]["landmarks"])
+        aim = _shape(landmarks)
+        apart = [np.abs(_shape(points) - aim).sum() for points in found]
+        face = self._face(others[int(np.argmin(apart))])
+        return Donor(*frame_face(face, self.size, CENTRED))
+
     def __getitem__(self, index: int) -> FacePair:
         if not 0 <= index < self.length:
             raise IndexError(f"pair {index} of {self.length}")
@@ -157,7 +179,11 @@ class FacePairs(Dataset):
         face = self._face(row)
         rng = np.random.default_rng([self.seed, 1, index])
         image, landmarks = frame_face(face, self.size, self.framing, rng)
-        forged = self.simulator.forge(image, landmarks, int(rng.integers(2**63)))
+        if self.degradation is not None:
+            image = compress_before(image, self.degradation, rng)
+        seed = int(rng.integers(2**63))
+        donor = None if self._people is None else self._donor(row, landmarks, rng)
+        forged = self.simulator.forge(image, landmarks, seed, donor)
         images, mask = np.stack([forged.image, forged.pristine]), forged.mask
         if self.degradation is not None:
             images, mirrored = degrade(images, self.degradation, rng)
@@ -222,3 +248,9 @@ def frame_face(
     image = crop_box(face.image, (x, y, x + side, y + side), size, angle)
     landmarks = (face.landmarks - centre) @ rotation(angle) * (size / side) + size / 2
     return image, landmarks.astype(np.float32)
+
+
+def _shape(landmarks: np.ndarray) -> np.ndarray:
+    """Landmarks (68, 2) without the face's place and size."""
+    centred = landmarks - landmarks.mean(axis=0)
+    return centred / np.linalg.norm(centred)

@@ -5,8 +5,9 @@ forgery whatever stands beside it in a batch.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,20 @@ _LIMITS = (
     ("green", "rgb"), ("blue", "rgb"), ("shift_x", "shift"), ("shift_y", "shift"),
 )  # fmt: skip
 
+SELF, SWAP, REENACTMENT = KINDS = ("self", "swap", "reenactment")
+"""What is blended in: the photograph itself, another person's face, or itself with another
+expression."""
+TEXTURES = ("camera", "network", "smooth", "grain")
+"""How it looks: as it is; reduced, enlarged and sharpened; its skin smoothed; with noise."""
+# Regions that a reenactment draws anew, and how often of all.
+_REENACTED = (
+    (0.3, ("mouth",)), (0.6, ("mouth", "chin")), (0.8, ("mouth", "chin", "cheeks")),
+    (1.0, (WHOLE_FACE,)),
+)  # fmt: skip
+# How much of a self-blend's moves and recolouring is left where the source itself differs.
+_MOVES = {SELF: 1.0, SWAP: 0.4, REENACTMENT: 0.2}
+_COLOURS = {SELF: 1.0, SWAP: 0.7, REENACTMENT: 0.3}
+
 
 @dataclass(frozen=True, eq=False)
 class ForgeryPlan:
@@ -30,7 +45,7 @@ class ForgeryPlan:
 
     regions: tuple[str, ...]
     """Names, in the order of ``REGION_NAMES``."""
-    field: np.ndarray
+    displacement: np.ndarray
     """(2, n, n) float32, standard normal displacements in x and y at a grid over the image."""
     growth: float
     """Scale of each hull."""
@@ -72,15 +87,31 @@ class ForgeryPlan:
     """Poisson blending, otherwise alpha blending."""
     on_foreground: bool
     """Whether the foreground is recoloured, otherwise the background."""
+    kind: str = SELF
+    """One of ``KINDS``."""
+    texture: str = "camera"
+    """One of ``TEXTURES``, of the foreground before it is moved and recoloured."""
+    draws: np.ndarray = field(default_factory=lambda: np.zeros(12, np.float32))
+    """(12,) float32, standard normal: of the colours, the expression and the texture."""
 
     def __post_init__(self) -> None:
         if not self.regions or any(name not in REGION_NAMES for name in self.regions):
             raise ValueError(
                 f"regions must be some of {', '.join(REGION_NAMES)}, got {self.regions}"
             )
-        if self.field.ndim != 3 or self.field.shape[0] != 2 or self.field.dtype != np.float32:
+        if (
+            self.displacement.ndim != 3
+            or self.displacement.shape[0] != 2
+            or self.displacement.dtype != np.float32
+        ):
             raise ValueError(
-                f"field must be (2, n, n) float32, got {self.field.shape} {self.field.dtype}"
+                "displacement must be (2, n, n) float32, got "
+                f"{self.displacement.shape} {self.displacement.dtype}"
+            )
+        if self.kind not in KINDS or self.texture not in TEXTURES or self.draws.shape != (12,):
+            raise ValueError(
+                f"kind must be one of {', '.join(KINDS)}, texture one of {', '.join(TEXTURES)} and "
+                f"draws (12,), got {self.kind!r}, {self.texture!r} and {self.draws.shape}"
             )
         for name in ("growth", "softness", "scale", "opacity"):
             if getattr(self, name) <= 0:
@@ -99,7 +130,7 @@ class PlanColumns(SimpleNamespace):
             **{
                 item.name: np.array([getattr(plan, item.name) for plan in plans])
                 for item in fields(ForgeryPlan)
-                if item.name not in ("regions", "field")
+                if item.name not in ("regions", "displacement", "kind", "texture", "draws")
             }
         )
 
@@ -113,7 +144,8 @@ def draw_plans(config: SimulatorConfig, seed: int) -> Iterator[ForgeryPlan]:
     """
     rng = np.random.default_rng(seed)
     while True:
-        yield _draw(config, rng)
+        plan = _draw(config, rng)
+        yield _draw_kind(plan, config, rng) if config.draws_kinds else plan
 
 
 def _draw(config: SimulatorConfig, rng: np.random.Generator) -> ForgeryPlan:
@@ -144,9 +176,40 @@ def _draw(config: SimulatorConfig, rng: np.random.Generator) -> ForgeryPlan:
     cells = config.cells[0] + int(next(draws) * (config.cells[1] - config.cells[0] + 1))
     return ForgeryPlan(
         regions=regions,
-        field=rng.standard_normal((2, cells, cells), dtype=np.float32),
+        displacement=rng.standard_normal((2, cells, cells), dtype=np.float32),
         jpeg=quality if compressed else 0,
         poisson=next(draws) < config.poisson,
         on_foreground=next(draws) < config.on_foreground,
         **values,
+    )
+
+
+def _draw_kind(plan: ForgeryPlan, config: SimulatorConfig, rng: np.random.Generator) -> ForgeryPlan:
+    """The plan of a self-blend, made one of any kind."""
+    which, where, textured, texture = rng.random(4).tolist()
+    kind = SELF
+    if which < config.swap:
+        kind = SWAP
+    elif which < config.swap + config.reenactment:
+        kind = REENACTMENT
+    changes: dict[str, Any] = {}
+    if kind == SWAP and where < 0.75:
+        changes["regions"] = (WHOLE_FACE,)
+    elif kind == REENACTMENT:
+        changes["regions"] = next(regions for share, regions in _REENACTED if where < share)
+    if kind != SELF:
+        changes["opacity"] = 1.0
+        for name in ("angle", "shift_x", "shift_y"):
+            changes[name] = getattr(plan, name) * _MOVES[kind]
+        changes["scale"] = 1 + (plan.scale - 1) * _MOVES[kind]
+        for name in ("red", "green", "blue", "hue", "brightness"):
+            changes[name] = getattr(plan, name) * _COLOURS[kind]
+        for name in ("saturation", "contrast"):
+            changes[name] = 1 + (getattr(plan, name) - 1) * _COLOURS[kind]
+    return replace(
+        plan,
+        kind=kind,
+        texture=TEXTURES[1 + int(3 * texture)] if textured < config.texture else "camera",
+        draws=rng.standard_normal(12, dtype=np.float32),
+        **changes,
     )

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from llava_forgery.simulate import blend, masks, pixels
+from llava_forgery.simulate.foreground import Donor, draw_foreground
 from llava_forgery.simulate.plan import ForgeryPlan, PlanColumns
 
 # What sharpening and bilinear interpolation read around the rectangle that they fill.
@@ -57,13 +58,16 @@ def source_matrix(plan: ForgeryPlan | PlanColumns, size: tuple[int, int]) -> np.
     )
 
 
-def render(image: np.ndarray, landmarks: np.ndarray, plan: ForgeryPlan) -> Rendering:
+def render(
+    image: np.ndarray, landmarks: np.ndarray, plan: ForgeryPlan, donor: Donor | None = None
+) -> Rendering:
     """Forge one face.
 
     Args:
         image: (H, W, 3) uint8 RGB, contiguous.
         landmarks: (68, 2) float32 in its pixels.
         plan: What to do.
+        donor: Of a swap.
     """
     size = image.shape[:2]
     (outlines,) = masks.plan_outlines([plan], landmarks[None], size)
@@ -76,13 +80,14 @@ def render(image: np.ndarray, landmarks: np.ndarray, plan: ForgeryPlan) -> Rende
     box = np.s_[top : top + height, left : left + width]
     mask[box] = soft.values
 
-    colours = plan_colours(plan, pixels.mean_grey(image))
+    source = draw_foreground(image, landmarks, plan, donor)
+    colours = plan_colours(plan, pixels.mean_grey(source if plan.on_foreground else image))
     if plan.on_foreground:
         pristine = image
-        foreground = moved(image, plan, (left, top, width, height), colours)
+        foreground = moved(source, plan, (left, top, width, height), colours)
     else:
         pristine = pixels.enlarge(changed(image, plan, colours), size)
-        foreground = moved(image, plan, (left, top, width, height), None)
+        foreground = moved(source, plan, (left, top, width, height), None)
     background = pristine[box]
     if plan.poisson:
         foreground = blend.poisson_blend(foreground, background, soft.values)

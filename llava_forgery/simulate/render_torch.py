@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from llava_forgery.simulate import pixels, staging
 from llava_forgery.simulate.drawing import draw_masks
+from llava_forgery.simulate.foreground import Donor, draw_foreground, is_plain
 from llava_forgery.simulate.masks import SoftMask
 from llava_forgery.simulate.plan import ForgeryPlan, PlanColumns
 from llava_forgery.simulate.render import plan_colours, source_matrix
@@ -43,6 +44,7 @@ def render_batch(
     landmarks: Sequence[np.ndarray],
     plans: Sequence[ForgeryPlan],
     drawn: Sequence[SoftMask] | None = None,
+    donors: Sequence[Donor | None] | None = None,
 ) -> Renderings:
     """Forge a batch of faces, each by its plan.
 
@@ -52,6 +54,7 @@ def render_batch(
         landmarks: (68, 2) pixels of each image, on the CPU.
         plans: What to do with each.
         drawn: The plans' masks if they are drawn already.
+        donors: One for each image, of the swaps.
 
     Raises:
         ValueError: Shapes, dtype or counts are not as above.
@@ -74,20 +77,21 @@ def render_batch(
     numbers = PlanColumns(plans)
     extents = np.array([pixels.reduced_size(size, plan.downscale) for plan in plans])
 
-    altered = _changed(original, numbers, extents)
+    sources = _sources(original, points, plans, donors)
+    chosen = staging.upload(numbers.on_foreground, device)[:, None, None, None]
+    altered = _changed(torch.where(chosen, sources, original), numbers, extents)
     # While the device does this, the CPU draws. JPEG then needs the device's result.
     drawn = draw_masks(plans, np.stack(points), size) if drawn is None else drawn
     gathered = staging.gather_masks(drawn, numbers.poisson, size, pinned=device.type == "cuda")
     values = staging.upload(gathered.values, device)
     _compress(altered, numbers.jpeg, extents)
 
-    chosen = staging.upload(numbers.on_foreground, device)[:, None, None, None]
     matrices = source_matrix(numbers, size).transpose(2, 0, 1)
     share = extents / np.array(size)
     # A recoloured foreground is read from the changed picture, which may be a smaller one.
     matrices = matrices * np.where(numbers.on_foreground[:, None], share, 1)[:, ::-1, None]
     reach = np.where(numbers.on_foreground[:, None], extents, np.array(size))
-    foreground = _sample(torch.where(chosen, altered, original), matrices, reach)
+    foreground = _sample(torch.where(chosen, altered, sources), matrices, reach)
     pristine = original
     (behind,) = np.nonzero(~numbers.on_foreground)
     if len(behind):
@@ -120,6 +124,27 @@ def render_batch(
         values * keep,
         torch.where(found, change, -torch.ones_like(change)),
     )
+
+
+def _sources(
+    original: torch.Tensor,
+    landmarks: Sequence[np.ndarray],
+    plans: Sequence[ForgeryPlan],
+    donors: Sequence[Donor | None] | None,
+) -> torch.Tensor:
+    """What is blended in, (B, 3, H, W) in [0, 255]; OpenCV draws what is not the image itself."""
+    made = [i for i, plan in enumerate(plans) if not is_plain(plan)]
+    if not made:
+        return original
+    index = staging.upload(np.array(made), original.device)
+    images = staging.download(original[index].byte().permute(0, 2, 3, 1).contiguous()).numpy()
+    drawn = [
+        draw_foreground(image, landmarks[i], plans[i], donors[i] if donors else None)
+        for image, i in zip(images, made, strict=True)
+    ]
+    result = original.clone()
+    result[index] = staging.upload(np.stack(drawn), original.device).permute(0, 3, 1, 2).float()
+    return result
 
 
 def _changed(images: torch.Tensor, numbers: PlanColumns, extents: np.ndarray) -> torch.Tensor:

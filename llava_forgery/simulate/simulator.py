@@ -15,6 +15,7 @@ import torch
 
 from llava_forgery.simulate.config import SimulatorConfig as SimulatorConfig
 from llava_forgery.simulate.drawing import FaceDrawer
+from llava_forgery.simulate.foreground import Donor
 from llava_forgery.simulate.plan import ForgeryPlan, draw_plans
 from llava_forgery.simulate.render import Rendering, render
 from llava_forgery.simulate.render_torch import render_batch
@@ -87,19 +88,23 @@ class ForgerySimulator:
         self.renderer = renderer
         self.drawer = FaceDrawer(self.config, workers)
 
-    def forge(self, image: np.ndarray, landmarks: np.ndarray, seed: int) -> ForgedFace:
+    def forge(
+        self, image: np.ndarray, landmarks: np.ndarray, seed: int, donor: Donor | None = None
+    ) -> ForgedFace:
         """Forge one face; a forgery that is too faint is drawn anew, at most ``max_draws`` times.
 
         Args:
             image: (H, W, 3) uint8 RGB, a real face.
             landmarks: (68, 2) in its pixels.
             seed: 0 or more.
+            donor: Another person's face, which a configuration with swaps needs.
 
         Returns:
             The first forgery that changes enough to be seen, or the strongest one.
 
         Raises:
-            ValueError: Shape or dtype are not as above, or the face lies outside its image.
+            ValueError: Shape or dtype are not as above, the face lies outside its image, or a
+                donor is missing.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
@@ -110,7 +115,7 @@ class ForgerySimulator:
         landmarks = np.asarray(landmarks, dtype=np.float32)
         best, chosen = Rendering(image, image, image[..., 0], -1.0), None
         for plan in islice(draw_plans(self.config, seed), self.config.max_draws):
-            rendering = render(image, landmarks, plan)
+            rendering = render(image, landmarks, plan, donor)
             if rendering.difference > best.difference:
                 best, chosen = rendering, plan
             if best.difference >= self.config.min_difference:
@@ -146,7 +151,7 @@ class ForgerySimulator:
         landmarks: torch.Tensor,
         generator: torch.Generator | Sequence[torch.Generator] | Sequence[int],
     ) -> ForgedFaces:
-        """Forge a batch of tensors.
+        """Forge a batch of tensors; it has no donors, so that the configuration has no swaps.
 
         Args:
             images: (B, 3, H, W) float in [0, 1], real faces; they are read with 8 bits.
@@ -158,7 +163,8 @@ class ForgerySimulator:
             The forged faces, on the images' device.
 
         Raises:
-            ValueError: Shapes, dtype or range are not as above; a face lies outside its image.
+            ValueError: Shapes, dtype or range are not as above; a face lies outside its image; the
+                configuration has swaps.
         """
         _check(images, landmarks)
         seeds = _seeds(generator, len(images))

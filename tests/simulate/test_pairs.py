@@ -7,6 +7,7 @@ import torch
 
 from llava_forgery.faces.crop import eye_angle
 from llava_forgery.faces.records import FEATURES, FaceCrop, save_faces
+from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import (
     CENTRED,
@@ -110,6 +111,32 @@ def test_centred_framing_draws_nothing():
     np.testing.assert_array_equal(first[0], second[0])
     with pytest.raises(ValueError, match="needs a generator"):
         frame_face(face, 64, FramingConfig())
+
+
+def test_swaps_take_other_people(faces, monkeypatch):
+    asked = []
+    pairs = _pairs(faces, simulator=SimulatorConfig(swap=1.0))
+    forge = pairs.simulator.forge
+    monkeypatch.setattr(pairs.simulator, "forge", lambda *args: asked.append(args) or forge(*args))
+    for index in range(12):
+        image = pairs[index].pristine
+        donor = asked[-1][3]
+        assert donor.image.shape == (64, 64, 3)
+        apart = np.abs(donor.image.astype(int) - asked[-1][0])
+        assert apart.mean() > 1
+        assert torch.equal(pairs[index].pristine, image)
+    alone = datasets.Dataset.from_list([tiny.face().to_row()] * 2, features=FEATURES)
+    with pytest.raises(ValueError, match="needs two people"):
+        _pairs(alone, simulator=SimulatorConfig(swap=0.1))
+
+
+def test_photographs_are_compressed_before_they_are_forged(faces):
+    config = {"probability": 0.0, "flip": 0.0, "video": 0.0, "jpeg_quality": (30, 31)}
+    plain = _pairs(faces, degradation=DegradeConfig(**config))
+    before = _pairs(faces, degradation=DegradeConfig(**config, before=1.0))
+    assert not torch.equal(plain[0].pristine, before[0].pristine)
+    outside = (before[0].mask == 0).expand(3, -1, -1)
+    assert torch.equal(before[0].forged[outside], before[0].pristine[outside])
 
 
 def test_fake_faces_are_refused(faces):

@@ -4,8 +4,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from llava_forgery.constants import WHOLE_FACE
 from llava_forgery.simulate.config import SimulatorConfig
-from llava_forgery.simulate.plan import draw_plans
+from llava_forgery.simulate.plan import KINDS, REENACTMENT, SELF, SWAP, TEXTURES, draw_plans
 
 
 def _plans(seed, count=3, **config):
@@ -13,7 +14,11 @@ def _plans(seed, count=3, **config):
 
 
 def _same(one, two):
-    values = [{**vars(plan), "field": plan.field.tolist()} for plan in (one, two)]
+    arrays = ("displacement", "draws")
+    values = [
+        {**vars(plan), **{name: getattr(plan, name).tolist() for name in arrays}}
+        for plan in (one, two)
+    ]
     return values[0] == values[1]
 
 
@@ -37,7 +42,7 @@ def test_numbers_stay_in_their_ranges_and_fill_them():
         assert 0.9 * limit < np.abs(values).max() <= limit
         assert abs(values.mean()) < 0.2 * limit
     assert {plan.opacity for plan in plans} == set(config.opacity)
-    assert {plan.field.shape[1] for plan in plans} == set(range(4, 11))
+    assert {plan.displacement.shape[1] for plan in plans} == set(range(4, 11))
     qualities = [plan.jpeg for plan in plans if plan.jpeg]
     assert 50 <= min(qualities) < max(qualities) <= 95
     assert 0.1 < len(qualities) / 400 < 0.3
@@ -50,11 +55,30 @@ def test_numbers_stay_in_their_ranges_and_fill_them():
     [
         ({"regions": ("ear",)}, "regions must be some of"),
         ({"regions": ()}, "regions must be some of"),
-        ({"field": np.zeros((3, 4, 4), np.float32)}, r"field must be \(2, n, n\)"),
+        ({"displacement": np.zeros((3, 4, 4), np.float32)}, r"displacement must be \(2, n, n\)"),
         ({"softness": 0.0}, "softness must be over 0"),
         ({"jpeg": 101}, "jpeg 0 to 100"),
+        ({"kind": "paint"}, "kind must be one of self, swap, reenactment"),
+        ({"draws": np.zeros(3)}, r"\(3,\)"),
     ],
 )
 def test_wrong_plan_is_an_error(change, message):
     with pytest.raises(ValueError, match=message):
         replace(_plans(0)[0], **change)
+
+
+def test_kinds_have_their_shares_and_their_regions():
+    plans = _plans(0, 400, swap=0.3, reenactment=0.3, texture=0.5)
+    by_kind = {kind: [p for p in plans if p.kind == kind] for kind in KINDS}
+    for kind, share in ((SELF, 0.4), (SWAP, 0.3), (REENACTMENT, 0.3)):
+        assert len(by_kind[kind]) / 400 == pytest.approx(share, abs=0.08)
+    # A swap is of the whole face more often than a self-blend.
+    assert np.mean([p.regions == (WHOLE_FACE,) for p in by_kind[SWAP]]) > 0.6
+    for plan in by_kind[REENACTMENT]:
+        assert "mouth" in plan.regions or plan.regions == (WHOLE_FACE,)
+    assert {p.texture for p in plans} == set(TEXTURES)
+    assert np.mean([p.texture != "camera" for p in plans]) == pytest.approx(0.5, abs=0.08)
+
+
+def test_without_kinds_the_plans_of_a_seed_are_self_blends():
+    assert all(p.kind == SELF and p.texture == "camera" for p in _plans(0, 20))

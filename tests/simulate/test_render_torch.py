@@ -18,6 +18,7 @@ from llava_forgery.simulate import staging
 from llava_forgery.simulate.blend import poisson_blend
 from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.drawing import draw_masks
+from llava_forgery.simulate.foreground import Donor
 from llava_forgery.simulate.plan import draw_plans
 from llava_forgery.simulate.render import render
 from llava_forgery.simulate.render_torch import _poisson, render_batch
@@ -34,6 +35,9 @@ KINDS = {
     "whole face": {**PLAIN, "whole_face": 1.0},
     "background": {**PLAIN, "on_foreground": 0.0},
     "JPEG": {"poisson": 0.5, "jpeg": 1.0},
+    "swap": {**PLAIN, "swap": 1.0},
+    "reenactment": {**PLAIN, "reenactment": 1.0, "texture": 1.0},
+    "swap onto background": {**PLAIN, "swap": 1.0, "on_foreground": 0.0},
 }
 
 
@@ -51,9 +55,10 @@ def _plans(count, seed=0, **config):
 
 
 def _compare(pictures, landmarks, plans, mean, largest):
-    torch_made = render_batch(_batch(pictures), landmarks, plans)
+    donors = [Donor(*donor) for donor in zip(pictures[::-1], landmarks, strict=True)]
+    torch_made = render_batch(_batch(pictures), landmarks, plans, donors=donors)
     for i, plan in enumerate(plans):
-        made = render(pictures[i], landmarks[i], plan)
+        made = render(pictures[i], landmarks[i], plan, donors[i])
         np.testing.assert_array_equal(torch_made.mask[i, 0].numpy(), made.mask)
         assert float(torch_made.difference[i]) == pytest.approx(made.difference, abs=mean)
         for ours, theirs in ((torch_made.image, made.image), (torch_made.pristine, made.pristine)):

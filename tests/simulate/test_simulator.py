@@ -173,7 +173,7 @@ def test_wrong_input_is_an_error(change, message):
     "values",
     [{"max_regions": 0}, {"poisson": 1.5}, {"scale": (1.1, 0.9)}, {"opacity": ()},
      {"softness": (0.0, 0.1)}, {"jpeg_quality": (0, 50)}, {"downscale": (0.5, 2.0)},
-     {"cells": (1, 3)}],
+     {"cells": (1, 3)}, {"swap": 1.5}, {"swap": 0.7, "reenactment": 0.5}],
 )  # fmt: skip
 def test_wrong_configuration_is_an_error(values):
     with pytest.raises(ValueError, match=next(iter(values))):
