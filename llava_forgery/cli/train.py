@@ -54,6 +54,14 @@ def train_kfd(
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 220,
     batch_size: Annotated[int, typer.Option(help="Pairs for each step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with what differs from the defaults: simulator, framing, degradation, "
+            "weights, average, schedule."
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that simulate forgeries.")] = 1,
     seed: Seed = 0,
     resume: Resume = False,
@@ -65,10 +73,12 @@ def train_kfd(
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
     from llava_forgery.kfd.host_config import host_config, parse_taps
     from llava_forgery.simulate.pairs import load_real_faces
+    from llava_forgery.train.recipe import Stage1Recipe, read_recipe
     from llava_forgery.train.run_record import check_training_folder
     from llava_forgery.train.stage1 import train_kfd as run
 
     check_training_folder(out, out / CONFIG)
+    settings = Stage1Recipe() if recipe is None else read_recipe(recipe)
     if host is None and (taps or text_model or text_weights):
         raise ValueError("--taps, --text-model and --text-weights are for --host")
     if host is not None and preset is not None:
@@ -90,10 +100,12 @@ def train_kfd(
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        save_steps=save_steps,
         workers=workers,
         seed=seed,
         resume=resume,
         report_to=report_to,
+        **vars(settings),
     )
 
 

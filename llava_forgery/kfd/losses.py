@@ -55,8 +55,12 @@ class LossWeights:
     """Focal loss on the mask, which the official code adds; 0 leaves it out."""
     classification: float = 1.0
     """Binary cross-entropy of the score (equation 4)."""
+    label_smoothing: float = 0.0
+    """Share of each label that both classes share, in [0, 1): scores then stay off 0 and 1."""
 
     def __post_init__(self) -> None:
+        if self.label_smoothing >= 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         for name, value in vars(self).items():
             if value < 0:
                 raise ValueError(f"the weight {name!r} must not be negative, got {value}")
@@ -90,7 +94,9 @@ def detector_loss(
             mask_logits, target, alpha=None, gamma=2.0, reduction="mean"
         )
     # Two-class cross-entropy on [real, fake] is the binary one on the probability of fake.
-    terms["classification"] = F.cross_entropy(class_logits, label)
+    terms["classification"] = F.cross_entropy(
+        class_logits, label, label_smoothing=weights.label_smoothing
+    )
     loss = terms["dice"] + weights.classification * terms["classification"]
     if weights.focal:
         loss = loss + weights.focal * terms["focal"]

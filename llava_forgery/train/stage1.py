@@ -7,17 +7,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
+from transformers import TrainerCallback
 
+from llava_forgery.files import read_json, write_json
 from llava_forgery.kfd.checkpoint import CONFIG, load_weights, portable_config
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.losses import LossWeights, training_losses
 from llava_forgery.simulate.degrade import DegradeConfig
-from llava_forgery.simulate.pairs import FacePair, FacePairs
+from llava_forgery.simulate.pairs import FacePair, FacePairs, FramingConfig
 from llava_forgery.simulate.simulator import SimulatorConfig
 from llava_forgery.train.run_record import describe_weights, open_run
 from llava_forgery.train.trainer import (
@@ -27,13 +31,46 @@ from llava_forgery.train.trainer import (
     training_arguments,
 )
 
+# Of a checkpoint: the averaged detector's folder, and the file with its steps.
+_AVERAGED, _COUNT = "averaged", "steps.json"
+
 
 class Stage1(Trainable):
-    """The detector with its losses, as the Trainer wants it."""
+    """The detector with its losses, as the Trainer wants it.
 
-    def __init__(self, detector: KnowledgeGuidedForgeryDetector, weights: LossWeights) -> None:
+    Args:
+        detector: What is trained.
+        weights: Of the losses.
+        average: Decay of the running average of the weights; 0 keeps none.
+    """
+
+    def __init__(
+        self, detector: KnowledgeGuidedForgeryDetector, weights: LossWeights, average: float = 0.0
+    ) -> None:
         super().__init__()
-        self.detector, self.weights = detector, weights
+        if not 0 <= average < 1:
+            raise ValueError(f"average is a decay in [0, 1), got {average}")
+        self.detector, self.weights, self.average = detector, weights, average
+        # In a tuple: no part of the model, whose parameters the optimiser takes.
+        self._averaged = (AveragedModel(detector, multi_avg_fn=self._mix),) if average else ()
+
+    def _mix(
+        self, averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor
+    ) -> None:
+        # Early on the weights at the start would weigh too much.
+        decay = min(self.average, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    def update_average(self) -> None:
+        """Take a step's weights into the average."""
+        for averaged in self._averaged:
+            averaged.to(self.detector.text_features.device).update_parameters(self.detector)
+
+    def take_average(self) -> None:
+        """The detector gets the averaged weights, where there are any; averaging ends with it."""
+        for averaged in self._averaged:
+            self.detector.load_state_dict(averaged.module.state_dict())
+        self._averaged = ()
 
     def forward(
         self, forged: torch.Tensor, pristine: torch.Tensor, mask: torch.Tensor
@@ -44,9 +81,25 @@ class Stage1(Trainable):
 
     def save_checkpoint(self, directory: Path) -> None:
         self.detector.save_pretrained(directory)
+        for averaged in self._averaged:
+            averaged.module.save_pretrained(directory / _AVERAGED)
+            write_json(directory / _AVERAGED / _COUNT, int(averaged.n_averaged))
 
     def load_checkpoint(self, directory: Path) -> None:
         load_weights(self.detector, directory, with_knowledge=True)
+        for averaged in self._averaged:
+            load_weights(averaged.module, directory / _AVERAGED, with_knowledge=True)
+            averaged.n_averaged.fill_(read_json(directory / _AVERAGED / _COUNT))
+
+
+class _Averaging(TrainerCallback):
+    """Takes each step's weights into the average."""
+
+    def __init__(self, stage: Stage1) -> None:
+        self.stage = stage
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.stage.update_average()
 
 
 def collate_pairs(pairs: Sequence[FacePair]) -> dict[str, torch.Tensor]:
@@ -119,7 +172,10 @@ def train_kfd(
     workers: int = 1,
     weights: LossWeights | None = None,
     simulator: SimulatorConfig | None = None,
+    framing: FramingConfig | None = None,
     degradation: DegradeConfig | None = None,
+    average: float = 0.0,
+    schedule: str = "cosine",
     resume: bool = False,
     report_to: str = "none",
 ) -> KnowledgeGuidedForgeryDetector:
@@ -132,14 +188,20 @@ def train_kfd(
             ``training_run.json``. Where it holds this very training, finished, nothing is trained.
         steps: Optimiser steps.
         batch_size: Pairs for each step, so twice as many images.
-        learning_rate: Highest value of a warmed-up cosine.
+        learning_rate: Highest value, after a tenth of the steps.
         weight_decay: AdamW's.
         seed: Of data, order and dropout.
         save_steps: Steps between checkpoints; None saves none.
         workers: Processes that simulate forgeries.
         weights: Of the losses' terms.
         simulator: How forgeries are drawn.
+        framing: How faces are placed in the picture.
         degradation: Changes of quality that both images share.
+        average: Decay of the running average of the weights, which is what is written; 0 writes
+            the last step's weights.
+        schedule: Of the learning rate after its warm-up, by transformers' name; with
+            ``constant_with_warmup`` and an average, each checkpoint is as good as a training of
+            that length.
         resume: Continue from the last checkpoint in ``output_dir``: the result is that of a run
             without interruption.
         report_to: ``none``, ``tensorboard`` or ``wandb``.
@@ -157,8 +219,10 @@ def train_kfd(
         size=detector.config.encoder.image_size,
         seed=seed,
         simulator=simulator,
+        framing=framing,
         degradation=degradation or DegradeConfig(),
     )
+    stage = Stage1(detector, weights or LossWeights(), average)
     arguments = training_arguments(
         output_dir,
         steps=steps,
@@ -169,22 +233,28 @@ def train_kfd(
         save_steps=save_steps,
         workers=workers,
         report_to=report_to,
+        schedule=schedule,
     )
-    stage = Stage1(detector, weights or LossWeights())
     settings = {
         "detector": portable_config(detector.config),
         "weights": describe_weights(detector),
         "losses": asdict(stage.weights),
+        "average": average,
         "data": pairs.describe(),
     }
     run = open_run(arguments, "train-kfd", settings, Path(output_dir) / CONFIG, resume)
     if run.finished:
-        stage.load_checkpoint(run.folder)
+        load_weights(detector, run.folder, with_knowledge=True)
         return detector.eval()
     trainer = ForgeryTrainer(
-        model=stage, args=arguments, train_dataset=pairs, data_collator=collate_pairs
+        model=stage,
+        args=arguments,
+        train_dataset=pairs,
+        data_collator=collate_pairs,
+        callbacks=[_Averaging(stage)],
     )
     run_training(trainer, run)
+    stage.take_average()
     recalibrate_batch_norm(detector, pairs, batch_size)
     detector.eval()
     trainer.save_model(output_dir)

@@ -221,6 +221,7 @@ def training_arguments(
     workers: int,
     report_to: str = "none",
     deepspeed: str | PathLike | None = None,
+    schedule: str = "cosine",
     **more: Any,
 ) -> TrainingArguments:
     """The Trainer's arguments that both stages share.
@@ -229,13 +230,14 @@ def training_arguments(
         output_dir: The training's folder.
         steps: Optimiser steps; -1 leaves them to ``num_train_epochs``.
         batch_size: Samples for each step and process.
-        learning_rate: Its highest value; warmed up over a tenth of the steps, then a cosine.
+        learning_rate: Its highest value; warmed up over a tenth of the steps.
         weight_decay: AdamW's.
         seed: Of data order, dropout and the like.
         save_steps: Steps between checkpoints; None saves none.
         workers: Processes that prepare data; 0 prepares it in the main process.
         report_to: ``none``, ``tensorboard`` or ``wandb``.
         deepspeed: DeepSpeed's JSON file; None trains without it.
+        schedule: What follows the warm-up, by transformers' name.
         more: Any other of TrainingArguments' fields.
     """
     several = deepspeed is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -244,7 +246,7 @@ def training_arguments(
         max_steps=steps,
         per_device_train_batch_size=batch_size,
         learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=schedule,
         warmup_steps=max(1, steps // 10) if steps > 0 else 0.1,
         weight_decay=weight_decay,
         seed=seed,

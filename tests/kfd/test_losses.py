@@ -56,6 +56,18 @@ def test_wrong_shapes_are_named():
         dice_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 8, 8))
 
 
+def test_smoothed_labels_have_their_known_value():
+    logits, label = torch.tensor([[0.0, 2.0]]), torch.tensor([1])
+    terms = detector_loss(
+        torch.zeros(1, 2, 8, 8), logits, torch.ones(1, 1, 8, 8), label,
+        LossWeights(label_smoothing=0.1),
+    )  # fmt: skip
+    log = logits.log_softmax(1)[0]
+    assert float(terms["classification"]) == pytest.approx(float(-0.95 * log[1] - 0.05 * log[0]))
+    with pytest.raises(ValueError, match="label_smoothing"):
+        LossWeights(label_smoothing=1.0)
+
+
 def test_negative_weight_is_an_error():
     with pytest.raises(ValueError, match="'focal'"):
         LossWeights(focal=-1)

@@ -16,6 +16,7 @@ from llava_forgery.files import sentence
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.kfd.losses import LossWeights
 from llava_forgery.qa import templates
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.tensors import from_bytes
@@ -155,6 +156,38 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
     resumed = _train_kfd(faces, tmp_path / "out", resume=True).state_dict()
     assert _same(whole, resumed)
+
+
+def test_averaged_weights_are_written_and_resumed(faces, tmp_path):
+    options = {"average": 0.9, "schedule": "constant_with_warmup"}
+    plain = _train_kfd(faces, tmp_path / "plain", schedule=options["schedule"]).state_dict()
+    whole = _train_kfd(faces, tmp_path / "whole", **options).state_dict()
+    shutil.copytree(tmp_path / "whole/checkpoint-2", tmp_path / "cut/checkpoint-2")
+    resumed = _train_kfd(faces, tmp_path / "cut", resume=True, **options).state_dict()
+    assert _same(whole, resumed)
+    # The average lags behind the last step, whose weights the checkpoint goes on from.
+    name = "consistency.linears.0.weight"
+    start = tiny.kfd().state_dict()[name]
+    last = load_file(tmp_path / "whole/checkpoint-4/kfd.safetensors")[name]
+    assert torch.equal(last, plain[name])
+    assert 0 < (whole[name] - start).norm() < (last - start).norm()
+    with pytest.raises(ValueError, match="average is a decay"):
+        _train_kfd(faces, tmp_path / "wrong", average=1.0)
+
+
+def test_an_average_is_that_of_its_decay():
+    stage = Stage1(tiny.kfd(), LossWeights(), average=0.5)
+    weight = stage.detector.consistency.linears[0].weight
+    expected = None
+    for step, value in enumerate((1.0, 2.0, 4.0)):
+        with torch.no_grad():
+            weight.fill_(value)
+        stage.update_average()
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+    stage.take_average()
+    assert weight.unique().item() == pytest.approx(expected)
+    assert not any("averaged" in name for name, _ in stage.named_parameters())
 
 
 def test_conversations_cite_the_detectors_score_of_the_stored_picture(conversations):
