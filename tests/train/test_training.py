@@ -162,7 +162,7 @@ def test_averaged_weights_are_written_and_resumed(faces, tmp_path):
     options = {"average": 0.9, "schedule": "constant_with_warmup"}
     plain = _train_kfd(faces, tmp_path / "plain", schedule=options["schedule"]).state_dict()
     whole = _train_kfd(faces, tmp_path / "whole", **options).state_dict()
-    shutil.copytree(tmp_path / "whole/checkpoint-2", tmp_path / "cut/checkpoint-2")
+    interrupt(tmp_path / "whole", tmp_path / "cut", "checkpoint-2")
     resumed = _train_kfd(faces, tmp_path / "cut", resume=True, **options).state_dict()
     assert _same(whole, resumed)
     # The average lags behind the last step, whose weights the checkpoint goes on from.
