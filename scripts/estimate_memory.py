@@ -47,7 +47,11 @@ def main() -> None:
     # The preset paper's detector as stage 2 holds it: the image tower, without the text encoder.
     parser.add_argument("--detector", type=int, default=640_000_000, help="its parameters")
     arguments = parser.parse_args()
-    config = AutoConfig.from_pretrained(arguments.host) if arguments.host else llava_1_5_7b()
+    config = (
+        AutoConfig.from_pretrained(arguments.host, trust_remote_code=False)
+        if arguments.host
+        else llava_1_5_7b()
+    )
     with torch.device("meta"):
         learner = ForgeryPromptLearner(FPLConfig(config.get_text_config().hidden_size, 3))
     rank = arguments.lora_r

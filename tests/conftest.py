@@ -2,6 +2,7 @@
 
 import os
 import resource
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 # A name that is not on the disk is an error at once, not after the hub's retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+from huggingface_hub import constants
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +33,21 @@ def fill_disk() -> Iterator[Callable[[int | None], None]]:
 
     yield fill
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def network(monkeypatch, tmp_path) -> list[str]:
+    """Hosts that were looked for, of a process that is online and has nothing in its cache."""
+    asked = []
+
+    def refuse(host, *arguments, **options):
+        asked.append(host)
+        # An OSError would be tried again and again.
+        raise RuntimeError("there is no network in tests")
+
+    # peft looks at the variable itself.
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return asked

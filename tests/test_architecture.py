@@ -14,7 +14,7 @@ import make_tree  # noqa: E402
 
 # What a folder or file of the package may import, beside itself.
 BASE = {"constants", "call_state", "optional", "files", "weights", "rows", "images"}
-BASE |= {"tensors", "pooling"}
+BASE |= {"tensors", "pooling", "downloads"}
 MODEL = BASE | {"faces", "qa", "kfd", "fpl", "hosts"}
 TRAINING = MODEL | {"simulate", "data", "train"}
 ALL = TRAINING | {"convert", "infer", "evaluation"}
@@ -25,6 +25,7 @@ ARROWS = {
     "files": {"constants"},
     "weights": {"constants", "files"},
     "rows": {"constants", "files"},
+    "downloads": set(),
     "images": {"constants", "files"},
     "tensors": set(),
     "pooling": set(),

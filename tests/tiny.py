@@ -1,5 +1,6 @@
 """The smallest configurations of every part, made in code: no weights, no network."""
 
+import json
 from unittest.mock import patch
 
 import numpy as np
@@ -108,6 +109,18 @@ def picture(seed: int = 0, size: int = SIZE) -> np.ndarray:
                       0.5 * (ramp[None] + ramp[:, None])], axis=2)  # fmt: skip
     image = image + rng.normal(0, 0.05, image.shape) + rng.uniform(-0.15, 0.15, 3)
     return (image.clip(0, 1) * 255).astype(np.uint8)
+
+
+def edit_json(path, **changes) -> None:
+    """Change values of a JSON file; ``a__b`` stands for ``["a"]["b"]``."""
+    values = json.loads(path.read_text())
+    for name, value in changes.items():
+        *parents, last = name.split("__")
+        place = values
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    path.write_text(json.dumps(values))
 
 
 def write_linked(rows, features, folder) -> None:

@@ -41,7 +41,11 @@ def be_quiet() -> None:
 
 
 def load_predictor(
-    model: Path, host: str | None, device: str | None, face_detector: str | None = None
+    model: Path,
+    host: str | None,
+    device: str | None,
+    face_detector: str | None = None,
+    allow_download: bool = False,
 ):
     """The predictor for an adapter: through the ``llava`` package where it is in LLaVA's layout.
 
@@ -50,6 +54,7 @@ def load_predictor(
         host: Folder or hub name of its host; "llava" and "llava:HOST" insist on LLaVA's layout.
         device: Where to.
         face_detector: Name of what finds the faces; None: dlib's, once one is needed.
+        allow_download: Whether what the adapter's files name may be downloaded.
     """
     from llava_forgery.faces.detect import get_detector
     from llava_forgery.hosts.llava.checkpoint import read_skill_config
@@ -63,9 +68,13 @@ def load_predictor(
         from llava_forgery.infer.llava_predictor import LlavaForgeryPredictor
 
         base = (name or None) if kind == "llava" else host
-        predictor = LlavaForgeryPredictor.from_pretrained(model, base, device)
+        predictor = LlavaForgeryPredictor.from_pretrained(
+            model, base, device, allow_download=allow_download
+        )
     else:
-        predictor = ForgeryPredictor.from_pretrained(model, host, device)
+        predictor = ForgeryPredictor.from_pretrained(
+            model, host, device, allow_download=allow_download
+        )
     if finder is not None:
         predictor.face_detector = finder
     return predictor

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import be_quiet, convert
-from llava_forgery.cli.options import Dtype, Model, Out, Seed, writable_file
+from llava_forgery.cli.options import AllowDownload, Dtype, Model, Out, Seed, writable_file
 
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Written by torch.save.")]
 
@@ -20,6 +20,7 @@ def merge_llava(
         typer.Option("--host", help="Its host's folder or hub name; default: the one it names."),
     ] = None,
     dtype: Dtype = "auto",
+    allow_download: AllowDownload = False,
 ) -> None:
     """Write a whole LLaVA model: the host with LoRA in its weights, and the skill beside it.
 
@@ -28,7 +29,7 @@ def merge_llava(
     from llava_forgery.hosts.llava.loading import merge_llava as merge
 
     be_quiet()
-    merge(model, out, host, dtype)
+    merge(model, out, host, dtype, allow_download)
     typer.echo(f"Wrote {out}")
 
 
@@ -44,12 +45,13 @@ def convert_adapter(
         str | None,
         typer.Option("--template", help="Into LLaVA's layout: name in LLaVA's conv_templates."),
     ] = None,
+    allow_download: AllowDownload = False,
 ) -> None:
     """Move an adapter between the llava package and transformers, whichever it is not in yet."""
     from llava_forgery.hosts.layouts import convert_adapter as convert
 
     be_quiet()
-    layout = convert(model, host, out, template)
+    layout = convert(model, host, out, template, allow_download)
     typer.echo(f"Wrote {out}, in the layout of {layout}")
 
 

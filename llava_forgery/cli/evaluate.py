@@ -7,6 +7,7 @@ import typer
 
 from llava_forgery.cli.app import app, be_quiet, evaluation, load_predictor
 from llava_forgery.cli.options import (
+    AllowDownload,
     Cropped,
     Device,
     Dtype,
@@ -50,6 +51,7 @@ def evaluate(
     ] = False,
     host: Host = None,
     device: Device = None,
+    allow_download: AllowDownload = False,
     seed: Seed = 2,
 ) -> None:
     """Measure a model on faces of both labels as they are, or on forgeries of real ones.
@@ -75,7 +77,7 @@ def evaluate(
             raise ValueError(f"the {split} split of {faces} holds fakes alone; add real faces")
         reduce = pool or "mean"
         check_reduction(reduce)
-        scorer = load_any_scorer(model, host, device)
+        scorer = load_any_scorer(model, host, device, allow_download)
         metrics = evaluate_labelled(scorer, rows, out, batch_size=batch_size, reduce=reduce)
         groups, of = "video_id", "labelled faces"
     else:
@@ -86,7 +88,7 @@ def evaluate(
                 f"{model} is a detector alone, which is measured on faces with labels of their "
                 f"own, and {faces} holds real ones alone; give an adapter, or see `eval robustness`"
             )
-        predictor = load_predictor(model, host, device)
+        predictor = load_predictor(model, host, device, None, allow_download)
         count = 2 * len(rows) if pairs is None else pairs
         source = FacePairs(rows, count, size=predictor.size, seed=seed, framing=CENTRED)
         # Of each pair two images are judged.
@@ -97,15 +99,17 @@ def evaluate(
     typer.echo(to_json(metrics, indent=2))
 
 
-def load_any_scorer(model: Path, host: str | None, device: str | None):
+def load_any_scorer(
+    model: Path, host: str | None, device: str | None, allow_download: bool = False
+):
     """A detector alone, or an adapter of either layout with its host."""
     from llava_forgery.evaluation.scorers import AdapterScorer, load_scorer
     from llava_forgery.hosts.llava.checkpoint import read_skill_config
 
     if (host or "").partition(":")[0] == "llava" or read_skill_config(model) is not None:
-        return AdapterScorer(load_predictor(model, host, device))
+        return AdapterScorer(load_predictor(model, host, device, None, allow_download))
     be_quiet()
-    return load_scorer(model, host, device)
+    return load_scorer(model, host, device, allow_download)
 
 
 @evaluation.command("pseudo-word")
@@ -116,6 +120,7 @@ def evaluate_pseudo_word(
     batch_size: Annotated[int, typer.Option(help="Photos at once.")] = 8,
     host: Host = None,
     device: Device = None,
+    allow_download: AllowDownload = False,
     dtype: Dtype = "auto",
     quantization: Quantization = None,
 ) -> None:
@@ -124,15 +129,17 @@ def evaluate_pseudo_word(
     An interrupted run resumes when it is repeated.
     """
     from llava_forgery.data.labelled import read_sources
+    from llava_forgery.downloads import allow_downloads
     from llava_forgery.evaluation.pseudo_word import evaluate_pseudo_word as run
     from llava_forgery.evaluation.pseudo_word import table_of
     from llava_forgery.hosts.pseudo_word import load_pseudo_word
-    from llava_forgery.hosts.pseudo_word_checkpoint import read_pseudo_word_config
-    from llava_forgery.hosts.transformers.loading import load_host, place_host
+    from llava_forgery.hosts.pseudo_word_checkpoint import CONFIG, read_pseudo_word_config
+    from llava_forgery.hosts.transformers.loading import load_named_host, place_host
 
     images = read_sources(data)
-    name = host or read_pseudo_word_config(word)["host"]["name_or_path"]
-    model, processor = load_host(word, name, quantization, dtype=dtype)
+    read_pseudo_word_config(word)
+    with allow_downloads(allow_download):
+        model, processor = load_named_host(word / CONFIG, host, quantization, dtype=dtype)
     vlm = load_pseudo_word(word, place_host(model, device), processor)
     typer.echo(table_of(run(vlm, images, out, batch_size=batch_size)))
 
@@ -154,6 +161,7 @@ def robustness(
     batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 16,
     host: Host = None,
     device: Device = None,
+    allow_download: AllowDownload = False,
     seed: Seed = 2,
 ) -> None:
     """Measure how compression, blur and other changes of the pictures lower the AUC.
@@ -168,7 +176,7 @@ def robustness(
 
     kinds = choose_perturbations(only)
     rows = load_faces(faces, split=split)
-    scorer = load_any_scorer(model, host, device)
+    scorer = load_any_scorer(model, host, device, allow_download)
     images = evaluation_images(rows, scorer.size, pairs=pairs, seed=seed)
     points = measure_robustness(
         scorer, images, kinds, seed=seed, batch_size=batch_size, output_dir=out
@@ -203,6 +211,7 @@ def explain(
     detector: FaceFinder = None,
     host: Host = None,
     device: Device = None,
+    allow_download: AllowDownload = False,
     seed: Seed = 2,
 ) -> None:
     """Draw why the largest face is called what it is: mask, Grad-CAM, consistency maps."""
@@ -216,11 +225,11 @@ def explain(
     if faces is not None and detector is not None:
         raise ValueError("the faces of --faces are found already; leave --face-detector out")
     if image is not None:
-        predictor = load_predictor(model, host, device, detector)
+        predictor = load_predictor(model, host, device, detector, allow_download)
         written = explain_photograph(predictor, image, out, cropped)
     else:
         rows = load_faces(faces, split="test")
-        predictor = load_predictor(model, host, device)
+        predictor = load_predictor(model, host, device, None, allow_download)
         # The forgeries that `eval run` judges under the same seed.
         pairs = FacePairs(rows, pair + 1, size=predictor.size, seed=seed, framing=CENTRED)
         forgery = pairs[pair]

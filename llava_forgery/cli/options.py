@@ -35,6 +35,14 @@ Host = Annotated[
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda ...; default: a GPU if there is one.")
 ]
+AllowDownload = Annotated[
+    bool,
+    typer.Option(
+        "--allow-download",
+        help="Download what the files of a model name, such as its host; names that you give "
+        "yourself need no permission.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Cropped = Annotated[
     bool,

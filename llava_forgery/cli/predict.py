@@ -7,6 +7,7 @@ import typer
 
 from llava_forgery.cli.app import app, load_predictor
 from llava_forgery.cli.options import (
+    AllowDownload,
     Cropped,
     Device,
     Every,
@@ -43,6 +44,7 @@ def detect(
     detector: FaceFinder = None,
     host: Host = None,
     device: Device = None,
+    allow_download: AllowDownload = False,
 ) -> None:
     """Judge the faces in photographs and videos.
 
@@ -57,7 +59,7 @@ def detect(
         raise ValueError("give either --json, one document, or --jsonl, a line for each file")
     check_reduction(pool)
     choice = frame_choice(frames, every)
-    predictor = load_predictor(model, host, device, detector)
+    predictor = load_predictor(model, host, device, detector, allow_download)
     results, interrupted = [], False
     judged = judge_files(
         predictor, paths, cropped=cropped, overlay_dir=overlay, frames=choice, reduce=pool
@@ -92,9 +94,10 @@ def chat(
     detector: FaceFinder = None,
     host: Host = None,
     device: Device = None,
+    allow_download: AllowDownload = False,
 ) -> None:
     """Talk about the largest face of a photograph; an empty line or Ctrl-D ends it."""
-    predictor = load_predictor(model, host, device, detector)
+    predictor = load_predictor(model, host, device, detector, allow_download)
     dialogue = predictor.dialogue(image, cropped)
     typer.echo(f"Score of the detector: {dialogue.score:.3f} (0 real, 1 fake). Ask a question.")
     while True:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import data
-from llava_forgery.cli.options import Faces, Out, Seed, writable_file
+from llava_forgery.cli.options import AllowDownload, Faces, Out, Seed, writable_file
 
 
 @data.command("build-qa")
@@ -64,6 +64,7 @@ def build_qa(
             "default: where it was trained.",
         ),
     ] = None,
+    allow_download: AllowDownload = False,
     workers: Annotated[int, typer.Option(help="Processes that make the pictures.")] = 0,
     seed: Seed = 1,
 ) -> None:
@@ -83,7 +84,9 @@ def build_qa(
 
     detector = None
     if kfd is not None:
-        detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, host=host).to(pick_device())
+        detector = KnowledgeGuidedForgeryDetector.from_pretrained(
+            kfd, host=host, allow_download=allow_download
+        ).to(pick_device())
         needed = detector.config.encoder.image_size
         if size not in (None, needed):
             raise ValueError(f"the detector sees {needed} pixels, got --size {size}; leave it out")

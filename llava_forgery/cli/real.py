@@ -7,7 +7,7 @@ import typer
 
 from llava_forgery.cli.app import evaluation
 from llava_forgery.cli.evaluate import AnyModel, load_any_scorer
-from llava_forgery.cli.options import Device, Host, Out
+from llava_forgery.cli.options import AllowDownload, Device, Host, Out
 
 
 @evaluation.command("real")
@@ -34,6 +34,7 @@ def real(
     ] = False,
     host: Host = None,
     device: Device = None,
+    allow_download: AllowDownload = False,
 ) -> None:
     """Measure a model on face crops of real and forged videos, by set and method.
 
@@ -48,7 +49,7 @@ def real(
     check_reduction(pool)
     if plot:
         require("matplotlib", extra="eval", feature="--plot")
-    scorer = load_any_scorer(model, host, device)
+    scorer = load_any_scorer(model, host, device, allow_download)
     metrics = evaluate_real(
         scorer, data, out, threshold=threshold, batch_size=batch_size, reduce=pool
     )

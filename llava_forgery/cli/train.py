@@ -7,6 +7,7 @@ import typer
 
 from llava_forgery.cli.app import train
 from llava_forgery.cli.options import (
+    AllowDownload,
     DeepSpeed,
     Dtype,
     Faces,
@@ -144,6 +145,7 @@ def finetune(
     ] = False,
     dtype: Dtype = "auto",
     quantization: Quantization = None,
+    allow_download: AllowDownload = False,
     deepspeed: DeepSpeed = None,
     seed: Seed = 0,
     resume: Resume = False,
@@ -169,7 +171,9 @@ def finetune(
             "--fpl-warmup-faces is for the warm start, which --fpl-warmup-steps 0 leaves out"
         )
     # A detector on the host's own tower finds it in the host.
-    detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, with_tower=False)
+    detector = KnowledgeGuidedForgeryDetector.from_pretrained(
+        kfd, with_tower=False, allow_download=allow_download
+    )
     more = None
     if fpl_warmup_faces is not None:
         # Before the host, which takes minutes to load.

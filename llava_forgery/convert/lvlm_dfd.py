@@ -23,7 +23,7 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, set_peft_model_state_dict
 from transformers import PreTrainedModel, ProcessorMixin
 
 from llava_forgery.convert.imagebind import (
@@ -52,7 +52,7 @@ from llava_forgery.files import atomic_path, check_output_folder, read_json, wri
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.adapter import FPL, KFD, LORA, fill_learner
-from llava_forgery.hosts.lora import LORA_WEIGHTS, LoraSettings
+from llava_forgery.hosts.lora import LORA_WEIGHTS, LoraSettings, lora_state
 from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
@@ -146,7 +146,7 @@ def attach_lvlm_dfd(
     lora = LoraSettings(**{**settings, "projections": tuple(settings["projections"])})
     vlm = attach_forgery(model, processor, kfd, fpl, lora)
     saved = read_tensors(directory / LORA / LORA_WEIGHTS)
-    own = get_peft_model_state_dict(vlm.host)
+    own = lora_state(vlm.host)
     places = {_in_layer(name): name for name in own}
     renamed = {places.get(_in_layer(n), _in_layer(n)): tensor for n, tensor in saved.items()}
     compare_tensors(renamed, own, f"{directory / LORA} on this host")

@@ -69,9 +69,11 @@ def build_small_llava(directory: str | PathLike, seed: int = 0) -> None:
     gguf = smollm2_file()
     logger.info("reading %s (about a minute)", gguf.name)
     language = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
     )
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+    )
     tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -87,7 +87,10 @@ class AdapterScorer:
 
 
 def load_scorer(
-    directory: str | PathLike, host: str | None = None, device: str | torch.device | None = None
+    directory: str | PathLike,
+    host: str | None = None,
+    device: str | torch.device | None = None,
+    allow_download: bool = False,
 ) -> DetectorScorer | AdapterScorer:
     """Load a detector's folder, or a forgery adapter's with its host.
 
@@ -95,6 +98,7 @@ def load_scorer(
         directory: Written by ``train detector`` or by ``train adapter``.
         host: For an adapter: folder or hub name of the host; by default the one it names.
         device: Where to; a GPU if there is one by default.
+        allow_download: Whether what the folder's files name may be downloaded.
 
     Raises:
         FileNotFoundError: The folder holds neither.
@@ -102,7 +106,9 @@ def load_scorer(
     """
     directory = Path(directory)
     if (directory / ADAPTER_CONFIG).is_file():
-        return AdapterScorer(ForgeryPredictor.from_pretrained(directory, host, device))
+        return AdapterScorer(
+            ForgeryPredictor.from_pretrained(directory, host, device, allow_download=allow_download)
+        )
     if not (directory / KFD_CONFIG).is_file():
         raise FileNotFoundError(
             f"{directory} holds neither {ADAPTER_CONFIG} (a forgery adapter) nor {KFD_CONFIG} (a "
@@ -110,5 +116,5 @@ def load_scorer(
         )
     if host is not None:
         raise ValueError(f"{directory} is a detector, which needs no host; leave host out")
-    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(directory)
+    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(directory, allow_download=allow_download)
     return DetectorScorer(kfd.to(pick_device(device)))

@@ -22,7 +22,7 @@ from llava_forgery.files import (
     write_json,
 )
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.lora import fill_lora
+from llava_forgery.hosts.lora import fill_lora, save_lora
 from llava_forgery.weights import load_tensors, save_tensors
 
 CONFIG, FPL, KFD, LORA = "forgery_config.json", "fpl.safetensors", "kfd", "lora"
@@ -47,9 +47,7 @@ def save_adapter(model: nn.Module, directory: str | PathLike) -> None:
         save_tensors(temporary / FPL, model.fpl.state_dict())
         model.kfd.save_pretrained(temporary / KFD)
         if model.has_lora:
-            model.host.save_pretrained(temporary / LORA)
-            # peft adds a model card with blanks to fill in.
-            (temporary / LORA / "README.md").unlink(missing_ok=True)
+            save_lora(model.host, temporary / LORA)
         write_json(
             temporary / CONFIG,
             {

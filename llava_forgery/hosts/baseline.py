@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
 
 from llava_forgery.files import atomic_path, check_output_folder
-from llava_forgery.hosts.lora import LORA_WEIGHTS, LoraSettings, fill_lora, lora_config
+from llava_forgery.hosts.lora import LORA_WEIGHTS, LoraSettings, fill_lora, lora_config, save_lora
 from llava_forgery.hosts.transformers.families import exclusive
 
 
@@ -82,9 +82,7 @@ class BaselineVLM(nn.Module):
             raise ValueError("a bare host has nothing to save: LoRA is not attached")
         check_output_folder(directory, LORA_WEIGHTS)
         with atomic_path(directory) as temporary:
-            self.host.save_pretrained(temporary)
-            # peft adds a model card with blanks to fill in.
-            (temporary / "README.md").unlink(missing_ok=True)
+            save_lora(self.host, temporary)
 
     def load_weights(self, directory: str | PathLike) -> None:
         """Fill the attached LoRA from what :meth:`save_pretrained` wrote, strictly.

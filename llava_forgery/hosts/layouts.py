@@ -14,11 +14,11 @@ import torch
 from peft import (
     PeftModel,
     get_peft_model,
-    get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
 from transformers import AutoModelForCausalLM
 
+from llava_forgery.downloads import allow_downloads
 from llava_forgery.files import check_output_folder, read_json, resolve_name, some_names
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
@@ -49,7 +49,11 @@ LAYER = re.compile(r"(base_model\.model\.)(.*?)(layers\.\d+\..*)")
 
 
 def convert_adapter(
-    source: str | PathLike, host: str, directory: str | PathLike, template: str | None = None
+    source: str | PathLike,
+    host: str,
+    directory: str | PathLike,
+    template: str | None = None,
+    allow_download: bool = False,
 ) -> str:
     """Write an adapter for the other package's class of the same language model.
 
@@ -60,6 +64,8 @@ def convert_adapter(
         directory: To write.
         template: For a result in LLaVA's layout: the name in LLaVA's ``conv_templates`` that says
             what the host's chat template says.
+        allow_download: Whether what the adapter's files name, the detector's encoder, may be
+            downloaded.
 
     Returns:
         The layout of what was written, "transformers" or "llava".
@@ -71,9 +77,10 @@ def convert_adapter(
     source = Path(source)
     check_output_folder(directory, FPL)
     values = read_skill_config(source)
-    if values is None:
-        return _to_llava(source, host, directory, template)
-    return _to_transformers(source, values, host, directory)
+    with allow_downloads(allow_download):
+        if values is None:
+            return _to_llava(source, host, directory, template)
+        return _to_transformers(source, values, host, directory)
 
 
 def _to_transformers(
@@ -106,7 +113,7 @@ def _to_llava(source: Path, host: str, directory: str | PathLike, template: str 
     import_llava("an adapter for the llava package", "llava.model")
     try:
         name = resolve_name(host, source)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", trust_remote_code=False)
         if not model.get_vision_tower().is_loaded:
             model.get_vision_tower().load_model()
     except OSError as error:
@@ -154,7 +161,7 @@ def _read_lora(directory: Path) -> tuple[LoraSettings, dict[str, torch.Tensor]]:
 
 def _fill_lora(model: PeftModel, tensors: dict[str, torch.Tensor], source: Path) -> None:
     """Fill a new LoRA from tensors that are named after another host's layers, strictly."""
-    expected = get_peft_model_state_dict(model)
+    expected = lora_state(model)
     first = LAYER.fullmatch(next(iter(expected)))
     renamed = {}
     for name, tensor in tensors.items():

@@ -104,7 +104,20 @@ def check_lora(host: nn.Module, directory: str | PathLike) -> None:
     load_tensors(directory / LORA_WEIGHTS, expected)
 
 
+def lora_state(host: PeftModel) -> dict[str, torch.Tensor]:
+    """An attached LoRA's tensors, by the names of peft's files."""
+    # Left to itself, peft asks the hub for the host's configuration to see if its words grew.
+    return get_peft_model_state_dict(host, save_embedding_layers=False)
+
+
+def save_lora(host: PeftModel, directory: str | PathLike) -> None:
+    """Write an attached LoRA as peft's files."""
+    host.save_pretrained(str(directory), save_embedding_layers=False)
+    # peft adds a model card with blanks to fill in.
+    (Path(directory) / "README.md").unlink(missing_ok=True)
+
+
 def fill_lora(host: PeftModel, directory: str | PathLike) -> None:
     """Fill an attached LoRA from peft's files, strictly; errors as :func:`load_tensors`."""
-    expected = get_peft_model_state_dict(host)
+    expected = lora_state(host)
     set_peft_model_state_dict(host, load_tensors(Path(directory) / LORA_WEIGHTS, expected))

@@ -129,7 +129,9 @@ def estimate_memory(config: PreTrainedConfig, settings: MemorySettings) -> Memor
 def build_on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """A host without storage."""
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(copy.deepcopy(config), dtype=dtype)
+        return AutoModelForImageTextToText.from_config(
+            copy.deepcopy(config), dtype=dtype, trust_remote_code=False
+        )
 
 
 def weight_bytes(host: PreTrainedModel, quantization: str | None) -> tuple[int, int]:

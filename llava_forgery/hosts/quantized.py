@@ -35,7 +35,7 @@ def quantization_config(
     if kind not in KINDS:
         raise ValueError(f"quantization must be one of {', '.join(KINDS)} or None, got {kind!r}")
     require("bitsandbytes", extra="quantization", feature=f"a host in {kind}")
-    config = AutoConfig.from_pretrained(name_or_path)
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     spared = spared_modules(config)
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=spared)
@@ -53,7 +53,7 @@ def quantization_config(
 def spared_modules(config: Any) -> list[str]:
     """Names of the linear layers outside the language model's blocks, for any family."""
     with torch.device("meta"):
-        host = AutoModelForImageTextToText.from_config(config)
+        host = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     decoder = set(host.get_decoder().modules())
     return [
         name

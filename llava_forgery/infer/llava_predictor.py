@@ -191,6 +191,7 @@ class LlavaForgeryPredictor(ForgeryPredictor):
         device: str | torch.device | None = None,
         dtype: torch.dtype | str = "auto",
         template: str | None = None,
+        allow_download: bool = False,
     ) -> "LlavaForgeryPredictor":
         """Load an adapter or a whole model in LLaVA's layout.
 
@@ -201,12 +202,16 @@ class LlavaForgeryPredictor(ForgeryPredictor):
             dtype: Of the host's weights.
             template: See :class:`LlavaSpeaker`.
 
+            allow_download: Whether what the folder's files name may be downloaded.
+
         Raises:
             FileNotFoundError: Adapter or host is missing.
             ImportError: The ``llava`` package is not installed.
             ValueError: The folder is none in LLaVA's layout, or does not fit the host.
         """
-        tokenizer, model = load_llava(adapter_dir, host, dtype=dtype, device=device)
+        tokenizer, model = load_llava(
+            adapter_dir, host, dtype=dtype, device=device, allow_download=allow_download
+        )
         return cls(model, tokenizer, template)
 
     @property

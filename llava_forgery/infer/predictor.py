@@ -11,11 +11,12 @@ from PIL import Image, ImageOps
 from transformers import PreTrainedModel
 
 from llava_forgery.call_state import lock_of
+from llava_forgery.downloads import allow_downloads
 from llava_forgery.faces.crop import crop_box, crop_square
 from llava_forgery.faces.detect import FaceDetector, get_detector
-from llava_forgery.hosts.adapter import read_adapter_config
+from llava_forgery.hosts.adapter import CONFIG, read_adapter_config
 from llava_forgery.hosts.transformers.likelihood import first_token_p_yes
-from llava_forgery.hosts.transformers.loading import load_adapter, load_host, place_host
+from llava_forgery.hosts.transformers.loading import load_adapter, load_named_host, place_host
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, encode
 from llava_forgery.images import read_image
@@ -67,6 +68,7 @@ class ForgeryPredictor:
         device: str | torch.device | None = None,
         dtype: torch.dtype | str = "auto",
         quantization: str | None = None,
+        allow_download: bool = False,
     ) -> "ForgeryPredictor":
         """Load an adapter and its host.
 
@@ -76,15 +78,19 @@ class ForgeryPredictor:
             device: Where to; a GPU if there is one by default.
             dtype: Of the host's weights, as transformers takes it.
             quantization: "4bit" or "8bit"; None leaves the weights as they are.
+            allow_download: Whether what the adapter's files name, its host and the detector's
+                encoder, may be downloaded. A host that is given here always may.
 
         Raises:
             FileNotFoundError: Adapter or host is missing.
             ValueError: The host is not the one the adapter was trained for, or a file is damaged.
         """
-        config = read_adapter_config(adapter_dir)
-        name = host or config["host"]["name_or_path"]
-        model, processor = load_host(Path(adapter_dir), name, quantization, dtype=dtype)
-        return cls(load_adapter(adapter_dir, place_host(model, device), processor))
+        read_adapter_config(adapter_dir)
+        with allow_downloads(allow_download):
+            model, processor = load_named_host(
+                Path(adapter_dir) / CONFIG, host, quantization, dtype=dtype
+            )
+            return cls(load_adapter(adapter_dir, place_host(model, device), processor))
 
     @property
     def size(self) -> int:

@@ -11,6 +11,7 @@ names, or compared when the detector is attached to a host.
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -19,10 +20,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from llava_forgery.downloads import named_by
 from llava_forgery.files import portable_name, read_json, resolve_name, write_json
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.encoder import VisualEncoder, default_dtype
-from llava_forgery.kfd.host_tower import HostEncoder
+from llava_forgery.kfd.host_tower import HostEncoder, load_tower
 from llava_forgery.weights import load_tensors, save_tensors
 
 Detector = TypeVar("Detector", bound=nn.Module)
@@ -132,21 +134,25 @@ def load_detector(
     build: Callable[[KFDConfig], Detector],
     directory: str | PathLike,
     with_knowledge: bool = False,
+    with_tower: bool = True,
     host: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Detector:
     """Read a detector, in eval mode on the CPU.
 
     Args:
-        build: Makes the detector that a configuration describes.
+        build: Makes the detector that a configuration describes, without a host's tower.
         directory: Written by :func:`save_detector`.
         with_knowledge: Read what further training needs as well.
+        with_tower: For a detector on a host's vision tower: load the tower.
         host: Folder or hub name of that host, where it is no longer the one that was saved.
         dtype: In which it is built and filled, without ever being larger; None for torch's default.
             A host's tower keeps its own.
 
     Raises:
-        FileNotFoundError: The folder or a file in it is missing.
+        FileNotFoundError: The folder or a file in it is missing, or what the configuration names
+            is not on this machine and downloads are not allowed (:mod:`llava_forgery.downloads`).
+            A host that is given here may be downloaded.
         ValueError: A file does not fit the configuration, or the frozen encoder that is built
             here is not the one the detector was trained on.
     """
@@ -167,8 +173,12 @@ def load_detector(
         )
     name = _moved(config.encoder, host or config.encoder.name, resolve_name, directory)
     config = replace(config, encoder=replace(config.encoder, name=name))
-    with default_dtype(dtype):
+    with named_by(directory / CONFIG, _named(config.encoder)), default_dtype(dtype):
         detector = build(config)
+    if with_tower and isinstance(detector.encoder, HostEncoder):
+        named = {"host of the vision tower": name}
+        with nullcontext() if host is not None else named_by(directory / CONFIG, named):
+            detector.encoder.adopt(load_tower(name))
     load_weights(detector, directory, with_knowledge)
     detector.eval()
     if isinstance(detector.encoder, HostEncoder):
@@ -176,6 +186,13 @@ def load_detector(
     if detector.encoder.frozen and not _lacks_tower(detector):
         _compare_probe(detector, meta, directory)
     return detector
+
+
+def _named(encoder: EncoderConfig) -> dict[str, str]:
+    """What is built of a configuration's names, but for a host's tower."""
+    name = encoder.text_model if encoder.kind == "host" else encoder.name
+    weights = {} if encoder.pretrained is None else {"weights": encoder.pretrained}
+    return {"encoder": name or "of bytes", **weights}
 
 
 def _moved(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from llava_forgery.downloads import allow_downloads
 from llava_forgery.kfd.checkpoint import load_detector, save_detector
 from llava_forgery.kfd.config import PRESETS, EncoderConfig, KFDConfig
 from llava_forgery.kfd.consistency import ConsistencyMaps
@@ -139,6 +140,7 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
         with_tower: bool = True,
         host: str | None = None,
         dtype: torch.dtype | None = None,
+        allow_download: bool = False,
     ) -> "KnowledgeGuidedForgeryDetector":
         """Read a saved detector, in eval mode; see :mod:`llava_forgery.kfd.checkpoint`.
 
@@ -150,12 +152,15 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
                 detector is only good for attach_forgery, which finds the tower in the host.
             host: Folder or hub name of that host, where it is no longer the one that was saved.
             dtype: In which it is built and filled; None for torch's default.
+            allow_download: Whether what the folder's files name, such as an encoder of open_clip,
+                may be downloaded. A host that is given here always may.
         """
 
         def build(config: KFDConfig) -> KnowledgeGuidedForgeryDetector:
-            return cls(config, with_knowledge, with_tower)
+            return cls(config, with_knowledge, with_tower=False)
 
-        return load_detector(build, directory, with_knowledge, host, dtype)
+        with allow_downloads(allow_download):
+            return load_detector(build, directory, with_knowledge, with_tower, host, dtype)
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write configuration and weights; see :mod:`llava_forgery.kfd.checkpoint`."""

@@ -47,8 +47,8 @@ def host_config(
             outside its blocks.
     """
     try:
-        config = AutoConfig.from_pretrained(host)
-        processor = AutoImageProcessor.from_pretrained(host)
+        config = AutoConfig.from_pretrained(host, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(host, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(
             f"the host {host!r} could not be read ({str(error).splitlines()[0]}); give its folder "

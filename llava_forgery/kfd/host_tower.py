@@ -219,10 +219,10 @@ def load_tower(host: str) -> PreTrainedModel:
             whole of it.
     """
     try:
-        config = AutoConfig.from_pretrained(host)
+        config = AutoConfig.from_pretrained(host, trust_remote_code=False)
         # Without weights, to learn the tower's class and what it is called.
         with torch.device("meta"):
-            skeleton = AutoModelForImageTextToText.from_config(config)
+            skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
         check_interface(skeleton)
         skeleton_tower = vision_tower(skeleton)
         path = next(name for name, part in skeleton.named_modules() if part is skeleton_tower)

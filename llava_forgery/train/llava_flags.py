@@ -156,6 +156,9 @@ class ForgeryArguments:
     fpl_n_base: int = _flag("n_1, learned base embeddings.", 9)
     fpl_n_forgery: int = _flag("n_f, embeddings that the host receives for each image.", 9)
     fpl_lr: float | None = _flag("Highest learning rate of the FPL; default: --learning_rate.")
+    allow_download: bool = _flag(
+        "Download what the detector's files name, such as its encoder.", False
+    )
     llava_next: bool = _flag(
         "The llava on PYTHONPATH is LLaVA-NeXT's: apply llava_forgery.hosts.llava.compat, which "
         "logs each change it makes.",

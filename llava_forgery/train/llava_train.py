@@ -30,6 +30,7 @@ from llava_forgery.data.validation import (
     fingerprint_of,
     settle_invalid,
 )
+from llava_forgery.downloads import allow_downloads
 from llava_forgery.files import check_output, sentence
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.llava import compat as llava_compat
@@ -77,7 +78,7 @@ def run(arguments: LlavaArguments) -> PreTrainedModel:
         llava_compat.apply()
     register()
     set_seed(flags.seed)
-    with without_zero3_init(flags):
+    with without_zero3_init(flags), allow_downloads(arguments.forgery.allow_download):
         sources = open_sources(arguments)
         tokenizer, model = load_host(arguments)
         tower = open_vision_tower(model, arguments)
@@ -122,7 +123,11 @@ def _read_checkpoint(
     options: dict[str, Any] = {"cache_dir": arguments.model.cache_dir}
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            path, model_max_length=flags.model_max_length, padding_side="right", **options
+            path,
+            model_max_length=flags.model_max_length,
+            padding_side="right",
+            trust_remote_code=False,
+            **options,
         )
         config, model_class = _model_class(path, **options)
     except OSError as error:

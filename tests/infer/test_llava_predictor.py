@@ -1,6 +1,7 @@
 """Verdicts and dialogues through the real ``llava`` package; its own command line as well."""
 
 import json
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -13,6 +14,7 @@ from llava_forgery.cli.app import load_predictor
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.llava.checkpoint import save_llava_adapter
 from llava_forgery.hosts.llava.hooks import FORGERY_TOKEN_INDEX, IMAGE_TOKEN_INDEX
+from llava_forgery.hosts.llava.loading import merge_llava
 from llava_forgery.hosts.llava.model import attach_to_llava
 from llava_forgery.hosts.llava.names import TEMPLATE_KEY
 from llava_forgery.hosts.llava.prompts import TEMPLATE
@@ -98,13 +100,57 @@ def test_other_hosts_are_refused(root):
         load_predictor(root / "tiny-llava-fpl", "llava:nowhere", "cpu")
 
 
+def test_what_the_folder_names_is_not_downloaded_unasked(root, tmp_path, network):
+    folder = shutil.copytree(root / "tiny-llava-fpl", tmp_path / "tiny-llava-fpl")
+    base = str(root / "tiny-llava")
+    load_predictor(folder, base, "cpu")
+    tiny.edit_json(folder / "config.json", mm_forgery_host__name_or_path="evil/host")
+    with pytest.raises(FileNotFoundError, match="names the host 'evil/host' and the vision tower"):
+        load_predictor(folder, None, "cpu")
+    # The user's host, with its own tower.
+    load_predictor(folder, base, "cpu")
+    # A tower that stands in the adapter alone is not the user's choice.
+    tiny.edit_json(folder / "config.json", mm_vision_tower="openai/evil")
+    message = r"config\.json names the vision tower 'openai/evil', which is not on this machine"
+    with pytest.raises(FileNotFoundError, match=message):
+        load_predictor(folder, base, "cpu")
+    with pytest.raises(FileNotFoundError, match="--allow-download"):
+        LlavaForgeryPredictor.from_pretrained(folder, base, "cpu")
+    assert network == []
+    with pytest.raises(FileNotFoundError, match="could not be loaded .*'openai/evil'"):
+        load_predictor(folder, base, "cpu", None, True)
+    assert set(network) == {"huggingface.co"}
+
+
+def test_a_whole_models_tower_is_not_downloaded_unasked(root, tmp_path, network):
+    merge_llava(root / "tiny-llava-fpl", tmp_path / "tiny-llava")
+    load_predictor(tmp_path / "tiny-llava", None, "cpu")
+    tiny.edit_json(tmp_path / "tiny-llava/config.json", mm_vision_tower="openai/evil")
+    with pytest.raises(FileNotFoundError, match="names the vision tower 'openai/evil', which is"):
+        load_predictor(tmp_path / "tiny-llava", None, "cpu")
+    assert network == []
+
+
+def test_the_detectors_encoder_is_not_downloaded_unasked(root, tmp_path, network):
+    folder = shutil.copytree(root / "tiny-llava-fpl", tmp_path / "tiny-llava-fpl")
+    encoder = {"kind": "open_clip", "name": "RN50", "pretrained": "openai"}
+    changes = {f"config__encoder__{name}": value for name, value in encoder.items()}
+    tiny.edit_json(folder / "kfd/kfd_config.json", **changes)
+    message = r"kfd_config\.json names the encoder 'RN50' and the weights 'openai', which is not"
+    with pytest.raises(FileNotFoundError, match=message):
+        load_predictor(folder, str(root / "tiny-llava"), "cpu")
+    assert network == []
+    # Allowed, it is read inside LLaVA's own loading.
+    with pytest.raises(RuntimeError, match="no network in tests"):
+        load_predictor(folder, str(root / "tiny-llava"), "cpu", None, True)
+    assert network
+
+
 @pytest.mark.parametrize("layout", ["adapter", "merged"])
 def test_llavas_command_line_answers_other_questions(root, layout, monkeypatch, capsys):
     cli = pytest.importorskip("llava.serve.cli")
     folder, base = root / "tiny-llava-fpl", str(root / "tiny-llava")
     if layout == "merged":
-        from llava_forgery.hosts.llava.loading import merge_llava
-
         folder, base = root / "tiny-llava-merged", None
         merge_llava(root / "tiny-llava-fpl", folder)
     # It switches torch's initialisation off, for good.

@@ -131,6 +131,24 @@ def test_without_its_tower_it_says_where_to_get_it(hosts, tmp_path):
         detector(_images())
 
 
+def test_its_host_is_not_downloaded_unasked(hosts, tmp_path, network):
+    tiny_towers.kfd(hosts["clip"]).save_pretrained(tmp_path / "kfd")
+    config = tmp_path / "kfd/kfd_config.json"
+    tiny.edit_json(config, config__encoder__name="evil/host")
+    message = r"names the host of the vision tower 'evil/host', which is not on this machine"
+    with pytest.raises(FileNotFoundError, match=message):
+        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd")
+    # The host that the user gives needs no permission, the text encoder of the file does.
+    given = {"host": hosts["clip"]}
+    KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", **given)
+    tiny.edit_json(config, config__encoder__text_model="RN50", config__encoder__pretrained="openai")
+    with pytest.raises(
+        FileNotFoundError, match="names the encoder 'RN50' and the weights 'openai'"
+    ):
+        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", True, **given)
+    assert network == []
+
+
 def test_another_tower_is_refused(hosts, tmp_path):
     tiny_towers.kfd(hosts["clip"]).save_pretrained(tmp_path / "kfd")
     other = tiny_towers.saved(tmp_path / "other", seed=1)

@@ -39,7 +39,7 @@ from llava_forgery.hosts.llava.model import attach_to_llava
 from llava_forgery.hosts.llava.names import CONFIG_KEYS, PREFIX, PROJECTOR_TYPE
 from llava_forgery.hosts.llava.saving import FPL, save_modules, saved_config
 from llava_forgery.hosts.llava.skill import has_forgery_adapter
-from llava_forgery.hosts.lora import LORA_CONFIG, check_lora
+from llava_forgery.hosts.lora import LORA_CONFIG, check_lora, save_lora
 from llava_forgery.weights import compare_tensors, load_tensors, read_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
@@ -206,9 +206,7 @@ def write_llava_adapter(
         raise ValueError("this model has no forgery skill to save; attach_to_llava gives it one")
     temporary.mkdir()
     if lora:
-        model.save_pretrained(temporary)
-        # peft adds a model card with blanks to fill in.
-        (temporary / "README.md").unlink(missing_ok=True)
+        save_lora(model, temporary)
     with saved_config(bare, directory):
         bare.config.save_pretrained(temporary)
     save_modules(bare, temporary)

@@ -4,8 +4,10 @@ LLaVA's own ``load_pretrained_model`` brings everything to float16 and goes by t
 it reads the same folders after ``register()``.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -13,15 +15,25 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from llava_forgery.downloads import allow_downloads, named_by
 from llava_forgery.files import atomic_path, check_output_folder, resolve_name
-from llava_forgery.hosts.llava.checkpoint import check_tower, holds_model, read_skill_config
+from llava_forgery.hosts.llava.checkpoint import (
+    CONFIG,
+    check_tower,
+    holds_model,
+    read_skill_config,
+)
 from llava_forgery.hosts.llava.register import import_llava, register, registered, unregister
 from llava_forgery.hosts.llava.saving import FPL
 from llava_forgery.hosts.lora import LORA_CONFIG
+
+# Where LLaVA's configurations name what else is loaded.
+_TOWERS = ("mm_vision_tower", "vision_tower", "vision_tower_pretrained")
 
 
 def load_llava(
@@ -31,6 +43,7 @@ def load_llava(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     merge: bool = True,
+    allow_download: bool = False,
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel | PeftModel]:
     """A model with the skill, in eval mode, and its tokenizer.
 
@@ -41,6 +54,8 @@ def load_llava(
         dtype: Of the host's weights.
         device: Where to; a GPU if there is one by default.
         merge: Add LoRA to the host's weights; False leaves peft's wrapper around the model.
+        allow_download: Whether what the folder's files name, such as the host and its vision
+            tower, may be downloaded. A base that is given here always may, with its own tower.
 
     Raises:
         FileNotFoundError: Adapter or host are missing.
@@ -61,29 +76,11 @@ def load_llava(
         raise ValueError(f"{directory} is a whole model and takes no base, got {base!r}")
     source = resolve_name(source, directory)
     import_llava("loading this model", "llava.model")
-    # Only for as long as it takes, where the user has not asked for it.
-    before = registered()
-    register()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        config = AutoConfig.from_pretrained(directory)
-        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise FileNotFoundError(
-            f"the host {source!r} could not be loaded ({str(error).splitlines()[0]}); give its "
-            "folder or hub name (--host)"
-        ) from error
-    finally:
-        if not before:
-            unregister()
-    tower = model.get_vision_tower()
-    if not tower.is_loaded:
-        tower.load_model()
+    with allow_downloads(allow_download), _known_by_user(directory, values, source, base):
+        tokenizer, model = _load(directory, source, dtype)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_tower(model, directory)
-    tower.to(model.dtype)
+    model.get_vision_tower().to(model.dtype)
     model.to(place)
     if (directory / LORA_CONFIG).is_file():
         model = PeftModel.from_pretrained(model, directory)
@@ -97,6 +94,7 @@ def merge_llava(
     directory: str | PathLike,
     base: str | None = None,
     dtype: str | torch.dtype = "auto",
+    allow_download: bool = False,
 ) -> None:
     """Write a whole model: the host with LoRA added to its weights, and the skill beside it.
 
@@ -107,6 +105,7 @@ def merge_llava(
         directory: To write; its name must hold "llava" for LLaVA's loader, and not "lora".
         base: Folder or hub name of the host; by default the one that the adapter names.
         dtype: Of the host's weights.
+        allow_download: As for :func:`load_llava`.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -122,7 +121,61 @@ def merge_llava(
         )
     # Not config.json, which a host's own folder holds as well.
     check_output_folder(directory, FPL)
-    tokenizer, model = load_llava(adapter, base, dtype=dtype, device="cpu")
+    tokenizer, model = load_llava(
+        adapter, base, dtype=dtype, device="cpu", allow_download=allow_download
+    )
     with atomic_path(directory) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+
+
+def _known_by_user(
+    directory: Path, values: dict[str, Any], source: str, base: str | None
+) -> AbstractContextManager[None]:
+    """Nothing for a base that the user gave with the tower that it names itself; else the guard
+    around what stands in the folder's configuration."""
+    towers = {name: tower for name, tower in values.items() if name in _TOWERS and tower}
+    if base is not None:
+        try:
+            own, _ = PreTrainedConfig.get_config_dict(source)
+        except OSError as error:
+            raise _no_host(source, error) from error
+        if all(own.get(name) == tower for name, tower in towers.items()):
+            return nullcontext()
+    names = {"vision tower": ", ".join(dict.fromkeys(map(str, towers.values())))}
+    if base is None and source != str(directory):
+        names = {"host": source, **names}
+    return named_by(directory / CONFIG, names)
+
+
+def _no_host(source: str, error: OSError) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"the host {source!r} could not be loaded ({str(error).splitlines()[0]}); give its folder "
+        "or hub name (--host)"
+    )
+
+
+def _load(
+    directory: Path, source: str, dtype: str | torch.dtype
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and model with its vision tower, as LLaVA's classes read them."""
+    # Only for as long as it takes, where the user has not asked for it.
+    before = registered()
+    register()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, trust_remote_code=False
+        )
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise _no_host(source, error) from error
+    finally:
+        if not before:
+            unregister()
+    tower = model.get_vision_tower()
+    if not tower.is_loaded:
+        tower.load_model()
+    return tokenizer, model

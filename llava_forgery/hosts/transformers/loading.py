@@ -8,7 +8,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from llava_forgery.files import resolve_name
+from llava_forgery.downloads import named_by
+from llava_forgery.files import read_json, resolve_name
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.adapter import KFD, LORA, fill_learner, read_adapter_config
@@ -34,6 +35,7 @@ def load_host(
     Raises:
         FileNotFoundError: Neither a folder nor something that transformers can load.
         ImportError: Quantisation is asked for and bitsandbytes is not installed.
+        ValueError: It could only be loaded by running code that it brings.
     """
     source = resolve_name(name_or_path, directory)
     try:
@@ -41,15 +43,47 @@ def load_host(
             options["quantization_config"] = quantization_config(
                 source, quantization, options.get("dtype", "auto")
             )
-        processor = AutoProcessor.from_pretrained(source)
-        model = AutoModelForImageTextToText.from_pretrained(source, **options)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, trust_remote_code=False, **options
+        )
         leave_unpacked(model)
     except OSError as error:
         raise FileNotFoundError(
             f"the host {name_or_path!r} could not be loaded ({str(error).splitlines()[0]}); give "
             "its folder or hub name (host=..., or --host)"
         ) from error
+    except ValueError as error:
+        if "custom code" not in str(error):
+            raise
+        raise ValueError(
+            f"the host {name_or_path!r} brings Python code of its own, which is not run; give a "
+            "host whose class transformers has"
+        ) from error
     return model, processor
+
+
+def load_named_host(
+    file: Path, host: str | None = None, quantization: str | None = None, **options: Any
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The host that the user gives, or else the one that a JSON file of ours names.
+
+    Args:
+        file: The adapter's or the pseudo-word's.
+        host: A folder or a hub name; None for the file's.
+        quantization: As for :func:`load_host`, as are the other options.
+
+    Raises:
+        FileNotFoundError: As :func:`load_host`; or the file's host is not on this machine, and
+            downloads are not allowed (:mod:`llava_forgery.downloads`).
+        ImportError: As :func:`load_host`.
+        ValueError: As :func:`load_host`.
+    """
+    if host is not None:
+        return load_host(file.parent, host, quantization, **options)
+    name = read_json(file)["host"]["name_or_path"]
+    with named_by(file, {"host": name}):
+        return load_host(file.parent, name, quantization, **options)
 
 
 def pick_device(device: str | torch.device | None = None) -> str | torch.device:

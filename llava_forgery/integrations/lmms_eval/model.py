@@ -46,6 +46,7 @@ class LlavaForgery(_api.lmms):
         cropped: The pictures are face crops already; otherwise faces are looked for.
         batch_size: Answers that are written at once.
         max_batch_size: lmms-eval hands it over; must be None, since no batch size is searched for.
+        allow_download: Whether what the adapter's files name may be downloaded.
 
     Raises:
         ValueError: A value is not valid, or adapter and host do not fit.
@@ -63,6 +64,7 @@ class LlavaForgery(_api.lmms):
         cropped: bool = True,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
+        allow_download: bool = False,
     ) -> None:
         super().__init__()
         if not str(batch_size).isdigit() or int(batch_size) < 1 or max_batch_size is not None:
@@ -70,8 +72,9 @@ class LlavaForgery(_api.lmms):
                 "give the batch size as a number of at least 1; none is searched for. Got "
                 f"batch_size={batch_size!r} and max_batch_size={max_batch_size!r}"
             )
-        if not isinstance(cropped, bool):
-            raise ValueError(f"cropped must be true or false, got {cropped!r}")
+        for name, value in (("cropped", cropped), ("allow_download", allow_download)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, got {value!r}")
         self.batch_size, self.cropped = int(batch_size), cropped
         self._known: dict[str, Settings] = {}
         accelerate = require("accelerate", extra="eval", feature=FEATURE)
@@ -82,7 +85,9 @@ class LlavaForgery(_api.lmms):
             device = self.accelerator.device
         # lmms-eval reads numbers out of --model_args, so a folder may arrive as one.
         host = None if host is None else str(host)
-        self.predictor = ForgeryPredictor.from_pretrained(str(adapter), host, device, dtype)
+        self.predictor = ForgeryPredictor.from_pretrained(
+            str(adapter), host, device, dtype, allow_download=allow_download
+        )
 
     @property
     def device(self) -> Any:
