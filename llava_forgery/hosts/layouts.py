@@ -39,7 +39,7 @@ from llava_forgery.hosts.llava.checkpoint import (
 from llava_forgery.hosts.llava.model import attach_to_llava, llava_lora_config
 from llava_forgery.hosts.llava.names import TEMPLATE_KEY
 from llava_forgery.hosts.llava.register import import_llava
-from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings
+from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings, lora_state
 from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
