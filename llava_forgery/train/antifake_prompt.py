@@ -29,6 +29,7 @@ from llava_forgery.images import read_image
 from llava_forgery.qa.conversation import Conversation, Message
 from llava_forgery.train.run_record import (
     describe_host,
+    describe_tokens,
     files_fingerprint,
     mean_size,
     open_run,
@@ -250,6 +251,7 @@ def train_pseudo_word(
         deepspeed=deepspeed,
     )
     host = bare_host(vlm.model)
+    samples = LabelledAnswers(images, vlm)
     settings = {
         "host": {**describe_host(host, vlm.fingerprint), "more_embeddings": vlm.more_embeddings},
         "word": vlm.config.to_dict(),
@@ -258,6 +260,7 @@ def train_pseudo_word(
             [[image.path.name, image.label, image.set] for image in images],
             [image.path for image in images],
         ),
+        "tokens": describe_tokens(samples[0]),
     }
     run = open_run(arguments, "train-pseudo-word", settings, output_dir / CONFIG, resume)
     training = PseudoWordTraining(vlm)
@@ -267,7 +270,7 @@ def train_pseudo_word(
     trainer = ForgeryTrainer(
         model=training,
         args=arguments,
-        train_dataset=LabelledAnswers(images, vlm),
+        train_dataset=samples,
         data_collator=AnswerCollator(vlm.processor),
     )
     run_training(trainer, run)

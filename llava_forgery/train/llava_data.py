@@ -38,7 +38,7 @@ from llava_forgery.qa.llava_json import LlavaSample, image_file, read_llava_json
 from llava_forgery.qa.mixing import mix_general
 from llava_forgery.rows import embedded, load_rows, rows_digest
 from llava_forgery.train.llava_text import PromptStyle, encode_turns
-from llava_forgery.train.run_record import spread
+from llava_forgery.train.run_record import describe_tokens, spread
 
 logger = logging.getLogger(__name__)
 
@@ -461,11 +461,13 @@ class TrainingSamples(Dataset):
 
     def describe(self) -> dict[str, Any]:
         """All that the samples depend on but the host's image processor, as JSON takes it."""
+        is_skill, row = self.order[0]
+        first = (self.skill if is_skill else self.general)[row]
         return {
             "skill": self.skill.content(),
             "general": None if self.general is None else self.general.content(),
             "order": fingerprint_of(self.order),
-            "tokens": self.encoding.fingerprint(),
+            "tokens": describe_tokens(encode_dialogue(first, self.encoding, self._is_skill[0])),
         }
 
     @property

@@ -219,6 +219,15 @@ def describe_lora(model: nn.Module) -> dict[str, Any] | None:
     return {"r": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
 
 
+def describe_tokens(sample: Mapping[str, Any]) -> str:
+    """A digest of a sample's tokens and labels, in which tokenizer, template and wording show.
+
+    Args:
+        sample: The first one, with ``input_ids`` and ``labels`` (T,).
+    """
+    return fingerprint_of(sample["input_ids"].tolist(), sample["labels"].tolist())
+
+
 def files_fingerprint(names: Sequence[Any], files: Sequence[Path]) -> str:
     """Of files by what is known of them and the sizes of some.
 

@@ -37,6 +37,7 @@ from llava_forgery.train.run_record import (
     describe_adapter_weights,
     describe_host,
     describe_lora,
+    describe_tokens,
     open_run,
     training_folder,
 )
@@ -235,6 +236,7 @@ def train_adapter(
     )
     if fpl_learning_rate is None and fpl_warmup_steps:
         fpl_learning_rate = learning_rate / 10
+    samples = EncodedConversations(conversations, vlm, max_length)
     settings = {
         **_describe(vlm),
         "fpl_learning_rate": fpl_learning_rate,
@@ -244,6 +246,7 @@ def train_adapter(
         },
         "max_length": max_length,
         "data": rows_digest(conversations),
+        "tokens": describe_tokens(samples[0]),
     }
     result = output_dir / (LORA_WEIGHTS if plain else CONFIG)
     run = open_run(arguments, "finetune", settings, result, resume)
@@ -262,7 +265,7 @@ def train_adapter(
         trainer = Stage2Trainer(
             model=Stage2(vlm, fpl_learning_rate),
             args=arguments,
-            train_dataset=EncodedConversations(conversations, vlm, max_length),
+            train_dataset=samples,
             data_collator=StackedCollator(vlm.processor.tokenizer.pad_token_id),
         )
         run_training(trainer, run)

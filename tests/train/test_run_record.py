@@ -166,9 +166,12 @@ def test_what_a_kill_leaves_is_removed(faces, trained, tmp_path):
     assert (folder / "kfd.safetensors").read_bytes() == (trained / "kfd.safetensors").read_bytes()
 
 
-def _adapter(conversations, folder, kfd_seed=0, lora=None, host_seed=0, dtype=None, **options):
+def _adapter(
+    conversations, folder, kfd_seed=0, lora=None, host_seed=0, dtype=None, greeting="", **options
+):
     host, processor = tiny.llava(host_seed)
     host = host.to(dtype or torch.float32)
+    processor.chat_template = greeting + processor.chat_template
     settings = replace(LoraSettings(r=2, alpha=4, dropout=0.0), **(lora or {}))
     vlm = attach_forgery(host, processor, tiny.kfd(kfd_seed), lora=settings)
     options = {"steps": 2, "batch_size": 2, "save_steps": 2, **options}
@@ -198,6 +201,7 @@ def test_an_adapter_of_another_detector_host_or_data_is_refused(conversations, t
         ({"kfd_seed": 1}, "detector"),
         ({"host_seed": 1}, "host.embedding_probe"),
         ({"dtype": torch.bfloat16}, "host.dtype"),
+        ({"greeting": "Hello. "}, "tokens"),
         ({"lora": {"alpha": 8}}, "lora.alpha"),
         ({"lora": {"dropout": 0.1}}, "lora.dropout"),
         ({"fpl_learning_rate": 1e-5}, "fpl_learning_rate"),
