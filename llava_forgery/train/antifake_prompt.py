@@ -262,7 +262,7 @@ def train_pseudo_word(
         ),
         "tokens": describe_tokens(samples[0]),
     }
-    run = open_run(arguments, "train-pseudo-word", settings, output_dir / CONFIG, resume)
+    run = open_run(arguments, "train pseudo-word", settings, output_dir / CONFIG, resume)
     training = PseudoWordTraining(vlm)
     if run.finished:
         training.load_checkpoint(output_dir)

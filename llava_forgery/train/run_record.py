@@ -7,7 +7,7 @@ nothing and are left out; paths as well, so that folders can be moved. ::
 
     {
       "schema_version": 1,
-      "command": "train-kfd",
+      "command": "train detector",
       "finished": false,
       "settings": {"max_steps": 220, "seed": 0, "faces": {"faces": "5d1f...", ...}, ...}
     }

@@ -242,7 +242,7 @@ def train_kfd(
         "average": average,
         "data": pairs.describe(),
     }
-    run = open_run(arguments, "train-kfd", settings, Path(output_dir) / CONFIG, resume)
+    run = open_run(arguments, "train detector", settings, Path(output_dir) / CONFIG, resume)
     if run.finished:
         load_weights(detector, run.folder, with_knowledge=True)
         return detector.eval()

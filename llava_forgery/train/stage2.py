@@ -249,7 +249,7 @@ def train_adapter(
         "tokens": describe_tokens(samples[0]),
     }
     result = output_dir / (LORA_WEIGHTS if plain else CONFIG)
-    run = open_run(arguments, "finetune", settings, result, resume)
+    run = open_run(arguments, "train adapter", settings, result, resume)
     if run.finished:
         vlm.load_weights(output_dir)
         return vlm.eval()

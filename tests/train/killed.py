@@ -31,7 +31,7 @@ from llava_forgery.train.stage1 import train_kfd
 from llava_forgery.train.stage2 import train_adapter
 from tests import tiny, tiny_llava
 
-KINDS = ("train-kfd", "finetune", "train-pseudo-word", "llava_train")
+KINDS = ("detector", "adapter", "pseudo-word", "llava")
 
 
 def prepare(folder: Path) -> None:
@@ -53,13 +53,13 @@ def train(kind: str, folder: Path, out: Path, resume: bool = False) -> None:
     """Four steps, with checkpoints behind the second and the fourth."""
     host = load_host(folder, str(folder / "host"))
     options = {"batch_size": 2, "save_steps": 2, "resume": resume}
-    if kind == "train-kfd":
+    if kind == "detector":
         faces = datasets.load_from_disk(str(folder / "faces"))
         train_kfd(tiny.kfd(), faces, out, steps=4, workers=0, **options)
-    elif kind == "finetune":
+    elif kind == "adapter":
         vlm = attach_forgery(*host, tiny.kfd(), lora=LoraSettings(r=2, dropout=0.0))
         train_adapter(vlm, load_rows(folder / "qa"), out, steps=4, **options)
-    elif kind == "train-pseudo-word":
+    elif kind == "pseudo-word":
         options["batch_size"] = 3
         vlm = attach_pseudo_word(*host)
         train_pseudo_word(vlm, read_labelled(folder / "photos"), out, epochs=2, **options)
