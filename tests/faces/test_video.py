@@ -91,3 +91,21 @@ def test_what_is_no_video(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match="decompression"):
         Video(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile {}\n",
+        "ffconcat version 1.0\nfile ../secret.mp4\n",
+    ],
+)
+def test_a_list_of_files_that_is_named_like_a_video_opens_none_of_them(tmp_path, text):
+    video(tmp_path / "secret.mp4", [np.zeros((32, 32, 3), np.uint8)] * 3)
+    assert len(Video(tmp_path / "secret.mp4")) == 3
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/list.mp4").write_text(text.format(tmp_path / "secret.mp4"))
+    with pytest.raises(ValueError, match=r"list\.mp4 could not be read as a video"):
+        Video(tmp_path / "in/list.mp4")
