@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
-from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 
 from llava_forgery.files import read_json
 from llava_forgery.kfd.config import EncoderConfig, HostTower, KFDConfig
-from llava_forgery.kfd.host_tower import OWN_ENCODER
+from llava_forgery.kfd.host_tower import OWN_ENCODER, check_processor
 
 # Width of the text features where the text encoder is trained with the detector.
 TEXT_WIDTH = 256
@@ -104,37 +102,6 @@ def parse_taps(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"taps must be numbers such as 12,18,24, got {text!r}") from None
-
-
-def check_processor(image_processor: Any, config: EncoderConfig, host: str) -> None:
-    """Try whether the host sees a square image as the detector does: whole, once, normalised.
-
-    Raises:
-        ValueError: It does not; the message says in what.
-    """
-    side = config.image_size
-    row = np.arange(side)
-    # Neighbouring pixels differ, so that a resized or shifted picture is told.
-    picture = (37 * row[None, :, None] + 91 * row[:, None, None] + 53 * np.arange(3)) % 256
-    picture = picture.astype(np.uint8)
-    values = image_processor(images=[Image.fromarray(picture)], return_tensors="pt")
-    shape = tuple(values["pixel_values"].shape)
-    if shape != (1, 3, side, side):
-        raise ValueError(
-            f"{host} turns one image of {side} pixels into pixel_values of shape {shape}, expected "
-            f"{(1, 3, side, side)}: it cuts images into tiles or takes them at their own size, and "
-            f"its tower cannot be shared; {OWN_ENCODER}"
-        )
-    tower = config.tower
-    expected = (picture / 255 - np.float64(tower.mean)) / np.float64(tower.std)
-    difference = np.abs(values["pixel_values"][0].permute(1, 2, 0).double().numpy() - expected)
-    # A step of one of 256 grey values; libraries round differently within it.
-    if difference.max() > 1.01 / 255 / min(tower.std):
-        raise ValueError(
-            f"{host} does not hand a square image of {side} pixels to its tower with mean "
-            f"{tower.mean} and std {tower.std} (pixels differ by up to {difference.max():.2g}): "
-            f"the detector would see another picture than the host; {OWN_ENCODER}"
-        )
 
 
 def _text_width(text_model: str) -> int:

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import logging
@@ -204,6 +206,37 @@ def check_interface(host: PreTrainedModel) -> None:
         raise ValueError(
             f"{name} makes its image features of {', '.join(needed)}, not of pixel_values alone, "
             f"so its tower cannot be shared; {OWN_ENCODER}"
+        )
+
+
+def check_processor(image_processor: Any, config: EncoderConfig, host: str) -> None:
+    """Try whether the host sees a square image as the detector does: whole, once, normalised.
+
+    Raises:
+        ValueError: It does not; the message says in what.
+    """
+    side = config.image_size
+    row = np.arange(side)
+    # Neighbouring pixels differ, so that a resized or shifted picture is told.
+    picture = (37 * row[None, :, None] + 91 * row[:, None, None] + 53 * np.arange(3)) % 256
+    picture = picture.astype(np.uint8)
+    values = image_processor(images=[Image.fromarray(picture)], return_tensors="pt")
+    shape = tuple(values["pixel_values"].shape)
+    if shape != (1, 3, side, side):
+        raise ValueError(
+            f"{host} turns one image of {side} pixels into pixel_values of shape {shape}, expected "
+            f"{(1, 3, side, side)}: it cuts images into tiles or takes them at their own size, and "
+            f"its tower cannot be shared; {OWN_ENCODER}"
+        )
+    tower = config.tower
+    expected = (picture / 255 - np.float64(tower.mean)) / np.float64(tower.std)
+    difference = np.abs(values["pixel_values"][0].permute(1, 2, 0).double().numpy() - expected)
+    # A step of one of 256 grey values; libraries round differently within it.
+    if difference.max() > 1.01 / 255 / min(tower.std):
+        raise ValueError(
+            f"{host} does not hand a square image of {side} pixels to its tower with mean "
+            f"{tower.mean} and std {tower.std} (pixels differ by up to {difference.max():.2g}): "
+            f"the detector would see another picture than the host; {OWN_ENCODER}"
         )
 
 

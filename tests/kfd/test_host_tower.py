@@ -12,8 +12,8 @@ from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil
 from llava_forgery.kfd.checkpoint import detector_digest
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-from llava_forgery.kfd.host_config import check_processor, host_config, parse_taps, spread_taps
-from llava_forgery.kfd.host_tower import load_tower
+from llava_forgery.kfd.host_config import host_config, parse_taps, spread_taps
+from llava_forgery.kfd.host_tower import check_processor, load_tower
 from llava_forgery.kfd.losses import LossWeights, training_losses
 from tests import tiny, tiny_towers
 from tests.tiny_towers import KINDS, SIDE

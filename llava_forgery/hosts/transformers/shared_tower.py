@@ -19,10 +19,10 @@ from llava_forgery.hosts.kv_cache import cache_in
 from llava_forgery.hosts.transformers.families import exclusive
 from llava_forgery.kfd.checkpoint import encoder_probe, same_probe
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
-from llava_forgery.kfd.host_config import check_processor
 from llava_forgery.kfd.host_tower import (
     HostEncoder,
     check_interface,
+    check_processor,
     check_tower,
     tapped,
     vision_tower,
