@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -16,7 +17,11 @@ from transformers.generation.streamers import BaseStreamer
 from llava_forgery.call_state import lock_of
 from llava_forgery.evaluation.pseudo_word import rank_answers
 from llava_forgery.fpl.config import FPLConfig
+from llava_forgery.hosts.llava import loading
+from llava_forgery.hosts.llava.checkpoint import save_llava_adapter
+from llava_forgery.hosts.llava.loading import load_llava
 from llava_forgery.hosts.llava.model import attach_to_llava
+from llava_forgery.hosts.llava.register import registered
 from llava_forgery.hosts.pseudo_word import attach_pseudo_word
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.hosts.transformers.prompts import collate, encode
@@ -328,3 +333,24 @@ def test_the_face_detector_is_made_once(monkeypatch, predictor):
     other = ForgeryPredictor(predictor.vlm)
     assert len(set(map(id, in_threads(lambda _: other.face_detector)))) == 1
     assert made == ["dlib"]
+
+
+def test_threads_load_models_one_after_the_other(folder, monkeypatch):
+    """LLaVA's classes know the skill only while a model is loaded."""
+    _llava(folder, shared=False)
+    _, model, _ = tiny_llava.load_llava(folder / "tiny-llava")
+    adapter = folder / "tiny-llava-fpl"
+    attach_to_llava(model, folder / "kfd", FPLConfig(1, 3, n_forgery=2))
+    save_llava_adapter(model, adapter)
+    original, inside = loading.AutoTokenizer.from_pretrained, []
+
+    def slowly(*args, **options):
+        inside.append(threading.get_ident())
+        time.sleep(0.2)
+        assert inside[-1] == threading.get_ident()
+        return original(*args, **options)
+
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", slowly)
+    models = [model for _, model in in_threads(lambda _: load_llava(adapter, device="cpu"), 3)]
+    assert all(model.n_forgery == 2 for model in models)
+    assert not registered()

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from llava_forgery.call_state import lock_of
 from llava_forgery.downloads import allow_downloads, named_by
 from llava_forgery.files import atomic_path, check_output_folder, resolve_name
 from llava_forgery.hosts.llava.checkpoint import (
@@ -159,22 +160,24 @@ def _load(
     directory: Path, source: str, dtype: str | torch.dtype
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and model with its vision tower, as LLaVA's classes read them."""
-    # Only for as long as it takes, where the user has not asked for it.
-    before = registered()
-    register()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, trust_remote_code=False
-        )
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise _no_host(source, error) from error
-    finally:
-        if not before:
-            unregister()
+    # Only for as long as it takes, where the user has not asked for it; threads load one
+    # after the other, or the first to end would end it for all.
+    with lock_of(register):
+        before = registered()
+        register()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=dtype, trust_remote_code=False
+            )
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise _no_host(source, error) from error
+        finally:
+            if not before:
+                unregister()
     tower = model.get_vision_tower()
     if not tower.is_loaded:
         tower.load_model()
