@@ -7,6 +7,8 @@ neither torch nor transformers and registers nothing.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from llava_forgery.noise import quiet
+
 __version__ = "0.1.0"
 
 _PUBLIC = {
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+        with quiet():
+            return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'llava_forgery' has no attribute {name!r}")
 
 

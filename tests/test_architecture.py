@@ -14,13 +14,14 @@ import make_tree  # noqa: E402
 
 # What a folder or file of the package may import, beside itself.
 BASE = {"constants", "call_state", "optional", "files", "weights", "rows", "images"}
-BASE |= {"tensors", "pooling", "downloads"}
+BASE |= {"tensors", "pooling", "downloads", "noise"}
 MODEL = BASE | {"faces", "qa", "kfd", "fpl", "hosts"}
 TRAINING = MODEL | {"simulate", "data", "train"}
 ALL = TRAINING | {"convert", "infer", "evaluation"}
 ARROWS = {
     "constants": set(),
     "call_state": set(),
+    "noise": set(),
     "optional": {"constants"},
     "files": {"constants"},
     "weights": {"constants", "files"},

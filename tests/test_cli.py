@@ -1,9 +1,12 @@
 """The command, on a tiny adapter and host saved to disk."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import typer
@@ -35,17 +38,19 @@ def folder(tmp_path_factory):
     return folder
 
 
-def _run(*arguments, text=None):
-    command = [sys.executable, "-c", "from llava_forgery.cli import main; main()"]
+def _run(*arguments, text=None, code="from llava_forgery.cli import main; main()"):
+    # Without it numexpr, for one, says how many threads it takes.
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, input=text, timeout=300
+        command, capture_output=True, text=True, input=text, timeout=600, env=environment
     )
 
 
 def test_detect_in_a_new_process_says_what_the_library_says(folder):
     result = _run("detect", folder / "face.png", "--model", folder / "adapter", "--cropped",
                   "--json")  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    assert (result.returncode, result.stderr) == (0, "")
     (entry,) = json.loads(result.stdout)
     predictor = ForgeryPredictor.from_pretrained(folder / "adapter")
     verdict = predictor.predict(folder / "face.png", cropped=True)
@@ -54,6 +59,47 @@ def test_detect_in_a_new_process_says_what_the_library_says(folder):
     assert entry["faces"][0]["p_yes"] == pytest.approx(verdict.p_yes, abs=1e-4)
     assert entry["faces"][0]["answer"] == verdict.answer
     assert entry["faces"][0]["overlay"] is None
+
+
+def test_the_library_says_nothing(folder):
+    code = (
+        "import sys\n"
+        "from llava_forgery import ForgeryPredictor\n"
+        "ForgeryPredictor.from_pretrained(sys.argv[1]).predict(sys.argv[2], cropped=True)\n"
+    )
+    result = _run(folder / "adapter", folder / "face.png", code=code)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def _said(result):
+    """What a command says beside its progress bars, and where transformers prints the loss."""
+    assert result.returncode == 0, result.stderr
+    lines = re.split(r"[\r\n]", result.stdout + result.stderr)
+    return [x for x in lines if x.strip() and not re.search(r"\d+%\|", x) and "train_loss" not in x]
+
+
+@pytest.mark.slow
+def test_no_command_says_what_other_packages_have_to_say(folder, faces, tmp_path):
+    everybody, out = tmp_path / "faces", tmp_path / "out"
+    save_faces((tiny.face(i, "train" if i < 3 else "test") for i in range(5)), everybody, {})
+    host = ["--host", folder / "host"]
+    kfd = ["--kfd", folder / "adapter/kfd"]
+    data = ["data", "build-qa", "--faces", everybody, *kfd, "--pairs", 2, "--out", out / "qa"]
+    assert _said(_run(*data)) == [f"4 conversations in {out / 'qa'}"]
+    train = ["train", "adapter", *host, *kfd, "--data", out / "qa", "--steps", 2, "--batch-size", 2]
+    assert _said(_run(*train, "--fpl-warmup-steps", 2, "--out", out / "adapter")) == []
+    if find_spec("bitsandbytes"):
+        small = ["--quantization", "4bit", "--fpl-warmup-steps", 0, "--out", out / "small"]
+        assert _said(_run(*train, *small)) == []
+    detector = ["train", "detector", "--faces", everybody, "--steps", 1, "--batch-size", 1]
+    assert _said(_run(*detector, "--out", out / "kfd")) == []
+    forged = ["data", "forge", "--faces", everybody, "--pairs", 2, "--size", 32]
+    assert _said(_run(*forged, "--out", out / "forged")) == []
+    word = ["train", "pseudo-word", *host, "--data", out / "forged", "--epochs", 1]
+    assert _said(_run(*word, "--out", out / "word")) == []
+    result = _run("eval", "run", "--model", out / "adapter", "--faces", everybody, "--roc",
+                  "--out", out / "eval")  # fmt: skip
+    assert [line for line in _said(result) if line not in result.stdout] == []
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import typer
 
 from llava_forgery.files import sentence
+from llava_forgery.noise import quiet
 
 app = typer.Typer(
     help="Forgery skills for LLaVA-style vision-language models.",
@@ -29,15 +29,6 @@ data = _group("data", "Make data: faces, forgeries, conversations, sets for eval
 train = _group("train", "Train detectors, adapters and pseudo-words.")
 evaluation = _group("eval", "Measure models.")
 convert = _group("convert", "Convert adapters, and weights from elsewhere.")
-
-
-def be_quiet() -> None:
-    """A bar for the reading of weights says nothing about the user's files."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    # peft asks transformers for a name that is to go: nothing that a user can change.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def load_predictor(
@@ -60,7 +51,6 @@ def load_predictor(
     from llava_forgery.hosts.llava.checkpoint import read_skill_config
     from llava_forgery.infer.predictor import ForgeryPredictor
 
-    be_quiet()
     # Before the host, which takes long to read.
     finder = None if face_detector is None else get_detector(face_detector)
     kind, _, name = (host or "").partition(":")
@@ -92,11 +82,13 @@ def run(command: Callable[[], Any], form: str = "%(levelname)s %(message)s") -> 
         command: Such as ``lambda: typer.run(main)``.
         form: Of the log's lines on stderr.
     """
-    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
-    for noisy in ("httpx", "open_clip", "datasets", "transformers", "bitsandbytes"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.basicConfig(format=form, stream=sys.stderr)
+    # Of other packages warnings alone.
+    for ours in ("llava_forgery", "eval", "demo"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     try:
-        command()
+        with quiet():
+            command()
     except (ValueError, OSError, ImportError) as error:
         logging.getLogger(__name__).debug("where it happened", exc_info=True)
         typer.echo(f"error: {sentence(error)}", err=True)

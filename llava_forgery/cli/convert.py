@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import be_quiet, convert
+from llava_forgery.cli.app import convert
 from llava_forgery.cli.options import AllowDownload, Dtype, Model, Out, Seed, writable_file
 
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Written by torch.save.")]
@@ -28,7 +28,6 @@ def merge_llava(
     """
     from llava_forgery.hosts.llava.loading import merge_llava as merge
 
-    be_quiet()
     merge(model, out, host, dtype, allow_download)
     typer.echo(f"Wrote {out}")
 
@@ -50,7 +49,6 @@ def convert_adapter(
     """Move an adapter between the llava package and transformers, whichever it is not in yet."""
     from llava_forgery.hosts.layouts import convert_adapter as convert
 
-    be_quiet()
     layout = convert(model, host, out, template, allow_download)
     typer.echo(f"Wrote {out}, in the layout of {layout}")
 

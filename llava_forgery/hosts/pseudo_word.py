@@ -36,6 +36,7 @@ from llava_forgery.hosts.pseudo_word_checkpoint import (
 )
 from llava_forgery.hosts.transformers.families import exclusive
 from llava_forgery.hosts.transformers.model import ForgeryVLM
+from llava_forgery.noise import quiet
 from llava_forgery.weights import load_tensors
 
 PLACEMENTS = ("postfix", "prefix", "replace")
@@ -282,6 +283,7 @@ def initial_vector(
     return rows.mean(dim=0).cpu() + noise * rows.std(dim=0).cpu()
 
 
+@quiet()
 def attach_pseudo_word(
     model: PreTrainedModel | ForgeryVLM,
     processor: ProcessorMixin,
@@ -331,6 +333,7 @@ def attach_pseudo_word(
     return PseudoWordVLM(model, processor, word.to(device), config, fingerprint, name)
 
 
+@quiet()
 def load_pseudo_word(
     directory: str | PathLike,
     model: PreTrainedModel | ForgeryVLM,

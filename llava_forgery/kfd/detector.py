@@ -24,6 +24,7 @@ from llava_forgery.kfd.encoder import (
 from llava_forgery.kfd.heads import frozen_statistics, make_heads
 from llava_forgery.kfd.host_tower import HostEncoder, load_tower
 from llava_forgery.kfd.knowledge import ByteTextEncoder, ForgeryKnowledge, OpenClipTextEncoder
+from llava_forgery.noise import quiet
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
             self.refresh_text_features()
 
     @classmethod
+    @quiet()
     def from_preset(cls, name: str, seed: int = 0) -> "KnowledgeGuidedForgeryDetector":
         """A detector to train, with new weights where none are pretrained.
 
@@ -113,6 +115,7 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
         return cls.from_config(PRESETS[name], seed)
 
     @classmethod
+    @quiet()
     def from_config(
         cls,
         config: KFDConfig,
@@ -133,6 +136,7 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
             return cls(config, with_knowledge)
 
     @classmethod
+    @quiet()
     def from_pretrained(
         cls,
         directory: str | PathLike,

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from llava_forgery.files import read_json
 from llava_forgery.kfd.config import EncoderConfig, HostTower, KFDConfig
 from llava_forgery.kfd.host_tower import OWN_ENCODER, check_processor
+from llava_forgery.noise import quiet
 
 # Width of the text features where the text encoder is trained with the detector.
 TEXT_WIDTH = 256
@@ -22,6 +23,7 @@ TEXT_WIDTH = 256
 LITE_GRID = 8
 
 
+@quiet()
 def host_config(
     host: str,
     *,

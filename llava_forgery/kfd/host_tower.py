@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
-from transformers.utils import logging
 
 from llava_forgery.call_state import in_call, lock_of, of_call
 from llava_forgery.kfd.config import EncoderConfig
 from llava_forgery.kfd.encoder import VisualEncoder
+from llava_forgery.noise import quiet
 
 OWN_ENCODER = (
     "train a detector with an encoder of its own (train detector --preset, encoder kind "
@@ -240,6 +240,7 @@ def check_processor(image_processor: Any, config: EncoderConfig, host: str) -> N
         )
 
 
+@quiet()
 def load_tower(host: str) -> PreTrainedModel:
     """A host's vision tower alone, in the dtype of its checkpoint.
 
@@ -260,15 +261,14 @@ def load_tower(host: str) -> PreTrainedModel:
         skeleton_tower = vision_tower(skeleton)
         path = next(name for name, part in skeleton.named_modules() if part is skeleton_tower)
         name = re.escape(path.rsplit(".", 1)[-1])
-        with _without_report():
-            tower, report = type(skeleton_tower).from_pretrained(
-                host,
-                config=skeleton_tower.config,
-                # Checkpoints of CLIP and SigLIP towers have one level more than the modules.
-                key_mapping={rf"^(?:.*\.)?{name}\.(?:vision_model\.)?": ""},
-                output_loading_info=True,
-                dtype="auto",
-            )
+        tower, report = type(skeleton_tower).from_pretrained(
+            host,
+            config=skeleton_tower.config,
+            # Checkpoints of CLIP and SigLIP towers have one level more than the modules.
+            key_mapping={rf"^(?:.*\.)?{name}\.(?:vision_model\.)?": ""},
+            output_loading_info=True,
+            dtype="auto",
+        )
     except OSError as error:
         raise FileNotFoundError(
             f"the vision tower of {host!r} could not be loaded ({str(error).splitlines()[0]}); "
@@ -282,14 +282,3 @@ def load_tower(host: str) -> PreTrainedModel:
             f"{lacking[0]}; {OWN_ENCODER}"
         )
     return tower
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """transformers would list the whole language model as unexpected."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)

@@ -26,6 +26,7 @@ from llava_forgery.hosts.transformers.likelihood import label_log_likelihoods
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.images import read_image
+from llava_forgery.noise import quiet
 from llava_forgery.qa.conversation import Conversation, Message
 from llava_forgery.train.run_record import (
     describe_host,
@@ -181,6 +182,7 @@ class AnswerCollator:
         return batch
 
 
+@quiet()
 def train_pseudo_word(
     vlm: PseudoWordVLM,
     images: Sequence[LabelledImage],

@@ -40,6 +40,7 @@ from llava_forgery.hosts.llava.names import PROJECTOR, TEMPLATE_KEY, TOWER
 from llava_forgery.hosts.llava.register import register
 from llava_forgery.hosts.llava.skill import has_forgery_adapter
 from llava_forgery.hosts.llava.tower import KFDVisionTower
+from llava_forgery.noise import quiet
 from llava_forgery.optional import require
 from llava_forgery.train.deepspeed import without_zero3_init
 from llava_forgery.train.llava_data import (
@@ -59,6 +60,7 @@ from llava_forgery.train.run_record import check_training_folder
 logger = logging.getLogger(__name__)
 
 
+@quiet()
 def run(arguments: LlavaArguments) -> PreTrainedModel:
     """Everything from the flags to the written adapter.
 

@@ -20,6 +20,7 @@ from llava_forgery.files import read_json, write_json
 from llava_forgery.kfd.checkpoint import CONFIG, load_weights, portable_config
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.losses import LossWeights, training_losses
+from llava_forgery.noise import quiet
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePair, FacePairs, FramingConfig
 from llava_forgery.simulate.simulator import SimulatorConfig
@@ -158,6 +159,7 @@ def recalibrate_batch_norm(
         model.train(was_training)
 
 
+@quiet()
 def train_kfd(
     detector: KnowledgeGuidedForgeryDetector,
     faces: datasets.Dataset,

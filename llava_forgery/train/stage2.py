@@ -29,6 +29,7 @@ from llava_forgery.hosts.lora import LORA_WEIGHTS
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.kfd.checkpoint import detector_digest
+from llava_forgery.noise import quiet
 from llava_forgery.rows import embedded, rows_digest
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.tensors import from_bytes
@@ -156,6 +157,7 @@ class StackedCollator:
         return {**batch, "forgery_images": torch.stack(images)} if images else batch
 
 
+@quiet()
 def train_adapter(
     vlm: ForgeryVLM | BaselineVLM,
     conversations: datasets.Dataset,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.hosts.transformers.loading import load_adapter
+from llava_forgery.hosts.transformers.loading import load_adapter, load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
 from tests import tiny
 
@@ -91,3 +91,18 @@ def test_files_have_the_modes_of_new_ones(saved):
     modes = {path.stat().st_mode & 0o777 for path in saved.rglob("*") if path.is_file()}
     assert modes == {0o640}
     assert {path.stat().st_mode & 0o777 for path in (saved, saved / "kfd")} == {0o750}
+
+
+def test_a_host_whose_checkpoint_lacks_weights_is_refused(tmp_path):
+    host, processor = tiny.llava()
+    host.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (name,) = [name for name in tensors if name.endswith("linear_1.weight")]
+    extra = {"no.part.of.it": torch.zeros(1)}
+    save_file({**tensors, **extra}, tmp_path / "model.safetensors", {"format": "pt"})
+    load_host(tmp_path, str(tmp_path))
+    del tensors[name]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"does not hold all weights of LlavaFor.*: 1 are missing"):
+        load_host(tmp_path, str(tmp_path))

@@ -8,9 +8,15 @@ from llava_forgery.call_state import lock_of
 from llava_forgery.hosts.fingerprint import check_fingerprint, host_fingerprint
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.pseudo_word import attach_pseudo_word
-from llava_forgery.hosts.quantized import KINDS, quantization_config, spared_modules
 from llava_forgery.hosts.transformers.families import exclusive
-from llava_forgery.hosts.transformers.loading import load_adapter, load_host, place_host
+from llava_forgery.hosts.transformers.loading import (
+    KINDS,
+    load_adapter,
+    load_host,
+    place_host,
+    quantization_config,
+    spared_modules,
+)
 from llava_forgery.hosts.transformers.model import attach_forgery
 from tests import tiny
 from tests.hosts.test_pseudo_word import prompts

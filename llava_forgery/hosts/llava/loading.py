@@ -32,11 +32,13 @@ from llava_forgery.hosts.llava.checkpoint import (
 from llava_forgery.hosts.llava.register import import_llava, register, registered, unregister
 from llava_forgery.hosts.llava.saving import FPL
 from llava_forgery.hosts.lora import LORA_CONFIG
+from llava_forgery.noise import quiet
 
 # Where LLaVA's configurations name what else is loaded.
 _TOWERS = ("mm_vision_tower", "vision_tower", "vision_tower_pretrained")
 
 
+@quiet()
 def load_llava(
     directory: str | PathLike,
     base: str | None = None,
@@ -90,6 +92,7 @@ def load_llava(
     return tokenizer, model.eval()
 
 
+@quiet()
 def merge_llava(
     adapter: str | PathLike,
     directory: str | PathLike,

@@ -32,8 +32,10 @@ from llava_forgery.hosts.llava.skill import forgery_class, has_forgery_adapter
 from llava_forgery.hosts.llava.tower import KFDVisionTower
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.kfd.host_tower import HostEncoder
+from llava_forgery.noise import quiet
 
 
+@quiet()
 def attach_to_llava(
     model: PreTrainedModel,
     forgery_tower: str | PathLike,

@@ -1,4 +1,9 @@
-"""Loading a host of transformers, and an adapter onto it."""
+"""Loading a host of transformers, perhaps in 4 or 8 bits, and an adapter onto it.
+
+Of a quantised host (bitsandbytes) only the language model's linear layers are: they are nearly all
+of it, and its embedding, by which an adapter knows its host, its head and its vision tower stay as
+they are. Adapters are trained on top in full precision (QLoRA, arXiv:2305.14314).
+"""
 
 from os import PathLike
 from pathlib import Path
@@ -6,7 +11,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from llava_forgery.downloads import named_by
 from llava_forgery.files import read_json, resolve_name
@@ -15,11 +28,17 @@ from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.adapter import KFD, LORA, fill_learner, read_adapter_config
 from llava_forgery.hosts.fingerprint import check_fingerprint
 from llava_forgery.hosts.lora import check_lora
-from llava_forgery.hosts.quantized import leave_unpacked, quantization_config
 from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.noise import quiet
+from llava_forgery.optional import require
+
+KINDS = ("4bit", "8bit")
+# Of bitsandbytes' Linear4bit.
+_PACKS = "support_avx512bf16_for_cpu"
 
 
+@quiet()
 def load_host(
     directory: Path, name_or_path: str, quantization: str | None = None, **options: Any
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -29,13 +48,14 @@ def load_host(
         directory: The adapter's, against which a relative path is read first.
         name_or_path: A folder or a hub name.
         quantization: "4bit" or "8bit" for the language model's linear layers; None leaves them
-            as they are (:mod:`llava_forgery.hosts.quantized`).
+            as they are.
         options: For ``from_pretrained``, such as ``dtype`` and ``device_map``.
 
     Raises:
         FileNotFoundError: Neither a folder nor something that transformers can load.
         ImportError: Quantisation is asked for and bitsandbytes is not installed.
-        ValueError: It could only be loaded by running code that it brings.
+        ValueError: It could only be loaded by running code that it brings, or the checkpoint lacks
+            weights.
     """
     source = resolve_name(name_or_path, directory)
     try:
@@ -44,8 +64,8 @@ def load_host(
                 source, quantization, options.get("dtype", "auto")
             )
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, trust_remote_code=False, **options
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            source, trust_remote_code=False, output_loading_info=True, **options
         )
         leave_unpacked(model)
     except OSError as error:
@@ -60,6 +80,13 @@ def load_host(
             f"the host {name_or_path!r} brings Python code of its own, which is not run; give a "
             "host whose class transformers has"
         ) from error
+    # transformers fills them with random values, and warns.
+    if lacking := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"the checkpoint of the host {name_or_path!r} does not hold all weights of "
+            f"{type(model).__name__}: {len(lacking)} are missing, such as {lacking[0]}; "
+            "download it again, or give another host"
+        )
     return model, processor
 
 
@@ -99,6 +126,7 @@ def place_host(model: PreTrainedModel, device: str | torch.device | None) -> Pre
     return model if getattr(model, "is_quantized", False) else model.to(pick_device(device))
 
 
+@quiet()
 def load_adapter(
     directory: str | PathLike,
     model: PreTrainedModel,
@@ -133,3 +161,59 @@ def load_adapter(
         vlm.host = PeftModel.from_pretrained(model, directory / LORA, is_trainable=trainable)
     fpl.requires_grad_(trainable)
     return vlm.eval()
+
+
+def quantization_config(
+    name_or_path: str, kind: str, dtype: torch.dtype | str = "auto"
+) -> BitsAndBytesConfig:
+    """What ``from_pretrained`` takes to quantise a host while it loads.
+
+    Args:
+        name_or_path: The host, whose configuration says which modules to spare.
+        kind: "4bit" (NF4, scales quantised again) or "8bit" (LLM.int8).
+        dtype: In which 4-bit layers compute; "auto" takes the configuration's.
+
+    Raises:
+        ImportError: bitsandbytes is not installed; the message names the extra.
+        ValueError: Another kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"quantization must be one of {', '.join(KINDS)} or None, got {kind!r}")
+    require("bitsandbytes", extra="quantization", feature=f"a host in {kind}")
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    spared = spared_modules(config)
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=spared)
+    if dtype == "auto":
+        dtype = config.dtype or config.get_text_config().dtype or torch.float32
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=spared,
+    )
+
+
+def spared_modules(config: Any) -> list[str]:
+    """Names of the linear layers outside the language model's blocks, for any family."""
+    with torch.device("meta"):
+        host = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    decoder = set(host.get_decoder().modules())
+    return [
+        name
+        for name, module in host.named_modules()
+        if isinstance(module, nn.Linear) and module not in decoder
+    ]
+
+
+def leave_unpacked(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing 4-bit weights for a processor's bfloat16 instructions.
+
+    Release 0.50.2 does so at the first pass in eval mode on a CPU that has them. A model that is
+    trained afterwards gets no gradient through such layers, without a word, and layers narrower
+    than 64 fail.
+    """
+    for module in model.modules():
+        if hasattr(module, _PACKS):
+            setattr(module, _PACKS, False)

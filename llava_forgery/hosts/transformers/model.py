@@ -32,6 +32,7 @@ from llava_forgery.hosts.transformers.families import HostFamily, exclusive, fam
 from llava_forgery.hosts.transformers.shared_tower import SharedTower
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_tower import HostEncoder
+from llava_forgery.noise import quiet
 
 
 class ForgeryVLM(nn.Module):
@@ -293,6 +294,7 @@ class ForgeryVLM(nn.Module):
         return self.host.generate(**inputs)
 
 
+@quiet()
 def attach_forgery(
     model: PreTrainedModel,
     processor: ProcessorMixin,

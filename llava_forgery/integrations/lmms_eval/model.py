@@ -134,7 +134,7 @@ class LlavaForgery(_api.lmms):
         for request in tqdm(requests, **self._bar("rounds")):
             said: list[str] = []
             for following in self._rounds(request.args, said):
-                said += self._write([following], progress=False)
+                said += self._write([following])
             results.append(said)
         return results
 
@@ -168,7 +168,7 @@ class LlavaForgery(_api.lmms):
                 return
             pictures = shown or pictures
 
-    def _write(self, requests: Sequence[_Request], progress: bool = True) -> list[str]:
+    def _write(self, requests: Sequence[_Request]) -> list[str]:
         """Answers in order; requests of equal settings share batches."""
         answers: list[str] = [""] * len(requests)
         groups: dict[Settings, list[int]] = {}
@@ -179,7 +179,7 @@ class LlavaForgery(_api.lmms):
             for settings, places in groups.items()
             for start in range(0, len(places), self.batch_size)
         ]
-        for settings, places in tqdm(batches, **self._bar("answers", hidden=not progress)):
+        for settings, places in tqdm(batches, **self._bar("answers", hidden=len(batches) < 2)):
             questions = [requests[place].read() for place in places]
             found = answer(self.predictor.vlm, questions, settings)
             for place, item in zip(places, found, strict=True):

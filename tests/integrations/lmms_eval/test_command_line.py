@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from llava_forgery.faces.prepare import prepare
 from llava_forgery.faces.records import load_faces
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.integrations.lmms_eval.data import VARIABLE
+from llava_forgery.noise import LINES
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
 from tests import tiny
 
@@ -83,6 +85,7 @@ def test_command_of_the_readme(adapter, photographs, tmp_path):
     ]  # fmt: skip
     result = _run(command, photographs)
     assert result.returncode == 0, result.stderr
+    assert not re.search("|".join(LINES.values()), result.stdout + result.stderr)
     assert "|video_auc" in result.stdout
     assert "|video_ap" in result.stdout
     found = _figures(tmp_path)

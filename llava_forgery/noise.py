@@ -1,0 +1,113 @@
+"""Lines of other packages that are left out, as no user can act on them.
+
+Only what is named here is left out, and only while something of ours runs: real problems are said,
+and what a program has configured of logging and warnings stays as it was.
+"""
+
+import logging
+import os
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+# Logger and the beginning of its message.
+LINES = {
+    # It has another kernel for the same.
+    "bitsandbytes.backends.cpu.ops": r"Failed to load CPU gemm_4bit_forward",
+    "numexpr.utils": r"NumExpr defaulting to|Note: ",
+    # Of a GPU that it cannot use, torch says why.
+    "DeepSpeed": r"Setting accelerator to CPU",
+    # A host's settings for sampling; answers here are not sampled.
+    "transformers.generation.configuration_utils": r"The following generation flags are not valid",
+    # Names that other packages use.
+    "transformers.configuration_utils": r"`torch_dtype` is deprecated",
+    # The same; and a table of tensors that a model has no use for, if it lists no other fault.
+    "transformers.modeling_utils": r"`torch_dtype` is deprecated"
+    r"|(?s:(?!.*(MISSING|MISMATCH|CONVERSION)).*LOAD REPORT)",
+}
+# Category, the beginning of its message, and the module that it is attributed to.
+WARNINGS = ((FutureWarning, r"`is_gradient_checkpointing` is deprecated", r"transformers\."),)
+# transformers' progress bars of reading and writing files on this disk.
+BARS = ("Loading weights", "Writing model shards")
+# Unless it is set, tokenizers warns in every process that is forked after its first use.
+FORKS = "TOKENIZERS_PARALLELISM"
+
+_lock = threading.Lock()
+_entered = 0
+_undo = ExitStack()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave these lines out; in any number of threads, and as a decorator as well."""
+    global _entered
+    with _lock:
+        _entered += 1
+        if _entered == 1:
+            _begin()
+        _hide_bars()
+    try:
+        yield
+    finally:
+        with _lock:
+            _entered -= 1
+            if not _entered:
+                _undo.close()
+
+
+def _begin() -> None:
+    for name, pattern in LINES.items():
+        logger, added = logging.getLogger(name), _Filter(pattern)
+        logger.addFilter(added)
+        _undo.callback(logger.removeFilter, added)
+    for category, message, module in WARNINGS:
+        before = list(warnings.filters)
+        warnings.filterwarnings("ignore", message, category, module)
+        if (added := warnings.filters[0]) not in before:
+            _undo.callback(_remove, added)
+    if FORKS not in os.environ:
+        os.environ[FORKS] = "false"
+        _undo.callback(os.environ.pop, FORKS, None)
+
+
+def _hide_bars() -> None:
+    # What has not been imported shows none; a command imports it after its beginning.
+    transformers = sys.modules.get("transformers.utils.logging")
+    if transformers is None:
+        return
+    hook = transformers.set_tqdm_hook(None)
+    if isinstance(hook, _Bars):
+        transformers.set_tqdm_hook(hook)
+        return
+    transformers.set_tqdm_hook(_Bars(hook))
+    _undo.callback(transformers.set_tqdm_hook, hook)
+
+
+class _Filter(logging.Filter):
+    def __init__(self, pattern: str) -> None:
+        super().__init__()
+        self.pattern = re.compile(pattern)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.pattern.match(record.getMessage()) is None
+
+
+def _remove(added: Any) -> None:
+    if added in warnings.filters:
+        warnings.filters.remove(added)
+
+
+class _Bars:
+    """Makes progress bars for transformers, as the hook before it did."""
+
+    def __init__(self, hook: Callable[..., Any] | None) -> None:
+        self.hook = hook
+
+    def __call__(self, factory: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        if kwargs.get("desc") in BARS:
+            kwargs = {**kwargs, "disable": True}
+        return factory(*args, **kwargs) if self.hook is None else self.hook(factory, args, kwargs)
