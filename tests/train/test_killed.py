@@ -20,7 +20,7 @@ NAME = "x-llava-lora"
 
 
 @pytest.fixture(scope="module")
-def killed_runs(tmp_path_factory):
+def killed_runs(tmp_path_factory, one_thread):
     """Outputs of uninterrupted trainings and of killed ones, by kind."""
     tiny_llava.require_llava()
     folder = tmp_path_factory.mktemp("killed")

@@ -509,7 +509,7 @@ def _mixed_words(folder, out, case, **changes):
 
 
 @pytest.fixture(scope="module")
-def mixed(folder):
+def mixed(folder, one_thread):
     """Each case in one process that accumulates the gradients of two micro-batches."""
     tiny_llava.save_llava(folder / "tiny-tiles-llava", aspect="anyres")
     tiny_llava.save_tower_kfd(folder / "mixed-tower-kfd", folder / "clip")

@@ -17,6 +17,10 @@ class CLIPVisionTower(nn.Module):
         self.vision_tower = CLIPVisionModel.from_pretrained(self.name).requires_grad_(False)
         self.is_loaded = True
 
+    @property
+    def num_patches(self):
+        return (self.config.image_size // self.config.patch_size) ** 2
+
     def forward(self, images):
         return self.vision_tower(images, output_hidden_states=True).hidden_states[-2][:, 1:]
 
