@@ -566,8 +566,10 @@ def test_two_processes_of_which_one_may_show_no_face_train_as_one(mixed, stage):
         for file, tensors in _files(one).items():
             assert set(tensors) == set(found[file])
             for name, tensor in tensors.items():
-                # Only variances are larger than 1.
+                # Only variances are larger than 1. Under ZeRO-3 sums have another order, to which a
+                # paper FPL's batch norms are so sensitive that single weights end 2e-5 apart.
+                near = 1e-4 if stage == 3 and case.startswith("paper") else 1e-5
                 torch.testing.assert_close(
-                    found[file][name], tensor, atol=1e-5, rtol=1e-5,
+                    found[file][name], tensor, atol=near, rtol=1e-5,
                     msg=lambda text, name=name, case=case: f"{case}, {name}: {text}",
                 )  # fmt: skip
