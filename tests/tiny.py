@@ -41,7 +41,8 @@ def kfd(seed: int = 0, **changes) -> KnowledgeGuidedForgeryDetector:
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level, so that any text survives; trained on the project's own wordings."""
-    texts = [str(value) for value in vars(templates).values()]
+    # Not functions and modules, whose text holds an address: another vocabulary in each process.
+    texts = [str(value) for name, value in vars(templates).items() if name.isupper()]
     model = Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
