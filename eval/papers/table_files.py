@@ -11,7 +11,7 @@ from eval.papers.recipes import Recipe
 from llava_forgery.files import write_text
 
 if TYPE_CHECKING:
-    from eval.papers.tables import Entry, Gap
+    from eval.papers.tables import MissingResult, TableEntry
 
 PAPER = "paper (FaceForensics++ etc., not comparable)"
 NONE = "–"
@@ -19,8 +19,8 @@ NONE = "–"
 
 def write_table(
     recipe: Recipe,
-    entries: Sequence["Entry"],
-    gaps: Sequence["Gap"],
+    entries: Sequence["TableEntry"],
+    gaps: Sequence["MissingResult"],
     seeds: Sequence[int],
     directory: str | PathLike,
 ) -> None:
@@ -40,7 +40,9 @@ def write_table(
     write_text(directory / f"{recipe.name}.md", table_markdown(recipe, entries, gaps, seeds))
 
 
-def table_csv(entries: Sequence["Entry"], gaps: Sequence["Gap"], seeds: Sequence[int]) -> str:
+def table_csv(
+    entries: Sequence["TableEntry"], gaps: Sequence["MissingResult"], seeds: Sequence[int]
+) -> str:
     """A line for each figure; those that did not run have a reason and no values."""
     names = ["row", "test", "output", "figure", "status", *(f"seed {seed}" for seed in seeds)]
     names += ["mean", "std", "low", "high", "images", "people", PAPER, "note"]
@@ -86,7 +88,10 @@ def table_csv(entries: Sequence["Entry"], gaps: Sequence["Gap"], seeds: Sequence
 
 
 def table_markdown(
-    recipe: Recipe, entries: Sequence["Entry"], gaps: Sequence["Gap"], seeds: Sequence[int]
+    recipe: Recipe,
+    entries: Sequence["TableEntry"],
+    gaps: Sequence["MissingResult"],
+    seeds: Sequence[int],
 ) -> str:
     """The table for people."""
     lines = [f"# {recipe.title}", ""]

@@ -25,7 +25,7 @@ from eval.papers.baselines import (
 )
 from eval.papers.cells import SETTINGS, settings_key
 from eval.papers.held_out import data_stamp
-from eval.papers.plain_scorer import PlainScorer
+from eval.papers.host_scorer import HostScorer
 from eval.papers.recipes import ModelSpec
 from eval.papers.table_config import TablesConfig
 from eval.papers.table_settings import (
@@ -138,7 +138,7 @@ class TableModels:
             plain.load_weights(folder / "model")
         if kfd is not None:
             kfd = kfd.to(plain.device)
-        return PlainScorer(plain, kfd, cite_score=spec.cite_score)
+        return HostScorer(plain, kfd, cite_score=spec.cite_score)
 
     def _training(self, spec: ModelSpec, seed: int) -> dict[str, Any]:
         name = spec.training_set or next(iter(self.config.training_sets))

@@ -38,7 +38,7 @@ Cells = Mapping[int, Sequence[ImageRecord]]
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableEntry:
     """One figure of one row on one test set."""
 
     row: str
@@ -75,7 +75,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Gap:
+class MissingResult:
     """A row that did not run on some test sets."""
 
     row: str
@@ -90,7 +90,7 @@ def run_table(
     config: TablesConfig,
     directory: str | PathLike,
     seeds: Sequence[int] | None = None,
-) -> tuple[list[Entry], list[Gap]]:
+) -> tuple[list[TableEntry], list[MissingResult]]:
     """Run what a table needs and is not there yet, and write ``NAME.csv`` and ``NAME.md``.
 
     Args:
@@ -112,25 +112,29 @@ def run_table(
     if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0:
         raise ValueError(f"seeds must be different numbers from 0 on, got {list(chosen)}")
     models = TableModels(config, directory)
-    entries: list[Entry] = []
-    gaps: list[Gap] = []
+    entries: list[TableEntry] = []
+    gaps: list[MissingResult] = []
     for row in recipe.rows(config):
         if row.model is None:
-            gaps.append(Gap(row.name, recipe.paper_tests, str(row.reason), row.paper))
+            gaps.append(MissingResult(row.name, recipe.paper_tests, str(row.reason), row.paper))
             continue
         for test, settings in config.tests.items():
             try:
                 cells = _cells(models, row.model, test, settings, chosen, directory)
                 entries += measure_row(recipe, row, test, cells, config, models.note(row.model))
             except (NotRunError, OneClassError) as error:
-                _add(gaps, Gap(row.name, (test,), str(error)))
+                _add(gaps, MissingResult(row.name, (test,), str(error)))
         missing = tuple(t for t in recipe.paper_tests if t not in config.tests)
         if missing:
             paper = {
                 figure: {test: numbers[test] for test in missing if test in numbers}
                 for figure, numbers in row.paper.items()
             }
-            gaps.append(Gap(row.name, missing, "tests of the configuration has no such set", paper))
+            gaps.append(
+                MissingResult(
+                    row.name, missing, "tests of the configuration has no such set", paper
+                )
+            )
     write_table(recipe, entries, gaps, chosen, directory)
     return entries, gaps
 
@@ -142,7 +146,7 @@ def measure_row(
     cells: Cells,
     config: TablesConfig,
     note: str = "",
-) -> list[Entry]:
+) -> list[TableEntry]:
     """The figures of one row on one test set.
 
     Args:
@@ -183,7 +187,7 @@ def measure_row(
         )
         numbers = row.paper.get(figure, {})
         entries.append(
-            Entry(
+            TableEntry(
                 row=row.name,
                 test=test,
                 output="score" if first[0].p_yes is None else "P(yes)",
@@ -264,10 +268,12 @@ def _read_records(config: TablesConfig, name: str, test: str) -> dict[int, list[
     return cells
 
 
-def _add(gaps: list[Gap], gap: Gap) -> None:
+def _add(gaps: list[MissingResult], gap: MissingResult) -> None:
     """One line for all test sets on which a row has not run for one reason."""
     for i, other in enumerate(gaps):
         if (other.row, other.reason) == (gap.row, gap.reason):
-            gaps[i] = Gap(other.row, (*other.tests, *gap.tests), other.reason, other.paper)
+            gaps[i] = MissingResult(
+                other.row, (*other.tests, *gap.tests), other.reason, other.paper
+            )
             return
     gaps.append(gap)

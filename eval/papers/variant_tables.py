@@ -64,7 +64,7 @@ class VariantSettings:
 
 
 @dataclass(frozen=True)
-class Cell:
+class RunResult:
     """What one variant reached with one seed."""
 
     heads: str
@@ -79,7 +79,7 @@ class Cell:
     another variant's cell trained the detector."""
 
 
-def variants_csv(cells: Iterable[Cell]) -> str:
+def variants_csv(cells: Iterable[RunResult]) -> str:
     """A line for each variant and figure: values by seed, mean and standard deviation."""
     rows = list(_summary(list(cells)))
     seeds = sorted({seed for row in rows for seed in row["values"]})
@@ -98,7 +98,7 @@ def variants_csv(cells: Iterable[Cell]) -> str:
     return text.getvalue()
 
 
-def variants_markdown(cells: Iterable[Cell], settings: VariantSettings) -> str:
+def variants_markdown(cells: Iterable[RunResult], settings: VariantSettings) -> str:
     """A row for each variant: mean and standard deviation over seeds."""
     cells = list(cells)
     lines = [
@@ -127,7 +127,7 @@ def variants_markdown(cells: Iterable[Cell], settings: VariantSettings) -> str:
     return "\n".join(lines)
 
 
-def _summary(cells: list[Cell]) -> Iterable[dict[str, Any]]:
+def _summary(cells: list[RunResult]) -> Iterable[dict[str, Any]]:
     variants = dict.fromkeys((cell.heads, cell.fpl) for cell in cells)
     for heads, fpl in variants:
         group = [cell for cell in cells if (cell.heads, cell.fpl) == (heads, fpl)]

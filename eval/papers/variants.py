@@ -23,7 +23,7 @@ from eval.papers.cells import settings_key
 from eval.papers.held_out import data_stamp
 from eval.papers.variant_tables import (
     FIGURES,
-    Cell,
+    RunResult,
     Variant,
     VariantSettings,
     variants_csv,
@@ -89,7 +89,7 @@ def compare_variants(
     settings: VariantSettings,
     faces: tuple[datasets.Dataset, datasets.Dataset],
     directory: str | PathLike,
-) -> list[Cell]:
+) -> list[RunResult]:
     """Train and judge what is not there yet, and write ``variants.csv`` and ``variants.md``.
 
     Both files are brought up to date after every cell.
@@ -113,7 +113,7 @@ def compare_variants(
                 logger.info("%s, seed %d", variant, seed)
                 cell = _run_cell(variant, seed, data, settings, faces, directory)
                 write_json(file, {"cell": asdict(cell), "settings": asked})
-            cell = Cell(**read_json(file)["cell"])
+            cell = RunResult(**read_json(file)["cell"])
             figures = ", ".join(f"{name} {value:.3f}" for name, value in cell.figures.items())
             took = ", ".join(f"{name} {value:.0f} s" for name, value in cell.seconds.items())
             logger.info("%s, seed %d: %s (%s)", variant, seed, figures, took)
@@ -130,7 +130,7 @@ def _run_cell(
     settings: VariantSettings,
     faces: tuple[datasets.Dataset, datasets.Dataset],
     directory: Path,
-) -> Cell:
+) -> RunResult:
     train, test = faces
     started = time.monotonic()
     folder, trained = _detector(variant.heads, seed, data, settings, train, directory)
@@ -143,7 +143,7 @@ def _run_cell(
     )
     figures = judge_pairs(ForgeryPredictor(vlm), pairs)
     heads = (vlm.kfd.locator, vlm.kfd.classifier)
-    return Cell(
+    return RunResult(
         variant.heads,
         variant.fpl,
         seed,

@@ -75,7 +75,7 @@ def build_qa(
     """
     from llava_forgery.constants import FAKE
     from llava_forgery.data.build_qa import build_conversations
-    from llava_forgery.data.samples import LabelledSubjects
+    from llava_forgery.data.samples import LabelledSamples
     from llava_forgery.faces.records import load_faces
     from llava_forgery.hosts.transformers.loading import pick_device
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
@@ -104,9 +104,9 @@ def build_qa(
         raise ValueError("--pairs is for simulated forgeries; leave it out with --as-is")
     if unmasked_region and not as_is:
         raise ValueError("--unmasked-region is for faces with labels of their own: add --as-is")
-    source: FacePairs | LabelledSubjects
+    source: FacePairs | LabelledSamples
     if as_is:
-        source = LabelledSubjects(
+        source = LabelledSamples(
             rows, size=size, seed=seed, unmasked_regions=tuple(unmasked_region or ())
         )
     else:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import llava_forgery
-from llava_forgery.data.samples import SimulatedSubjects, Subject, SubjectSource
+from llava_forgery.data.samples import Sample, SampleSource, SimulatedSamples
 from llava_forgery.data.shards import SETTINGS, PartStore
 from llava_forgery.files import atomic_path, check_output_folder, write_json
 from llava_forgery.images import png_bytes
@@ -56,27 +56,27 @@ FEATURES = datasets.Features(
 
 
 @torch.no_grad()
-def score_subjects(
-    subjects: Sequence[Subject], detector: KnowledgeGuidedForgeryDetector, batch_size: int = 16
+def score_samples(
+    samples: Sequence[Sample], detector: KnowledgeGuidedForgeryDetector, batch_size: int = 16
 ) -> list[float]:
     """The detector's score of each image, in [0, 1].
 
     Args:
-        subjects: With images of the detector's size.
+        samples: With images of the detector's size.
         detector: In eval mode.
         batch_size: Images for each pass.
     """
     device = next(detector.consistency.parameters()).device
     scores: list[float] = []
-    for start in range(0, len(subjects), batch_size):
-        batch = subjects[start : start + batch_size]
-        images = torch.stack([from_bytes(subject.image) for subject in batch])
+    for start in range(0, len(samples), batch_size):
+        batch = samples[start : start + batch_size]
+        images = torch.stack([from_bytes(sample.image) for sample in batch])
         scores += detector(images.to(device)).score.tolist()
     return scores
 
 
 def build_conversations(
-    source: FacePairs | SubjectSource,
+    source: FacePairs | SampleSource,
     detector: KnowledgeGuidedForgeryDetector | None,
     output_dir: str | PathLike,
     *,
@@ -119,7 +119,7 @@ def build_conversations(
             parts of another build lie beside ``output_dir``.
     """
     if isinstance(source, FacePairs):
-        source = SimulatedSubjects(source)
+        source = SimulatedSamples(source)
     if kfd_results is None:
         kfd_results = 0.0 if detector is None else 1.0
     wording = {
@@ -150,15 +150,15 @@ def build_conversations(
     check_output_folder(output_dir, SETTINGS, CONVERSATIONS)
     count = -(-len(source) // part_size)
     store = PartStore(output_dir.with_name(output_dir.name + "-parts"), count, FEATURES, settings)
-    for number, subjects in _parts(source, store.missing, part_size, workers):
+    for number, samples in _parts(source, store.missing, part_size, workers):
         scores = (
-            [None] * len(subjects)
+            [None] * len(samples)
             if detector is None
-            else score_subjects([subject for _, subject in subjects], detector, batch_size)
+            else score_samples([sample for _, sample in samples], detector, batch_size)
         )
         rows = [
-            _row(place, subject, score, wording)
-            for (place, subject), score in zip(subjects, scores, strict=True)
+            _row(place, sample, score, wording)
+            for (place, sample), score in zip(samples, scores, strict=True)
         ]
         store.write(number, rows)
     _assemble(store, output_dir, settings)
@@ -173,9 +173,9 @@ def conversation_of(row: dict) -> Conversation:
 
 
 def _parts(
-    source: SubjectSource, missing: list[int], part_size: int, workers: int
-) -> Iterator[tuple[int, list[tuple[str, Subject]]]]:
-    """Each missing part's number and subjects, which are named after their place in the source."""
+    source: SampleSource, missing: list[int], part_size: int, workers: int
+) -> Iterator[tuple[int, list[tuple[str, Sample]]]]:
+    """Each missing part's number and samples, which are named after their place in the source."""
     units = [
         range(number * part_size, min((number + 1) * part_size, len(source))) for number in missing
     ]
@@ -184,21 +184,21 @@ def _parts(
     made = iter(DataLoader(source, batch_size=None, sampler=order, num_workers=workers))
     with tqdm(total=len(order), desc="forge, score, ask", unit="unit", disable=None) as bar:
         for number, part in zip(missing, units, strict=True):
-            subjects = []
+            samples = []
             for unit in part:
-                subjects += [(f"{unit}-{i}", subject) for i, subject in enumerate(next(made))]
+                samples += [(f"{unit}-{i}", sample) for i, sample in enumerate(next(made))]
                 bar.update()
-            yield number, subjects
+            yield number, samples
 
 
 def _row(
-    place: str, subject: Subject, score: float | None, wording: dict[str, Any]
+    place: str, sample: Sample, score: float | None, wording: dict[str, Any]
 ) -> dict[str, Any]:
     # Seeded by the place alone: neither parts nor workers change what is said.
     rng = random.Random(f"{wording['seed']}-{place}")
     conversation = build_conversation(
-        subject.label,
-        subject.regions,
+        sample.label,
+        sample.regions,
         rng=rng,
         score=score if rng.random() < wording["kfd_results"] else None,
         follow_ups=_draw_follow_ups(rng, wording["follow_ups"], wording["max_turns"] - 1),
@@ -206,12 +206,12 @@ def _row(
         vary=wording["vary"],
     )
     return {
-        "image": {"bytes": png_bytes(subject.image, subject.note), "path": None},
-        "label": subject.label,
-        "regions": list(subject.regions),
+        "image": {"bytes": png_bytes(sample.image, sample.note), "path": None},
+        "label": sample.label,
+        "regions": list(sample.regions),
         "score": score,
         "messages": [message.to_dict() for message in conversation.messages],
-        "identity": subject.identity,
+        "identity": sample.identity,
     }
 
 

@@ -28,7 +28,7 @@ PRISTINE = "crop of {source}, without forgery"
 
 
 @dataclass(frozen=True)
-class Subject:
+class Sample:
     """One image to hold a conversation about."""
 
     image: np.ndarray
@@ -43,23 +43,23 @@ class Subject:
     """For the picture's metadata: what it is and where it comes from."""
 
 
-class SubjectSource(Protocol):
-    """Seeded supply of subjects, in units that are made together."""
+class SampleSource(Protocol):
+    """Seeded supply of samples, in units that are made together."""
 
     def __len__(self) -> int:
         """Number of units."""
         ...
 
-    def __getitem__(self, unit: int) -> list[Subject]:
-        """The unit's subjects, the same at every call."""
+    def __getitem__(self, unit: int) -> list[Sample]:
+        """The unit's samples, the same at every call."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """All that the subjects hang on, as JSON takes it."""
+        """All that the samples hang on, as JSON takes it."""
         ...
 
 
-class SimulatedSubjects:
+class SimulatedSamples:
     """Simulated forgeries, each followed by its pristine image: as many fakes as reals.
 
     Args:
@@ -74,13 +74,13 @@ class SimulatedSubjects:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, unit: int) -> list[Subject]:
+    def __getitem__(self, unit: int) -> list[Sample]:
         pair = self.pairs[unit]
         face = {name: values[pair.row] for name, values in self._faces.items()}
         forged = FORGED.format(regions=join_regions(pair.regions))
         pristine = PRISTINE.format(source=face["source"])
         return [
-            Subject(to_bytes(image), label, regions, face["identity"], face["video_id"], note)
+            Sample(to_bytes(image), label, regions, face["identity"], face["video_id"], note)
             for image, label, regions, note in (
                 (pair.forged, FAKE, pair.regions, forged),
                 (pair.pristine, REAL, (), pristine),
@@ -91,7 +91,7 @@ class SimulatedSubjects:
         return {"kind": "simulated", **self.pairs.describe()}
 
 
-class LabelledSubjects:
+class LabelledSamples:
     """Prepared faces with labels of their own, such as a benchmark's: a fake and a real in turn.
 
     As many are taken of each label as the rarer one has, drawn at random, and of the fakes evenly
@@ -135,8 +135,8 @@ class LabelledSubjects:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, unit: int) -> list[Subject]:
-        return [self._subject(row) for row in self.rows[unit]]
+    def __getitem__(self, unit: int) -> list[Sample]:
+        return [self._sample(row) for row in self.rows[unit]]
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -148,13 +148,13 @@ class LabelledSubjects:
             "covered": [COVERED, WHOLE],
         }
 
-    def _subject(self, row: int) -> Subject:
+    def _sample(self, row: int) -> Sample:
         face = FaceCrop.from_row(self.faces[row])
         # The centred framing draws nothing.
         image, _ = frame_face(face, self.size, CENTRED)
         method = f", made by {face.method}" if face.method else ""
         fake = f"fake face of {face.source}{method}, labelled so by its data set"
-        return Subject(
+        return Sample(
             image=image,
             label=face.label,
             regions=self.regions.get(row, ()),

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.data.samples import SimulatedSubjects
+from llava_forgery.data.samples import SimulatedSamples
 from llava_forgery.faces.records import FaceCrop
 from llava_forgery.simulate.pairs import CENTRED, FacePair, FacePairs, frame_face
 from llava_forgery.tensors import to_bytes
@@ -103,7 +103,7 @@ class PairImages(Sequence[LabelledImage]):
 
     def describe(self) -> dict[str, Any]:
         """All that the images hang on, as JSON takes it."""
-        return SimulatedSubjects(self.pairs).describe()
+        return SimulatedSamples(self.pairs).describe()
 
 
 def evaluation_images(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
-from llava_forgery.data.samples import SimulatedSubjects
+from llava_forgery.data.samples import SimulatedSamples
 from llava_forgery.evaluation.figures import roc_figure, save_figure
 from llava_forgery.evaluation.intervals import bootstrap_interval
 from llava_forgery.evaluation.metrics import (
@@ -64,7 +64,7 @@ def evaluate_simulated(
     """
     output_dir = Path(output_dir)
     settings = {
-        "pairs": SimulatedSubjects(pairs).describe(),
+        "pairs": SimulatedSamples(pairs).describe(),
         "max_new_tokens": predictor.max_new_tokens,
         "overlays": overlays,
     }

@@ -84,10 +84,10 @@ def render(
     colours = plan_colours(plan, pixels.mean_grey(source if plan.on_foreground else image))
     if plan.on_foreground:
         pristine = image
-        foreground = moved(source, plan, (left, top, width, height), colours)
+        foreground = warp_layer(source, plan, (left, top, width, height), colours)
     else:
-        pristine = pixels.enlarge(changed(image, plan, colours), size)
-        foreground = moved(source, plan, (left, top, width, height), None)
+        pristine = pixels.enlarge(recolour_layer(image, plan, colours), size)
+        foreground = warp_layer(source, plan, (left, top, width, height), None)
     background = pristine[box]
     if plan.poisson:
         foreground = blend.poisson_blend(foreground, background, soft.values)
@@ -98,7 +98,7 @@ def render(
     return Rendering(forged, pristine, mask, difference)
 
 
-def changed(image: np.ndarray, plan: ForgeryPlan, colours: np.ndarray) -> np.ndarray:
+def recolour_layer(image: np.ndarray, plan: ForgeryPlan, colours: np.ndarray) -> np.ndarray:
     """Recoloured, and reduced, compressed or sharpened; a reduced picture stays small."""
     if plan.downscale > 1:
         image = pixels.reduce(image, plan.downscale)
@@ -108,7 +108,7 @@ def changed(image: np.ndarray, plan: ForgeryPlan, colours: np.ndarray) -> np.nda
     return pixels.compress(image, plan.jpeg) if plan.jpeg else image
 
 
-def moved(
+def warp_layer(
     image: np.ndarray,
     plan: ForgeryPlan,
     rectangle: tuple[int, int, int, int],
@@ -121,7 +121,7 @@ def moved(
     # Compression works on blocks and reduction on shares of pixels of the whole picture; all else
     # looks at near pixels only and is done where the rectangle comes from.
     if colours is not None and (plan.jpeg or plan.downscale > 1):
-        source = changed(image, plan, colours)
+        source = recolour_layer(image, plan, colours)
         scale = np.array([source.shape[1] / size[1], source.shape[0] / size[0]])
         matrix *= scale[:, None]
         origin = np.zeros(2)
@@ -133,7 +133,7 @@ def moved(
         high = np.clip(np.ceil(reached.max(axis=1)) + _HALO, low + 1, limit).astype(int)
         source = image[low[1] : high[1], low[0] : high[0]]
         if colours is not None:
-            source = changed(source, plan, colours)
+            source = recolour_layer(source, plan, colours)
         origin = low
     # warpAffine counts pixel centres: continuous x is index x - 0.5.
     offset = matrix[:, :2] @ (np.array([left, top]) + 0.5) + matrix[:, 2] - origin - 0.5

@@ -79,7 +79,7 @@ def render_batch(
 
     sources = _sources(original, points, plans, donors)
     chosen = staging.upload(numbers.on_foreground, device)[:, None, None, None]
-    altered = _changed(torch.where(chosen, sources, original), numbers, extents)
+    altered = _recolour_layers(torch.where(chosen, sources, original), numbers, extents)
     # While the device does this, the CPU draws. JPEG then needs the device's result.
     drawn = draw_masks(plans, np.stack(points), size) if drawn is None else drawn
     gathered = staging.gather_masks(drawn, numbers.poisson, size, pinned=device.type == "cuda")
@@ -147,8 +147,10 @@ def _sources(
     return result
 
 
-def _changed(images: torch.Tensor, numbers: PlanColumns, extents: np.ndarray) -> torch.Tensor:
-    """``render.changed`` of each image (B, 3, H, W) in [0, 255], all but the compression.
+def _recolour_layers(
+    images: torch.Tensor, numbers: PlanColumns, extents: np.ndarray
+) -> torch.Tensor:
+    """``render.recolour_layer`` of each image (B, 3, H, W) in [0, 255], all but the compression.
 
     A picture reduced to its (height, width) out of ``extents`` (B, 2) lies in the upper left
     corner; beside it stands nothing of use.

@@ -8,7 +8,7 @@ from PIL import Image
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.data.export_deepfakebench import export_deepfakebench
-from llava_forgery.data.samples import LabelledSubjects
+from llava_forgery.data.samples import LabelledSamples
 from llava_forgery.evaluation.images import evaluation_images
 from llava_forgery.faces.benchmarks.deepfakebench import read_deepfakebench
 from llava_forgery.faces.benchmarks.manifest import (
@@ -63,7 +63,7 @@ def faces(tmp_path_factory):
 
 
 def test_conversations_name_the_masks_regions(faces, tmp_path):
-    source = LabelledSubjects(load_faces(faces, "train"), size=64)
+    source = LabelledSamples(load_faces(faces, "train"), size=64)
     rows = build_conversations(source, None, tmp_path / "qa", vary=False, follow_ups=0.0)
     assert rows["label"][:] == [FAKE, REAL] * 4
     assert rows["regions"][:] == [["mouth"], []] * 4

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.data.samples import LabelledSubjects
+from llava_forgery.data.samples import LabelledSamples
 from llava_forgery.faces.records import load_faces, save_faces
 from llava_forgery.faces.regions import hull_mask
 from tests import tiny
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 def test_balanced_and_true(folder, caplog):
     with caplog.at_level(logging.WARNING):
-        subjects = LabelledSubjects(load_faces(folder), size=48, seed=1)
+        subjects = LabelledSamples(load_faces(folder), size=48, seed=1)
     assert "1 of 11 fake faces are left out" in caplog.text
     assert "p30.png" in caplog.text
     assert len(subjects) == 4
@@ -52,7 +52,7 @@ def test_balanced_and_true(folder, caplog):
 
 def test_seeded(folder):
     def videos(seed):
-        subjects = LabelledSubjects(load_faces(folder), size=16, seed=seed)
+        subjects = LabelledSamples(load_faces(folder), size=16, seed=seed)
         return [subject.video_id for i in range(4) for subject in subjects[i]]
 
     assert videos(1) == videos(1)
@@ -63,14 +63,14 @@ def test_a_fake_without_a_mask(tmp_path):
     faces = [tiny.face(0), replace(tiny.face(1), label=FAKE)]
     save_faces(faces, tmp_path, {})
     with pytest.raises(ValueError, match=r"fake face 1 of p1\.png has no mask"):
-        LabelledSubjects(load_faces(tmp_path), size=16)
-    subjects = LabelledSubjects(load_faces(tmp_path), size=16, unmasked_regions=("face",))
+        LabelledSamples(load_faces(tmp_path), size=16)
+    subjects = LabelledSamples(load_faces(tmp_path), size=16, unmasked_regions=("face",))
     assert [subject.regions for subject in subjects[0]] == [("face",), ()]
     with pytest.raises(ValueError, match="unknown regions"):
-        LabelledSubjects(load_faces(tmp_path), size=16, unmasked_regions=("ear",))
+        LabelledSamples(load_faces(tmp_path), size=16, unmasked_regions=("ear",))
 
 
 def test_both_labels_are_needed(tmp_path):
     save_faces([tiny.face(0)], tmp_path, {})
     with pytest.raises(ValueError, match="got 1 and 0"):
-        LabelledSubjects(load_faces(tmp_path), size=16)
+        LabelledSamples(load_faces(tmp_path), size=16)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.papers.plain_scorer import PlainScorer
+from eval.papers.host_scorer import HostScorer
 from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.faces.records import FEATURES
 from llava_forgery.hosts.baseline import BaselineVLM
@@ -40,9 +40,9 @@ def test_lora_alone_learns_and_is_read_back(conversations, tmp_path):
     other.load_weights(tmp_path / "lora")
     pictures = [tiny.picture(i) for i in range(2)]
     kfd = tiny.kfd()
-    found = PlainScorer(plain, kfd)(pictures)
-    assert PlainScorer(other, kfd)(pictures)["p_yes"] == pytest.approx(found["p_yes"], abs=1e-6)
-    bare = PlainScorer(BaselineVLM(*tiny.llava()), kfd)(pictures)
+    found = HostScorer(plain, kfd)(pictures)
+    assert HostScorer(other, kfd)(pictures)["p_yes"] == pytest.approx(found["p_yes"], abs=1e-6)
+    bare = HostScorer(BaselineVLM(*tiny.llava()), kfd)(pictures)
     assert abs(bare["p_yes"][0] - found["p_yes"][0]) > 1e-4
 
 
@@ -68,14 +68,14 @@ def test_scores_are_the_likelihoods_of_yes_and_no():
     plain, kfd = BaselineVLM(host, processor), tiny.kfd()
     pictures = [tiny.picture(i) for i in range(3)]
     for cite in (True, False):
-        found = PlainScorer(plain, kfd, cite_score=cite)(pictures)
+        found = HostScorer(plain, kfd, cite_score=cite)(pictures)
         for i, picture in enumerate(pictures):
             prompt = build_prompt(found["kfd"][i] if cite else None)
             yes = answer_probabilities(
                 host, processor, prompt, ["Yes", "No"], Image.fromarray(picture), include_end=False
             )[0]
             assert found["p_yes"][i] == pytest.approx(float(yes), abs=1e-5)
-    alone = PlainScorer(plain, None, cite_score=False, size=64)
+    alone = HostScorer(plain, None, cite_score=False, size=64)
     assert alone(pictures).keys() == {"p_yes"}
     assert alone(pictures)["p_yes"] == pytest.approx(found["p_yes"], abs=1e-6)
 
@@ -88,7 +88,7 @@ def test_mistakes(conversations, tmp_path):
     with pytest.raises(ValueError, match="nothing to train"):
         train_adapter(bare, conversations, tmp_path / "x")
     with pytest.raises(ValueError, match="needs a detector"):
-        PlainScorer(bare, None)
+        HostScorer(bare, None)
     tuned = BaselineVLM(*tiny.llava(), LORA)
     with pytest.raises(FileNotFoundError, match=r"adapter_model.safetensors is missing"):
         tuned.load_weights(tmp_path)

@@ -14,7 +14,7 @@ from eval.papers.recipes import AUC, RECIPES, ModelSpec, Recipe, Row
 from eval.papers.table_config import config_from_dict
 from eval.papers.table_files import PAPER, write_table
 from eval.papers.table_models import TableModels
-from eval.papers.tables import Entry, Gap, measure_row, run_table
+from eval.papers.tables import MissingResult, TableEntry, measure_row, run_table
 from llava_forgery.evaluation.checks import OneClassError
 from llava_forgery.evaluation.metrics import auc
 from llava_forgery.faces.records import save_faces
@@ -70,13 +70,15 @@ FF++ 97.11, CDF2 89.90 |  |
 def test_markdown_is_exactly_this(tmp_path):
     recipe = Recipe("tablex", "Table X: an example", (AUC,), ("FF++", "CDF2"), list, "About it.")
     paper = {"FF++": 97.11, "CDF2": 89.9}
-    ours = Entry(
+    ours = TableEntry(
         "ours", "London", "P(yes)", AUC, {0: 80.0, 2: 90.0}, 61.25, 97.5, 80, 20, paper
     )  # fmt: skip
-    clip = Entry(
+    clip = TableEntry(
         "CLIP", "London", "score", AUC, {0: 51.5}, 40.0, 60.0, 80, 20, note="random weights"
     )
-    gap = Gap("ours", ("FF++", "CDF2"), "no such set", {"AUC": paper, "AP": {"FF++": 96.97}})
+    gap = MissingResult(
+        "ours", ("FF++", "CDF2"), "no such set", {"AUC": paper, "AP": {"FF++": 96.97}}
+    )
     write_table(recipe, [ours, clip], [gap], (0, 2), tmp_path)
     assert (tmp_path / "tablex.md").read_text() == MARKDOWN
     rows = list(csv.DictReader((tmp_path / "tablex.csv").open()))

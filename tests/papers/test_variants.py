@@ -8,7 +8,7 @@ import pytest
 
 from eval.papers.variant_tables import (
     FIGURES,
-    Cell,
+    RunResult,
     Variant,
     VariantSettings,
     variants_csv,
@@ -55,7 +55,7 @@ def test_cells_are_trained_once_and_tabled(tmp_path):
 
 def _cell(fpl, seed, value):
     figures = dict.fromkeys(FIGURES, value)
-    return Cell("lite", fpl, seed, figures, {"heads": 10, "fpl": 2000}, {"stage 1": 1.0})
+    return RunResult("lite", fpl, seed, figures, {"heads": 10, "fpl": 2000}, {"stage 1": 1.0})
 
 
 def test_mean_and_deviation_over_seeds():

@@ -9,7 +9,7 @@ import torch
 from llava_forgery.constants import REGION_NAMES, WHOLE_FACE
 from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.plan import draw_plans
-from llava_forgery.simulate.render import moved, plan_colours, render, source_matrix
+from llava_forgery.simulate.render import plan_colours, render, source_matrix, warp_layer
 from llava_forgery.simulate.simulator import ForgerySimulator
 from tests import tiny
 
@@ -95,8 +95,8 @@ def test_working_on_the_rectangle_equals_working_on_the_whole_picture():
     image = cv2.GaussianBlur(tiny.picture(0, 128), (5, 5), 1)
     for plan in islice(draw_plans(SimulatorConfig(), 5), 12):
         colours = plan_colours(plan, 0.5)
-        whole = moved(image, plan, (0, 0, 128, 128), colours)
-        part = moved(image, plan, (30, 17, 51, 64), colours)
+        whole = warp_layer(image, plan, (0, 0, 128, 128), colours)
+        part = warp_layer(image, plan, (30, 17, 51, 64), colours)
         np.testing.assert_allclose(part, whole[17:81, 30:81], atol=1)
 
 

@@ -13,7 +13,7 @@ from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.build import build_prompt
 
 
-class PlainScorer:
+class HostScorer:
     """P(yes) of a host without FPL, from one forward pass; see :class:`.scorers.Scorer`.
 
     The prompt is the one that a host with the skill gets, without placeholders.
