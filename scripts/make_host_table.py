@@ -1,9 +1,9 @@
-"""Print the README's table of hosts from the records of hosts/transformers/families.py.
+"""Print the README's table of hosts from the records of hosts/families.py.
 
 python scripts/make_host_table.py
 """
 
-from llava_forgery.hosts.transformers.families import host_table
+from llava_forgery.hosts.families import host_table
 
 
 def main() -> None:

@@ -271,7 +271,7 @@ def judge_pairs(predictor: ForgeryPredictor, pairs: FacePairs, batch_size: int =
             (FAKE, [to_bytes(pair.forged) for pair in batch]),
             (REAL, [to_bytes(pair.pristine) for pair in batch]),
         ):
-            seen, said = predictor.rate([FaceInput(image, box) for image in images])
+            seen, said = predictor.predict_scores([FaceInput(image, box) for image in images])
             scores, p_yes = scores + seen, p_yes + said
             labels += [label] * len(images)
             if label == FAKE:

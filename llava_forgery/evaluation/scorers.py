@@ -82,7 +82,7 @@ class AdapterScorer:
 
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
         box = (0.0, 0.0, float(self.size), float(self.size))
-        scores, p_yes = self.predictor.rate([FaceInput(image, box) for image in images])
+        scores, p_yes = self.predictor.predict_scores([FaceInput(image, box) for image in images])
         return {"kfd": scores, "p_yes": p_yes}
 
 

@@ -154,7 +154,7 @@ def _judge(predictor: ForgeryPredictor, batch: Sequence[FacePair]) -> list[tuple
     size = float(predictor.size)
     faces = [FaceInput(to_bytes(pair.forged), (0.0, 0.0, size, size)) for pair in batch]
     faces += [FaceInput(to_bytes(pair.pristine), (0.0, 0.0, size, size)) for pair in batch]
-    verdicts = predictor.judge(faces)
+    verdicts = predictor.predict_faces(faces)
     return list(zip(verdicts[: len(batch)], verdicts[len(batch) :], strict=True))
 
 

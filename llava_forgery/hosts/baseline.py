@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
 
 from llava_forgery.files import atomic_path, check_output_folder
+from llava_forgery.hosts.families import exclusive
 from llava_forgery.hosts.lora import LORA_WEIGHTS, LoraSettings, fill_lora, lora_config, save_lora
-from llava_forgery.hosts.transformers.families import exclusive
 
 
 class BaselineVLM(nn.Module):

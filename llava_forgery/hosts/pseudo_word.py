@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from transformers.tokenization_utils_base import AddedToken
 
 from llava_forgery.constants import PSEUDO_WORD
+from llava_forgery.hosts.families import exclusive
 from llava_forgery.hosts.fingerprint import (
     TOLERANCE,
     check_fingerprint,
@@ -34,7 +35,6 @@ from llava_forgery.hosts.pseudo_word_checkpoint import (
     read_pseudo_word_config,
     save_pseudo_word,
 )
-from llava_forgery.hosts.transformers.families import exclusive
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.noise import quiet
 from llava_forgery.weights import load_tensors

@@ -26,7 +26,7 @@ class Dialogue:
     """A dialogue about one face; detector and vision tower look at it once.
 
     The first turn leaves the host's keys and values behind; later turns go on from them where the
-    family allows it (``HostFamily.later_turns``) and the new prompt begins with what they hold.
+    family allows it (``HostFamily.cache_mode``) and the new prompt begins with what they hold.
     Otherwise a turn is computed anew, with the same answer.
 
     Made by ``ForgeryPredictor.dialogue``.
@@ -52,7 +52,7 @@ class Dialogue:
         reuse_cache: bool = True,
     ) -> None:
         self.vlm, self.image, self.max_new_tokens = vlm, image, max_new_tokens
-        self.reuse_cache = reuse_cache and vlm.family.later_turns != "recompute"
+        self.reuse_cache = reuse_cache and vlm.family.cache_mode != "recompute"
         self._detection = vlm.detect(from_bytes(image)[None])
         self.score = float(self._detection.score[0])
         self.messages: tuple[Message, ...] = ()
@@ -103,7 +103,7 @@ class Dialogue:
         if cache is None:
             inputs["detection"] = self._detection
         else:
-            kept = {"input_ids", *TOKEN_PAD_VALUES, *self.vlm.family.keeps}
+            kept = {"input_ids", *TOKEN_PAD_VALUES, *self.vlm.family.cached_turn_inputs}
             inputs = {name: tensor for name, tensor in inputs.items() if name in kept}
             inputs[CACHE] = cache
         output = self.vlm.generate(
@@ -136,7 +136,7 @@ class Dialogue:
         alike = (self._cached_ids[:length] == ids[:length]).long()
         # The last token of the prompt is computed in any case: it gives the answer's first.
         common = min(int(alike.cumprod(dim=0).sum()), len(ids) - 1)
-        if self.vlm.family.prefix_sees_itself:
+        if self.vlm.family.bidirectional_prefix:
             needed = self._first_prompt
         else:
             needed = int((ids == self.vlm.token_id).nonzero()[-1]) + 1

@@ -126,7 +126,7 @@ def explain(predictor: ForgeryPredictor, faces: list[FaceInput]) -> list[Explana
     return [
         Explanation(face.image, verdict, cam, layers, kfd.config.encoder.taps)
         for face, verdict, cam, layers in zip(
-            faces, predictor.judge(faces), cams, nearer_to_fake, strict=True
+            faces, predictor.predict_faces(faces), cams, nearer_to_fake, strict=True
         )
     ]
 

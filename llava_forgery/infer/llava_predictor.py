@@ -220,7 +220,7 @@ class LlavaForgeryPredictor(ForgeryPredictor):
         return self.vlm.get_model().forgery_tower.config.encoder.image_size
 
     @torch.inference_mode()
-    def _rate(self, faces: Sequence[FaceInput]) -> list[tuple[float, float]]:
+    def _predict_scores(self, faces: Sequence[FaceInput]) -> list[tuple[float, float]]:
         detection = self._detect(faces)
         p_yes = []
         for i, face in enumerate(faces):

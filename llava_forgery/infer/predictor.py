@@ -128,7 +128,7 @@ class ForgeryPredictor:
 
     def predict_all(self, image: Photograph, cropped: bool = False) -> list[Verdict]:
         """Judge every face, the largest first; see :meth:`predict`."""
-        return self.judge(self.find_faces(image, cropped))
+        return self.predict_faces(self.find_faces(image, cropped))
 
     def find_faces(self, image: Photograph, cropped: bool = False) -> list[FaceInput]:
         """The squares to be judged, the largest first.
@@ -157,16 +157,16 @@ class ForgeryPredictor:
             faces.append(FaceInput(crop, box))
         return faces
 
-    def judge(self, faces: Sequence[FaceInput]) -> list[Verdict]:
+    def predict_faces(self, faces: Sequence[FaceInput]) -> list[Verdict]:
         """Verdicts of faces, in one batch, or in halves of it where memory runs out.
 
         Detector and prompt are evaluated once: the first token's likelihoods give P(yes), the
         same pass goes on to write the answer.
         """
-        return in_halves(self._judge, faces) if faces else []
+        return in_halves(self._predict_faces, faces) if faces else []
 
     @torch.inference_mode()
-    def _judge(self, faces: Sequence[FaceInput]) -> list[Verdict]:
+    def _predict_faces(self, faces: Sequence[FaceInput]) -> list[Verdict]:
         detection = self._detect(faces)
         scores = detection.score.tolist()
         p_yes, answers = self._answer(faces, detection)
@@ -205,20 +205,20 @@ class ForgeryPredictor:
         )
         return p_yes, answers
 
-    def rate(self, faces: Sequence[FaceInput]) -> tuple[list[float], list[float]]:
+    def predict_scores(self, faces: Sequence[FaceInput]) -> tuple[list[float], list[float]]:
         """Scores and P(yes) of faces in one forward pass, without writing the answers.
 
         Where memory runs out, the faces are halved.
 
         Returns:
             The detector's scores and the language model's P(yes), each in [0, 1]; the same that
-            :meth:`judge` gives, at a fraction of its time.
+            :meth:`predict_faces` gives, at a fraction of its time.
         """
-        rated = in_halves(self._rate, faces) if faces else []
+        rated = in_halves(self._predict_scores, faces) if faces else []
         return [score for score, _ in rated], [p_yes for _, p_yes in rated]
 
     @torch.inference_mode()
-    def _rate(self, faces: Sequence[FaceInput]) -> list[tuple[float, float]]:
+    def _predict_scores(self, faces: Sequence[FaceInput]) -> list[tuple[float, float]]:
         detection = self._detect(faces)
         scores = detection.score.tolist()
         batch, candidates = self._prompts(faces, scores)

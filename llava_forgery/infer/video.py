@@ -103,7 +103,7 @@ def judge_video(
     tracks: dict[int, list[tuple[_Seen, FrameScore]]] = {}
     with closing(look(predictor, path, frames or FrameChoice())) as found:
         while batch := list(islice(found, _JUDGED_AT_ONCE)):
-            rated = zip(*predictor.rate([face for face, _ in batch]), strict=True)
+            rated = zip(*predictor.predict_scores([face for face, _ in batch]), strict=True)
             for (_, seen), (score, p_yes) in zip(batch, rated, strict=True):
                 frame_score = FrameScore(seen.frame, score, p_yes)
                 tracks.setdefault(seen.track, []).append((seen, frame_score))
@@ -186,7 +186,7 @@ def _describe(
     verdicts: list[Verdict] = []
     for start in range(0, len(shown), _JUDGED_AT_ONCE):
         stop = min(start + _JUDGED_AT_ONCE, len(shown))
-        verdicts += predictor.judge([faces[i] for i in range(start, stop)])
+        verdicts += predictor.predict_faces([faces[i] for i in range(start, stop)])
     return [
         VideoVerdict(
             **vars(

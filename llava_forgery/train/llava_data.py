@@ -33,11 +33,11 @@ from transformers import PreTrainedTokenizerBase
 from llava_forgery.constants import IGNORE_INDEX, IMAGE_TOKEN
 from llava_forgery.data.validation import fingerprint_of
 from llava_forgery.faces.records import image_pixels
+from llava_forgery.hosts.llava.text import PromptStyle, encode_turns
 from llava_forgery.images import read_image
 from llava_forgery.qa.llava_json import LlavaSample, image_file, read_llava_json
 from llava_forgery.qa.mixing import mix_general
 from llava_forgery.rows import embedded, load_rows, rows_digest
-from llava_forgery.train.llava_text import PromptStyle, encode_turns
 from llava_forgery.train.run_record import describe_tokens, spread
 
 logger = logging.getLogger(__name__)
@@ -397,7 +397,7 @@ class Encoding:
 def encode_dialogue(
     dialogue: Dialogue, encoding: Encoding, is_skill: bool
 ) -> dict[str, torch.Tensor]:
-    """Tokens and labels, as :func:`~llava_forgery.train.llava_text.encode_turns` gives them.
+    """Tokens and labels, as :func:`~llava_forgery.hosts.llava.text.encode_turns` gives them.
 
     Raises:
         ValueError: An answer is empty, no token is left to learn from, or there is nothing to

@@ -39,6 +39,7 @@ from llava_forgery.hosts.llava.model import attach_to_llava
 from llava_forgery.hosts.llava.names import PROJECTOR, TEMPLATE_KEY, TOWER
 from llava_forgery.hosts.llava.register import register
 from llava_forgery.hosts.llava.skill import has_forgery_adapter
+from llava_forgery.hosts.llava.text import PromptStyle
 from llava_forgery.hosts.llava.tower import KFDVisionTower
 from llava_forgery.noise import quiet
 from llava_forgery.optional import require
@@ -54,7 +55,6 @@ from llava_forgery.train.llava_data import (
 )
 from llava_forgery.train.llava_flags import LlavaArguments, parse_arguments
 from llava_forgery.train.llava_stage2 import prepare_model, train_llava
-from llava_forgery.train.llava_text import PromptStyle
 from llava_forgery.train.run_record import check_training_folder
 
 logger = logging.getLogger(__name__)

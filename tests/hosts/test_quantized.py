@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from llava_forgery.call_state import lock_of
+from llava_forgery.hosts.families import exclusive
 from llava_forgery.hosts.fingerprint import check_fingerprint, host_fingerprint
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.pseudo_word import attach_pseudo_word
-from llava_forgery.hosts.transformers.families import exclusive
 from llava_forgery.hosts.transformers.loading import (
     KINDS,
     load_adapter,

@@ -92,13 +92,13 @@ def test_ctrl_c_ends_with_what_is_done(monkeypatch, predictor, files, form):
 
 def test_a_batch_too_large_is_halved_and_judged_the_same(predictor):
     faces = [predictor.find_faces(tiny.picture(i), cropped=True)[0] for i in range(5)]
-    whole, rated = predictor.judge(faces), predictor.rate(faces)
+    whole, rated = predictor.predict_faces(faces), predictor.predict_scores(faces)
     predictor.room = 2
-    halved = predictor.judge(faces)
+    halved = predictor.predict_faces(faces)
     for one, other in zip(whole, halved, strict=True):
         assert one.score == pytest.approx(other.score, abs=1e-5)
         assert one.p_yes == pytest.approx(other.p_yes, abs=1e-5)
-    for one, other in zip(rated, predictor.rate(faces), strict=True):
+    for one, other in zip(rated, predictor.predict_scores(faces), strict=True):
         assert one == pytest.approx(other, abs=1e-5)
 
 
@@ -116,7 +116,7 @@ def test_what_is_no_number_is_an_error_and_not_the_pictures(module, message, pre
     try:
         (record,) = judge_files(predictor, files[:1], cropped=True)
         with pytest.raises(ValueError, match="not the picture's fault"):
-            predictor.rate(predictor.find_faces(tiny.picture(1), cropped=True))
+            predictor.predict_scores(predictor.find_faces(tiny.picture(1), cropped=True))
     finally:
         hook.remove()
     assert message in record.error

@@ -131,7 +131,7 @@ def test_a_full_sliding_window_is_computed_anew():
 
 def test_families_without_the_cache_compute_anew():
     vlm = attach("llava")
-    vlm.family = replace(vlm.family, later_turns="recompute")
+    vlm.family = replace(vlm.family, cache_mode="recompute")
     dialogue = Dialogue(vlm, tiny.picture(3), max_new_tokens=6)
     other = Dialogue(attach("llava"), tiny.picture(3), max_new_tokens=6)
     for question in QUESTIONS:

@@ -96,7 +96,9 @@ def test_grad_cam_of_a_frozen_tower(tmp_path):
 def test_panels_show_what_the_detector_gave(predictor):
     face = predictor.find_faces(tiny.picture(1), cropped=True)
     (explanation,) = explain(predictor, face)
-    assert explanation.verdict.score == pytest.approx(predictor.judge(face)[0].score, abs=1e-6)
+    assert explanation.verdict.score == pytest.approx(
+        predictor.predict_faces(face)[0].score, abs=1e-6
+    )
     maps = predictor.vlm.detect(pictures(2)[1:]).consistency_maps[0]
     fake = maps.softmax(dim=1)[:, 1].numpy()
     np.testing.assert_allclose(explanation.consistency, fake, atol=1e-5)

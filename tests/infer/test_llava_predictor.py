@@ -51,7 +51,7 @@ def test_a_verdict(root, predictor):
     assert 0 < verdict.p_yes < 1
     assert verdict.mask.shape == (tiny.SIZE, tiny.SIZE)
     faces = predictor.find_faces(root / "face.png", cropped=True) * 2
-    scores, p_yes = predictor.rate(faces)
+    scores, p_yes = predictor.predict_scores(faces)
     assert scores == pytest.approx([verdict.score] * 2, abs=1e-5)
     assert p_yes == pytest.approx([verdict.p_yes] * 2, abs=1e-5)
 

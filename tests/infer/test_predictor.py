@@ -90,12 +90,12 @@ def test_p_yes_is_the_likelihood_of_the_two_answers(predictor):
 def test_rating_gives_what_judging_gives(predictor):
     """Prompts of different length (scores 0.05 and 0.5 are cited) are padded and read alike."""
     faces = [predictor.find_faces(tiny.picture(i), cropped=True)[0] for i in range(3)]
-    verdicts = predictor.judge(faces)
-    scores, p_yes = predictor.rate(faces)
+    verdicts = predictor.predict_faces(faces)
+    scores, p_yes = predictor.predict_scores(faces)
     assert scores == pytest.approx([v.score for v in verdicts], abs=1e-6)
     assert p_yes == pytest.approx([v.p_yes for v in verdicts], abs=1e-5)
     assert len(set(p_yes)) == 3
-    assert predictor.rate([]) == ([], [])
+    assert predictor.predict_scores([]) == ([], [])
 
 
 @pytest.mark.parametrize("model_type", tiny_hosts.family_params())
@@ -103,7 +103,7 @@ def test_a_batch_of_faces_is_judged_by_every_family(model_type):
     predictor = ForgeryPredictor(attach(model_type), max_new_tokens=3)
     images = [tiny.picture(1), tiny.picture(2)]
     found = [predictor.find_faces(image, cropped=True)[0] for image in images]
-    for image, verdict in zip(images, predictor.judge(found), strict=True):
+    for image, verdict in zip(images, predictor.predict_faces(found), strict=True):
         alone = predictor.predict(image, cropped=True)
         assert alone.p_yes == pytest.approx(verdict.p_yes, abs=1e-4)
         assert alone.answer == verdict.answer

@@ -214,7 +214,7 @@ def test_calls_of_all_kinds_and_calls_that_fail(predictor, alone):
             assert dialogue.messages == ()
         elif number % 4 == 3:
             pair = [predictor.find_faces(face(i), cropped=True)[0] for i in (own, own + 1)]
-            scores, p_yes = predictor.rate(pair)
+            scores, p_yes = predictor.predict_scores(pair)
             both = [alone[i % FACES].verdict for i in (own, own + 1)]
             assert scores == pytest.approx([verdict.score for verdict in both], abs=1e-5)
             assert p_yes == pytest.approx([verdict.p_yes for verdict in both], abs=1e-5)

@@ -78,11 +78,11 @@ def test_the_frame_described_is_the_closest_to_the_pooled_score(
     given = [0.2, 0.9, 0.5, 0.4, 0.3, 0.7]
     rates = iter(given)
 
-    def rate(faces):
+    def predict_scores(faces):
         scores = [next(rates) for _ in faces]
         return scores, [1 - score for score in scores]
 
-    monkeypatch.setattr(predictor, "rate", rate)
+    monkeypatch.setattr(predictor, "predict_scores", predict_scores)
     (face,) = judge_video(predictor, clip, frames=FrameChoice(6), cropped=True, reduce=reduce)
     assert [f.score for f in face.frames] == given
     assert face.score == pytest.approx(pooled)

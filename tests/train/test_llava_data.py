@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from llava_forgery.constants import IGNORE_INDEX
+from llava_forgery.hosts.llava.text import PromptStyle
 from llava_forgery.hosts.llava.tower import KFDImageProcessor
 from llava_forgery.qa.mixing import mix_llava_json
 from llava_forgery.train.llava_data import (
@@ -20,7 +21,6 @@ from llava_forgery.train.llava_data import (
     choose,
     open_source,
 )
-from llava_forgery.train.llava_text import PromptStyle
 from tests import tiny, tiny_llava
 
 

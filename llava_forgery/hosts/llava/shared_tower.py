@@ -15,8 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llava_forgery.call_state import in_call, lock_of, of_call
-from llava_forgery.hosts.transformers.families import exclusive
-from llava_forgery.hosts.transformers.shared_tower import TowerLoan, check_same_pixels
+from llava_forgery.hosts.families import exclusive
+from llava_forgery.hosts.transformers.shared_tower import SharedVisionTower, check_same_pixels
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 
 Images = torch.Tensor | Sequence[torch.Tensor]
@@ -32,7 +32,7 @@ class LlavaDetection(KFDOutput):
     """(N, P, C): what LLaVA's tower gave for them, before the projector."""
 
 
-class LlavaSharedTower(TowerLoan):
+class LlavaSharedTower(SharedVisionTower):
     """Encodes images once for a model of the ``llava`` package and a detector on its tower.
 
     Of an image in tiles the detector sees the first, which shows the whole. LLaVA's loader fills

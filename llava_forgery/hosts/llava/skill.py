@@ -16,6 +16,7 @@ from torch import nn
 
 from llava_forgery.call_state import in_call, of_call
 from llava_forgery.constants import IGNORE_INDEX
+from llava_forgery.hosts.families import exclusive
 from llava_forgery.hosts.kv_cache import add_keywords, takes_cache
 from llava_forgery.hosts.llava.hooks import (
     FORGERY_TOKEN_INDEX,
@@ -26,7 +27,6 @@ from llava_forgery.hosts.llava.images import pictures_of
 from llava_forgery.hosts.llava.saving import save_full
 from llava_forgery.hosts.llava.shared_tower import LlavaSharedTower
 from llava_forgery.hosts.placeholder import count_placeholders
-from llava_forgery.hosts.transformers.families import exclusive
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class LlavaForgeryMixin:
         shared = self._forgery_shared
         if shared is not None:
             shared.check_once()
-        with nullcontext() if shared is None else shared.lent():
+        with nullcontext() if shared is None else shared.attached():
             yield self.get_model().forgery_tower.kfd
 
     def prepare_inputs_labels_for_multimodal(self, *args: Any, **kwargs: Any) -> Any:

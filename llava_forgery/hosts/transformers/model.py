@@ -24,11 +24,11 @@ from llava_forgery.constants import FORGERY_TOKEN
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.adapter import fill_adapter, save_adapter
+from llava_forgery.hosts.families import HostFamily, exclusive, family_of
 from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.kv_cache import cache_in
 from llava_forgery.hosts.lora import LoraSettings, lora_config
 from llava_forgery.hosts.placeholder import PlaceholderHooks, check_counts, count_placeholders
-from llava_forgery.hosts.transformers.families import HostFamily, exclusive, family_of
 from llava_forgery.hosts.transformers.shared_tower import SharedTower
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_tower import HostEncoder
@@ -123,7 +123,7 @@ class ForgeryVLM(nn.Module):
     @contextmanager
     def detector_alone(self) -> Iterator[KnowledgeGuidedForgeryDetector]:
         """The detector for calls without the host, also where it reads the host's tower."""
-        with nullcontext() if self._shared is None else self._shared.lent():
+        with nullcontext() if self._shared is None else self._shared.attached():
             yield self.kfd
 
     def forward(
@@ -282,14 +282,14 @@ class ForgeryVLM(nn.Module):
             ValueError: The family does not allow it.
         """
         bare = self._bare
-        if self.family.later_turns == "recompute":
+        if self.family.cache_mode == "recompute":
             raise ValueError(
                 f"{self.family.name} hosts do not go on from a cache; give the whole "
                 "prompt with its images and no cache"
             )
-        for name in self.family.remembers:
+        for name in self.family.stateful_attributes:
             setattr(bare.model, name, None)
-        if self.family.later_turns == "language_model":
+        if self.family.cache_mode == "language_model":
             return bare.language_model.generate(**inputs)
         return self.host.generate(**inputs)
 

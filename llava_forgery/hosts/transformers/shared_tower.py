@@ -15,8 +15,8 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
 
+from llava_forgery.hosts.families import exclusive
 from llava_forgery.hosts.kv_cache import cache_in
-from llava_forgery.hosts.transformers.families import exclusive
 from llava_forgery.kfd.checkpoint import encoder_probe, same_probe
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_tower import (
@@ -42,7 +42,7 @@ class SharedDetection(KFDOutput):
     """What the host's ``get_image_features`` gave for them, without hidden states."""
 
 
-class TowerLoan(ABC):
+class SharedVisionTower(ABC):
     """A host's vision tower, lent to a detector that was trained on it.
 
     Args:
@@ -78,7 +78,7 @@ class TowerLoan(ABC):
         # The detector's own copy goes: it is not moved, and the tower is the host's alone.
         encoder.tower = None
         self._kfd.to(next(self.tower.parameters()).device)
-        with self.lent():
+        with self.attached():
             found = encoder_probe(encoder, config.image_size)
         if not same_probe(encoder.probe, found):
             raise ValueError(
@@ -87,7 +87,7 @@ class TowerLoan(ABC):
                 "or train a detector for this one (train detector --host)"
             )
 
-    def lent(self) -> AbstractContextManager[None]:
+    def attached(self) -> AbstractContextManager[None]:
         """Let this thread or task call the detector by itself inside, on the host's tower."""
         return self._kfd.encoder.borrow(self.tower.eval())
 
@@ -109,7 +109,7 @@ class TowerLoan(ABC):
         return self._kfd.encoder.normalise(images.to(mean.device, mean.dtype))
 
 
-class SharedTower(TowerLoan):
+class SharedTower(SharedVisionTower):
     """Encodes images once for a host of transformers and for a detector that reads its tower.
 
     Args:

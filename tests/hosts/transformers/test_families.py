@@ -8,7 +8,7 @@ import torch
 
 from llava_forgery.call_state import lock_of
 from llava_forgery.constants import FORGERY_TOKEN
-from llava_forgery.hosts.transformers.families import (
+from llava_forgery.hosts.families import (
     HostFamily,
     exclusive,
     family_of,
@@ -116,7 +116,7 @@ def test_greedy_answers_equal_a_loop_over_forward(vlm):
                                 ("token_type_ids", 1), ("mm_token_type_ids", 0)):  # fmt: skip
                 if name in current:
                     # A written token is causal for PaliGemma (1) and no image for Gemma 3 (0).
-                    if name == "token_type_ids" and not vlm.family.prefix_sees_itself:
+                    if name == "token_type_ids" and not vlm.family.bidirectional_prefix:
                         value = 0
                     current[name] = torch.cat([current[name], torch.tensor([[value]])], dim=1)
 
@@ -233,7 +233,7 @@ def test_hosts_that_hold_something_of_a_call_are_called_in_turn(monkeypatch):
         kind = type("Host", (torch.nn.Module,), {"config": host.config.from_dict({})})
         kind.config.model_type = family.model_type
         other = kind()
-        assert (exclusive(other) is lock_of(other)) == bool(family.remembers)
+        assert (exclusive(other) is lock_of(other)) == bool(family.stateful_attributes)
 
 
 def test_unknown_family_is_an_error_that_says_what_to_do():
@@ -248,7 +248,7 @@ def test_families_are_registered_once():
     register_family(llava)
     with pytest.raises(ValueError, match="'llava' is known already"):
         register_family(HostFamily("llava", "Another"))
-    with pytest.raises(ValueError, match="later_turns must be"):
+    with pytest.raises(ValueError, match="cache_mode must be"):
         HostFamily("new", "New", "sometimes")
     with pytest.raises(ValueError, match="needs model_type and name"):
         HostFamily("", "New")

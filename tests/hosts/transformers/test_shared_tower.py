@@ -150,7 +150,7 @@ def test_predict_and_dialogue_encode_each_image_once(hosts):
 
     encodings = Encodings(predictor.vlm)
     faces = [predictor.find_faces(tiny.picture(i, SIDE), cropped=True)[0] for i in range(3)]
-    assert len(predictor.judge(faces)) == 3
+    assert len(predictor.predict_faces(faces)) == 3
     assert (encodings.calls, encodings.images) == (1, 3)
 
     encodings = Encodings(predictor.vlm)

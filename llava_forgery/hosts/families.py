@@ -25,17 +25,17 @@ class HostFamily:
     """``config.model_type`` of its checkpoints."""
     name: str
     """As people call it."""
-    later_turns: Literal["cache", "language_model", "recompute"] = "recompute"
+    cache_mode: Literal["cache", "language_model", "recompute"] = "recompute"
     """How a dialogue's later turns are computed. ``cache``: the host's ``generate`` goes on from
     the keys and values of the turns before, without pixels. ``language_model``: the same with the
     ``generate`` of the host's language model, where the host's own insists on pixels.
     ``recompute``: everything anew, which is always right."""
-    remembers: tuple[str, ...] = ()
+    stateful_attributes: tuple[str, ...] = ()
     """Attributes of ``host.model`` that hold something of the last call, whosever it was. They are
     cleared before a turn on the cache, so that the host works them out from the whole prompt."""
-    keeps: tuple[str, ...] = ()
+    cached_turn_inputs: tuple[str, ...] = ()
     """Inputs beside the tokens' own that a turn on the cache still needs."""
-    prefix_sees_itself: bool = False
+    bidirectional_prefix: bool = False
     """Whether all tokens of the first prompt see each other in both directions: its keys and
     values are then of use as a whole or not at all."""
     notes: str = ""
@@ -46,15 +46,15 @@ class HostFamily:
             raise ValueError(
                 f"a family needs model_type and name, got {self.model_type!r} and {self.name!r}"
             )
-        if self.later_turns not in ("cache", "language_model", "recompute"):
+        if self.cache_mode not in ("cache", "language_model", "recompute"):
             raise ValueError(
-                "family.later_turns must be 'cache', 'language_model' or 'recompute', got "
-                f"{self.later_turns!r}"
+                "family.cache_mode must be 'cache', 'language_model' or 'recompute', got "
+                f"{self.cache_mode!r}"
             )
 
 
 # Qwen's positions count an image by its grid; the host keeps the offset of its last prompt.
-_MROPE = {"remembers": ("rope_deltas",), "keeps": ("image_grid_thw",)}
+_MROPE = {"stateful_attributes": ("rope_deltas",), "cached_turn_inputs": ("image_grid_thw",)}
 _FAMILIES: dict[str, HostFamily] = {}
 
 
@@ -92,7 +92,7 @@ for _family in (
         "paligemma",
         "PaliGemma",
         "cache",
-        prefix_sees_itself=True,
+        bidirectional_prefix=True,
         notes="no chat template of its own; causal from the first answer on",
     ),
     HostFamily(
@@ -125,7 +125,7 @@ def family_of(host: nn.Module) -> HostFamily:
         raise ValueError(
             f"hosts of the model type {model_type!r} were not tried; known are "
             f"{', '.join(_FAMILIES)}. To use it all the same, call "
-            "llava_forgery.hosts.transformers.families."
+            "llava_forgery.hosts.families."
             f'register_family(HostFamily("{model_type}", "its name")) first'
         )
     return _FAMILIES[model_type]
@@ -149,7 +149,7 @@ def exclusive(host: nn.Module) -> AbstractContextManager[Any]:
     places = {str(place) for place in getattr(host, "hf_device_map", {}).values()}
     generation = getattr(host, "generation_config", None)
     alone = (
-        bool(family and family.remembers)
+        bool(family and family.stateful_attributes)
         or any(values.get("rope_type") in ("dynamic", "longrope") for values in ropes)
         or "disk" in places
         or ("cpu" in places and len(places) > 1)
@@ -169,7 +169,7 @@ def host_table() -> str:
     lines = ["| family | `model_type` | later turns | notes |", "|---|---|---|---|"]
     for family in known_families():
         lines.append(
-            f"| {family.name} | `{family.model_type}` | {later[family.later_turns]} | "
+            f"| {family.name} | `{family.model_type}` | {later[family.cache_mode]} | "
             f"{family.notes} |".replace("|  |", "| |")
         )
     return "\n".join(lines) + "\n"

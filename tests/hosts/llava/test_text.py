@@ -4,7 +4,7 @@ import pytest
 
 from llava_forgery.constants import IGNORE_INDEX
 from llava_forgery.hosts.llava.prompts import TEMPLATE, paper_template, tokenizer_forgery_token
-from llava_forgery.train.llava_text import PromptStyle, encode_turns, render_turns, tokenise
+from llava_forgery.hosts.llava.text import PromptStyle, encode_turns, render_turns, tokenise
 from tests import tiny_llava
 
 TURNS = (

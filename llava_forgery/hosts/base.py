@@ -1,0 +1,185 @@
+"""What a host with the forgery skill is, whichever backend it comes from.
+
+Predictor, dialogue, likelihoods, training and lmms-eval know these two protocols only. Each has one
+implementation for transformers (:class:`~llava_forgery.hosts.transformers.model.ForgeryVLM`,
+:class:`~llava_forgery.hosts.transformers.prompts.ProcessorEncoder`) and one for the ``llava``
+package (:class:`~llava_forgery.hosts.llava.model.LlavaForgeryVLM`,
+:class:`~llava_forgery.hosts.llava.encoder.LlavaEncoder`).
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from os import PathLike
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from PIL import Image
+from torch import nn
+
+from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.hosts.families import HostFamily
+from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
+from llava_forgery.qa.conversation import Conversation
+
+
+class CandidateIds(NamedTuple):
+    """The tokens that tell "Yes" from "No" behind a prompt."""
+
+    shared: tuple[int, ...]
+    """What both answers begin with, mostly nothing: these tokens join the prompt."""
+    yes: int
+    no: int
+
+
+class PromptEncoder(Protocol):
+    """Conversations to the host's tokens, and its tokens to answers."""
+
+    placeholder_id: int
+    """Stands in ``input_ids`` once for each embedding of E_forgery."""
+
+    def encode(
+        self,
+        conversation: Conversation,
+        images: Sequence[Image.Image] | None = None,
+        *,
+        label_end: bool = True,
+        max_length: int | None = None,
+    ) -> dict[str, Any]:
+        """One sample as the host takes it, without a batch dimension in what has one value a token.
+
+        Args:
+            conversation: A prompt gets the head of the next answer, anything else ``labels``.
+            images: What the first question shows, in order, each with n_f placeholders behind it.
+                Without any, transformers' prompts keep the placeholders of one.
+            label_end: Whether the labels hold the mark that ends each answer.
+            max_length: Most tokens; nothing is ever cut.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and ``labels`` (T,), the latter -100 but for the
+            answers, and what the host takes of the images.
+
+        Raises:
+            ValueError: The sample is too long, or the tokenizer or the template cannot separate
+                the answers.
+        """
+
+    def collate(
+        self, samples: Sequence[dict[str, Any]], padding_side: str = "right"
+    ) -> dict[str, Any]:
+        """A batch of encoded samples: (B, T) what has one value a token, images in a row.
+
+        Args:
+            samples: At least one, all with the same keys.
+            padding_side: "right" for training and likelihoods, "left" for ``generate``.
+        """
+
+    def candidate_ids(self, prompt: Conversation) -> CandidateIds:
+        """The tokens with which "Yes" and "No" begin behind a prompt about one image.
+
+        Raises:
+            ValueError: The answers do not continue the prompt's tokens, or begin alike.
+        """
+
+    def decode(self, ids: torch.Tensor) -> str:
+        """The text of an answer's new tokens (T,), without what ends it."""
+
+    def stopping(self) -> dict[str, Any]:
+        """Arguments of ``generate`` for what ends an answer beside the host's own end token."""
+
+
+class ForgeryModel(Protocol):
+    """A host with the skill: an ``nn.Module`` that owns host, detector and learner.
+
+    Threads and asyncio tasks may call it at once.
+    """
+
+    host: nn.Module
+    """The bare host, or peft's wrapper around it."""
+    kfd: KnowledgeGuidedForgeryDetector
+    fpl: ForgeryPromptLearner
+    prompts: PromptEncoder
+    family: HostFamily
+    """How the host goes on from a cache."""
+    device: torch.device
+    """Of the host's input embedding, and so of its inputs."""
+    has_lora: bool
+    n_forgery: int
+    """n_f: placeholders behind each image of a prompt."""
+    takes_forgery_images: bool
+    """Whether calls take ``forgery_images``. A detector on the host's own vision tower reads what
+    the host is shown, and each image is encoded once."""
+
+    def detect(self, forgery_images: torch.Tensor) -> KFDOutput:
+        """The detector's output for images (N, 3, S, S) in [0, 1]."""
+
+    def detector_alone(self) -> AbstractContextManager[KnowledgeGuidedForgeryDetector]:
+        """The detector for calls without the host, also where it reads the host's tower."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        forgery_images: torch.Tensor | None = None,
+        detection: KFDOutput | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """The host's output with E_forgery at the placeholders.
+
+        Args:
+            input_ids: (B, T), n_f placeholders for each image.
+            forgery_images: (N, 3, S, S) in [0, 1], the images of all samples in order; or
+            detection: the detector's output for them, where it is known already.
+            inputs: What else :meth:`PromptEncoder.collate` gives.
+
+        Raises:
+            ValueError: Placeholders and images do not fit, or both of the two are given.
+        """
+
+    def labelled_logits(
+        self, labels: torch.Tensor, **inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits that predict labelled tokens, beside their labels.
+
+        Args:
+            labels: (B, T), -100 where nothing is asked.
+            inputs: As for :meth:`forward`.
+
+        Returns:
+            (B, K, V) and (B, K), from the first labelled token on. A host may have put several
+            embeddings in the place of one token, so K need not be counted from T.
+        """
+
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        forgery_images: torch.Tensor | None = None,
+        detection: KFDOutput | None = None,
+        **options: Any,
+    ) -> Any:
+        """The host's ``generate``; never emits a placeholder.
+
+        Args:
+            input_ids: The whole prompt, padded in front; also where ``cache`` holds its first part.
+            forgery_images: As for :meth:`forward`; left out, as is ``detection``, where the cache
+                reaches behind the last placeholder.
+            detection: As for :meth:`forward`.
+            options: What else ``collate`` gives, and what the host's ``generate`` takes.
+
+        Returns:
+            Sequences that begin with ``input_ids``, or transformers' output that holds them.
+
+        Raises:
+            RuntimeError: The model is in training mode.
+            ValueError: As :meth:`forward`.
+        """
+
+    def trainable_names(self) -> list[str]:
+        """Names of the parameters that training changes."""
+
+    def save_pretrained(self, directory: str | PathLike) -> None:
+        """Write the forgery adapter, never the host."""
+
+    def load_weights(self, directory: str | PathLike) -> None:
+        """Fill what is trained from :meth:`save_pretrained`'s files, strictly."""
+
+    def detach(self) -> nn.Module:
+        """Take skill and LoRA off; returns the bare host as it was."""
