@@ -63,6 +63,23 @@ def train_kfd(
             "weights, average, schedule."
         ),
     ] = None,
+    fakes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder written by prepare whose labelled fakes are mixed in, with masks or "
+            "without, beside its real faces."
+        ),
+    ] = None,
+    fake_ratio: Annotated[
+        float, typer.Option(help="With --fakes: share of the pairs that show one of its fakes.")
+    ] = 0.5,
+    renderer: Annotated[
+        str,
+        typer.Option(
+            help="What forges: cpu (the worker processes), a device such as cuda:0, or auto: the "
+            "training's GPU if it has one."
+        ),
+    ] = "auto",
     workers: Annotated[int, typer.Option(help="Processes that simulate forgeries.")] = 1,
     seed: Seed = 0,
     resume: Resume = False,
@@ -70,6 +87,7 @@ def train_kfd(
 ) -> None:
     """Stage 1: train the detector on forgeries simulated from the real training faces."""
     from llava_forgery.convert.sources import load_trunk
+    from llava_forgery.faces.records import load_faces
     from llava_forgery.kfd.checkpoint import CONFIG
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
     from llava_forgery.kfd.host_config import host_config, parse_taps
@@ -85,6 +103,7 @@ def train_kfd(
     if host is not None and preset is not None:
         raise ValueError("give either --preset or --host: the host decides the detector's sizes")
     rows = load_real_faces(faces, "train")
+    labelled = None if fakes is None else load_faces(fakes, "train")
     if host is None:
         detector = KnowledgeGuidedForgeryDetector.from_preset(preset or "tiny", seed)
     else:
@@ -102,6 +121,9 @@ def train_kfd(
         batch_size=batch_size,
         learning_rate=learning_rate,
         save_steps=save_steps,
+        labelled=labelled,
+        fake_ratio=fake_ratio,
+        renderer=renderer,
         workers=workers,
         seed=seed,
         resume=resume,

@@ -73,6 +73,8 @@ def detector_loss(
     label: torch.Tensor,
     weights: LossWeights,
     reference_logits: torch.Tensor | None = None,
+    masked: torch.Tensor | None = None,
+    paired: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """All terms of stage 1 and their weighted sum.
 
@@ -83,15 +85,21 @@ def detector_loss(
         label: (B,) long, real 0 and fake 1.
         weights: Weights of the terms.
         reference_logits: (R, 2, H, W) from the reference maps of the first R samples, if any.
+        masked: (B,) bool, whose masks are known, some of them; by default all are.
+        paired: (R,) bool, which of the first R samples have their pristine image as reference, so
+            that their masks are known; by default all have.
 
     Returns:
         ``loss`` and the unweighted ``dice``, ``reference``, ``focal``, ``classification``.
     """
-    terms = {"dice": dice_loss(mask_logits, mask)}
+    located, truth = mask_logits, mask
+    if masked is not None:
+        located, truth = mask_logits[masked], mask[masked]
+    terms = {"dice": dice_loss(located, truth)}
     if weights.focal:
-        target = (mask[:, 0] > 0.5).long()
+        target = (truth[:, 0] > 0.5).long()
         terms["focal"] = kornia.losses.focal_loss(
-            mask_logits, target, alpha=None, gamma=2.0, reduction="mean"
+            located, target, alpha=None, gamma=2.0, reduction="mean"
         )
     # Two-class cross-entropy on [real, fake] is the binary one on the probability of fake.
     terms["classification"] = F.cross_entropy(
@@ -101,7 +109,14 @@ def detector_loss(
     if weights.focal:
         loss = loss + weights.focal * terms["focal"]
     if reference_logits is not None:
-        terms["reference"] = dice_loss(reference_logits, mask[: len(reference_logits)])
+        referred = mask[: len(reference_logits)]
+        if paired is not None:
+            reference_logits, referred = reference_logits[paired], referred[paired]
+        # Of none the mean is not a number; their sum, 0, leaves gradients of 0.
+        some = len(referred) > 0
+        terms["reference"] = (
+            dice_loss(reference_logits, referred) if some else reference_logits.sum()
+        )
         loss = loss + weights.reference * terms["reference"]
     return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
@@ -112,6 +127,8 @@ def training_losses(
     pristine: torch.Tensor,
     mask: torch.Tensor,
     weights: LossWeights,
+    masked: torch.Tensor | None = None,
+    paired: torch.Tensor | None = None,
 ) -> tuple[KFDOutput, dict[str, torch.Tensor]]:
     """Stage 1's losses on pairs (equations 3 and 4).
 
@@ -121,6 +138,8 @@ def training_losses(
         pristine: (B, 3, H, W) in [0, 1].
         mask: (B, 1, H, W) in [0, 1].
         weights: Weights of the terms.
+        masked: (B,) bool, whose masks are known; by default all are.
+        paired: (B,) bool, which forgeries were made from their pristine images; by default all.
 
     Returns:
         The output for forged and pristine images, (2B, ...), and the losses.
@@ -134,5 +153,7 @@ def training_losses(
         label.long().to(forged.device),
         weights,
         reference_logits,
+        None if masked is None else torch.cat([masked, torch.ones_like(masked)]),
+        paired,
     )
     return output, losses

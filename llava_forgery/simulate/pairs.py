@@ -39,7 +39,28 @@ class FacePair(NamedTuple):
     regions: tuple[str, ...]
     """Names of the forged regions."""
     row: int
-    """Row of the face in the data set that the pair was made from."""
+    """Row of the face in the data set that the pair was made from; -1 of a labelled fake."""
+    paired: bool = True
+    """Whether the forgery was made from the pristine image, which then is its reference."""
+    masked: bool = True
+    """Whether the mask is known; it is 0 everywhere if not."""
+
+
+class FramedFace(NamedTuple):
+    """What pair ``index`` is made from, before it is forged."""
+
+    image: np.ndarray
+    """(S, S, 3) uint8 RGB."""
+    landmarks: np.ndarray
+    """(68, 2) float32 in its pixels."""
+    seed: int
+    """Of the forgery."""
+    donor: Donor | None
+    """Of a configuration with swaps."""
+    row: int
+    """As :attr:`FacePair.row`."""
+    rng: np.random.Generator
+    """Of what happens to the pair after it is forged."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +162,8 @@ class FacePairs(Dataset):
 
     def row_of(self, index: int) -> int:
         """Row of the face that pair ``index`` is made from."""
+        if not 0 <= index < self.length:
+            raise IndexError(f"pair {index} of {self.length}")
         lap, place = divmod(index, len(self.faces))
         order = self._order
         if order is None or order[0] != lap:
@@ -148,7 +171,8 @@ class FacePairs(Dataset):
             order = self._order = (lap, rng.permutation(len(self.faces)))
         return int(order[1][place])
 
-    def _face(self, row: int) -> FaceCrop:
+    def face(self, row: int) -> FaceCrop:
+        """The face of a row."""
         face = self._kept.get(row)
         if face is None:
             face = FaceCrop.from_row(self.faces[row])
@@ -169,32 +193,49 @@ class FacePairs(Dataset):
         found = np.asarray(self.faces.select_columns("landmarks")[others]["landmarks"])
         aim = _shape(landmarks)
         apart = [np.abs(_shape(points) - aim).sum() for points in found]
-        face = self._face(others[int(np.argmin(apart))])
+        face = self.face(others[int(np.argmin(apart))])
         return Donor(*frame_face(face, self.size, CENTRED))
 
-    def __getitem__(self, index: int) -> FacePair:
-        if not 0 <= index < self.length:
-            raise IndexError(f"pair {index} of {self.length}")
+    def frame(self, index: int) -> FramedFace:
+        """The face of pair ``index``, cut out and ready for :meth:`forge`."""
         row = self.row_of(index)
-        face = self._face(row)
+        face = self.face(row)
         rng = np.random.default_rng([self.seed, 1, index])
         image, landmarks = frame_face(face, self.size, self.framing, rng)
         if self.degradation is not None:
             image = compress_before(image, self.degradation, rng)
         seed = int(rng.integers(2**63))
         donor = None if self._people is None else self._donor(row, landmarks, rng)
-        forged = self.simulator.forge(image, landmarks, seed, donor)
-        images, mask = np.stack([forged.image, forged.pristine]), forged.mask
+        return FramedFace(image, landmarks, seed, donor, row, rng)
+
+    def finish(
+        self,
+        framed: FramedFace,
+        image: np.ndarray,
+        pristine: np.ndarray,
+        mask: np.ndarray,
+        regions: tuple[str, ...],
+    ) -> FacePair:
+        """The pair of a forged face, degraded; arguments as in ``ForgedFace``."""
+        images = np.stack([image, pristine])
         if self.degradation is not None:
-            images, mirrored = degrade(images, self.degradation, rng)
+            images, mirrored = degrade(images, self.degradation, framed.rng)
             mask = mask[:, ::-1] if mirrored else mask
         return FacePair(
             to_tensor(images[0]),
             to_tensor(images[1]),
             to_tensor(np.ascontiguousarray(mask)),
-            forged.plan.regions,
-            row,
+            regions,
+            framed.row,
         )
+
+    def forge(self, framed: FramedFace) -> FacePair:
+        """The pair of a framed face."""
+        forged = self.simulator.forge(framed.image, framed.landmarks, framed.seed, framed.donor)
+        return self.finish(framed, forged.image, forged.pristine, forged.mask, forged.plan.regions)
+
+    def __getitem__(self, index: int) -> FacePair:
+        return self.forge(self.frame(index))
 
 
 def load_real_faces(folder: str | PathLike, split: str | None = None) -> datasets.Dataset:
@@ -218,6 +259,40 @@ def load_real_faces(folder: str | PathLike, split: str | None = None) -> dataset
     return faces.select(rows)
 
 
+class Frame(NamedTuple):
+    """A square around a face."""
+
+    centre: np.ndarray
+    """(2,) x and y in pixels of the crop."""
+    side: float
+    """In pixels of the crop."""
+    angle: float
+    """Degrees that it is turned about its centre, clockwise as seen."""
+
+    def cut(self, image: np.ndarray, size: int) -> np.ndarray:
+        """(size, size, 3) uint8 of a crop (H, W, 3) uint8."""
+        x, y = self.centre - self.side / 2
+        return crop_box(image, (x, y, x + self.side, y + self.side), size, self.angle)
+
+
+def draw_frame(
+    landmarks: np.ndarray, framing: FramingConfig, rng: np.random.Generator | None = None
+) -> Frame:
+    """A frame for a face with landmarks (68, 2); arguments as for :func:`frame_face`."""
+    low, high = landmarks.min(axis=0), landmarks.max(axis=0)
+    longer = float((high - low).max())
+    if rng is None:
+        if not framing.is_fixed:
+            raise ValueError(f"a framing with ranges needs a generator: {framing}")
+        draw = np.zeros(4)
+    else:
+        draw = rng.random(4)
+    margin = framing.margin[0] + (framing.margin[1] - framing.margin[0]) * float(draw[0])
+    centre = (low + high) / 2 + (2 * draw[1:3] - 1) * framing.jitter * longer
+    angle = (2 * float(draw[3]) - 1) * framing.angle
+    return Frame(centre, longer * (1 + 2 * margin), angle)
+
+
 def frame_face(
     face: FaceCrop, size: int, framing: FramingConfig, rng: np.random.Generator | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -232,22 +307,10 @@ def frame_face(
     Returns:
         Image (size, size, 3) uint8 and landmarks (68, 2) float32 in its pixels.
     """
-    low, high = face.landmarks.min(axis=0), face.landmarks.max(axis=0)
-    longer = float((high - low).max())
-    if rng is None:
-        if not framing.is_fixed:
-            raise ValueError(f"a framing with ranges needs a generator: {framing}")
-        draw = np.zeros(4)
-    else:
-        draw = rng.random(4)
-    margin = framing.margin[0] + (framing.margin[1] - framing.margin[0]) * float(draw[0])
-    side = longer * (1 + 2 * margin)
-    centre = (low + high) / 2 + (2 * draw[1:3] - 1) * framing.jitter * longer
-    angle = (2 * float(draw[3]) - 1) * framing.angle
-    x, y = centre - side / 2
-    image = crop_box(face.image, (x, y, x + side, y + side), size, angle)
-    landmarks = (face.landmarks - centre) @ rotation(angle) * (size / side) + size / 2
-    return image, landmarks.astype(np.float32)
+    frame = draw_frame(face.landmarks, framing, rng)
+    turned = (face.landmarks - frame.centre) @ rotation(frame.angle)
+    landmarks = turned * (size / frame.side) + size / 2
+    return frame.cut(face.image, size), landmarks.astype(np.float32)
 
 
 def _shape(landmarks: np.ndarray) -> np.ndarray:

@@ -171,7 +171,9 @@ class ForgerySimulator:
         points = landmarks.detach().cpu().numpy().astype(np.float32)
         wanted = images.is_cuda if self.renderer == "auto" else self.renderer == "torch"
         if wanted and len(images):
-            return self._forge_on_device(images, points, seeds)
+            source = (images * 255).round().byte()
+            *drawn, regions = self.forge_on_device(source, points, seeds)
+            return ForgedFaces(*((t.float() / 255).to(images) for t in drawn), regions)
         pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         forged = self.forge_batch(list(pixels), list(points), seeds)
         return ForgedFaces(
@@ -181,13 +183,31 @@ class ForgerySimulator:
             tuple(face.plan.regions for face in forged),
         )
 
-    def _forge_on_device(
-        self, images: torch.Tensor, points: np.ndarray, seeds: Sequence[int]
+    @torch.no_grad()
+    def forge_on_device(
+        self,
+        images: torch.Tensor,
+        landmarks: np.ndarray,
+        seeds: Sequence[int],
+        donors: Sequence[Donor | None] | None = None,
     ) -> ForgedFaces:
-        """What :meth:`forge` does to one face, for a batch: only those too faint go round again."""
-        source = (images * 255).round().byte()
-        chosen, masks = self.drawer(seeds, points, tuple(images.shape[2:]))
-        drawn = render_batch(source, points, chosen, masks)
+        """What :meth:`forge` does to one face, for a batch: only those too faint go round again.
+
+        Args:
+            images: (B, 3, H, W) uint8, real faces, on any device, which forges them.
+            landmarks: (B, 68, 2) float32 in pixels of these images.
+            seeds: One for each face.
+            donors: One for each face, of a configuration with swaps.
+
+        Returns:
+            The forged faces in bytes, on the images' device: uint8 in place of floats.
+
+        Raises:
+            ValueError: A face lies outside its image, or a donor is missing.
+        """
+        donors = [None] * len(images) if donors is None else donors
+        chosen, masks = self.drawer(seeds, landmarks, tuple(images.shape[2:]))
+        drawn = render_batch(images, landmarks, chosen, masks, donors)
         image, pristine, mask = drawn[:3]
         best = drawn.difference.cpu().numpy()
         for turn in range(1, self.config.max_draws):
@@ -196,7 +216,8 @@ class ForgerySimulator:
                 break
             # Few faces get here.
             plans = [next(islice(draw_plans(self.config, seeds[i]), turn, None)) for i in left]
-            drawn = render_batch(source[left], points[left], plans)
+            given = [donors[i] for i in left]
+            drawn = render_batch(images[left], landmarks[left], plans, donors=given)
             differences = drawn.difference.cpu().numpy()
             (stronger,) = np.nonzero(differences > best[left])
             to = left[stronger]
@@ -206,10 +227,7 @@ class ForgerySimulator:
                 chosen[left[place]] = plans[place]
         if (best < 0).any():
             raise ValueError(_OUTSIDE)
-        return ForgedFaces(
-            *((tensor.float() / 255).to(images) for tensor in (image, pristine, mask)),
-            tuple(plan.regions for plan in chosen),
-        )
+        return ForgedFaces(image, pristine, mask, tuple(plan.regions for plan in chosen))
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:

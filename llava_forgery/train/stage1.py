@@ -21,7 +21,9 @@ from llava_forgery.kfd.checkpoint import CONFIG, load_weights, portable_config
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.losses import LossWeights, training_losses
 from llava_forgery.noise import quiet
+from llava_forgery.simulate.batches import FramedPairs, collate_framed
 from llava_forgery.simulate.degrade import DegradeConfig
+from llava_forgery.simulate.fakes import LabelledPairs
 from llava_forgery.simulate.pairs import FacePair, FacePairs, FramingConfig
 from llava_forgery.simulate.simulator import SimulatorConfig
 from llava_forgery.train.run_record import describe_weights, open_run
@@ -74,10 +76,17 @@ class Stage1(Trainable):
         self._averaged = ()
 
     def forward(
-        self, forged: torch.Tensor, pristine: torch.Tensor, mask: torch.Tensor
+        self,
+        forged: torch.Tensor,
+        pristine: torch.Tensor,
+        mask: torch.Tensor,
+        masked: torch.Tensor | None = None,
+        paired: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Losses of a batch of pairs; see ``training_losses``."""
-        _, losses = training_losses(self.detector, forged, pristine, mask, self.weights)
+        _, losses = training_losses(
+            self.detector, forged, pristine, mask, self.weights, masked, paired
+        )
         return losses
 
     def save_checkpoint(self, directory: Path) -> None:
@@ -104,11 +113,52 @@ class _Averaging(TrainerCallback):
 
 
 def collate_pairs(pairs: Sequence[FacePair]) -> dict[str, torch.Tensor]:
-    """Stack pairs to ``forged``, ``pristine`` (B, 3, S, S) and ``mask`` (B, 1, S, S)."""
-    return {
+    """Stack pairs to ``forged``, ``pristine`` (B, 3, S, S) and ``mask`` (B, 1, S, S); with labelled
+    fakes among them also ``masked`` and ``paired`` (B,) bool."""
+    batch = {
         name: torch.stack([getattr(pair, name) for pair in pairs])
         for name in ("forged", "pristine", "mask")
     }
+    if not all(pair.masked and pair.paired for pair in pairs):
+        for name in ("masked", "paired"):
+            batch[name] = torch.tensor([getattr(pair, name) for pair in pairs])
+    return batch
+
+
+class Stage1Trainer(ForgeryTrainer):
+    """Forges on its device what the data loader only framed."""
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(self.train_dataset, FramedPairs):
+            inputs = collate_pairs(self.train_dataset.forge(inputs["batch"]))
+        return super()._prepare_inputs(inputs)
+
+
+def rendering_device(renderer: str, training: torch.device) -> torch.device | None:
+    """Where stage 1 forges faces.
+
+    Args:
+        renderer: ``auto`` for the training's device if it is a GPU, ``cpu`` for the worker
+            processes, or a device such as ``cuda:1``.
+        training: The training's device.
+
+    Returns:
+        The device; None for the worker processes.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    if renderer == "cpu":
+        return None
+    if renderer == "auto":
+        return training if training.type == "cuda" else None
+    try:
+        return torch.empty(0, device=renderer).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"renderer must be auto, cpu or a device of this machine, got {renderer!r} "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
 def recalibrate_batch_norm(
@@ -178,6 +228,9 @@ def train_kfd(
     degradation: DegradeConfig | None = None,
     average: float = 0.0,
     schedule: str = "cosine",
+    labelled: datasets.Dataset | None = None,
+    fake_ratio: float = 0.5,
+    renderer: str = "auto",
     resume: bool = False,
     report_to: str = "none",
 ) -> KnowledgeGuidedForgeryDetector:
@@ -204,6 +257,11 @@ def train_kfd(
         schedule: Of the learning rate after its warm-up, by transformers' name; with
             ``constant_with_warmup`` and an average, each checkpoint is as good as a training of
             that length.
+        labelled: Labelled faces (``load_faces``) whose fakes are mixed in, such as a benchmark's;
+            see :class:`~llava_forgery.simulate.fakes.LabelledPairs`.
+        fake_ratio: With ``labelled``: share of the pairs that show one of its fakes.
+        renderer: What forges: ``cpu`` for the worker processes, a device, or ``auto``, which is
+            the GPU where the training has one (:mod:`llava_forgery.simulate.batches`).
         resume: Continue from the last checkpoint in ``output_dir``: the result is that of a run
             without interruption.
         report_to: ``none``, ``tensorboard`` or ``wandb``.
@@ -215,14 +273,18 @@ def train_kfd(
         ValueError: ``output_dir`` holds another training, or an interrupted one and ``resume`` is
             off, or a detector from elsewhere.
     """
-    pairs = FacePairs(
-        faces,
-        length=steps * batch_size,
-        size=detector.config.encoder.image_size,
-        seed=seed,
-        simulator=simulator,
-        framing=framing,
-        degradation=degradation or DegradeConfig(),
+    options = {
+        "length": steps * batch_size,
+        "size": detector.config.encoder.image_size,
+        "seed": seed,
+        "simulator": simulator,
+        "framing": framing,
+        "degradation": degradation or DegradeConfig(),
+    }
+    pairs = (
+        FacePairs(faces, **options)
+        if labelled is None
+        else LabelledPairs(faces, labelled=labelled, ratio=fake_ratio, **options)
     )
     stage = Stage1(detector, weights or LossWeights(), average)
     arguments = training_arguments(
@@ -244,15 +306,19 @@ def train_kfd(
         "average": average,
         "data": pairs.describe(),
     }
+    device = rendering_device(renderer, arguments.device)
+    if device is not None:
+        # A few grey levels apart from what the CPU renders.
+        settings["renderer"] = "torch"
     run = open_run(arguments, "train detector", settings, Path(output_dir) / CONFIG, resume)
     if run.finished:
         load_weights(detector, run.folder, with_knowledge=True)
         return detector.eval()
-    trainer = ForgeryTrainer(
+    trainer = Stage1Trainer(
         model=stage,
         args=arguments,
-        train_dataset=pairs,
-        data_collator=collate_pairs,
+        train_dataset=pairs if device is None else FramedPairs(pairs, device),
+        data_collator=collate_pairs if device is None else collate_framed,
         callbacks=[_Averaging(stage)],
     )
     run_training(trainer, run)

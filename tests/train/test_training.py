@@ -2,8 +2,10 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -110,6 +112,50 @@ def test_stage_1_trains_saves_and_logs(faces, tmp_path):
     assert torch.equal(loaded(images).class_logits, detector(images).class_logits)
     log = json.loads((tmp_path / "log.json").read_text())
     assert log[-1]["step"] == 4
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_stage_1_learns_from_labelled_fakes(faces, tmp_path, masked):
+    fake = replace(tiny.face(7), label=FAKE, mask=np.full((96, 96), 255, np.uint8))
+    fake = fake if masked else replace(fake, mask=None)
+    rows = [face.to_row() for face in (fake, tiny.face(8))]
+    labelled = datasets.Dataset.from_list(rows, features=FEATURES)
+    options = {"labelled": labelled, "fake_ratio": 1.0, "steps": 1, "save_steps": None}
+    detector = _train_kfd(faces, tmp_path / "mixed", **options)
+    # No labelled fake has a reference.
+    log = json.loads((tmp_path / "mixed/log.json").read_text())
+    assert all(entry["reference"] == 0 for entry in log if "reference" in entry)
+    assert not _same(tiny.kfd().state_dict(), detector.state_dict())
+    with pytest.raises(ValueError, match=r"data\.labelled"):
+        _train_kfd(faces, tmp_path / "mixed", steps=1, save_steps=None)
+
+
+def test_masks_that_are_not_known_are_not_learned_from(faces):
+    detector = tiny.kfd()
+    stage = Stage1(detector, LossWeights(classification=0.0))
+    batch = collate_pairs([FacePairs(faces, 2, size=tiny.SIZE)[i] for i in range(2)])
+    known = torch.tensor([True, False])
+    losses = stage(**batch, masked=known, paired=known)
+    batch["mask"][1] = 1 - batch["mask"][1]
+    again = stage(**batch, masked=known, paired=known)
+    for name in ("dice", "focal", "reference", "loss"):
+        assert torch.equal(losses[name], again[name]), name
+    assert not torch.equal(stage(**batch)["dice"], losses["dice"])
+    neither = stage(**batch, masked=~known, paired=torch.tensor([False, False]))
+    assert float(neither["reference"]) == 0
+    neither["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in detector.locator.parameters())
+
+
+def test_stage_1_forges_with_torch_on_its_device(faces, tmp_path):
+    whole = _train_kfd(faces, tmp_path / "torch", renderer="cpu:0", workers=1)
+    interrupt(tmp_path / "torch", tmp_path / "cut", "checkpoint-2")
+    resumed = _train_kfd(faces, tmp_path / "cut", renderer="cpu:0", resume=True)
+    assert _same(whole.state_dict(), resumed.state_dict())
+    with pytest.raises(ValueError, match="renderer was"):
+        _train_kfd(faces, tmp_path / "torch")
+    with pytest.raises(ValueError, match="auto, cpu or a device of this machine, got 'gpu'"):
+        _train_kfd(faces, tmp_path / "wrong", renderer="gpu")
 
 
 def test_stage_1_resumed_equals_uninterrupted(faces, tmp_path):
