@@ -44,7 +44,69 @@ class FaceInput:
     """In pixels of the photograph."""
 
 
-class ForgeryPredictor:
+class FaceFinder:
+    """Finds the squares of pictures that are judged; threads may share it.
+
+    Args:
+        size: Side S of the squares in pixels.
+        detector: Finds faces; dlib's, when it is first needed, if None.
+    """
+
+    def __init__(self, size: int, detector: FaceDetector | None = None) -> None:
+        self._size = size
+        self._face_detector = detector
+
+    @property
+    def size(self) -> int:
+        """Side S of the square that the detector sees, in pixels."""
+        return self._size
+
+    @property
+    def face_detector(self) -> FaceDetector:
+        """What finds the faces; dlib's is made when it is first asked for.
+
+        Raises:
+            ImportError: No other was given, and dlib is not installed (extra ``faces``).
+            FileNotFoundError: The same of its landmarks' weights.
+        """
+        with lock_of(self):
+            if self._face_detector is None:
+                self._face_detector = get_detector("dlib")
+            return self._face_detector
+
+    @face_detector.setter
+    def face_detector(self, detector: FaceDetector) -> None:
+        self._face_detector = detector
+
+    def find_faces(self, image: Photograph, cropped: bool = False) -> list[FaceInput]:
+        """The squares to be judged, the largest first.
+
+        Raises:
+            ValueError: The file is no image, or no face was found.
+        """
+        pixels = _pixels(image)
+        if cropped:
+            height, width = pixels.shape[:2]
+            side = max(height, width)
+            # A crop that is not square is padded, not squeezed: faces keep their proportions.
+            x, y = (width - side) / 2, (height - side) / 2
+            box = (x, y, x + side, y + side)
+            return [FaceInput(crop_box(pixels, box, self.size), box)]
+        found = self.face_detector.detect(pixels)
+        if not found:
+            where = f" in {image}" if isinstance(image, (str, PathLike)) else ""
+            raise ValueError(
+                f"no face was found{where}; if the picture is a face crop already, pass "
+                "cropped=True (--cropped)"
+            )
+        faces = []
+        for face in found:
+            crop, box, _ = crop_square(pixels, face.landmarks, self.size, MARGIN)
+            faces.append(FaceInput(crop, box))
+        return faces
+
+
+class ForgeryPredictor(FaceFinder):
     """Judges photographs with a host that has the forgery skill; threads may share it.
 
     Args:
@@ -97,23 +159,6 @@ class ForgeryPredictor:
         """Side S of the square that the detector sees, in pixels."""
         return self.vlm.kfd.config.encoder.image_size
 
-    @property
-    def face_detector(self) -> FaceDetector:
-        """What finds the faces; dlib's is made when it is first asked for.
-
-        Raises:
-            ImportError: No other was given, and dlib is not installed (extra ``faces``).
-            FileNotFoundError: The same of its landmarks' weights.
-        """
-        with lock_of(self):
-            if self._face_detector is None:
-                self._face_detector = get_detector("dlib")
-            return self._face_detector
-
-    @face_detector.setter
-    def face_detector(self, detector: FaceDetector) -> None:
-        self._face_detector = detector
-
     def predict(self, image: Photograph, cropped: bool = False) -> Verdict:
         """Judge the largest face.
 
@@ -129,33 +174,6 @@ class ForgeryPredictor:
     def predict_all(self, image: Photograph, cropped: bool = False) -> list[Verdict]:
         """Judge every face, the largest first; see :meth:`predict`."""
         return self.predict_faces(self.find_faces(image, cropped))
-
-    def find_faces(self, image: Photograph, cropped: bool = False) -> list[FaceInput]:
-        """The squares to be judged, the largest first.
-
-        Raises:
-            ValueError: The file is no image, or no face was found.
-        """
-        pixels = _pixels(image)
-        if cropped:
-            height, width = pixels.shape[:2]
-            side = max(height, width)
-            # A crop that is not square is padded, not squeezed: faces keep their proportions.
-            x, y = (width - side) / 2, (height - side) / 2
-            box = (x, y, x + side, y + side)
-            return [FaceInput(crop_box(pixels, box, self.size), box)]
-        found = self.face_detector.detect(pixels)
-        if not found:
-            where = f" in {image}" if isinstance(image, (str, PathLike)) else ""
-            raise ValueError(
-                f"no face was found{where}; if the picture is a face crop already, pass "
-                "cropped=True (--cropped)"
-            )
-        faces = []
-        for face in found:
-            crop, box, _ = crop_square(pixels, face.landmarks, self.size, MARGIN)
-            faces.append(FaceInput(crop, box))
-        return faces
 
     def predict_faces(self, faces: Sequence[FaceInput]) -> list[Verdict]:
         """Verdicts of faces, in one batch, or in halves of it where memory runs out.

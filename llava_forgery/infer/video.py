@@ -1,6 +1,6 @@
 """Verdicts on videos: the faces of some frames, followed, judged and pooled."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,7 +17,7 @@ from llava_forgery.faces.extract import CropSettings, find_faces
 from llava_forgery.faces.sources import VIDEO_SUFFIXES, MediaSource
 from llava_forgery.faces.video import FrameChoice, Video
 from llava_forgery.infer.overlay import photograph_overlay
-from llava_forgery.infer.predictor import MARGIN, FaceInput, ForgeryPredictor
+from llava_forgery.infer.predictor import MARGIN, FaceFinder, FaceInput, ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict, agree
 from llava_forgery.pooling import check_reduction, pool
 
@@ -61,13 +61,47 @@ class VideoVerdict(Verdict):
 
 
 @dataclass(frozen=True)
-class _Seen:
+class SeenFace:
     """A face in one frame; its pixels are read again where they are needed again."""
 
     box: Box
+    """The square that is judged, in pixels of the frame."""
     frame: int
+    """Number of the frame in the video, from 0."""
     track: int
+    """Number of the face in the video, from 0."""
     area: float
+    """Of the detector's box, in pixels of the frame."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """One face along a video: where it was seen, and what each of these frames says."""
+
+    faces: tuple[SeenFace, ...]
+    scores: tuple[FrameScore, ...]
+    """As many as ``faces``, of the same frames."""
+
+    def pooled(self, reduce: str) -> tuple[float, float]:
+        """Score and P(yes) over the frames, each in [0, 1]; see :func:`judge_video`."""
+        scores, p_yes = ([getattr(s, name) for s in self.scores] for name in ("score", "p_yes"))
+        return pool(np.array(scores), reduce), pool(np.array(p_yes), reduce)
+
+    def shown(self, reduce: str) -> SeenFace:
+        """The face in the frame that is described: its score is the closest to the pooled one."""
+        pooled = pool(np.array([score.score for score in self.scores]), reduce)
+        gaps = [abs(score.score - pooled) for score in self.scores]
+        return self.faces[gaps.index(min(gaps))]
+
+    def verdict(self, shown: Verdict, reduce: str) -> VideoVerdict:
+        """The verdict of the video from that of the frame that is described."""
+        score, p_yes = self.pooled(reduce)
+        face = self.shown(reduce)
+        agreed = agree(score, p_yes, shown.answer)
+        whole = replace(shown, score=score, p_yes=p_yes, agree=agreed)
+        return VideoVerdict(
+            **vars(whole), frame=face.frame, track=face.track, frames=tuple(self.scores)
+        )
 
 
 def judge_video(
@@ -99,14 +133,50 @@ def judge_video(
     path = Path(path)
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise ValueError(f"{path} is no video by its suffix; expected {', '.join(VIDEO_SUFFIXES)}")
-    look = _whole_frames if cropped else _tracked_faces
-    tracks: dict[int, list[tuple[_Seen, FrameScore]]] = {}
-    with closing(look(predictor, path, frames or FrameChoice())) as found:
+    rows: list[tuple[SeenFace, FrameScore]] = []
+    with closing(find_video_faces(predictor, path, frames or FrameChoice(), cropped)) as found:
         while batch := list(islice(found, _JUDGED_AT_ONCE)):
             rated = zip(*predictor.predict_scores([face for face, _ in batch]), strict=True)
             for (_, seen), (score, p_yes) in zip(batch, rated, strict=True):
-                frame_score = FrameScore(seen.frame, score, p_yes)
-                tracks.setdefault(seen.track, []).append((seen, frame_score))
+                rows.append((seen, FrameScore(seen.frame, score, p_yes)))
+    return _describe(predictor, path, join_tracks(rows, path), reduce)
+
+
+def find_video_faces(
+    finder: FaceFinder, path: Path, choice: FrameChoice, cropped: bool = False
+) -> Iterator[tuple[FaceInput, SeenFace]]:
+    """The faces of a video's frames, followed.
+
+    Args:
+        finder: Finds them, such as a predictor.
+        path: The video.
+        choice: Which frames.
+        cropped: As for :func:`judge_video`.
+
+    Yields:
+        What is judged and where it was seen, in the order of the frames.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read.
+        ImportError: PyAV is not installed (extra ``video``).
+    """
+    return (_whole_frames if cropped else _tracked_faces)(finder, path, choice)
+
+
+def join_tracks(rows: Iterable[tuple[SeenFace, FrameScore]], path: str | PathLike) -> list[Track]:
+    """The faces of a video from those of its frames, the one seen largest and longest first.
+
+    Args:
+        rows: In the order of the frames.
+        path: Names the video in the error.
+
+    Raises:
+        ValueError: There is no face.
+    """
+    tracks: dict[int, list[tuple[SeenFace, FrameScore]]] = {}
+    for row in rows:
+        tracks.setdefault(row[0].track, []).append(row)
     if not tracks:
         raise ValueError(
             f"no face was found in the frames of {path} that were looked at; look at more of them "
@@ -114,7 +184,7 @@ def judge_video(
         )
     # As prepare chooses the main face of a video.
     by_size = sorted(tracks.values(), key=lambda rows: -sum(seen.area for seen, _ in rows))
-    return _describe(predictor, path, by_size, reduce)
+    return [Track(*map(tuple, zip(*rows, strict=True))) for rows in by_size]
 
 
 def video_overlay(path: str | PathLike, verdicts: Sequence[VideoVerdict]) -> Image.Image:
@@ -141,62 +211,56 @@ def video_overlay(path: str | PathLike, verdicts: Sequence[VideoVerdict]) -> Ima
 
 
 def _whole_frames(
-    predictor: ForgeryPredictor, path: Path, choice: FrameChoice
-) -> Iterator[tuple[FaceInput, _Seen]]:
+    finder: FaceFinder, path: Path, choice: FrameChoice
+) -> Iterator[tuple[FaceInput, SeenFace]]:
     video = Video(path)
     with closing(video.read(choice.numbers(len(video)))) as pictures:
         for number, image in pictures:
-            (face,) = predictor.find_faces(image, cropped=True)
-            yield face, _Seen(face.box, number, 0, 1.0)
+            (face,) = finder.find_faces(image, cropped=True)
+            yield face, SeenFace(face.box, number, 0, 1.0)
 
 
 def _tracked_faces(
-    predictor: ForgeryPredictor, path: Path, choice: FrameChoice
-) -> Iterator[tuple[FaceInput, _Seen]]:
+    finder: FaceFinder, path: Path, choice: FrameChoice
+) -> Iterator[tuple[FaceInput, SeenFace]]:
     # Split and label are not known and not read.
     source = MediaSource(
         path, name=path.name, video_id=path.name, identity=None, label=REAL, split="test"
     )
-    settings = CropSettings(predictor.size, MARGIN, largest_only=False, frames=choice)
-    for found in find_faces(source, predictor.face_detector, settings):
+    settings = CropSettings(finder.size, MARGIN, largest_only=False, frames=choice)
+    for found in find_faces(source, finder.face_detector, settings):
         crop = found.crop
-        seen = _Seen(crop.box, crop.frame, crop.track, found.area)
+        seen = SeenFace(crop.box, crop.frame, crop.track, found.area)
         yield FaceInput(crop.image, crop.box), seen
 
 
 def _describe(
-    predictor: ForgeryPredictor,
-    path: Path,
-    tracks: Sequence[Sequence[tuple[_Seen, FrameScore]]],
-    reduce: str,
+    predictor: ForgeryPredictor, path: Path, tracks: Sequence[Track], reduce: str
 ) -> list[VideoVerdict]:
     """Pool each track, and write the answer on the frame that is closest to the pooled score."""
-    pooled, shown = [], []
-    for rows in tracks:
-        scores = [score for _, score in rows]
-        score = pool(np.array([s.score for s in scores]), reduce)
-        pooled.append((score, pool(np.array([s.p_yes for s in scores]), reduce)))
-        shown.append(min(rows, key=lambda row: abs(row[1].score - score))[0])
-    pictures = Video(path).read(sorted({seen.frame for seen in shown}))
-    faces: dict[int, FaceInput] = {}
-    for number, image in pictures:
-        for i, seen in enumerate(shown):
-            if seen.frame == number:
-                faces[i] = FaceInput(crop_box(image, seen.box, predictor.size), seen.box)
+    shown = [track.shown(reduce) for track in tracks]
+    faces = list(crop_seen(path, shown, predictor.size))
     verdicts: list[Verdict] = []
-    for start in range(0, len(shown), _JUDGED_AT_ONCE):
-        stop = min(start + _JUDGED_AT_ONCE, len(shown))
-        verdicts += predictor.predict_faces([faces[i] for i in range(start, stop)])
-    return [
-        VideoVerdict(
-            **vars(
-                replace(
-                    verdict, score=score, p_yes=p_yes, agree=agree(score, p_yes, verdict.answer)
-                )
-            ),
-            frame=seen.frame,
-            track=seen.track,
-            frames=tuple(frame_score for _, frame_score in rows),
-        )
-        for verdict, (score, p_yes), seen, rows in zip(verdicts, pooled, shown, tracks, strict=True)
-    ]
+    for start in range(0, len(faces), _JUDGED_AT_ONCE):
+        verdicts += predictor.predict_faces(faces[start : start + _JUDGED_AT_ONCE])
+    pairs = zip(tracks, verdicts, strict=True)
+    return [track.verdict(verdict, reduce) for track, verdict in pairs]
+
+
+def crop_seen(path: str | PathLike, seen: Sequence[SeenFace], size: int) -> list[FaceInput]:
+    """Cut faces out of a video's frames again.
+
+    Args:
+        path: The video.
+        seen: Where they were, in any order.
+        size: Side of the squares in pixels.
+
+    Returns:
+        As many as ``seen``, in its order.
+    """
+    crops: dict[int, FaceInput] = {}
+    for number, image in Video(path).read(sorted({face.frame for face in seen})):
+        for i, face in enumerate(seen):
+            if face.frame == number:
+                crops[i] = FaceInput(crop_box(image, face.box, size), face.box)
+    return [crops[i] for i in range(len(seen))]
