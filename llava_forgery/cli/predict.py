@@ -118,14 +118,16 @@ def _lines(result) -> list[str]:
 
     lines = [f"{result.file}:"]
     for face in result.faces:
-        name = "fake" if face.is_fake else "real"
         agree = "  (detector and answer disagree)" if face.agree is False else ""
-        if face.agree is None:
+        if face.agree is None and face.answer is not None:
             agree = "  (the answer says neither)"
         what, whose = "", ""
         if isinstance(face, VideoVerdict):
             what = f"  over {len(face.frames)} frames"
             whose = f"frame {face.frame}: "
-        lines.append(f"  {name}  score {face.score:.3f}  P(yes) {face.p_yes:.3f}{what}{agree}")
-        lines.append(f"        {whose}{face.answer}")
+        said = "" if face.p_yes is None else f"  P(yes) {face.p_yes:.3f}"
+        lines.append(f"  {face.band}  score {face.score:.3f}{said}{what}{agree}")
+        if face.answer is not None:
+            lines.append(f"        {whose}{face.answer}")
+        lines += [f"        warning: {warning}" for warning in face.warnings]
     return lines

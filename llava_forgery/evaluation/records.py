@@ -178,4 +178,8 @@ def weights_digest(model: nn.Module) -> str:
         places = torch.linspace(0, tensor.numel() - 1, _PROBES, dtype=torch.float64).long()
         values = tensor.detach().flatten()[places.to(tensor.device)].cpu()
         digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
+    # What a detector's scores depend on beside its weights.
+    for module in model.modules():
+        if (calibration := getattr(module, "calibration", None)) is not None:
+            digest.update(repr(calibration).encode())
     return digest.hexdigest()

@@ -1,5 +1,6 @@
 """Finding faces and their 68 landmarks in a photograph."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,6 @@ import numpy as np
 from llava_forgery.call_state import lock_of
 from llava_forgery.faces.crop import Box
 from llava_forgery.faces.detected import DetectedFace, FaceDetector, area, check_image, overlap
-from llava_forgery.faces.face_mesh import MediaPipeDetector
 from llava_forgery.optional import packaged_file, require
 
 # From this HOG score on a detection is taken as it is; dlib's own threshold.
@@ -185,5 +185,10 @@ def detector_factory(name: str) -> Callable[..., FaceDetector]:
     return _DETECTORS[name]
 
 
+def _mediapipe(**options: Any) -> FaceDetector:
+    # A prediction loads the finder that it uses, not both.
+    return importlib.import_module("llava_forgery.faces.face_mesh").MediaPipeDetector(**options)
+
+
 register_detector("dlib", DlibDetector)
-register_detector("mediapipe", MediaPipeDetector)
+register_detector("mediapipe", _mediapipe)

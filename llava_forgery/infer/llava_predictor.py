@@ -29,7 +29,7 @@ from llava_forgery.hosts.llava.prompts import (
 from llava_forgery.hosts.llava.register import import_llava
 from llava_forgery.hosts.transformers.likelihood import first_token_p_yes
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor, Photograph
-from llava_forgery.kfd.detector import KFDOutput
+from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.build import detection_prompt
 from llava_forgery.qa.conversation import Message
 from llava_forgery.tensors import from_bytes
@@ -215,9 +215,9 @@ class LlavaForgeryPredictor(ForgeryPredictor):
         return cls(model, tokenizer, template)
 
     @property
-    def size(self) -> int:
-        """Side S of the square that the detector sees, in pixels."""
-        return self.vlm.get_model().forgery_tower.config.encoder.image_size
+    def kfd(self) -> KnowledgeGuidedForgeryDetector:
+        """The detector."""
+        return self.vlm.get_model().forgery_tower.kfd
 
     @torch.inference_mode()
     def _predict_scores(self, faces: Sequence[FaceInput]) -> list[tuple[float, float]]:

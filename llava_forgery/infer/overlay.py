@@ -10,6 +10,7 @@ from llava_forgery.infer.verdict import Verdict
 
 # Height of a caption of two lines.
 CAPTION = 46
+BAND_COLOURS = {"real": "lime", "uncertain": "orange", "fake": "red"}
 
 
 def heat_overlay(image: np.ndarray, mask: np.ndarray, strength: float = 0.6) -> np.ndarray:
@@ -75,9 +76,12 @@ def side_by_side(panels: list[tuple[str, np.ndarray]]) -> Image.Image:
 
 
 def caption_of(verdict: Verdict) -> str:
-    """Score and P(yes), and a second line where they disagree."""
-    tail = "\n(they disagree)" if verdict.agree is False else ""
-    return f"score {verdict.score:.2f}  P(yes) {verdict.p_yes:.2f}{tail}"
+    """Band, score and P(yes), and a second line where they disagree or the picture is unusual."""
+    said = "" if verdict.p_yes is None else f"  P(yes) {verdict.p_yes:.2f}"
+    notes = ["they disagree"] if verdict.agree is False else []
+    notes += ["see warnings"] if verdict.warnings else []
+    tail = f"\n({', '.join(notes)})" if notes else ""
+    return f"{verdict.band}  score {verdict.score:.2f}{said}{tail}"
 
 
 def photograph_overlay(
@@ -97,7 +101,7 @@ def photograph_overlay(
     font = ImageFont.load_default(max(14, height // 40))
     for verdict in verdicts:
         x0, y0, x1, y1 = verdict.box
-        colour = "red" if verdict.is_fake else "lime"
+        colour = BAND_COLOURS[verdict.band]
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, height // 300))
         corner = (max(x0, 0) + 6, max(y0, 0) + 6)
         text = caption_of(verdict)

@@ -23,7 +23,7 @@ from llava_forgery.images import read_image
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.infer.halving import in_halves
 from llava_forgery.infer.verdict import Verdict, agree
-from llava_forgery.kfd.detector import KFDOutput
+from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.answers import parse_answer
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.tensors import from_bytes
@@ -155,9 +155,14 @@ class ForgeryPredictor(FaceFinder):
             return cls(load_adapter(adapter_dir, place_host(model, device), processor))
 
     @property
+    def kfd(self) -> KnowledgeGuidedForgeryDetector:
+        """The detector."""
+        return self.vlm.kfd
+
+    @property
     def size(self) -> int:
         """Side S of the square that the detector sees, in pixels."""
-        return self.vlm.kfd.config.encoder.image_size
+        return self.kfd.config.encoder.image_size
 
     def predict(self, image: Photograph, cropped: bool = False) -> Verdict:
         """Judge the largest face.
@@ -189,18 +194,27 @@ class ForgeryPredictor(FaceFinder):
         scores = detection.score.tolist()
         p_yes, answers = self._answer(faces, detection)
         masks = detection.mask[:, 0].float().cpu().numpy()
+        thresholds = self.kfd.thresholds
         return [
             Verdict(
                 score=scores[i],
                 p_yes=p_yes[i],
                 answer=answers[i].strip(),
                 regions=parse_answer(answers[i]).regions,
-                agree=agree(scores[i], p_yes[i], answers[i]),
+                agree=agree(scores[i], p_yes[i], answers[i], thresholds.fake),
                 mask=masks[i],
                 box=face.box,
+                thresholds=thresholds,
+                warnings=self._warnings(face, detection.consistency_maps[i]),
             )
             for i, face in enumerate(faces)
         ]
+
+    def _warnings(self, face: FaceInput, maps: torch.Tensor) -> tuple[str, ...]:
+        calibration = self.kfd.calibration
+        if calibration is None or calibration.domain is None:
+            return ()
+        return calibration.domain.warnings(face.image, face.box[2] - face.box[0], maps)
 
     def _answer(
         self, faces: Sequence[FaceInput], detection: KFDOutput

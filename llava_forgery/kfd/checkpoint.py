@@ -1,11 +1,12 @@
 """Saving and loading a detector.
 
-A folder holds ``kfd_config.json``, ``kfd.safetensors`` (what inference needs: trained weights and
-the two text features) and ``knowledge.safetensors`` (the learned context, and the text encoder
-where it was trained: what only further training needs). Frozen encoders are never saved; they are
-built anew from ``encoder.name`` and ``encoder.pretrained``, and a few of their output values are
-compared with those of the day of saving. A host's tower is read from the host that ``encoder.name``
-names, or compared when the detector is attached to a host.
+A folder holds ``kfd_config.json`` (with the calibration, where there is one), ``kfd.safetensors``
+(what inference needs: trained weights and the two text features) and ``knowledge.safetensors`` (the
+learned context, and the text encoder where it was trained: what only further training needs).
+Frozen encoders are never saved; they are built anew from ``encoder.name`` and
+``encoder.pretrained``, and a few of their output values are compared with those of the day of
+saving. A host's tower is read from the host that ``encoder.name`` names, or compared when the
+detector is attached to a host.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from torch import nn
 
 from llava_forgery.downloads import named_by
 from llava_forgery.files import portable_name, read_json, resolve_name, write_json
+from llava_forgery.kfd.calibration import Calibration
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.encoder import VisualEncoder, default_dtype
 from llava_forgery.kfd.host_tower import HostEncoder, load_tower
@@ -69,8 +71,11 @@ def portable_config(config: KFDConfig) -> dict[str, Any]:
 
 
 def detector_digest(detector: nn.Module) -> str:
-    """SHA-256 of a detector's own weights and configuration: the same for the same scores."""
+    """SHA-256 of a detector's own weights, configuration and calibration: the same for the same
+    scores."""
     config = portable_config(detector.config)
+    if detector.calibration is not None:
+        config["calibration"] = detector.calibration.to_dict()
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(_detector_state(detector).items()):
         digest.update(name.encode())
@@ -119,6 +124,8 @@ def save_detector(detector: nn.Module, directory: str | PathLike) -> None:
     meta: dict[str, Any] = {"format": FORMAT, "config": detector.config.to_dict()}
     encoder = detector.config.encoder
     meta["config"]["encoder"]["name"] = _moved(encoder, encoder.name, portable_name, directory)
+    if detector.calibration is not None:
+        meta["calibration"] = detector.calibration.to_dict()
     if detector.encoder.frozen:
         meta["encoder_probe"] = _probe_to_save(detector)
     # Without its configuration a folder is no detector: it goes first and comes last, so that an
@@ -180,12 +187,46 @@ def load_detector(
         with nullcontext() if host is not None else named_by(directory / CONFIG, named):
             detector.encoder.adopt(load_tower(name))
     load_weights(detector, directory, with_knowledge)
+    detector.calibration = _calibration(meta, directory)
     detector.eval()
     if isinstance(detector.encoder, HostEncoder):
         detector.encoder.probe = meta["encoder_probe"]
     if detector.encoder.frozen and not _lacks_tower(detector):
         _compare_probe(detector, meta, directory)
     return detector
+
+
+def read_calibration(directory: str | PathLike) -> Calibration | None:
+    """The calibration of a saved detector; None where it has none.
+
+    Raises:
+        FileNotFoundError: There is no detector.
+        ValueError: As :func:`load_detector`.
+    """
+    return _calibration(read_json(Path(directory) / CONFIG), Path(directory))
+
+
+def write_calibration(directory: str | PathLike, calibration: Calibration | None) -> None:
+    """Give a saved detector another calibration; its weights stay as they are.
+
+    Raises:
+        FileNotFoundError: There is no detector.
+    """
+    path = Path(directory) / CONFIG
+    meta = read_json(path)
+    meta.pop("calibration", None)
+    if calibration is not None:
+        meta["calibration"] = calibration.to_dict()
+    write_json(path, meta)
+
+
+def _calibration(meta: dict[str, Any], directory: Path) -> Calibration | None:
+    if "calibration" not in meta:
+        return None
+    try:
+        return Calibration.from_dict(meta["calibration"])
+    except ValueError as error:
+        raise ValueError(f"{directory / CONFIG}: {error}") from error
 
 
 def _named(encoder: EncoderConfig) -> dict[str, str]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llava_forgery.downloads import allow_downloads
+from llava_forgery.kfd.calibration import Calibration, Thresholds
 from llava_forgery.kfd.checkpoint import load_detector, save_detector
 from llava_forgery.kfd.config import PRESETS, EncoderConfig, KFDConfig
 from llava_forgery.kfd.consistency import ConsistencyMaps
@@ -79,12 +80,14 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
     """
 
     text_features: torch.Tensor
+    calibration: Calibration | None
+    """Of the scores that are given in eval mode; None leaves the logits as they are."""
 
     def __init__(
         self, config: KFDConfig, with_knowledge: bool = True, with_tower: bool = True
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.calibration = config, None
         self.encoder, text_encoder = _build_encoders(config, with_knowledge)
         if with_tower and isinstance(self.encoder, HostEncoder):
             self.encoder.adopt(load_tower(config.encoder.name))
@@ -169,6 +172,11 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write configuration and weights; see :mod:`llava_forgery.kfd.checkpoint`."""
         save_detector(self, directory)
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """Where verdicts change."""
+        return Thresholds() if self.calibration is None else self.calibration.thresholds
 
     def refresh_text_features(self) -> None:
         """Compute the two text features anew from the knowledge and keep them."""
@@ -265,10 +273,13 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
 
     def _read(self, maps: torch.Tensor, size: torch.Size) -> KFDOutput:
         enlarged = self._enlarge(maps, size)
+        logits = self.classifier(enlarged).float()
+        if self.calibration is not None and not self.training:
+            logits = self.calibration.apply(logits)
         return KFDOutput(
             consistency_maps=maps,
             mask_logits=self._locate(enlarged, size),
-            class_logits=self.classifier(enlarged).float(),
+            class_logits=logits,
         )
 
 

@@ -54,6 +54,8 @@ class Stage1(Trainable):
         if not 0 <= average < 1:
             raise ValueError(f"average is a decay in [0, 1), got {average}")
         self.detector, self.weights, self.average = detector, weights, average
+        # It was of the weights before.
+        detector.calibration = None
         # In a tuple: no part of the model, whose parameters the optimiser takes.
         self._averaged = (AveragedModel(detector, multi_avg_fn=self._mix),) if average else ()
 

@@ -9,9 +9,10 @@ from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, enc
 from llava_forgery.images import save_png
 from llava_forgery.infer.batch import judge_files, list_media
 from llava_forgery.infer.dialogue import NOTHING_SAID
-from llava_forgery.infer.overlay import heat_overlay, paste_mask, photograph_overlay
+from llava_forgery.infer.overlay import caption_of, heat_overlay, paste_mask, photograph_overlay
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict, agree
+from llava_forgery.kfd.calibration import Calibration, Domain, Thresholds
 from llava_forgery.qa.build import build_prompt
 from tests import tiny, tiny_hosts
 from tests.hosts.transformers.contract import attach
@@ -70,6 +71,23 @@ def test_verdict_of_a_crop(predictor):
 )
 def test_what_cannot_be_compared_does_not_agree(score, p_yes, answer, expected):
     assert agree(score, p_yes, answer) is expected
+
+
+def test_a_verdict_has_the_band_and_the_warnings_of_the_calibration(predictor):
+    image, kfd = tiny.picture(1), predictor.kfd
+    score = predictor.predict(image, cropped=True).score
+    domain = Domain((9.0, 9.0), (0.0, 1.0), 0.0, (0.0,) * 12, np.eye(12).tolist(), 1e6)
+    kfd.calibration = Calibration(1.0, 0.0, Thresholds(score, 0.0, 1.0), domain)
+    try:
+        verdict = predictor.predict(image, cropped=True)
+    finally:
+        kfd.calibration = None
+    assert verdict.score == pytest.approx(score)
+    assert (verdict.band, len(verdict.warnings)) == ("uncertain", 1)
+    found = verdict.to_dict()
+    assert (found["band"], found["threshold"]) == ("uncertain", score)
+    assert found["warnings"][0].startswith("the picture is blurred (sharpness ")
+    assert caption_of(verdict).splitlines()[-1].endswith("see warnings)")
 
 
 def test_p_yes_is_the_likelihood_of_the_two_answers(predictor):
@@ -173,7 +191,8 @@ def test_files_that_cannot_be_read_do_not_stop_the_others(predictor, tmp_path):
     entry = results[1].to_dict()
     assert set(entry) == {"schema_version", "file", "error", "faces"}
     assert set(entry["faces"][0]) == {
-        "box", "score", "p_yes", "answer", "regions", "agree", "overlay"
+        "box", "score", "band", "threshold", "warnings", "p_yes", "answer", "regions", "agree",
+        "overlay",
     }  # fmt: skip
     with Image.open(entry["faces"][0]["overlay"]) as picture:
         assert picture.text["Software"] == "llava-forgery"
