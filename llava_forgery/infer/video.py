@@ -97,7 +97,7 @@ class Track:
         """The verdict of the video from that of the frame that is described."""
         score, p_yes = self.pooled(reduce)
         face = self.shown(reduce)
-        agreed = agree(score, p_yes, shown.answer)
+        agreed = agree(score, p_yes, shown.answer, shown.thresholds.fake)
         whole = replace(shown, score=score, p_yes=p_yes, agree=agreed)
         return VideoVerdict(
             **vars(whole), frame=face.frame, track=face.track, frames=tuple(self.scores)
@@ -241,7 +241,6 @@ def _describe(
     shown = [track.shown(reduce) for track in tracks]
     faces = list(crop_seen(path, shown, predictor.size))
     verdicts: list[Verdict] = []
-<<<<<<< HEAD
     for start in range(0, len(faces), _JUDGED_AT_ONCE):
         verdicts += predictor.predict_faces(faces[start : start + _JUDGED_AT_ONCE])
     pairs = zip(tracks, verdicts, strict=True)
@@ -265,24 +264,3 @@ def crop_seen(path: str | PathLike, seen: Sequence[SeenFace], size: int) -> list
             if face.frame == number:
                 crops[i] = FaceInput(crop_box(image, face.box, size), face.box)
     return [crops[i] for i in range(len(seen))]
-=======
-    for start in range(0, len(shown), _JUDGED_AT_ONCE):
-        stop = min(start + _JUDGED_AT_ONCE, len(shown))
-        verdicts += predictor.predict_faces([faces[i] for i in range(start, stop)])
-    return [
-        VideoVerdict(
-            **vars(
-                replace(
-                    verdict,
-                    score=score,
-                    p_yes=p_yes,
-                    agree=agree(score, p_yes, verdict.answer, verdict.thresholds.fake),
-                )
-            ),
-            frame=seen.frame,
-            track=seen.track,
-            frames=tuple(frame_score for _, frame_score in rows),
-        )
-        for verdict, (score, p_yes), seen, rows in zip(verdicts, pooled, shown, tracks, strict=True)
-    ]
->>>>>>> 14adf02 (A calibration stands with the detector: scores, thresholds, a band of uncertain verdicts, warnings of unusual pictures)
