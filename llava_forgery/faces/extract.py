@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -47,6 +47,8 @@ class FoundFace:
     crop: FaceCrop
     area: float
     """Of the detector's box, in pixels of the frame."""
+    seconds: float | None = None
+    """Of a video's frame: when it is shown, from the video's beginning."""
 
 
 def find_faces(
@@ -76,11 +78,12 @@ def find_faces(
         return
     tracker = Tracker()
     with closing(_frames(source, settings.frames)) as frames:
-        for number, image, mask in frames:
+        for number, seconds, image, mask in frames:
             found = detector.detect(image)
             tracks = tracker.update([face.box for face in found])
             for face, track in zip(found, tracks, strict=True):
-                yield _cut(source, image, mask, face, settings, number, track)
+                cut = _cut(source, image, mask, face, settings, number, track)
+                yield replace(cut, seconds=seconds)
 
 
 def main_track(tracks: list[int], areas: list[float]) -> int:
@@ -93,11 +96,13 @@ def main_track(tracks: list[int], areas: list[float]) -> int:
 
 def _frames(
     source: MediaSource, choice: FrameChoice
-) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+) -> Iterator[tuple[int, float, np.ndarray, np.ndarray | None]]:
+    """Number, seconds, pixels and mask of the chosen frames."""
     video = Video(source.path)
     numbers = choice.numbers(len(video))
     if source.mask_path is None:
-        yield from ((number, image, None) for number, image in video.read(numbers))
+        for number, image in video.read(numbers):
+            yield number, video.seconds(number), image, None
         return
     masks = Video(source.mask_path)
     if len(masks) != len(video):
@@ -106,7 +111,8 @@ def _frames(
             "every frame needs its own"
         )
     pairs = zip(video.read(numbers), masks.read(numbers), strict=True)
-    yield from ((number, image, mask) for (number, image), (_, mask) in pairs)
+    for (number, image), (_, mask) in pairs:
+        yield number, video.seconds(number), image, mask
 
 
 def _cut(

@@ -1,5 +1,6 @@
 """Single frames of a video, chosen by number and read without decoding what lies between."""
 
+import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from llava_forgery.faces.containers import missing_bytes
+from llava_forgery.faces.frames import TRANSFERS, display_matrix, square_pixels, to_rgb, upright
 from llava_forgery.optional import require
 
-# Containers round their durations; less than this share of what they announce is a cut file.
-_WHOLE = 0.9
+logger = logging.getLogger(__name__)
+
 # Containers that store the time of every frame. In others, such as MPEG program streams, the times
 # after a jump are guesses, and frames are counted from the start.
 _TIMED = {"mov", "matroska", "avi"}
@@ -62,9 +65,11 @@ def require_pyav() -> ModuleType:
 class Video:
     """A video file whose frames are read by number.
 
-    The file's packets are listed first, without decoding: their times number the frames and show
-    where the file was cut off. Reading then goes from key frame to key frame. Damage in the middle
-    of a Matroska or WebM file leaves no trace: its frames are missing, and later ones count lower.
+    The file's packets are listed first, without decoding: their times number the frames. Reading
+    then goes from key frame to key frame. Damage in the middle of a Matroska or WebM file leaves no
+    trace: its frames are missing, and later ones count lower. Of several streams the one is read
+    that moves, is marked as the default and has the most pixels, in this order; cover art and
+    thumbnails are not read.
 
     Args:
         path: The file.
@@ -81,23 +86,37 @@ class Video:
         self._av = require_pyav()
         if not self.path.is_file():
             raise FileNotFoundError(f"{path} is not a file; check the path")
+        missing = missing_bytes(self.path)
+        if missing:
+            raise ValueError(f"{path} is cut off: it lacks {missing:,} bytes of what it declares")
         try:
             with self._open() as container:
-                self._times, self._keys = self._list_packets(container)
+                self._list_frames(container)
         except self._av.FFmpegError as error:
             raise ValueError(f"{path} could not be read as a video: {error.strerror}") from error
 
     def __len__(self) -> int:
-        return len(self._times)
+        return len(self._seconds)
+
+    def seconds(self, number: int) -> float:
+        """When a frame is shown, in seconds from the file's beginning.
+
+        Args:
+            number: Of the frame, from 0.
+        """
+        return self._seconds[number]
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Decode frames.
+
+        High dynamic range (PQ, HLG) is brought to the standard range, with a warning.
 
         Args:
             numbers: Ascending frame numbers from 0.
 
         Yields:
-            The number and the frame, (H, W, 3) uint8 RGB, upright.
+            The number and the frame as players show it, (H, W, 3) uint8 RGB: upright, with square
+            pixels, in sRGB.
 
         Raises:
             ValueError: A number that the video lacks, or a frame that cannot be decoded.
@@ -108,12 +127,25 @@ class Video:
             )
         try:
             with self._open() as container:
+                stream = container.streams[self._stream]
+                transfer = stream.codec_context.color_trc
+                if transfer in TRANSFERS:
+                    logger.warning(
+                        "%s is of high dynamic range (%s); its frames are brought to the standard "
+                        "range, which detectors were not trained on",
+                        self.path, TRANSFERS[transfer],
+                    )  # fmt: skip
+                aspect = float(stream.sample_aspect_ratio or 1)
                 for number, frame in self._frames(container, numbers):
                     if frame.is_corrupt:
                         raise ValueError(f"frame {number} of {self.path} is damaged")
-                    # Telephones store their pictures lying, and how to turn them.
-                    pixels = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-                    yield number, np.ascontiguousarray(pixels)
+                    self._check_size(frame.width, frame.height, aspect)
+                    try:
+                        pixels = square_pixels(to_rgb(frame, transfer), aspect)
+                        pixels = upright(pixels, display_matrix(frame))
+                    except ValueError as error:
+                        raise ValueError(f"{self.path} cannot be read: {error}") from error
+                    yield number, pixels
         except self._av.FFmpegError as error:
             raise ValueError(
                 f"{self.path} could not be decoded as a video: {error.strerror}"
@@ -122,55 +154,67 @@ class Video:
     def _open(self) -> Any:
         return self._av.open(str(self.path), metadata_errors="replace")
 
-    def _list_packets(self, container: Any) -> tuple[list[int], list[int]]:
-        """Times of all frames and of key frames; where frames are counted, numbers and none."""
+    def _check_size(self, width: int, height: int, aspect: float) -> None:
+        pixels = width * height * max(aspect, 1 / aspect)
+        if pixels > (Image.MAX_IMAGE_PIXELS or float("inf")):
+            raise ValueError(
+                f"{self.path} has frames of {pixels:,.0f} pixels ({width} x {height}), more than "
+                f"{Image.MAX_IMAGE_PIXELS:,}, the limit against decompression bombs"
+            )
+
+    def _list_frames(self, container: Any) -> None:
+        """Choose the stream, and number its frames by their times."""
         kind = container.format.name
         if kind.endswith("_pipe") or kind.startswith("image2"):
             raise ValueError(f"{self.path} is a picture ({kind}), not a video; name it as one")
-        if not container.streams.video:
-            raise ValueError(f"{self.path} holds no pictures, only sound or text")
-        stream = container.streams.video[0]
+        still = self._av.stream.Disposition.attached_pic | self._av.stream.Disposition.still_image
+        still |= self._av.stream.Disposition.timed_thumbnails
+        streams = [s for s in container.streams.video if not s.disposition & still]
+        if not streams:
+            cover = " and a cover" if container.streams.video else ""
+            raise ValueError(f"{self.path} holds no moving pictures, only sound or text{cover}")
+        # Packets that an edit list leaves out, and the empty one at the end, show nothing.
+        packets = {stream.index: [] for stream in streams}
+        for packet in container.demux(streams):
+            if packet.size and not packet.is_discard:
+                packets[packet.stream_index].append((packet.pts, packet.is_keyframe))
+        stream = max(
+            streams,
+            key=lambda s: (
+                len(packets[s.index]) > 1,
+                bool(s.disposition & self._av.stream.Disposition.default),
+                s.width * s.height if s.codec_context else 0,
+            ),
+        )
         if stream.codec_context is None:
             raise ValueError(f"{self.path} is of a codec that this PyAV does not know")
-        if stream.width * stream.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
-            raise ValueError(
-                f"{self.path} has frames of {stream.width} x {stream.height}, more than "
-                f"{Image.MAX_IMAGE_PIXELS} pixels, the limit against decompression bombs"
-            )
-        # Packets that an edit list leaves out, and the empty one at the end, show nothing.
-        packets = [
-            (packet.pts, packet.duration or 0, packet.is_keyframe)
-            for packet in container.demux(stream)
-            if packet.size and not packet.is_discard
-        ]
-        if not packets:
+        self._check_size(stream.width, stream.height, float(stream.sample_aspect_ratio or 1))
+        listed = packets[stream.index]
+        if not any(is_key for _, is_key in listed):
             raise ValueError(f"{self.path} holds no frames")
-        times = sorted(pts for pts, _, _ in packets if pts is not None)
-        if len(set(times)) != len(packets) or kind.split(",")[0] not in _TIMED:
-            return list(range(len(packets))), []
-        self._check_whole(container, stream, len(packets), times[-1] + packets[-1][1] - times[0])
-        return times, sorted(pts for pts, _, is_key in packets if is_key)
-
-    def _check_whole(self, container: Any, stream: Any, count: int, span: int) -> None:
-        lengths = []
-        if container.duration:
-            lengths.append(container.duration / self._av.time_base)
-        if stream.duration:
-            lengths.append(float(stream.duration * stream.time_base))
-        expected = min(lengths, default=0.0)
-        found = float(span * stream.time_base)
-        # An edit list of the QuickTime family leaves out frames that its header counts.
-        announced = 0 if "mov" in container.format.name else stream.frames
-        if found < _WHOLE * expected:
-            raise ValueError(f"{self.path} is cut off: it ends at {found:.2f} of {expected:.2f} s")
-        if count < _WHOLE * announced:
-            raise ValueError(f"{self.path} is cut off: it has {count} of {announced} frames")
+        self._stream = stream.index
+        # What precedes the first key frame of a broadcast was sent before the recording began.
+        while not listed[0][1]:
+            del listed[0]
+        times = sorted(pts for pts, _ in listed if pts is not None)
+        known = len(set(times)) == len(listed)
+        if known:
+            # Sound that starts before 0, to be left out, moves nothing.
+            begin = max(0, container.start_time or 0) / self._av.time_base
+            self._seconds = [float(time * stream.time_base) - begin for time in times]
+        else:
+            rate = float(stream.average_rate or stream.guessed_rate or 25)
+            self._seconds = [number / rate for number in range(len(listed))]
+        # Where frames are counted, their numbers and no key frames.
+        timed = known and kind.split(",")[0] in _TIMED
+        self._times = times if timed else list(range(len(listed)))
+        self._keys = sorted(pts for pts, is_key in listed if is_key) if timed else []
 
     def _frames(self, container: Any, numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
-        stream = container.streams.video[0]
+        stream = container.streams[self._stream]
         # Several processes read several files; threads for one frame would be in their way.
         stream.codec_context.thread_count = 1
-        decoded = container.decode(stream)
+        decoded = container.decode(stream) if self._keys else _from_first_key(container, stream)
         position = -1
         for number in numbers:
             if not self._keys:
@@ -203,9 +247,18 @@ class Video:
     def _from_start(self, numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
         with self._open() as container:
             wanted = {self._times[number]: number for number in numbers}
-            for frame in container.decode(container.streams.video[0]):
+            for frame in container.decode(container.streams[self._stream]):
                 if frame.pts in wanted:
                     yield wanted.pop(frame.pts), frame
                 if not wanted:
                     return
             raise ValueError(f"{self.path} ends before its frame {min(wanted.values())}")
+
+
+def _from_first_key(container: Any, stream: Any) -> Iterator[Any]:
+    """Decoded frames without those whose key frame is not in the file."""
+    started = False
+    for packet in container.demux(stream):
+        started = started or packet.is_keyframe
+        if started:
+            yield from packet.decode()

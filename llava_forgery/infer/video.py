@@ -36,6 +36,8 @@ class FrameScore(NamedTuple):
     """The detector's probability of fake."""
     p_yes: float
     """The language model's probability of "Yes" (fake)."""
+    seconds: float
+    """When the frame is shown, in seconds from the video's beginning."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class VideoVerdict(Verdict):
 
     frame: int
     """Number of the frame that is described, from 0."""
+    seconds: float
+    """When it is shown, in seconds from the video's beginning."""
     track: int
     """Number of the face in this video, from 0."""
     frames: tuple[FrameScore, ...]
@@ -57,7 +61,8 @@ class VideoVerdict(Verdict):
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the mask."""
         frames = [score._asdict() for score in self.frames]
-        return {**super().to_dict(), "frame": self.frame, "track": self.track, "frames": frames}
+        mine = {"frame": self.frame, "seconds": self.seconds, "track": self.track}
+        return {**super().to_dict(), **mine, "frames": frames}
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ class SeenFace:
     """Number of the face in the video, from 0."""
     area: float
     """Of the detector's box, in pixels of the frame."""
+    seconds: float
+    """When the frame is shown, in seconds from the video's beginning."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,11 @@ class Track:
         agreed = agree(score, p_yes, shown.answer, shown.thresholds.fake)
         whole = replace(shown, score=score, p_yes=p_yes, agree=agreed)
         return VideoVerdict(
-            **vars(whole), frame=face.frame, track=face.track, frames=tuple(self.scores)
+            **vars(whole),
+            frame=face.frame,
+            seconds=face.seconds,
+            track=face.track,
+            frames=tuple(self.scores),
         )
 
 
@@ -138,7 +149,7 @@ def judge_video(
         while batch := list(islice(found, _JUDGED_AT_ONCE)):
             rated = zip(*predictor.predict_scores([face for face, _ in batch]), strict=True)
             for (_, seen), (score, p_yes) in zip(batch, rated, strict=True):
-                rows.append((seen, FrameScore(seen.frame, score, p_yes)))
+                rows.append((seen, FrameScore(seen.frame, score, p_yes, seen.seconds)))
     return _describe(predictor, path, join_tracks(rows, path), reduce)
 
 
@@ -217,7 +228,7 @@ def _whole_frames(
     with closing(video.read(choice.numbers(len(video)))) as pictures:
         for number, image in pictures:
             (face,) = finder.find_faces(image, cropped=True)
-            yield face, SeenFace(face.box, number, 0, 1.0)
+            yield face, SeenFace(face.box, number, 0, 1.0, video.seconds(number))
 
 
 def _tracked_faces(
@@ -230,7 +241,7 @@ def _tracked_faces(
     settings = CropSettings(finder.size, MARGIN, largest_only=False, frames=choice)
     for found in find_faces(source, finder.face_detector, settings):
         crop = found.crop
-        seen = SeenFace(crop.box, crop.frame, crop.track, found.area)
+        seen = SeenFace(crop.box, crop.frame, crop.track, found.area, found.seconds)
         yield FaceInput(crop.image, crop.box), seen
 
 

@@ -62,7 +62,9 @@ def test_frames_are_judged_as_photographs_are(predictor, clip):
         (rated,) = (f for f in face.frames if f.frame == number)
         assert rated.score == pytest.approx(alone.score, abs=1e-5)
         assert rated.p_yes == pytest.approx(alone.p_yes, abs=1e-5)
+        assert rated.seconds == pytest.approx(number / 25)
         if number == face.frame:
+            assert face.seconds == rated.seconds
             assert face.box == box
             assert (face.answer, face.regions) == (alone.answer, alone.regions)
             np.testing.assert_allclose(face.mask, alone.mask, atol=1e-5)
@@ -128,9 +130,9 @@ def test_videos_among_pictures(predictor, clip, tmp_path):
     assert [r.error is None for r in results] == [True, True, False]
     assert "c.mp4" in results[2].error
     photograph, film = results[0].to_dict()["faces"][0], results[1].to_dict()["faces"][0]
-    added = {"frame", "track", "frames"}
+    added = {"frame", "seconds", "track", "frames"}
     assert set(film) == set(photograph) | added
-    assert set(film["frames"][0]) == {"frame", "score", "p_yes"}
+    assert set(film["frames"][0]) == {"frame", "score", "p_yes", "seconds"}
     with Image.open(film["overlay"]) as sheet:
         assert "b.mp4" in sheet.text["Description"]
 

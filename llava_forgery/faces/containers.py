@@ -1,0 +1,75 @@
+"""Whether a video file is all there, by the sizes that its container declares."""
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+_BOXES = {b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"uuid", b"styp", b"sidx"}
+_NEEDED = {b"moov", b"mdat", b"moof"}
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+def missing_bytes(path: Path) -> int:
+    """How many bytes a file lacks of what its outermost parts declare.
+
+    Knows the MP4 and QuickTime family, Matroska and WebM, and AVI; live recordings, whose parts are
+    open-ended, and other containers declare nothing.
+
+    Args:
+        path: The file.
+
+    Returns:
+        0 where nothing is missing, or nothing is declared.
+    """
+    size = os.path.getsize(path)
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] == _EBML:
+            end = _matroska_end(file)
+        elif head[:4] == b"RIFF":
+            end = 8 + int.from_bytes(head[4:8], "little")
+        elif head[4:8] in _BOXES:
+            end = _boxes_end(file, size)
+        else:
+            end = 0
+    return max(0, end - size)
+
+
+def _boxes_end(file: BinaryIO, size: int) -> int:
+    """Where the last box that holds or lists pictures ends; what others append is not read."""
+    start = end = 0
+    while start + 8 <= size:
+        file.seek(start)
+        head = file.read(16)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        # 0: as far as the file goes.
+        if kind not in _BOXES or length < 8:
+            break
+        if kind in _NEEDED:
+            end = start + length
+        start += length
+    return end
+
+
+def _matroska_end(file: BinaryIO) -> int:
+    file.seek(4)
+    length = _vint(file)
+    if length is None:
+        return 0
+    file.seek(length, os.SEEK_CUR)
+    if file.read(4) != _SEGMENT:
+        return 0
+    length = _vint(file)
+    return 0 if length is None else file.tell() + length
+
+
+def _vint(file: BinaryIO) -> int | None:
+    """EBML's integer of variable length; None where it says that the length is not known."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return None
+    more = 8 - first[0].bit_length()
+    value = int.from_bytes(bytes([first[0] & (0x7F >> more)]) + file.read(more), "big")
+    return None if value == (1 << 7 * (more + 1)) - 1 else value
