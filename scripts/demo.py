@@ -130,7 +130,12 @@ def main(
     step("forgery adapter (stage 2)")
     if not (out / "adapter").is_dir():
         pairs = FacePairs(
-            train, sizes.qa_pairs, size=side, seed=SEED + 1, degradation=DegradeConfig()
+            train,
+            sizes.qa_pairs,
+            size=side,
+            seed=SEED,
+            degradation=DegradeConfig(),
+            role="stage2",
         )
         conversations = build_conversations(
             pairs, detector, work / "conversations", seed=SEED, **WORDING
@@ -152,7 +157,7 @@ def main(
 
     step("evaluation on people who were not in training")
     predictor = ForgeryPredictor.from_pretrained(out / "adapter")
-    pairs = FacePairs(test, sizes.test_pairs, size=side, seed=SEED + 2, framing=CENTRED)
+    pairs = FacePairs(test, sizes.test_pairs, size=side, seed=SEED, framing=CENTRED, role="test")
     metrics = evaluate_simulated(predictor, pairs, out)
     summary = {
         "faces": len(train) + len(test),

@@ -216,6 +216,7 @@ def train_baseline(
         seed=seed,
         simulator=model.simulator,
         degradation=DegradeConfig(),
+        role="training",
     )
     arguments = training_arguments(
         output_dir,

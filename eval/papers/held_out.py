@@ -53,7 +53,9 @@ def held_out_images(settings: HeldOutSettings, size: int) -> Iterator[HeldOutIma
     labels = set(faces["label"])
     if labels == {REAL}:
         count = 2 * len(faces) if settings.pairs is None else settings.pairs
-        return _forged(FacePairs(faces, count, size=size, seed=settings.seed, framing=CENTRED))
+        return _forged(
+            FacePairs(faces, count, size=size, seed=settings.seed, framing=CENTRED, role="test")
+        )
     return _labelled(ManifestImages(faces, size))
 
 

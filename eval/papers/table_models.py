@@ -231,9 +231,9 @@ class TableModels:
                 self._faces(spec, seed),
                 settings.pairs,
                 size=detector.config.encoder.image_size,
-                # Other forgeries than those that the detector has seen.
-                seed=seed + 10_000,
+                seed=seed,
                 degradation=DegradeConfig(),
+                role="stage2",
             )
             wording = {name: chosen[name] for name in _CONVERSATIONS[1:]}
             # As the tables were measured: up to two follow-ups.

@@ -139,7 +139,12 @@ def _run_cell(
     vlm = _adapter(variant, seed, kfd, data, settings, train, folder)
     after_adapter = time.monotonic()
     pairs = FacePairs(
-        test, settings.test_pairs, size=settings.image_size, seed=TEST_SEED, framing=CENTRED
+        test,
+        settings.test_pairs,
+        size=settings.image_size,
+        seed=TEST_SEED,
+        framing=CENTRED,
+        role="test",
     )
     figures = judge_pairs(ForgeryPredictor(vlm), pairs)
     heads = (vlm.kfd.locator, vlm.kfd.classifier)
@@ -214,9 +219,9 @@ def _adapter(
             train,
             settings.pairs,
             size=settings.image_size,
-            # Other forgeries than those that the detector has seen.
-            seed=seed + 10_000,
+            seed=seed,
             degradation=DegradeConfig(),
+            role="stage2",
         )
         build_conversations(pairs, kfd, folder / name, seed=seed, **WORDING)
     conversations = datasets.load_from_disk(str(folder / name))

@@ -106,9 +106,12 @@ def forge(
 ) -> None:
     """Write simulated forgeries and pristine faces as the folders real/ and fake/."""
     from llava_forgery.data.forge import forge_folders
-    from llava_forgery.simulate.pairs import FacePairs, load_real_faces
+    from llava_forgery.simulate.pairs import FacePairs, Role, load_real_faces
 
-    forge_folders(FacePairs(load_real_faces(faces, split), pairs, size=size, seed=seed), out)
+    rows = load_real_faces(faces, split)
+    # To train or to test a pseudo-word on.
+    role: Role = "test" if split == "test" else "validation" if split == "val" else "stage2"
+    forge_folders(FacePairs(rows, pairs, size=size, seed=seed, role=role), out)
 
 
 @data.command("preview")
@@ -126,7 +129,8 @@ def preview(
     from llava_forgery.data.preview import draw_preview
     from llava_forgery.simulate.pairs import FacePairs, load_real_faces
 
-    draw_preview(FacePairs(load_real_faces(faces, split), count, size=size, seed=seed), out)
+    rows = load_real_faces(faces, split)
+    draw_preview(FacePairs(rows, count, size=size, seed=seed, role="preview"), out)
 
 
 @data.command("export-eval")
@@ -153,6 +157,8 @@ def export_eval(
     if as_is:
         count = export_faces(rows, out)
     else:
-        source = FacePairs(rows, pairs or 2 * len(rows), size=size, seed=seed, framing=CENTRED)
+        source = FacePairs(
+            rows, pairs or 2 * len(rows), size=size, seed=seed, framing=CENTRED, role="test"
+        )
         count = export_simulated(source, out)
     typer.echo(f"{count} images in {out}", err=True)

@@ -90,7 +90,9 @@ def evaluate(
             )
         predictor = load_predictor(model, host, device, None, allow_download)
         count = 2 * len(rows) if pairs is None else pairs
-        source = FacePairs(rows, count, size=predictor.size, seed=seed, framing=CENTRED)
+        source = FacePairs(
+            rows, count, size=predictor.size, seed=seed, framing=CENTRED, role="test"
+        )
         # Of each pair two images are judged.
         metrics = evaluate_simulated(predictor, source, out, batch_size=max(1, batch_size // 2))
         groups, of = "identity", "simulated forgeries"
@@ -230,7 +232,9 @@ def explain(
         rows = load_faces(faces, split="test")
         predictor = load_predictor(model, host, device, None, allow_download)
         # The forgeries that `eval run` judges under the same seed.
-        pairs = FacePairs(rows, pair + 1, size=predictor.size, seed=seed, framing=CENTRED)
+        pairs = FacePairs(
+            rows, pair + 1, size=predictor.size, seed=seed, framing=CENTRED, role="test"
+        )
         forgery = pairs[pair]
         written = explain_pair(
             predictor,

@@ -110,7 +110,14 @@ def build_qa(
             rows, size=size, seed=seed, unmasked_regions=tuple(unmasked_region or ())
         )
     else:
-        source = FacePairs(rows, pairs or 400, size=size, seed=seed, degradation=DegradeConfig())
+        source = FacePairs(
+            rows,
+            pairs or 400,
+            size=size,
+            seed=seed,
+            degradation=DegradeConfig(),
+            role="stage2",
+        )
     built = build_conversations(
         source,
         detector,

@@ -127,4 +127,4 @@ def evaluation_images(
             )
         return ManifestImages(faces, size)
     count = 2 * len(faces) if pairs is None else pairs
-    return PairImages(FacePairs(faces, count, size=size, seed=seed, framing=CENTRED))
+    return PairImages(FacePairs(faces, count, size=size, seed=seed, framing=CENTRED, role="test"))

@@ -86,7 +86,7 @@ class LabelledPairs(FacePairs):
     def frame(self, index: int) -> FramedFace | FacePair:
         """As :meth:`FacePairs.frame`; a labelled pair needs no forging and is whole."""
         row = self.row_of(index)
-        rng = np.random.default_rng([self.seed, 2, index])
+        rng = np.random.default_rng([self.seed, self._tag, 2, index])
         if rng.random() >= self.ratio:
             return super().frame(index)
         fake, mask, frame = self._fake(rng)

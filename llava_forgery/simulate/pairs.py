@@ -3,7 +3,7 @@
 import logging
 from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import datasets
 import numpy as np
@@ -20,6 +20,11 @@ from llava_forgery.simulate.foreground import Donor
 from llava_forgery.simulate.simulator import ForgerySimulator, to_tensor
 
 logger = logging.getLogger(__name__)
+
+Role = Literal["training", "stage2", "warmup", "calibration", "validation", "test", "preview"]
+"""What pairs are for. It is part of each pair's seed: pairs of two roles have no forgery in common,
+whatever their seeds."""
+ROLES: tuple[Role, ...] = get_args(Role)
 
 # A donor is the one of so many drawn people whose pose is the nearest.
 _CANDIDATES = 6
@@ -93,7 +98,7 @@ CENTRED = FramingConfig(margin=(0.3, 0.3), jitter=0.0, angle=0.0)
 
 
 class FacePairs(Dataset):
-    """Pair ``i`` depends on the seed, ``i`` and the faces alone: not on workers, order or batches.
+    """Pair ``i`` depends on role, seed, ``i`` and the faces only: not on workers, order or batches.
 
     Each round goes over all faces once in an order of its own. The length is as long as one likes,
     so that a whole training is one pass, which can be resumed at any point.
@@ -106,9 +111,11 @@ class FacePairs(Dataset):
         simulator: How forgeries are drawn.
         framing: How the face is placed.
         degradation: Changes that both images share; None leaves them out.
+        role: What the pairs are for, one of ``ROLES``.
 
     Raises:
-        ValueError: No faces, or faces labelled fake; one person alone, and swaps to make.
+        ValueError: No faces, or faces labelled fake; an unknown role; only one person, and swaps
+            to make.
     """
 
     def __init__(
@@ -120,7 +127,10 @@ class FacePairs(Dataset):
         simulator: SimulatorConfig | None = None,
         framing: FramingConfig | None = None,
         degradation: DegradeConfig | None = None,
+        role: Role = "training",
     ) -> None:
+        if role not in ROLES:
+            raise ValueError(f"role is one of {', '.join(ROLES)}, got {role!r}")
         if len(faces) == 0 or length < 1:
             raise ValueError(f"expected faces and a length, got {len(faces)} faces and {length}")
         fakes = sum(label != REAL for label in faces["label"])
@@ -132,7 +142,9 @@ class FacePairs(Dataset):
         self.faces, self.length, self.size, self.seed = faces, length, size, seed
         self.simulator = ForgerySimulator(simulator)
         self.framing = framing or FramingConfig()
-        self.degradation = degradation
+        self.degradation, self.role = degradation, role
+        # Behind the seed in every sequence. New roles stand at the end, so that these numbers stay.
+        self._tag = ROLES.index(role)
         self._people = faces["identity"] if self.simulator.config.swap else None
         if self._people is not None and len(set(self._people)) < 2:
             raise ValueError(
@@ -155,6 +167,7 @@ class FacePairs(Dataset):
             "pairs": self.length,
             "size": self.size,
             "seed": self.seed,
+            "role": self.role,
             "simulator": asdict(self.simulator.config),
             "framing": asdict(self.framing),
             "degradation": asdict(self.degradation) if self.degradation else None,
@@ -167,7 +180,7 @@ class FacePairs(Dataset):
         lap, place = divmod(index, len(self.faces))
         order = self._order
         if order is None or order[0] != lap:
-            rng = np.random.default_rng([self.seed, 0, lap])
+            rng = np.random.default_rng([self.seed, self._tag, 0, lap])
             order = self._order = (lap, rng.permutation(len(self.faces)))
         return int(order[1][place])
 
@@ -200,7 +213,7 @@ class FacePairs(Dataset):
         """The face of pair ``index``, cut out and ready for :meth:`forge`."""
         row = self.row_of(index)
         face = self.face(row)
-        rng = np.random.default_rng([self.seed, 1, index])
+        rng = np.random.default_rng([self.seed, self._tag, 1, index])
         image, landmarks = frame_face(face, self.size, self.framing, rng)
         if self.degradation is not None:
             image = compress_before(image, self.degradation, rng)

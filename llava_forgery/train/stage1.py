@@ -284,9 +284,9 @@ def train_kfd(
         "degradation": degradation or DegradeConfig(),
     }
     pairs = (
-        FacePairs(faces, **options)
+        FacePairs(faces, role="training", **options)
         if labelled is None
-        else LabelledPairs(faces, labelled=labelled, ratio=fake_ratio, **options)
+        else LabelledPairs(faces, labelled=labelled, ratio=fake_ratio, role="training", **options)
     )
     stage = Stage1(detector, weights or LossWeights(), average)
     arguments = training_arguments(

@@ -36,7 +36,6 @@ ABSENT = "-"
 FORGED_WEIGHT = 3.0
 SLOTS = len(REGION_NAMES) + 1
 _DETECTED_AT_ONCE = 16
-_OWN_SEEDS = 10**6
 
 
 def opening_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
@@ -102,13 +101,14 @@ def further_forgeries(
         faces: Of people who are for training.
         count: How many; detecting on one takes as long as on a conversation's image.
         detector: Whose size they have.
-        seed: Of everything; conversations of the same seed are about other forgeries.
+        seed: Of everything; conversations of the same seed are about other forgeries, by their
+            role.
 
     Raises:
         ValueError: No faces, or faces labelled fake.
     """
     size = detector.config.encoder.image_size
-    return FacePairs(faces, count, size, seed + _OWN_SEEDS, degradation=DegradeConfig())
+    return FacePairs(faces, count, size, seed, degradation=DegradeConfig(), role="warmup")
 
 
 def warm_up_fpl(

@@ -1,4 +1,7 @@
+import ast
 from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -11,12 +14,16 @@ from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import (
     CENTRED,
+    ROLES,
     FacePairs,
     FramingConfig,
     frame_face,
     load_real_faces,
 )
 from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+_PAIRS = ("FacePairs", "LabelledPairs")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +67,31 @@ def test_seed_and_index_change_the_pair(faces):
     pairs = _pairs(faces)
     assert not torch.equal(pairs[0].forged, pairs[5].forged)
     assert not torch.equal(pairs[0].forged, _pairs(faces, seed=1)[0].forged)
+
+
+def test_roles_share_no_forgery_under_one_seed(faces):
+    """Regions and places of training's forgeries are no test pairs' ones."""
+    of_role = {
+        role: [_pairs(faces, length=24, seed=2, framing=CENTRED, role=role)[i] for i in range(24)]
+        for role in ROLES
+    }
+    for one, other in combinations(ROLES, 2):
+        masks = zip(of_role[one], of_role[other], strict=True)
+        assert not any(torch.equal(a.mask, b.mask) for a, b in masks), (one, other)
+        rows = ([pair.row for pair in of_role[role]] for role in (one, other))
+        assert next(rows) != next(rows)
+    with pytest.raises(ValueError, match="role is one of training, stage2, .* got 'train'"):
+        _pairs(faces, role="train")
+
+
+@pytest.mark.parametrize("folder", ["llava_forgery", "eval", "scripts"])
+def test_every_use_says_what_its_pairs_are_for(folder):
+    """The default is training's: a test that forgot it would judge training's own forgeries."""
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in _PAIRS:
+                named = {keyword.arg for keyword in node.keywords}
+                assert "role" in named, f"{path.relative_to(ROOT)}:{node.lineno} names no role"
 
 
 def test_every_round_covers_all_faces_in_an_order_of_its_own(faces):
