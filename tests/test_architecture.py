@@ -14,7 +14,7 @@ import make_tree  # noqa: E402
 
 # What a folder or file of the package may import, beside itself.
 BASE = {"constants", "call_state", "optional", "files", "weights", "rows", "images"}
-BASE |= {"tensors", "pooling", "downloads", "noise"}
+BASE |= {"tables", "tensors", "pooling", "downloads", "noise"}
 MODEL = BASE | {"faces", "qa", "kfd", "fpl", "hosts"}
 TRAINING = MODEL | {"simulate", "data", "train"}
 ALL = TRAINING | {"convert", "infer", "evaluation"}
@@ -28,6 +28,7 @@ ARROWS = {
     "rows": {"constants", "files"},
     "downloads": set(),
     "images": {"constants", "files"},
+    "tables": set(),
     "tensors": set(),
     "pooling": set(),
     "faces": BASE,

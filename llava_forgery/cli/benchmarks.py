@@ -8,7 +8,10 @@ import typer
 from llava_forgery.cli.app import data
 from llava_forgery.cli.options import Faces, Out, writable_file
 
-_NAMES = "ff++, dfd, celeb-df-v1, celeb-df-v2, dfdcp, dfdc, deepfakebench, folders, antifakeprompt"
+_NAMES = (
+    "ff++, dfd, celeb-df-v1, celeb-df-v2, celeb-df++, dfdcp, dfdc, deepfakebench (DF40 too), "
+    "folders, antifakeprompt"
+)
 
 
 @data.command("import-benchmark")
@@ -44,6 +47,14 @@ def import_benchmark(
         bool | None,
         typer.Option("--masks/--no-masks", help="Ask for masks, or leave them; default: if there."),
     ] = None,
+    frames: Annotated[
+        bool | None,
+        typer.Option(
+            "--frames/--no-frames",
+            help="Of folders: whether the pictures of one folder are the frames of a video; "
+            "default: where their names differ by a number alone.",
+        ),
+    ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Take what is there of an incomplete download.")
     ] = False,
@@ -60,6 +71,7 @@ def import_benchmark(
         "compressions": compression,
         "images": images,
         "masks": masks,
+        "frames": frames,
         "partial": partial or None,
     }
     if split and "splits" not in known:

@@ -13,7 +13,6 @@ A CSV (paths relative to the file; ``set`` may be left out)::
     made/7.png,fake,sd2
 """
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.images import SUFFIXES
+from llava_forgery.tables import read_table
 
 _LABELS = {"real": REAL, "fake": FAKE, str(REAL): REAL, str(FAKE): FAKE}
 
@@ -90,25 +90,13 @@ def _read_folder(root: Path) -> Iterator[LabelledImage]:
 
 
 def _read_csv(path: Path) -> Iterator[LabelledImage]:
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        rows = csv.DictReader(stream)
-        columns = set(rows.fieldnames or [])
-        if not {"path", "label"} <= columns <= {"path", "label", "set"}:
+    for where, row in read_table(path, ("path", "label"), ("set",)):
+        label = _LABELS.get(row["label"].lower())
+        if label is None:
             raise ValueError(
-                f"{path}, line 1: expected the columns path,label and perhaps set, got "
-                f"{','.join(rows.fieldnames or [])!r}"
+                f"{where}: label must be real, fake, 0 (real) or 1 (fake), got {row['label']!r}"
             )
-        for row in rows:
-            where = f"{path}, line {rows.line_num}"
-            if None in row or None in row.values():
-                raise ValueError(f"{where}: expected {len(columns)} values, one for each column")
-            label = _LABELS.get(row["label"].strip().lower())
-            if label is None:
-                raise ValueError(
-                    f"{where}: label must be real, fake, 0 (real) or 1 (fake), got {row['label']!r}"
-                )
-            file = path.parent / row["path"]
-            if not file.is_file():
-                raise FileNotFoundError(f"{where}: there is no file {file}")
-            name = (row.get("set") or "").strip() or LABEL_NAMES[label]
-            yield LabelledImage(file, label, name)
+        file = path.parent / row["path"]
+        if not file.is_file():
+            raise FileNotFoundError(f"{where}: there is no file {file}")
+        yield LabelledImage(file, label, row.get("set") or LABEL_NAMES[label])

@@ -7,7 +7,6 @@ video share what stands before the last underscore. ``DIR/identities.csv`` (colu
 ``kind``, ``video``, ``identities``) says who is in each video; a face swap holds two people.
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -29,6 +28,7 @@ from llava_forgery.faces.crop import crop_box
 from llava_forgery.files import write_json, write_text
 from llava_forgery.images import SUFFIXES, read_image
 from llava_forgery.pooling import check_reduction
+from llava_forgery.tables import read_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,22 +129,15 @@ def _read_identities(path: Path) -> dict[tuple[str, str, str], tuple[str, ...]]:
             f"{path} is missing; it says who is in each video, with the columns "
             f"{','.join(COLUMNS)} (people separated by spaces)"
         )
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(
-                f"{path} has the columns {','.join(reader.fieldnames or ())}, expected "
-                f"{','.join(COLUMNS)}"
-            )
-        people = {}
-        for row in reader:
-            key = (row["set"], row["kind"], row["video"])
-            names = tuple((row["identities"] or "").split())
-            if not names:
-                raise ValueError(f"{path} names nobody for {','.join(map(str, key))}")
-            if key in people:
-                raise ValueError(f"{path} has two rows for {','.join(key)}")
-            people[key] = names
+    people: dict[tuple[str, str, str], tuple[str, ...]] = {}
+    for where, row in read_table(path, COLUMNS, ()):
+        key = (row["set"], row["kind"], row["video"])
+        names = tuple(row["identities"].split())
+        if not names:
+            raise ValueError(f"{where} names nobody for {','.join(key)}")
+        if key in people:
+            raise ValueError(f"{where}: a second row for {','.join(key)}")
+        people[key] = names
     return people
 
 

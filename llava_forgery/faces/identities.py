@@ -1,11 +1,14 @@
 """Who is in which file, and which people are kept for testing."""
 
-import csv
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 import numpy as np
+
+from llava_forgery.tables import read_table
 
 
 def split_identities(identities: Iterable[str], test_share: float, seed: int) -> dict[str, str]:
@@ -45,30 +48,22 @@ def identities_from_csv(files: Sequence[str], path: Path) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: There is no such CSV.
-        ValueError: It lacks a column or a file, or gives a file two identities.
+        ValueError: It lacks a column or a file, gives a file two identities, or is not UTF-8.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; expected a CSV with file,identity")
     known: dict[str, str] = {}
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        columns = reader.fieldnames or []
-        if "file" not in columns or "identity" not in columns:
-            raise ValueError(f"{path} must have the columns file,identity; it has {columns}")
-        for row in reader:
-            file = (row["file"] or "").strip().replace("\\", "/")
-            identity = (row["identity"] or "").strip()
-            if not file or not identity:
-                raise ValueError(f"{path}, line {reader.line_num}: file or identity is empty")
-            if known.setdefault(file, identity) != identity:
-                raise ValueError(f"{path} gives {file} the identities {known[file]} and {identity}")
-    missing = [file for file in files if file not in known]
+    for where, row in read_table(path, ("file", "identity")):
+        file, identity = _composed(row["file"].replace("\\", "/")), _composed(row["identity"])
+        if not file or not identity:
+            raise ValueError(f"{where}: file or identity is empty")
+        if known.setdefault(file, identity) != identity:
+            raise ValueError(f"{where} gives {file} the identities {known[file]} and {identity}")
+    missing = [file for file in files if _composed(file) not in known]
     if missing:
         raise ValueError(
             f"{path} has no identity for {missing[0]} ({len(missing)} of {len(files)} files are "
             "missing in it); the column file holds paths relative to the folder of photographs"
         )
-    return {file: known[file] for file in files}
+    return {file: known[_composed(file)] for file in files}
 
 
 def identities_from_pattern(files: Sequence[str], pattern: str) -> dict[str, str]:
@@ -86,7 +81,7 @@ def identities_from_pattern(files: Sequence[str], pattern: str) -> dict[str, str
         ValueError: Not a regular expression, without a group, or one that a file does not match.
     """
     try:
-        expression = re.compile(pattern)
+        expression = re.compile(_composed(pattern))
     except re.error as error:
         raise ValueError(
             f"identity_pattern {pattern!r} is not a regular expression: {error}"
@@ -99,7 +94,7 @@ def identities_from_pattern(files: Sequence[str], pattern: str) -> dict[str, str
     group = "identity" if "identity" in expression.groupindex else 1
     identities = {}
     for file in files:
-        match = expression.search(file if "/" in pattern else PurePosixPath(file).name)
+        match = expression.search(_composed(file if "/" in pattern else PurePosixPath(file).name))
         if match is None or not match[group]:
             raise ValueError(
                 f"identity_pattern {pattern!r} finds no identity in {file}; change the pattern, or "
@@ -107,3 +102,18 @@ def identities_from_pattern(files: Sequence[str], pattern: str) -> dict[str, str
             )
         identities[file] = match[group]
     return identities
+
+
+def identities_from_files(files: Sequence[str]) -> dict[str, str]:
+    """Every file another person: its path without the suffix.
+
+    Where two files differ by their suffix alone, such as ``a.jpg`` and ``a.png``, theirs stays.
+    """
+    bare = {file: str(PurePosixPath(file).with_suffix("")) for file in files}
+    count = Counter(bare.values())
+    return {file: name if count[name] == 1 else file for file, name in bare.items()}
+
+
+def _composed(text: str) -> str:
+    """An accented letter as one character (NFC): some systems write file names with two (NFD)."""
+    return normalize("NFC", text)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from os import PathLike
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -19,6 +19,7 @@ from llava_forgery.faces.detect import FaceDetector, detector_factory
 from llava_forgery.faces.extract import CropSettings
 from llava_forgery.faces.identities import (
     identities_from_csv,
+    identities_from_files,
     identities_from_pattern,
     split_identities,
 )
@@ -86,9 +87,9 @@ def prepare(
 ) -> PrepareReport:
     """Find, crop and write the faces of a folder of photographs and videos.
 
-    Identities come from a CSV, from the file names, or are one per file. Whole identities go to
-    the test split, chosen before any face is looked for: which split a person is in does not
-    depend on the detector.
+    Identities come from a CSV, from the file names, or are one per file, with a warning. Whole
+    identities go to the test split, chosen before any face is looked for: which split a person is
+    in does not depend on the detector.
 
     Args:
         src: Folder, searched with its subfolders for pictures and videos (hidden files and
@@ -127,18 +128,26 @@ def prepare(
         raise ValueError(f"{out_dir} is the folder of photographs itself; give another folder")
     found = find_media(src, leave_out=out_dir)
     files = [file for file in found.files if is_name(file)]
+    names = identities_from_files(files)
     if identities_csv is not None:
         identities = identities_from_csv(files, Path(identities_csv))
     elif identity_pattern is not None:
         identities = identities_from_pattern(files, identity_pattern)
     else:
-        identities = {file: _stem(file) for file in files}
+        identities = names
+        if len(files) > 1:
+            logger.warning(
+                "no rule says who is in which file: each of %d files counts as another person, and "
+                "pictures of one person may leak between the splits; give identities_csv "
+                "(--identities) or identity_pattern (--identity-pattern)",
+                len(files),
+            )
     splits = split_identities(identities.values(), test_share, seed)
     sources = (
         MediaSource(
             path=found.root / file,
             name=file,
-            video_id=_stem(file),
+            video_id=names[file],
             identity=identities[file],
             label=label,
             split=splits[identities[file]],
@@ -317,10 +326,6 @@ def _itself(detector: FaceDetector) -> FaceDetector:
 def _description(detector: FaceDetector) -> dict[str, Any]:
     """Class and options of a detector: with others a run starts anew."""
     return {"class": type(detector).__name__, **getattr(detector, "options", {})}
-
-
-def _stem(file: str) -> str:
-    return str(PurePosixPath(file).with_suffix(""))
 
 
 def _check_out_dir(out_dir: Path) -> None:

@@ -38,6 +38,7 @@ from llava_forgery.images import read_image
 from llava_forgery.qa.llava_json import LlavaSample, image_file, read_llava_json
 from llava_forgery.qa.mixing import mix_general
 from llava_forgery.rows import embedded, load_rows, rows_digest
+from llava_forgery.tables import read_text
 from llava_forgery.train.run_record import describe_tokens, spread
 
 logger = logging.getLogger(__name__)
@@ -310,7 +311,7 @@ def read_yaml(
         FileNotFoundError: A JSON file or an image is not there.
         ValueError: A key is missing or unknown, or a strategy is not valid.
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = yaml.safe_load(read_text(path))
     entries = content.get("datasets") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path} must hold a list `datasets`, as LLaVA-NeXT has it")

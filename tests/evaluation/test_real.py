@@ -136,7 +136,7 @@ def test_too_few_people_for_an_interval():
         (lambda f: (f / "c23/real/1_000.png").write_bytes(b"no"), "1_000.png"),
         (
             lambda f: (f / "identities.csv").write_text("set,video\n"),
-            "has the columns set,video, expected set,kind,video,identities",
+            "line 1: expected the columns set,kind,video,identities, got 'set,video'",
         ),
     ],
 )

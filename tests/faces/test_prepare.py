@@ -3,6 +3,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from unicodedata import normalize
 
 import cv2
 import numpy as np
@@ -10,7 +11,11 @@ import pytest
 from PIL import Image
 
 from llava_forgery.faces.detect import DlibDetector
-from llava_forgery.faces.identities import split_identities
+from llava_forgery.faces.identities import (
+    identities_from_csv,
+    identities_from_pattern,
+    split_identities,
+)
 from llava_forgery.faces.prepare import prepare
 from llava_forgery.faces.records import FaceCrop, load_faces
 from llava_forgery.faces.sources import find_media
@@ -137,11 +142,51 @@ def test_identity_from_csv(tmp_path):
     table.write_text("file,identity\nb.png,Bob\nb.png,Ann\n")
     with pytest.raises(ValueError, match="Bob and Ann"):
         run(src, tmp_path / "out", identities_csv=table)
+    table.write_bytes("file,identity\nb.png,J\u00f6rg\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"who\.csv, line 2 is not UTF-8 text \(byte 0xf6\)"):
+        run(src, tmp_path / "out", identities_csv=table)
     table.write_text("name,who\n")
     with pytest.raises(ValueError, match="columns file,identity"):
         run(src, tmp_path / "out", identities_csv=table)
     with pytest.raises(ValueError, match="not both"):
         run(src, tmp_path / "out", identities_csv=table, identity_pattern="(.)")
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_an_accent_is_the_same_letter_in_both_forms(forms):
+    name, listed = (normalize(form, "Ren\u00e9e") for form in forms)
+    files = [f"{name}/1.jpg", f"{normalize('NFC', name)}/2.jpg"]
+    by_pattern = identities_from_pattern(files, f"^({listed})/")
+    assert set(by_pattern.values()) == {"Ren\u00e9e"}
+    assert list(by_pattern) == files
+
+
+def test_a_table_written_on_another_system(tmp_path):
+    table = tmp_path / "who.csv"
+    table.write_text(
+        normalize("NFC", "file,identity\nRen\u00e9e.jpg,Ren\u00e9e\n"), encoding="utf-8"
+    )
+    file = normalize("NFD", "Ren\u00e9e.jpg")
+    assert identities_from_csv([file], table) == {file: "Ren\u00e9e"}
+
+
+def test_without_a_rule_every_file_is_another_person(tmp_path, caplog):
+    for name in ("img.jpg", "img.png", "other.png"):
+        photograph(tmp_path / "src" / name)
+    run(tmp_path / "src", tmp_path / "out")
+    rows = {row["source"]: (row["identity"], row["video_id"]) for row in manifest(tmp_path / "out")}
+    assert rows == {
+        "img.jpg": ("img.jpg", "img.jpg"),
+        "img.png": ("img.png", "img.png"),
+        "other.png": ("other", "other"),
+    }
+    assert "may leak between the splits" in caplog.text
+    caplog.clear()
+    run(tmp_path / "src", tmp_path / "ruled", identity_pattern=r"^(\w+)\.")
+    assert "may leak" not in caplog.text
+    assert {row["identity"] for row in manifest(tmp_path / "ruled")} == {"img", "other"}
+    # Two photographs of one person are still two.
+    assert len({row["video_id"] for row in manifest(tmp_path / "ruled")}) == 3
 
 
 def test_splits_never_share_an_identity(tmp_path):

@@ -5,10 +5,14 @@
 
 The level of the compression is there for FaceForensics++, FaceShifter and DeepFakeDetection alone.
 A frame is a picture of a face, named after its number in the video; a mask has its frame's name.
+DF40 (Yan et al., 2024) keeps its JSON in the same form, with labels such as ``simswap_Fake``.
 """
 
+import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
+from os.path import commonpath
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +21,8 @@ from llava_forgery.faces.benchmarks.listing import check_split, need_json, some
 from llava_forgery.faces.records import SPLITS
 from llava_forgery.faces.sources import MediaSource
 from llava_forgery.files import contained
+
+logger = logging.getLogger(__name__)
 
 # Its labels: ours, and what made the forgery where that is said.
 LABELS: dict[str, tuple[int, str | None]] = {
@@ -42,9 +48,9 @@ LABELS: dict[str, tuple[int, str | None]] = {
     "DF_fake": (FAKE, "DeeperForensics"),
     "UADFV_Real": (REAL, None),
     "UADFV_Fake": (FAKE, None),
-    "roop_Real": (REAL, None),
-    "roop_Fake": (FAKE, "roop"),
 }
+# The others end so; what stands before it is the method.
+_ENDINGS = {"real": REAL, "fake": FAKE}
 # Data sets whose videos stand below a level of compression, and whose labels they use.
 COMPRESSED = {
     "FaceForensics++": "FF-",
@@ -73,8 +79,11 @@ def read_deepfakebench(
     splits: Sequence[str] = SPLITS,
     compressions: Sequence[str] = ("c23",),
     masks: bool = True,
+    partial: bool = False,
 ) -> list[MediaSource]:
-    """Frames of one of DeepfakeBench's JSON files.
+    """Frames of one of DeepfakeBench's or DF40's JSON files, those of a video by their numbers.
+
+    A frame whose name is no number, as of pictures that no video was behind, has none.
 
     Args:
         path: The JSON file.
@@ -82,6 +91,7 @@ def read_deepfakebench(
         splits: Which to read. Some of its files list a video in several splits: read one of them.
         compressions: Which levels to read, where there are levels.
         masks: Whether to take the masks that the file names.
+        partial: Take the frames that are there although the file names more.
 
     Raises:
         FileNotFoundError: The file, a frame or a mask is missing.
@@ -96,6 +106,7 @@ def read_deepfakebench(
         raise ValueError(f"{path} must be an object {{DATASET: {{LABEL: ...}}}}")
     sources: list[MediaSource] = []
     seen: dict[str, str] = {}
+    missing = 0
     for where, label, split, compression, video, entry in _videos(value, path, splits):
         if compression is not None and compression not in compressions:
             continue
@@ -105,22 +116,45 @@ def read_deepfakebench(
                 f"{path}: the video {video_id} stands in the splits {seen[video_id]} and {split}; "
                 f"read one of them (splits=({split!r},), --split {split})"
             )
-        for frame, mask in _frames(entry, where, masks):
-            file = _resolve(frame, images, where)
+        value_of_label, method = read_label(label)
+        for name, frame, mask in _frames(entry, where, masks):
+            file = _find(frame, images, where)
+            if file is None and partial:
+                missing += 1
+                continue
+            if file is None:
+                raise FileNotFoundError(
+                    f"{where}: there is no file {frame} below {images}; complete the pictures, "
+                    "take what is there (partial=True, --partial), or look whether its paths begin "
+                    "at another folder"
+                )
+            mask_path = None if mask is None else _find(mask, images, where)
+            if mask is not None and mask_path is None:
+                raise FileNotFoundError(
+                    f"{where}: there is no mask {mask} below {images}; a missing mask is no empty "
+                    "one: complete the masks, or read without them (masks=False, --no-masks)"
+                )
             sources.append(
                 MediaSource(
                     path=file,
-                    name=f"{video_id}/{file.name}",
+                    name=f"{video_id}/{name}",
                     video_id=video_id,
                     identity=None,
-                    label=LABELS[label][0],
+                    label=value_of_label,
                     split=split,
-                    method=LABELS[label][1],
+                    method=method,
                     compression=compression,
-                    mask_path=None if mask is None else _resolve(mask, images, where),
-                    frame=_number(frame, where),
+                    mask_path=mask_path,
+                    frame=_number(frame),
                 )
             )
+    if missing:
+        logger.warning("%s: %d of its frames are not below %s", path, missing, images)
+    if missing and not sources:
+        raise FileNotFoundError(
+            f"of the {missing} frames that {path} names, none lies below {images}; its paths are "
+            "relative to that folder: is it the right one?"
+        )
     if not sources:
         raise ValueError(
             f"{path} has no frames of the splits {', '.join(splits)} and the compressions "
@@ -182,8 +216,8 @@ def to_deepfakebench(
             for level in videos.values() if dataset in COMPRESSED else (videos,):
                 for entry in level.values():
                     del entry["of"]
-                    entry["frames"].sort()
-                    entry["masks"].sort()
+                    entry["frames"].sort(key=_numeric)
+                    entry["masks"].sort(key=_numeric)
     return {dataset: labels}
 
 
@@ -193,9 +227,10 @@ def _videos(
     """Where it stands, label, split, compression or None, name and entry of each video."""
     for dataset, labels in value.items():
         for label, of_splits in _object(labels, f"{path}, {dataset}").items():
-            if label not in LABELS:
+            if read_label(label) is None:
                 raise ValueError(
-                    f"{path}, {dataset}: unknown label {label!r}; known are {', '.join(LABELS)}"
+                    f"{path}, {dataset}: unknown label {label!r}; known are {', '.join(LABELS)} "
+                    "and names that end in _Real or _Fake"
                 )
             of_splits = _object(of_splits, f"{path}, {dataset}, {label}")
             for split in splits:
@@ -219,16 +254,25 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
+def read_label(label: str) -> tuple[int, str | None] | None:
+    """Ours for one of DeepfakeBench's or DF40's, 0 real or 1 fake, and the method of a fake.
+
+    None where it is neither in ``LABELS`` nor ends in ``_Real`` or ``_Fake``.
+    """
+    if label in LABELS:
+        return LABELS[label]
+    method, _, ending = label.rpartition("_")
+    if not method or ending.lower() not in _ENDINGS:
+        return None
+    value = _ENDINGS[ending.lower()]
+    return value, method if value == FAKE else None
+
+
 def _frames(
     entry: Mapping[str, Any], where: str, with_masks: bool
-) -> list[tuple[PurePosixPath, PurePosixPath | None]]:
-    """Frames in order, each with its mask or None."""
-    frames, masks = (
-        # Written on Windows, paths hold backslashes.
-        {PurePosixPath(text.replace("\\", "/")).stem: PurePosixPath(text.replace("\\", "/"))
-         for text in entry.get(name) or ()}
-        for name in ("frames", "masks")
-    )  # fmt: skip
+) -> list[tuple[str, PurePosixPath, PurePosixPath | None]]:
+    """Names and paths of the frames, by number, each with its mask or None."""
+    frames, masks = (_by_name(entry.get(name) or (), where) for name in ("frames", "masks"))
     if not frames:
         raise ValueError(f"{where} has no frames; prepare the video anew, or take it out")
     if with_masks and masks and set(masks) != set(frames):
@@ -241,16 +285,41 @@ def _frames(
             "no empty one: complete them, or read without masks (masks=False, --no-masks)"
         )
     found = masks if with_masks else {}
-    return [(frames[name], found.get(name)) for name in sorted(frames)]
+    return [
+        (f"{name}{frames[name].suffix}", frames[name], found.get(name))
+        for name in sorted(frames, key=_numeric)
+    ]
 
 
-def _number(frame: PurePosixPath, where: str) -> int:
-    if not frame.stem.isdigit():
-        raise ValueError(f"{where}: the frame {frame} is not named after its number")
-    return int(frame.stem)
+def _by_name(paths: Iterable[str], where: str) -> dict[str, PurePosixPath]:
+    """Paths by their names without suffix; with the folders that differ, where names repeat."""
+    # Written on Windows, paths hold backslashes.
+    files = list(dict.fromkeys(PurePosixPath(text.replace("\\", "/")) for text in paths))
+    found = {file.stem: file for file in files}
+    if len(found) < len(files):
+        try:
+            common = commonpath([file.parent for file in files])
+        except ValueError as error:
+            raise ValueError(f"{where} mixes absolute and relative paths: {error}") from error
+        found = {str(file.relative_to(common).with_suffix("")): file for file in files}
+    if len(found) < len(files):
+        raise ValueError(f"{where} names one frame in two formats; expected each once")
+    return found
 
 
-def _resolve(path: PurePosixPath, root: Path, where: str) -> Path:
+def _numeric(name: str) -> tuple[Any, ...]:
+    """The order of frames: by number, 2 before 10, then by folder."""
+    folder, _, stem = name.rpartition("/")
+    parts = re.split(r"(\d+)", stem)
+    return [int(part) if part.isdecimal() else part for part in parts], folder
+
+
+def _number(frame: PurePosixPath) -> int | None:
+    return int(frame.stem) if frame.stem.isdecimal() else None
+
+
+def _find(path: PurePosixPath, root: Path, where: str) -> Path | None:
+    """The file that a path of the JSON names, None if it is not there."""
     text = str(path)
     for start in ("datasets/rgb/", "datasets/"):
         text = text.removeprefix(start)
@@ -258,11 +327,10 @@ def _resolve(path: PurePosixPath, root: Path, where: str) -> Path:
         # An absolute path is good as long as it leads there.
         files = [contained(root, str(path)), contained(root, text)]
     except ValueError as error:
-        raise ValueError(f"{where}: {error}; give the folder that holds all pictures") from error
-    for file in files:
-        if file.is_file():
-            return file
-    raise FileNotFoundError(f"{where}: there is no file {files[1]}; give the folder of pictures")
+        raise ValueError(
+            f"{where}: {error}; expected paths below the folder of pictures (--images)"
+        ) from error
+    return next((file for file in files if file.is_file()), None)
 
 
 def _label_of(source: MediaSource, dataset: str) -> str:

@@ -14,7 +14,6 @@ DFDC::
          validation/labels.csv                (may be left out)
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -31,6 +30,7 @@ from llava_forgery.faces.benchmarks.listing import (
     without_shared_people,
 )
 from llava_forgery.faces.sources import VIDEO_SUFFIXES, MediaSource
+from llava_forgery.tables import read_table
 
 _LABELS = {"real": REAL, "fake": FAKE}
 _FOLDERS = {"train": "train", "validation": "val", "test": "test"}
@@ -131,22 +131,16 @@ def _read_training(root: Path, place: Path, split: str, partial: bool) -> list[M
 
 def _read_labelled(root: Path, place: Path, split: str, partial: bool) -> list[MediaSource]:
     file = place / "labels.csv"
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}; expected a CSV with filename,label")
     listed: dict[str, dict[str, Any]] = {}
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        rows = csv.DictReader(stream)
-        if not {"filename", "label"} <= set(rows.fieldnames or []):
-            raise ValueError(f"{file} has the columns {rows.fieldnames}, expected filename,label")
-        for row in rows:
-            if row["label"] not in ("0", "1"):
-                raise ValueError(
-                    f"{file}, line {rows.line_num}: the label of {row['filename']} must be 0 "
-                    f"(real) or 1 (fake), got {row['label']!r}"
-                )
-            if row["filename"] in listed:
-                raise ValueError(f"{file}, line {rows.line_num}: {row['filename']} comes twice")
-            listed[row["filename"]] = {"label": "fake" if row["label"] == "1" else "real"}
+    for where, row in read_table(file, ("filename", "label")):
+        if row["label"] not in ("0", "1"):
+            raise ValueError(
+                f"{where}: the label of {row['filename']} must be 0 (real) or 1 (fake), got "
+                f"{row['label']!r}"
+            )
+        if row["filename"] in listed:
+            raise ValueError(f"{where}: {row['filename']} comes twice")
+        listed[row["filename"]] = {"label": "fake" if row["label"] == "1" else "real"}
     inner = place / "videos"
     return _sources(root, inner if inner.is_dir() else place, listed, split, partial, file)
 

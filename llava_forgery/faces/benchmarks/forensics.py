@@ -21,6 +21,7 @@ from pathlib import Path
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.faces.benchmarks.listing import (
     check_complete,
+    is_there,
     match_masks,
     need_folder,
     need_json,
@@ -57,7 +58,7 @@ def read_forensics(
         methods: Some of ``METHODS``; None takes those that have a folder.
         compressions: Some of ``COMPRESSIONS``; one video in two of them counts as two.
         masks: Whether forgeries carry their masks; None where their folder is there.
-        partial: Take the videos that are there although the splits name more.
+        partial: Take the folders and videos that are there although the splits name more.
 
     Raises:
         FileNotFoundError: A folder, a split file, a video or a mask is missing.
@@ -81,7 +82,9 @@ def read_forensics(
         parts = [("youtube", root / "original_sequences/youtube", originals)]
         parts += [(method, manipulated / method, forged) for method in methods]
         for part, folder, expected in parts:
-            place = need_folder(folder / compression / "videos", f"the videos of {part}")
+            place = folder / compression / "videos"
+            if not is_there(place, f"the videos of {part}", partial):
+                continue
             videos = videos_in(place)
             check_complete(list(expected), list(videos), str(place), partial)
             label = REAL if part == "youtube" else FAKE
@@ -120,7 +123,7 @@ def read_dfd(
         root: The folder of FaceForensics++.
         compressions: Some of ``COMPRESSIONS``.
         masks: As in :func:`read_forensics`.
-        partial: Take the masks that have a video.
+        partial: Take the folders that are there, and the masks that have a video.
 
     Raises:
         FileNotFoundError: A folder, its videos or a mask is missing.
@@ -134,9 +137,11 @@ def read_dfd(
             (REAL, root / "original_sequences/actors", r"(\d\d)__.+", "01__scene"),
             (FAKE, root / "manipulated_sequences" / _DFD, r"(\d\d)_\d\d__.+", "01_02__scene__ID"),
         ):
-            place = need_folder(folder / compression / "videos", f"the videos of {folder.name}")
+            place = folder / compression / "videos"
+            if not is_there(place, f"the videos of {folder.name}", partial):
+                continue
             videos = videos_in(place)
-            if not videos:
+            if not videos and not partial:
                 raise FileNotFoundError(f"{place} holds no videos at all")
             found = _masks(folder, compression, videos, masks, partial) if label == FAKE else {}
             for name, path in videos.items():

@@ -25,6 +25,23 @@ def need_folder(path: Path, what: str) -> Path:
     return path
 
 
+def is_there(path: Path, what: str, partial: bool) -> bool:
+    """Whether a folder of a benchmark is there, which a part of a download may lack.
+
+    Raises:
+        FileNotFoundError: It is not, and ``partial`` is False.
+    """
+    if partial and not path.is_dir():
+        logger.warning("there is no folder %s", path)
+        return False
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {path}; expected {what}: complete the download, or take what is "
+            "there (partial=True, --partial)"
+        )
+    return True
+
+
 def need_json(path: Path, what: str) -> Any:
     """What a JSON file holds.
 
@@ -65,7 +82,7 @@ def check_complete(
         partial: Fewer than expected are fine.
 
     Raises:
-        FileNotFoundError: A video of the list is not there.
+        FileNotFoundError: A video of the list is not there, or none at all.
         ValueError: A video that no list names.
     """
     unknown = sorted(set(found) - set(expected))
@@ -82,7 +99,7 @@ def check_complete(
         )
     if missing:
         logger.warning("%s: %d of %d videos are not there", where, len(missing), len(expected))
-    if not found:
+    if not found and not partial:
         raise FileNotFoundError(f"{where} holds no videos at all")
 
 

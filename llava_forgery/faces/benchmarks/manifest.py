@@ -14,13 +14,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from llava_forgery.faces.benchmarks.celeb_df import read_celeb_df
+from llava_forgery.faces.benchmarks.celeb_df import read_celeb_df, read_celeb_df_pp
 from llava_forgery.faces.benchmarks.deepfakebench import read_deepfakebench
 from llava_forgery.faces.benchmarks.dfdc import read_dfdc, read_dfdcp
 from llava_forgery.faces.benchmarks.forensics import read_dfd, read_forensics
 from llava_forgery.faces.benchmarks.plain import read_antifakeprompt, read_folders
 from llava_forgery.faces.sources import MediaSource, check_sources
 from llava_forgery.files import parse_json, write_json_lines
+from llava_forgery.tables import read_text
 
 # Reader, and the options it knows.
 BENCHMARKS: dict[str, tuple[Callable[..., list[MediaSource]], tuple[str, ...]]] = {
@@ -28,11 +29,12 @@ BENCHMARKS: dict[str, tuple[Callable[..., list[MediaSource]], tuple[str, ...]]] 
     "dfd": (read_dfd, ("compressions", "masks", "partial")),
     "celeb-df-v1": (read_celeb_df, ("partial",)),
     "celeb-df-v2": (read_celeb_df, ("partial",)),
+    "celeb-df++": (read_celeb_df_pp, ("partial",)),
     "dfdcp": (read_dfdcp, ("partial",)),
     "dfdc": (read_dfdc, ("splits", "partial")),
-    "deepfakebench": (read_deepfakebench, ("images", "splits", "compressions", "masks")),
-    "folders": (read_folders, ("split",)),
-    "antifakeprompt": (read_antifakeprompt, ("split",)),
+    "deepfakebench": (read_deepfakebench, ("images", "splits", "compressions", "masks", "partial")),
+    "folders": (read_folders, ("split", "frames", "partial")),
+    "antifakeprompt": (read_antifakeprompt, ("split", "partial")),
 }
 _PATHS = ("path", "mask_path")
 _NEEDED = ("path", "name", "video_id", "label", "split")
@@ -47,7 +49,7 @@ def read_benchmark(name: str, root: str | PathLike, **options: Any) -> list[Medi
         options: Of its reader; None counts as not given.
 
     Raises:
-        FileNotFoundError: As the reader.
+        FileNotFoundError: As the reader; there is nothing at all.
         ValueError: An unknown benchmark or option; as the reader and ``check_sources``.
     """
     if name not in BENCHMARKS:
@@ -58,6 +60,8 @@ def read_benchmark(name: str, root: str | PathLike, **options: Any) -> list[Medi
     if strange:
         raise ValueError(f"{name} has no option {strange[0]}; it has {', '.join(known)}")
     sources = reader(root, **given)
+    if not sources:
+        raise FileNotFoundError(f"{root} holds no videos or pictures of {name}")
     check_sources(sources)
     return sources
 
@@ -97,7 +101,7 @@ def read_manifest(path: str | PathLike) -> list[MediaSource]:
         )
     known = {field.name for field in fields(MediaSource)}
     sources = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

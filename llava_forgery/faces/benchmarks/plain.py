@@ -1,8 +1,10 @@
 """Data without a layout of its own: two folders, or AntifakePrompt's CSV.
 
-Folders, of pictures or videos, with splits or without::
+Folders, of pictures or videos, with splits or without; numbered pictures that lie in a folder of
+their own are the frames of one video::
 
     ROOT/real/**  ROOT/fake/**          ROOT/train/real/**  ROOT/train/fake/**  ROOT/test/...
+    ROOT/real/VIDEO/000.png 001.png     ROOT/fake/METHOD/VIDEO/000.png 001.png
 
 AntifakePrompt's CSV, whose label is the answer to "Is this photo real?"::
 
@@ -11,32 +13,51 @@ AntifakePrompt's CSV, whose label is the answer to "Is this photo real?"::
     SD2/000.png,no
 """
 
-import csv
+import logging
 import os
+import re
+from collections.abc import Iterator
+from itertools import groupby
 from os import PathLike
 from pathlib import Path
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
-from llava_forgery.faces.benchmarks.listing import check_split, need_folder, relative_name
+from llava_forgery.faces.benchmarks.listing import check_split, need_folder, relative_name, some
 from llava_forgery.faces.records import SPLITS
 from llava_forgery.faces.sources import VIDEO_SUFFIXES, MediaSource
 from llava_forgery.images import SUFFIXES
+from llava_forgery.tables import read_table
+
+logger = logging.getLogger(__name__)
 
 _ANSWERS = {"yes": REAL, "real": REAL, "no": FAKE, "fake": FAKE}
 
 
-def read_folders(root: str | PathLike, *, split: str = "test") -> list[MediaSource]:
-    """Pictures and videos below ``real/`` and ``fake/``; each file is a video of its own.
+def read_folders(
+    root: str | PathLike,
+    *,
+    split: str = "test",
+    frames: bool | None = None,
+    partial: bool = False,
+) -> list[MediaSource]:
+    """Pictures and videos below ``real/`` and ``fake/``.
 
-    The folder directly below ``fake/``, if there is one, is the method.
+    The folder directly below ``fake/``, if there is one, is the method, unless it is itself a
+    video's.
 
     Args:
         root: Holds ``real/`` and ``fake/``, or a folder of these for each split.
         split: Of all files, where the folders do not say it.
+        frames: Whether the pictures of a folder below ``real/`` or ``fake/`` are the frames of one
+            video, in the order of their numbers. None: those of each folder whose pictures all
+            have one name but for their numbers, such as ``000.png`` or ``frame_12.png``; which
+            folders these are is logged. False: every picture stands for itself.
+        partial: One of ``real/`` and ``fake/`` may be missing or empty.
 
     Raises:
         FileNotFoundError: One of the two folders is missing or empty.
-        ValueError: Another split.
+        ValueError: Another split; with ``frames=True`` a picture without a number in its name, or
+            two of one number in a folder.
     """
     root = need_folder(Path(root), "a folder with real/ and fake/")
     check_split(split)
@@ -44,37 +65,89 @@ def read_folders(root: str | PathLike, *, split: str = "test") -> list[MediaSour
     sources = []
     for name, place in (of_splits or {split: root}).items():
         for label, kind in enumerate(LABEL_NAMES):
-            folder = need_folder(place / kind, f"the {kind} pictures or videos")
+            folder = place / kind
+            if partial and not folder.is_dir():
+                continue
+            need_folder(folder, f"the {kind} pictures or videos")
             files = [
                 path
                 for path in sorted(folder.rglob("*"))
                 if path.name.lower().endswith(SUFFIXES + VIDEO_SUFFIXES) and path.is_file()
             ]
-            if not files:
-                raise FileNotFoundError(f"{folder} holds no pictures or videos")
-            for path in files:
-                below = path.relative_to(folder).parts
-                source = relative_name(path, root)
-                sources.append(
-                    MediaSource(
-                        path=path,
-                        name=source,
-                        video_id=source,
-                        identity=None,
-                        label=label,
-                        split=name,
-                        method=below[0] if label == FAKE and len(below) > 1 else None,
-                    )
+            if not files and not partial:
+                raise FileNotFoundError(
+                    f"{folder} holds no pictures or videos; without the {kind} ones AUC is not "
+                    "defined: add them, or take what is there (partial=True, --partial)"
                 )
+            sources += _below(root, folder, files, label, name, frames)
+    if not sources:
+        raise FileNotFoundError(f"{root} holds no pictures or videos in real/ or fake/")
+    videos = {s.video_id for s in sources if s.frame is not None}
+    if videos and frames is None:
+        logger.warning(
+            "the numbered pictures of %d folders are read as one video each (%s); where they are "
+            "photographs of their own, say so (frames=False, --no-frames)",
+            len(videos),
+            some(sorted(videos)),
+        )
     return sources
 
 
-def read_antifakeprompt(path: str | PathLike, *, split: str = "test") -> list[MediaSource]:
+def _below(
+    root: Path, folder: Path, files: list[Path], label: int, split: str, frames: bool | None
+) -> Iterator[MediaSource]:
+    """The files of one label, frames in the order of their numbers."""
+    for place, inside in groupby(sorted(files, key=lambda path: path.parent), lambda p: p.parent):
+        media = list(inside)
+        pictures = [path for path in media if path.name.lower().endswith(SUFFIXES)]
+        numbers = {}
+        if place != folder and frames is not False:
+            numbers = _numbers(pictures, place, insist=bool(frames))
+        for path in sorted(media, key=lambda path: (numbers.get(path, -1), path)):
+            below = path.relative_to(folder).parts
+            # A video's own folder is not a method.
+            methods = below[: -2 if path in numbers else -1]
+            name = relative_name(path, root)
+            yield MediaSource(
+                path=path,
+                name=name,
+                video_id=relative_name(place, root) if path in numbers else name,
+                identity=None,
+                label=label,
+                split=split,
+                method=methods[0] if label == FAKE and methods else None,
+                frame=numbers.get(path),
+            )
+
+
+def _numbers(pictures: list[Path], place: Path, insist: bool) -> dict[Path, int]:
+    """The number of each picture of a folder in its video; nothing where they are not frames."""
+    found = {path: re.fullmatch(r"(.*?)(\d+)", path.stem) for path in pictures}
+    strange = [path.name for path, match in found.items() if match is None]
+    numbers = {path: int(match[2]) for path, match in found.items() if match}
+    beginnings = {match[1] for match in found.values() if match}
+    # A time such as 20261128093000 is a photograph's, and no frame's number.
+    largest = max(numbers.values(), default=0)
+    counted = len(set(numbers.values())) == len(pictures) and largest < 2**31
+    if insist and not counted:
+        names = strange or [path.name for path in pictures]
+        raise ValueError(
+            f"{place} holds {some(names)}; as the frames of one video they need names that end in "
+            "different numbers, such as 000.png"
+        )
+    series = counted and len(beginnings) == 1 and len(pictures) > 1
+    return numbers if insist or series else {}
+
+
+def read_antifakeprompt(
+    path: str | PathLike, *, split: str = "test", partial: bool = False
+) -> list[MediaSource]:
     """AntifakePrompt's CSV; a path in it is relative to the file, or absolute.
 
     Args:
         path: The CSV.
         split: Of all its pictures.
+        partial: Take the pictures that are there although the CSV names more.
 
     Raises:
         FileNotFoundError: The CSV or a picture is missing.
@@ -82,37 +155,41 @@ def read_antifakeprompt(path: str | PathLike, *, split: str = "test") -> list[Me
     """
     path = Path(path)
     check_split(split)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; expected a CSV with img_path,label")
     sources: dict[str, MediaSource] = {}
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        rows = csv.DictReader(stream)
-        if not {"img_path", "label"} <= set(rows.fieldnames or []):
-            raise ValueError(f"{path} has the columns {rows.fieldnames}, expected img_path,label")
-        for row in rows:
-            where = f"{path}, line {rows.line_num}"
-            label = _ANSWERS.get((row["label"] or "").strip().lower())
-            if label is None:
-                raise ValueError(
-                    f"{where}: the label must be yes (real) or no (fake), got {row['label']!r}"
-                )
-            listed = row["img_path"].strip().replace("\\", "/")
-            file = path.parent / listed
-            if not file.is_file():
-                raise FileNotFoundError(f"{where}: there is no file {file}")
-            name = _name(listed, path.parent)
-            if name in sources:
-                raise ValueError(f"{where}: {listed} comes twice")
-            folder = Path(name).parent.name
-            sources[name] = MediaSource(
-                path=file,
-                name=name,
-                video_id=name,
-                identity=None,
-                label=label,
-                split=split,
-                method=folder if label == FAKE and folder else None,
+    missing = 0
+    for where, row in read_table(path, ("img_path", "label")):
+        label = _ANSWERS.get(row["label"].lower())
+        if label is None:
+            raise ValueError(
+                f"{where}: the label must be yes (real) or no (fake), got {row['label']!r}"
             )
+        listed = row["img_path"].replace("\\", "/")
+        file = path.parent / listed
+        if not file.is_file():
+            if not partial:
+                raise FileNotFoundError(
+                    f"{where}: there is no file {file}; paths are relative to the CSV: complete "
+                    "the pictures, or take what is there (partial=True, --partial)"
+                )
+            missing += 1
+            continue
+        name = _name(listed, path.parent)
+        if name in sources:
+            raise ValueError(f"{where}: {listed} comes twice")
+        folder = Path(name).parent.name
+        sources[name] = MediaSource(
+            path=file,
+            name=name,
+            video_id=name,
+            identity=None,
+            label=label,
+            split=split,
+            method=folder if label == FAKE and folder else None,
+        )
+    if missing:
+        logger.warning("%s: %d of its pictures are not there", path, missing)
+    if missing and not sources:
+        raise FileNotFoundError(f"of the {missing} pictures that {path} names, none is there")
     if not sources:
         raise ValueError(f"{path} names no pictures")
     return list(sources.values())

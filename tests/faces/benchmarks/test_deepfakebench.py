@@ -116,6 +116,9 @@ def change(value, what):
     elif what == "file":
         video["frames"][0] = video["frames"][0].replace("012", "013")
         video["masks"][0] = video["masks"][0].replace("012", "013")
+    elif what == "mask file":
+        video["frames"] = ["FaceForensics++/FF-DF/c23/frames/000_003/012.png"]
+        video["masks"] = ["FaceForensics++/FF-DF/c23/masks/000_004/012.png"]
     elif what == "structure":
         labels["FF-DF"]["train"] = []
     return value
@@ -129,13 +132,68 @@ def change(value, what):
         ("mask missing", ValueError, "the frames 000 have no masks"),
         ("frame missing", ValueError, "no frames belong to the masks 000"),
         ("no frames", ValueError, "000_003 has no frames"),
-        ("file", FileNotFoundError, "013.png"),
+        ("file", FileNotFoundError, "there is no file .*013.png below .*rgb.*--partial"),
+        ("mask file", FileNotFoundError, "there is no mask .*000_004.012.png below .*--no-masks"),
         ("structure", ValueError, "expected an object, got list"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, rgb, what, error, message):
     with pytest.raises(error, match=message):
         read_deepfakebench(written(tmp_path, change(forensics(), what)), rgb)
+
+
+def entry_of(tmp_path, label, names, masks=()):
+    """A JSON with one video of these frames, all of which are there."""
+    for name in (*names, *masks):
+        touch(tmp_path / name)
+    entry = {"label": label, "frames": list(names), "masks": list(masks)}
+    return written(tmp_path, {"set": {label: {"test": {"v": entry}}}})
+
+
+def test_every_frame_is_kept_in_numeric_order(tmp_path):
+    names = ["f/a/10.png", "f/a/2.png", "f/b/2.png"]
+    path = entry_of(tmp_path, "DF_fake", names, [n.replace("f/", "m/") for n in names])
+    sources = read_deepfakebench(path, tmp_path)
+    assert [source.path.relative_to(tmp_path).as_posix() for source in sources] == [
+        "f/a/2.png", "f/b/2.png", "f/a/10.png",
+    ]  # fmt: skip
+    assert [source.frame for source in sources] == [2, 2, 10]
+    assert [source.name for source in sources] == [
+        "DF_fake/v/a/2.png", "DF_fake/v/b/2.png", "DF_fake/v/a/10.png",
+    ]  # fmt: skip
+    # Each has the mask of its own folder.
+    assert [s.mask_path for s in sources] == [
+        tmp_path / "m" / s.path.relative_to(tmp_path / "f") for s in sources
+    ]
+    back = to_deepfakebench(sources, "DeepFaces", tmp_path)
+    frames = back["DeepFaces"]["DeepFaces_fake"]["test"]["v"]["frames"]
+    assert [frame.rsplit("/", 1)[1] for frame in frames] == ["2.png", "2.png", "10.png"]
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("simswap_Fake", (FAKE, "simswap")),
+        ("e4s_Real", (REAL, None)),
+        ("one_shot_free_Fake", (FAKE, "one_shot_free")),
+        ("FSAll_fake", (FAKE, "FSAll")),
+        ("DFDC_Fake", (FAKE, None)),
+    ],
+)
+def test_labels_of_df40(tmp_path, label, expected):
+    (source,) = read_deepfakebench(entry_of(tmp_path, label, ["x/b7.png"]), tmp_path)
+    assert (source.label, source.method) == expected
+    # A generator's picture is no frame of a video.
+    assert source.frame is None
+
+
+def test_a_part_of_the_frames(tmp_path, rgb, caplog):
+    path = written(tmp_path, change(forensics(), "file"))
+    sources = read_deepfakebench(path, rgb, partial=True)
+    assert [source.frame for source in sources] == [0, 12, 0]
+    assert "1 of its frames are not below" in caplog.text
+    with pytest.raises(FileNotFoundError, match="of the 4 frames .* none lies below"):
+        read_deepfakebench(path, tmp_path / "elsewhere", partial=True)
 
 
 @pytest.mark.parametrize("path", ["../secret/000.png", "{}/secret/000.png", "..\\secret\\000.png"])

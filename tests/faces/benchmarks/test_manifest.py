@@ -17,6 +17,7 @@ MADE = {
     "dfd": trees.dfd,
     "celeb-df-v1": trees.celeb_df,
     "celeb-df-v2": trees.celeb_df,
+    "celeb-df++": trees.celeb_df_pp,
     "dfdcp": trees.dfdcp,
     "dfdc": trees.dfdc,
 }

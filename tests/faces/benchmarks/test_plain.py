@@ -37,6 +37,62 @@ def test_folders_of_splits(tmp_path):
         read_folders(tmp_path)
 
 
+def test_numbered_pictures_of_a_folder_are_one_video(tmp_path, caplog):
+    for name in ("2", "10", "1"):
+        touch(tmp_path / f"real/alice/{name}.png")
+        touch(tmp_path / f"fake/swap/alice/frame_{name}.png")
+    for name in ("real/000.png", "real/001.png", "real/set/cat.png", "fake/sd2/a1.png"):
+        touch(tmp_path / name)
+    touch(tmp_path / "fake/sd2/b2.png")
+    sources = {source.name: source for source in read_folders(tmp_path)}
+    alice = [s for s in sources.values() if s.video_id == "real/alice"]
+    assert [source.frame for source in alice] == [1, 2, 10]
+    assert [source.path.name for source in alice] == ["1.png", "2.png", "10.png"]
+    fake = sources["fake/swap/alice/frame_2.png"]
+    assert (fake.video_id, fake.method, fake.frame) == ("fake/swap/alice", "swap", 2)
+    # Those beside real/ and fake/ themselves, and of other names, are photographs.
+    assert {s.video_id for s in sources.values() if s.frame is None} == {
+        "real/000.png", "real/001.png", "real/set/cat.png", "fake/sd2/a1.png", "fake/sd2/b2.png",
+    }  # fmt: skip
+    assert "2 folders are read as one video each (fake/swap/alice, real/alice)" in caplog.text
+    apart = {source.name: source for source in read_folders(tmp_path, frames=False)}
+    assert {source.video_id for source in apart.values()} == set(apart)
+    assert apart["fake/swap/alice/frame_2.png"].method == "swap"
+    with pytest.raises(ValueError, match=r"set holds cat\.png; as the frames of one video"):
+        read_folders(tmp_path, frames=True)
+
+
+def test_times_are_no_frame_numbers(tmp_path):
+    touch(tmp_path / "fake/a.png")
+    for second in (1, 2):
+        touch(tmp_path / f"real/holiday/2026112809300{second}.jpg")
+    assert {source.frame for source in read_folders(tmp_path)} == {None}
+
+
+def test_one_of_the_two_folders(tmp_path):
+    touch(tmp_path / "fake/a.jpg")
+    (tmp_path / "real").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no pictures.*--partial"):
+        read_folders(tmp_path)
+    (source,) = read_folders(tmp_path, partial=True)
+    assert (source.name, source.label) == ("fake/a.jpg", FAKE)
+    (tmp_path / "fake/a.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="in real/ or fake/"):
+        read_folders(tmp_path, partial=True)
+
+
+def test_antifakeprompt_that_is_not_complete(tmp_path, caplog):
+    touch(tmp_path / "a.png")
+    table = tmp_path / "label.csv"
+    table.write_text("img_path,label\na.png,no\nb.png,yes\n")
+    (source,) = read_antifakeprompt(table, partial=True)
+    assert source.name == "a.png"
+    assert "1 of its pictures are not there" in caplog.text
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match="of the 2 pictures"):
+        read_antifakeprompt(table, partial=True)
+
+
 def test_antifakeprompt(tmp_path):
     absolute = touch(tmp_path / "elsewhere/b.jpg")
     touch(tmp_path / "data/SD2/a.png")
@@ -59,7 +115,7 @@ def test_antifakeprompt(tmp_path):
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("path,label\na.png,no\n", ValueError, "expected img_path,label"),
+        ("path,label\na.png,no\n", ValueError, "expected the columns img_path,label"),
         ("img_path,label\na.png,1\n", ValueError, "line 2: the label must be yes"),
         ("img_path,label\nb.png,no\n", FileNotFoundError, "line 2: there is no file"),
         ("img_path,label\na.png,no\na.png,yes\n", ValueError, "line 3: a.png comes twice"),

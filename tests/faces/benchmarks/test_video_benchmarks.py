@@ -2,13 +2,15 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.faces.benchmarks.celeb_df import read_celeb_df
+from llava_forgery.faces.benchmarks.celeb_df import read_celeb_df, read_celeb_df_pp
 from llava_forgery.faces.benchmarks.dfdc import read_dfdc, read_dfdcp
 from llava_forgery.faces.benchmarks.forensics import read_dfd, read_forensics
+from llava_forgery.faces.benchmarks.manifest import read_benchmark
 from llava_forgery.faces.sources import check_sources
 from tests.faces.benchmarks import trees
 
@@ -123,7 +125,7 @@ def test_celeb_df_counts_the_other_way_round(tmp_path, caplog):
         ("YouTube-real/00000.mp4", ValueError, "line 4: expected"),
         ("1 Other/00000.mp4", ValueError, "lies in none of"),
         ("1 YouTube-real/00001.mp4", ValueError, "listed twice"),
-        ("1 YouTube-real/00009.mp4", FileNotFoundError, "lacks 00009"),
+        ("1 YouTube-real/00009.mp4", FileNotFoundError, "lacks YouTube-real/00009"),
     ],
 )
 def test_celeb_df_list_is_checked(tmp_path, line, error, message):
@@ -132,6 +134,53 @@ def test_celeb_df_list_is_checked(tmp_path, line, error, message):
         file.write(f"{line}\n")
     with pytest.raises(error, match=message):
         read_celeb_df(root)
+
+
+def test_celeb_df_pp(tmp_path):
+    root = trees.celeb_df_pp(tmp_path)
+    sources = by_id(read_celeb_df_pp(root))
+    methods = {name: source.method for name, source in sources.items() if source.label == FAKE}
+    assert methods == {
+        "Celeb-synthesis/FaceSwap/Celeb-DF/id0_id1_0000": "Celeb-DF",
+        "Celeb-synthesis/FaceSwap/SimSwap/id0_id1_0000": "SimSwap",
+        "Celeb-synthesis/TalkingFace/SadTalker/id1_0000_id0": "SadTalker",
+    }
+    assert {name for name, source in sources.items() if source.split == "test"} == {
+        "YouTube-real/00001", "Celeb-synthesis/TalkingFace/SadTalker/id1_0000_id0",
+    }  # fmt: skip
+    assert sources["Celeb-synthesis/FaceSwap/SimSwap/id0_id1_0000"].identity == "id0"
+    assert sources["Celeb-synthesis/TalkingFace/SadTalker/id1_0000_id0"].identity == "id1"
+    with pytest.raises(ValueError, match=r"is Celeb-DF\+\+: .*read it as celeb-df\+\+"):
+        read_celeb_df(root)
+    (root / "Celeb-synthesis/TalkingFace/SadTalker/id1_0000_id0.mp4").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks Celeb-synthesis/TalkingFace/SadTalker"):
+        read_celeb_df_pp(root)
+    assert len(read_celeb_df_pp(root, partial=True)) == len(sources) - 1
+    with pytest.raises(FileNotFoundError, match="celeb-df-v1 and celeb-df-v2"):
+        read_celeb_df_pp(trees.celeb_df(tmp_path / "v2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "folder"),
+    [
+        ("ff++", trees.forensics, "original_sequences"),
+        ("dfd", trees.dfd, "original_sequences"),
+        ("celeb-df-v2", trees.celeb_df, "Celeb-real"),
+        ("celeb-df-v2", trees.celeb_df, "Celeb-synthesis"),
+        ("celeb-df++", trees.celeb_df_pp, "Celeb-synthesis"),
+        ("dfdcp", trees.dfdcp, "original_videos"),
+        ("dfdc", trees.dfdc, "test/ccc.mp4"),
+    ],
+)
+def test_every_importer_takes_a_part(tmp_path, name, make, folder):
+    root = make(tmp_path)
+    whole = read_benchmark(name, root)
+    part = root / folder
+    part.unlink() if part.is_file() else shutil.rmtree(part)
+    with pytest.raises(FileNotFoundError, match="--partial|celeb-df-v1"):
+        read_benchmark(name, root)
+    left = read_benchmark(name, root, partial=True)
+    assert {s.name for s in left} == {s.name for s in whole if not s.name.startswith(folder)}
 
 
 def test_celeb_df_folders_are_checked(tmp_path):

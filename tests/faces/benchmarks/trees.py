@@ -58,6 +58,22 @@ def celeb_df(root: Path) -> Path:
     return root
 
 
+def celeb_df_pp(root: Path) -> Path:
+    for name in (
+        "Celeb-real/id0_0000",
+        "YouTube-real/00000",
+        "YouTube-real/00001",
+        "Celeb-synthesis/FaceSwap/Celeb-DF/id0_id1_0000",
+        "Celeb-synthesis/FaceSwap/SimSwap/id0_id1_0000",
+        "Celeb-synthesis/TalkingFace/SadTalker/id1_0000_id0",
+    ):
+        touch(root / f"{name}.mp4")
+    (root / "List_of_testing_videos.txt").write_text(
+        "1 YouTube-real/00001.mp4\n0 Celeb-synthesis/TalkingFace/SadTalker/id1_0000_id0.mp4\n"
+    )
+    return root
+
+
 def dfdcp(root: Path) -> Path:
     entries = {
         "original_videos/10/10_A.mp4": ("real", "train", "10"),
