@@ -119,7 +119,7 @@ def test_a_pseudo_words_host_is_not_downloaded_unasked(folder, network, tmp_path
 
 def test_loading_and_filling_a_lora_asks_nobody_for_its_base(folder, network):
     """peft would, to see whether the host's words grew."""
-    tiny.edit_json(folder / "adapter/lora/adapter_config.json", base_model_name_or_path="evil/host")
+    tiny.edit_json(folder / "adapter/adapter_config.json", base_model_name_or_path="evil/host")
     vlm = load_adapter(folder / "adapter", *load_host(folder, str(folder / "host")))
     fill_adapter(vlm, folder / "adapter")
     vlm.save_pretrained(folder / "again")

@@ -35,21 +35,25 @@ def merge_llava(
 @convert.command("adapter")
 def convert_adapter(
     model: Model,
-    host: Annotated[
-        str,
-        typer.Option("--host", help="Folder or hub name of the same host in the other package."),
-    ],
     out: Out,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            "--base-model",
+            help="Folder or hub name of the same host in the other backend; without it, an adapter "
+            "of format 1 is brought into today's.",
+        ),
+    ] = None,
     template: Annotated[
         str | None,
         typer.Option("--template", help="Into LLaVA's layout: name in LLaVA's conv_templates."),
     ] = None,
     allow_download: AllowDownload = False,
 ) -> None:
-    """Move an adapter between the llava package and transformers, whichever it is not in yet."""
+    """Move an adapter between the llava package and transformers, or into today's format."""
     from llava_forgery.hosts.layouts import convert_adapter as convert
 
-    layout = convert(model, host, out, template, allow_download)
+    layout = convert(model, out, base_model, template, allow_download)
     typer.echo(f"Wrote {out}, in the layout of {layout}")
 
 

@@ -7,7 +7,7 @@ writes::
     DIR/encoder/                  ImageBind's towers for open_clip, the fork's LoRA merged
     DIR/kfd/                      the detector, on that encoder
     DIR/fpl.safetensors           the learner, of ``paper`` sizes
-    DIR/lora/                     the language model's LoRA in peft's layout, for Vicuna-7B alone
+    DIR/adapter_*                 the language model's LoRA, as peft writes it, for Vicuna-7B alone
     DIR/llama_proj.safetensors    ImageBind's embedding to the language model; nothing here reads it
     DIR/lvlm_dfd.json             sizes
 
@@ -51,7 +51,7 @@ from llava_forgery.convert.sources import (
 from llava_forgery.files import atomic_path, check_output_folder, read_json, write_json
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.adapter import FPL, KFD, LORA, fill_learner
+from llava_forgery.hosts.adapter import FPL, KFD, fill_learner
 from llava_forgery.hosts.lora import LORA_WEIGHTS, LoraSettings, lora_state
 from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
@@ -60,7 +60,8 @@ from llava_forgery.noise import quiet
 from llava_forgery.weights import compare_tensors, read_tensors, save_tensors
 
 INFO, ENCODER, PROJECTION = "lvlm_dfd.json", "encoder", "llama_proj.safetensors"
-FORMAT = 1
+# 1 had peft's files in a folder of their own.
+FORMAT = 2
 LANGUAGE_MODEL = "lmsys/vicuna-7b-v1.5-16k"
 TOWERS = "visual_encoder."
 # The official code hands the words over where a list is expected, so each letter is a text of its
@@ -109,7 +110,7 @@ def import_lvlm_dfd(
         temporary.mkdir()
         write_towers(temporary / ENCODER, parts.pop("encoder"), sizes.towers)
         save_tensors(temporary / FPL, parts.pop("fpl"))
-        _save_lora(temporary / LORA, parts.pop("lora"), sizes)
+        _save_lora(temporary, parts.pop("lora"), sizes)
         save_tensors(temporary / PROJECTION, parts.pop("llama_proj"))
         _save_detector(temporary, heads, sizes)
         info = {"format": FORMAT, "fpl": sizes.fpl.to_dict(), "lora": asdict(sizes.lora)}
@@ -140,18 +141,21 @@ def attach_lvlm_dfd(
         )
     info = read_json(directory / INFO)
     if info.get("format") != FORMAT:
-        raise ValueError(f"{directory / INFO} has format {info.get('format')}, not {FORMAT}")
+        raise ValueError(
+            f"{directory / INFO} has format {info.get('format')}, not {FORMAT}; "
+            "import the checkpoint again"
+        )
     fpl = ForgeryPromptLearner(FPLConfig.from_dict(info["fpl"]))
     fill_learner(fpl, directory)
     kfd = KnowledgeGuidedForgeryDetector.from_pretrained(directory / KFD)
     settings = info["lora"]
     lora = LoraSettings(**{**settings, "projections": tuple(settings["projections"])})
     vlm = attach_forgery(model, processor, kfd, fpl, lora)
-    saved = read_tensors(directory / LORA / LORA_WEIGHTS)
+    saved = read_tensors(directory / LORA_WEIGHTS)
     own = lora_state(vlm.host)
     places = {_in_layer(name): name for name in own}
     renamed = {places.get(_in_layer(n), _in_layer(n)): tensor for n, tensor in saved.items()}
-    compare_tensors(renamed, own, f"{directory / LORA} on this host")
+    compare_tensors(renamed, own, f"{directory / LORA_WEIGHTS} on this host")
     set_peft_model_state_dict(vlm.host, renamed)
     return vlm.eval()
 

@@ -1,33 +1,51 @@
-"""Saving and loading a forgery adapter: FPL, LoRA, detector and one JSON file; never the host.
+"""A forgery adapter on disk: one save, one load, a model card; never the host.
 
 Layout::
 
-    forgery_config.json    format, host's name and fingerprint, FPL's configuration
+    forgery_config.json    format, host's name and fingerprint, FPL's configuration, versions
     fpl.safetensors        the learner
     kfd/                   the detector (llava_forgery.kfd.checkpoint)
-    lora/                  peft's own layout, where LoRA was trained
+    adapter_config.json, adapter_model.safetensors          LoRA, as peft writes it, if there is one
+    README.md              the model card
+
+``PeftModel.from_pretrained(host, adapter)`` reads the LoRA alone: a host without detector and
+learner, which knows nothing of forgeries in its prompts. Adapters in LLaVA's layout
+(:mod:`llava_forgery.hosts.llava.checkpoint`) hold the same files, with LLaVA's ``config.json``
+instead of the first.
 """
 
+import importlib.metadata
+import shutil
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
+import llava_forgery
 from llava_forgery.files import (
     atomic_path,
     check_output_folder,
     portable_name,
     read_json,
     write_json,
+    write_text,
 )
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.lora import fill_lora, save_lora
+from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, fill_lora, save_lora
 from llava_forgery.weights import load_tensors, save_tensors
 
-CONFIG, FPL, KFD, LORA = "forgery_config.json", "fpl.safetensors", "kfd", "lora"
-FORMAT = 1
-ENTRIES = (CONFIG, FPL, KFD, LORA)
+CONFIG, FPL, KFD, CARD = "forgery_config.json", "fpl.safetensors", "kfd", "README.md"
+FORMAT = 2
+ENTRIES = (CONFIG, FPL, KFD, LORA_CONFIG, LORA_WEIGHTS, CARD)
+# Where format 1 kept peft's files.
+_LORA_1 = "lora"
+
+_LIBRARIES = ("torch", "transformers", "peft")
 
 
 def save_adapter(model: nn.Module, directory: str | PathLike) -> None:
@@ -42,24 +60,23 @@ def save_adapter(model: nn.Module, directory: str | PathLike) -> None:
     """
     directory = Path(directory)
     check_output_folder(directory, CONFIG)
+    name = portable_name(model.host_name, directory)
+    config = {
+        "format": FORMAT,
+        "versions": library_versions(),
+        "host": {"name_or_path": name, **model.fingerprint},
+        "fpl": model.fpl.config.to_dict(),
+        "lora": model.has_lora,
+        "training": model.training_facts,
+    }
     with atomic_path(directory) as temporary:
         temporary.mkdir()
         save_tensors(temporary / FPL, model.fpl.state_dict())
         model.kfd.save_pretrained(temporary / KFD)
         if model.has_lora:
-            save_lora(model.host, temporary / LORA)
-        write_json(
-            temporary / CONFIG,
-            {
-                "format": FORMAT,
-                "host": {
-                    "name_or_path": portable_name(model.host_name, directory),
-                    **model.fingerprint,
-                },
-                "fpl": model.fpl.config.to_dict(),
-                "lora": model.has_lora,
-            },
-        )
+            save_lora(model.host, temporary, name)
+        write_json(temporary / CONFIG, config)
+        write_card(temporary, name, model.has_lora, model.training_facts)
 
 
 def read_adapter_config(directory: str | PathLike) -> dict[str, Any]:
@@ -69,7 +86,21 @@ def read_adapter_config(directory: str | PathLike) -> dict[str, Any]:
         FileNotFoundError: The folder is missing or holds no adapter.
         ValueError: Of another format.
     """
-    directory = Path(directory)
+    config = _read_config(Path(directory))
+    if config.get("format") == 1:
+        raise ValueError(
+            f"{directory} is an adapter of format 1, this version reads {FORMAT}; convert it with: "
+            f"llava-forgery convert adapter --model {directory} --out NEW"
+        )
+    if config.get("format") != FORMAT:
+        raise ValueError(
+            f"{Path(directory) / CONFIG} has format {config.get('format')}, this version reads "
+            f"{FORMAT}; a newer llava-forgery may have written it"
+        )
+    return config
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise FileNotFoundError(
             f"there is no folder {directory}; give the folder of a forgery adapter, such as the "
@@ -80,12 +111,56 @@ def read_adapter_config(directory: str | PathLike) -> dict[str, Any]:
             f"{directory} holds no {CONFIG}, so it is no forgery adapter; "
             "`llava-forgery train adapter` writes one"
         )
-    config = read_json(directory / CONFIG)
-    if config.get("format") != FORMAT:
+    return read_json(directory / CONFIG)
+
+
+def convert_format(source: str | PathLike, directory: str | PathLike) -> None:
+    """Write an adapter of format 1 in today's: peft's files move to its root, weights stay.
+
+    The host is not needed, and not loaded.
+
+    Args:
+        source: The adapter, which stays as it is.
+        directory: To write; an existing adapter there is replaced as a whole.
+
+    Raises:
+        FileNotFoundError: ``source`` is no adapter, or a file is missing.
+        ValueError: It is of another format, or ``directory`` holds something else.
+    """
+    source, directory = Path(source), Path(directory)
+    config = _read_config(source)
+    if config.get("format") != 1:
         raise ValueError(
-            f"{directory / CONFIG} has format {config.get('format')}; this version reads {FORMAT}"
+            f"{source} is an adapter of format {config.get('format')}, nothing is to be done; to "
+            "move it to the other backend, name the host there (--base-model)"
         )
-    return config
+    check_output_folder(directory, CONFIG)
+    # It may be relative to the folder that holds it.
+    name = config["host"]["name_or_path"]
+    if (source / name).is_dir():
+        name = portable_name(str(source / name), directory)
+    with atomic_path(directory) as temporary:
+        temporary.mkdir()
+        shutil.copy(source / FPL, temporary / FPL)
+        shutil.copytree(source / KFD, temporary / KFD)
+        if config["lora"]:
+            for file in (LORA_CONFIG, LORA_WEIGHTS):
+                shutil.copy(source / _LORA_1 / file, temporary / file)
+            peft = read_json(temporary / LORA_CONFIG)
+            write_json(temporary / LORA_CONFIG, {**peft, "base_model_name_or_path": name})
+        write_json(
+            temporary / CONFIG,
+            {
+                "format": FORMAT,
+                # Those that wrote the weights are not known.
+                "versions": {},
+                "host": {**config["host"], "name_or_path": name},
+                "fpl": config["fpl"],
+                "lora": config["lora"],
+                "training": {},
+            },
+        )
+        write_card(temporary, name, config["lora"], {})
 
 
 def fill_adapter(model: nn.Module, directory: str | PathLike) -> None:
@@ -93,9 +168,118 @@ def fill_adapter(model: nn.Module, directory: str | PathLike) -> None:
     directory = Path(directory)
     fill_learner(model.fpl, directory)
     if model.has_lora:
-        fill_lora(model.host, directory / LORA)
+        fill_lora(model.host, directory)
 
 
 def fill_learner(fpl: ForgeryPromptLearner, directory: Path) -> None:
     """Fill a built FPL from an adapter's folder, strictly."""
     fpl.load_state_dict(load_tensors(directory / FPL, fpl.state_dict()))
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that write an adapter now."""
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {"llava_forgery": llava_forgery.__version__, **versions}
+
+
+def write_card(directory: Path, host: str, lora: bool, training: Mapping[str, Any]) -> None:
+    """Write the model card of an adapter, in either layout.
+
+    Args:
+        directory: The adapter's.
+        host: Folder or hub name of its host.
+        lora: Whether the adapter holds LoRA.
+        training: What is known of its training, such as ``{"conversations": 700}``.
+    """
+    data = ModelCardData(
+        base_model=host if _is_hub_name(host) else None,
+        library_name="llava-forgery",
+        pipeline_tag="image-text-to-text",
+        tags=["deepfake-detection", *(["lora", "peft"] if lora else [])],
+    )
+    text = _CARD.format(
+        host=host,
+        lora=_LORA_FILES if lora else "",
+        training=_table(training) or "Nothing is recorded.",
+        figures=_NO_FIGURES,
+    )
+    ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(directory / CARD)
+
+
+def add_figures(directory: str | PathLike, figures: Mapping[str, float], data: str) -> None:
+    """Write what an evaluation measured into an adapter's model card, in the place of earlier ones.
+
+    Args:
+        directory: An adapter's, in either layout.
+        figures: Names and values, such as ``{"auc": 0.93}``.
+        data: What it was measured on, in a few words.
+
+    Raises:
+        FileNotFoundError: The adapter has no card.
+    """
+    path = Path(directory) / CARD
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} holds no {CARD}, the model card of an adapter")
+    card = ModelCard.load(path)
+    card.data.model_name = "forgery adapter"
+    card.data.eval_results = [
+        EvalResult("image-text-to-text", data, data, name, value) for name, value in figures.items()
+    ]
+    start = card.text.index(_FIGURES)
+    card.text = f"{card.text[:start]}{_FIGURES}\n\nOn {data}:\n\n{_table(figures)}\n"
+    write_text(path, str(card))
+
+
+def _is_hub_name(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name and not name.startswith(".")
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    rows = [f"| {name.replace('_', ' ')} | {_shown(value)} |" for name, value in values.items()]
+    return "\n".join(["| | |", "|---|---|", *rows]) if rows else ""
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+_FIGURES = "## Figures"
+_NO_FIGURES = "None are recorded; `llava-forgery eval run --card` writes them here."
+_LORA_FILES = """\
+| `adapter_config.json`, `adapter_model.safetensors` | LoRA, as peft writes it |
+
+`PeftModel.from_pretrained` reads the LoRA only, and `AutoModel` loads the host with it: without
+detector and Forgery Prompt Learner the model knows nothing of forgeries.
+"""
+_CARD = f"""\
+# Forgery adapter for `{{host}}`
+
+It gives this vision-language model forgery skills: a score, a map of the forged area, and
+answers in dialogue.
+
+```python
+from llava_forgery import ForgeryPredictor
+
+predictor = ForgeryPredictor.from_pretrained("FOLDER")  # base_model=... if the host lies elsewhere
+predictor.predict("photo.jpg")
+```
+
+| file | |
+|---|---|
+| `kfd/` | the detector |
+| `fpl.safetensors` | the Forgery Prompt Learner |
+{{lora}}
+Labels are real = 0 and fake = 1. A score is no proof: report it with its limits.
+
+## Training
+
+{{training}}
+
+{_FIGURES}
+
+{{figures}}
+"""

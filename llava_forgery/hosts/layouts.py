@@ -1,4 +1,4 @@
-"""Moving a forgery adapter between the ``llava`` package and transformers.
+"""Moving a forgery adapter between the ``llava`` package and transformers, or to today's format.
 
 FPL and detector are the same files in both layouts. LoRA's tensors carry the names of their host's
 layers, which lie under another module in each; nothing else changes, so that the logits are equal
@@ -22,7 +22,7 @@ from llava_forgery.downloads import allow_downloads
 from llava_forgery.files import check_output_folder, read_json, resolve_name, some_names
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.adapter import FPL, KFD, LORA, read_adapter_config, save_adapter
+from llava_forgery.hosts.adapter import FPL, KFD, convert_format, read_adapter_config, save_adapter
 from llava_forgery.hosts.fingerprint import (
     TOLERANCE,
     check_parts,
@@ -37,7 +37,7 @@ from llava_forgery.hosts.llava.checkpoint import (
     save_llava_adapter,
 )
 from llava_forgery.hosts.llava.model import attach_to_llava, llava_lora_config
-from llava_forgery.hosts.llava.names import TEMPLATE_KEY
+from llava_forgery.hosts.llava.names import TEMPLATE_KEY, TRAINING_KEY
 from llava_forgery.hosts.llava.register import import_llava
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings, lora_state
 from llava_forgery.hosts.transformers.loading import load_host
@@ -52,37 +52,48 @@ LAYER = re.compile(r"(base_model\.model\.)(.*?)(layers\.\d+\..*)")
 @quiet()
 def convert_adapter(
     source: str | PathLike,
-    host: str,
     directory: str | PathLike,
+    base_model: str | None = None,
     template: str | None = None,
     allow_download: bool = False,
 ) -> str:
-    """Write an adapter for the other package's class of the same language model.
+    """Write an adapter for the other backend's class of the same language model, or in today's
+    format.
 
     Args:
         source: An adapter, in LLaVA's layout or in transformers'.
-        host: Folder or hub name of the host in the other package: a transformers model for an
-            adapter in LLaVA's layout, a checkpoint of the ``llava`` package for the other.
         directory: To write.
+        base_model: Folder or hub name of the host in the other backend: a transformers model for
+            an adapter in LLaVA's layout, a checkpoint of the ``llava`` package for the other. None:
+            the backend stays, and an adapter of format 1 is brought into today's.
         template: For a result in LLaVA's layout: the name in LLaVA's ``conv_templates`` that says
             what the host's chat template says.
         allow_download: Whether what the adapter's files name, the detector's encoder, may be
             downloaded.
 
     Returns:
-        The layout of what was written, "transformers" or "llava".
+        The backend of what was written, "transformers" or "llava".
 
     Raises:
         FileNotFoundError: A file or a host is missing.
-        ValueError: The hosts' language models differ, or the adapter holds what cannot be moved.
+        ValueError: The hosts' language models differ, the adapter holds what cannot be moved, or
+            there is nothing to do.
     """
     source = Path(source)
-    check_output_folder(directory, FPL)
     values = read_skill_config(source)
+    if base_model is None:
+        if values is not None:
+            raise ValueError(
+                f"{source} is in LLaVA's layout, which is the same in every format; to move it to "
+                "transformers, name the host there (--base-model)"
+            )
+        convert_format(source, directory)
+        return "transformers"
+    check_output_folder(directory, FPL)
     with allow_downloads(allow_download):
         if values is None:
-            return _to_llava(source, host, directory, template)
-        return _to_transformers(source, values, host, directory)
+            return _to_llava(source, base_model, directory, template)
+        return _to_transformers(source, values, base_model, directory)
 
 
 def _to_transformers(
@@ -105,13 +116,14 @@ def _to_transformers(
     vlm = attach_forgery(model, processor, kfd, fpl, settings)
     if lora:
         _fill_lora(vlm.host, tensors, source)
+    vlm.training_facts = values.get(TRAINING_KEY, {})
     save_adapter(vlm, directory)
     return "transformers"
 
 
 def _to_llava(source: Path, host: str, directory: str | PathLike, template: str | None) -> str:
     config = read_adapter_config(source)
-    settings, tensors = _read_lora(source / LORA) if config["lora"] else (None, {})
+    settings, tensors = _read_lora(source) if config["lora"] else (None, {})
     import_llava("an adapter for the llava package", "llava.model")
     try:
         name = resolve_name(host, source)
@@ -125,6 +137,7 @@ def _to_llava(source: Path, host: str, directory: str | PathLike, template: str 
         ) from error
     _check_host(model, config["host"], source)
     attach_to_llava(model, source / KFD, _read_learner(source, config["fpl"]))
+    setattr(model.config, TRAINING_KEY, config["training"])
     if template is not None:
         setattr(model.config, TEMPLATE_KEY, template)
     if config["lora"]:

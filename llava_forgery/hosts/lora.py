@@ -16,7 +16,7 @@ from peft import (
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
-from llava_forgery.files import read_json
+from llava_forgery.files import read_json, write_json
 from llava_forgery.weights import load_tensors
 
 # peft's names.
@@ -110,11 +110,22 @@ def lora_state(host: PeftModel) -> dict[str, torch.Tensor]:
     return get_peft_model_state_dict(host, save_embedding_layers=False)
 
 
-def save_lora(host: PeftModel, directory: str | PathLike) -> None:
-    """Write an attached LoRA as peft's files."""
+def save_lora(host: PeftModel, directory: str | PathLike, base: str | None = None) -> None:
+    """Write an attached LoRA as peft's files.
+
+    Args:
+        host: peft's wrapper around the host.
+        directory: The folder.
+        base: The host's name in ``adapter_config.json``; by default peft's, which of a host in a
+            folder is the whole path.
+    """
+    directory = Path(directory)
     host.save_pretrained(str(directory), save_embedding_layers=False)
-    # peft adds a model card with blanks to fill in.
-    (Path(directory) / "README.md").unlink(missing_ok=True)
+    # peft's model card has blanks to fill in.
+    (directory / "README.md").unlink(missing_ok=True)
+    if base is not None:
+        values = read_json(directory / LORA_CONFIG)
+        write_json(directory / LORA_CONFIG, {**values, "base_model_name_or_path": base})
 
 
 def fill_lora(host: PeftModel, directory: str | PathLike) -> None:

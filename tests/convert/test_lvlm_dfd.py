@@ -139,12 +139,12 @@ def test_lora_is_pefts_for_the_language_model(state, imported):
         vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=4,
     )  # fmt: skip
-    model = PeftModel.from_pretrained(LlamaForCausalLM(config), imported / "lora")
+    model = PeftModel.from_pretrained(LlamaForCausalLM(config), imported)
     weights = model.base_model.model.model.layers[1].self_attn.v_proj
     stem = "llama_model.base_model.model.model.layers.1.self_attn.v_proj"
     assert torch.equal(weights.lora_B["default"].weight, state[f"{stem}.lora_B.default.weight"])
     assert weights.scaling == {"default": 1.0}
-    assert json.loads((imported / "lora/adapter_config.json").read_text())["r"] == RANK
+    assert json.loads((imported / "adapter_config.json").read_text())["r"] == RANK
     projection = load_file(imported / "llama_proj.safetensors")
     assert torch.equal(projection["weight"], state["llama_proj.weight"])
 

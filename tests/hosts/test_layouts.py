@@ -51,7 +51,7 @@ def root(tmp_path_factory):
 def test_equal_logits_there_and_back(root):
     folder, (ids, images, pictures), expected = root
     moved = folder / "moved"
-    assert convert_adapter(folder / "tiny-llava-lora", str(folder / "twin"), moved) == (
+    assert convert_adapter(folder / "tiny-llava-lora", moved, str(folder / "twin")) == (
         "transformers"
     )
     host, processor = load_host(moved, str(folder / "twin"))
@@ -69,7 +69,7 @@ def test_equal_logits_there_and_back(root):
     torch.testing.assert_close(logits[..., : expected.shape[-1]], expected, rtol=0, atol=1e-4)
 
     back = folder / "back-llava-lora"
-    arguments = {"model": moved, "host": folder / "tiny-llava", "out": back, "template": "v1"}
+    arguments = {"model": moved, "base-model": folder / "tiny-llava", "out": back, "template": "v1"}
     said = CliRunner().invoke(
         app, ["convert", "adapter", *(f"--{name}={value}" for name, value in arguments.items())]
     )
@@ -90,17 +90,17 @@ def test_what_cannot_be_moved_is_refused(root, tmp_path):
     stranger = tiny_llava.save_llava(tmp_path / "other-llava", seed=1)
     twin = tiny_llava.save_twin(stranger, tmp_path / "twin")
     with pytest.raises(ValueError, match="another language model"):
-        convert_adapter(folder / "tiny-llava-lora", str(twin), tmp_path / "out")
+        convert_adapter(folder / "tiny-llava-lora", tmp_path / "out", str(twin))
     host, processor = load_host(folder, str(folder / "twin"))
     host.model.vision_tower.embeddings.patch_embedding.weight.data.mul_(2)
     host.save_pretrained(tmp_path / "tower")
     processor.save_pretrained(tmp_path / "tower")
     with pytest.raises(ValueError, match="other weights of its vision tower"):
-        convert_adapter(folder / "tiny-llava-lora", str(tmp_path / "tower"), tmp_path / "out")
+        convert_adapter(folder / "tiny-llava-lora", tmp_path / "out", str(tmp_path / "tower"))
     _, model, _ = tiny_llava.load_llava(folder / "tiny-llava")
     attach_to_llava(model, folder / "kfd")
     trained = {"model.mm_projector.0.bias": model.get_model().mm_projector[0].bias}
     save_llava_adapter(model, tmp_path / "llava-fpl", trained)
     with pytest.raises(ValueError, match=r"trained weights of its host \(model.mm_projector.0"):
-        convert_adapter(tmp_path / "llava-fpl", str(folder / "twin"), tmp_path / "out")
+        convert_adapter(tmp_path / "llava-fpl", tmp_path / "out", str(folder / "twin"))
     assert not (tmp_path / "out").exists()

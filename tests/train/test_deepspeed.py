@@ -171,7 +171,7 @@ def _compare(one, two, name):
 
 
 def _compare_adapters(one, two):
-    for name in ("fpl.safetensors", "lora/adapter_model.safetensors"):
+    for name in ("fpl.safetensors", "adapter_model.safetensors"):
         _compare(one, two, name)
     # The detector is frozen and whole.
     for name, tensor in load_file(one / "kfd/kfd.safetensors").items():

@@ -287,7 +287,7 @@ def test_stage_2_resumed_equals_uninterrupted(conversations, tmp_path):
     train_adapter(_vlm(True), conversations, tmp_path / "whole", **options)
     interrupt(tmp_path / "whole-training", tmp_path / "cut-training", "checkpoint-2")
     train_adapter(_vlm(True), conversations, tmp_path / "cut", resume=True, **options)
-    for name in ("fpl.safetensors", "lora/adapter_model.safetensors"):
+    for name in ("fpl.safetensors", "adapter_model.safetensors"):
         assert _same(load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name))
 
 

@@ -3,15 +3,18 @@
 LoRA::
 
     config.json                    the model's, with mm_forgery_tower, mm_forgery_projector_type,
-                                   mm_forgery_fpl and mm_forgery_host
+                                   mm_forgery_fpl, mm_forgery_host, format and versions
     adapter_config.json, adapter_model.safetensors          LoRA, as peft writes it
     non_lora_trainables.bin        what LLaVA's loader asks for; nothing of the skill is in it
     fpl.safetensors, kfd/          the learner and the detector
     host_trainables.safetensors    weights of the host that were trained beside LoRA, if any: what
                                    the .bin holds, for readers that take no pickle
+    README.md                      the model card
 
 Without LoRA (the FPL alone) ``mm_projector.bin`` takes its place, which that branch of LLaVA's
 loader asks for. A whole model (merged) has LLaVA's files with ``fpl.safetensors`` and ``kfd/``.
+
+Formats 1 and 2 differ in what is recorded only, so that both are read.
 
 LLaVA's loader reads all three after :func:`llava_forgery.hosts.llava.register.register`; without it
 it reads the host and LoRA, and no skill.
@@ -34,10 +37,17 @@ from llava_forgery.files import (
 )
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.hosts.adapter import FORMAT, FPL, write_card
 from llava_forgery.hosts.fingerprint import check_fingerprint, check_parts
 from llava_forgery.hosts.llava.model import attach_to_llava
-from llava_forgery.hosts.llava.names import CONFIG_KEYS, PREFIX, PROJECTOR_TYPE
-from llava_forgery.hosts.llava.saving import FPL, save_modules, saved_config
+from llava_forgery.hosts.llava.names import (
+    CONFIG_KEYS,
+    FORMAT_KEY,
+    PREFIX,
+    PROJECTOR_TYPE,
+    TRAINING_KEY,
+)
+from llava_forgery.hosts.llava.saving import save_modules, saved_config
 from llava_forgery.hosts.llava.skill import has_forgery_adapter
 from llava_forgery.hosts.lora import LORA_CONFIG, check_lora, save_lora
 from llava_forgery.weights import compare_tensors, load_tensors, read_tensors, save_tensors
@@ -50,10 +60,21 @@ TRAINABLES = "host_trainables.safetensors"
 
 
 def read_skill_config(directory: str | PathLike) -> dict[str, Any] | None:
-    """The configuration of a folder of ours in LLaVA's layout; None where it is none."""
+    """The configuration of a folder of ours in LLaVA's layout; None where it is none.
+
+    Raises:
+        ValueError: Of a later format.
+    """
     path = Path(directory) / CONFIG
     values = read_json(path) if path.is_file() else {}
-    return values if isinstance(values, dict) and values.get("mm_forgery_tower") else None
+    if not isinstance(values, dict) or not values.get("mm_forgery_tower"):
+        return None
+    if values.get(FORMAT_KEY, 1) not in range(1, FORMAT + 1):
+        raise ValueError(
+            f"{path} has {FORMAT_KEY} {values[FORMAT_KEY]}, this version reads 1 to {FORMAT}; a "
+            "newer llava-forgery may have written it"
+        )
+    return values
 
 
 def holds_model(directory: Path) -> bool:
@@ -205,10 +226,11 @@ def write_llava_adapter(
     if not has_forgery_adapter(bare):
         raise ValueError("this model has no forgery skill to save; attach_to_llava gives it one")
     temporary.mkdir()
-    if lora:
-        save_lora(model, temporary)
-    with saved_config(bare, directory):
+    with saved_config(bare, directory) as host:
         bare.config.save_pretrained(temporary)
+    if lora:
+        save_lora(model, temporary, host)
+    write_card(temporary, host, lora, getattr(bare.config, TRAINING_KEY, {}))
     save_modules(bare, temporary)
     trainables = {name: t.detach().cpu() for name, t in (host_trainables or {}).items()}
     torch.save(trainables, temporary / (NON_LORA if lora else NO_LORA))

@@ -23,6 +23,7 @@ from transformers import (
 from llava_forgery.call_state import lock_of
 from llava_forgery.downloads import allow_downloads, named_by
 from llava_forgery.files import atomic_path, check_output_folder, resolve_name
+from llava_forgery.hosts.adapter import FPL
 from llava_forgery.hosts.llava.checkpoint import (
     CONFIG,
     check_tower,
@@ -30,7 +31,6 @@ from llava_forgery.hosts.llava.checkpoint import (
     read_skill_config,
 )
 from llava_forgery.hosts.llava.register import import_llava, register, registered, unregister
-from llava_forgery.hosts.llava.saving import FPL
 from llava_forgery.hosts.lora import LORA_CONFIG
 from llava_forgery.noise import quiet
 

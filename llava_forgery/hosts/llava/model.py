@@ -21,11 +21,14 @@ from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.llava.names import (
     CONFIG_KEYS,
+    FORMAT_KEY,
     PREFIX,
     PROJECTOR,
     PROJECTOR_TYPE,
     TEMPLATE_KEY,
     TOWER,
+    TRAINING_KEY,
+    VERSIONS_KEY,
 )
 from llava_forgery.hosts.llava.shared_tower import LlavaSharedTower
 from llava_forgery.hosts.llava.skill import forgery_class, has_forgery_adapter
@@ -119,7 +122,7 @@ def detach_from_llava(model: PreTrainedModel) -> PreTrainedModel:
     inner = model.get_model()
     delattr(inner, TOWER)
     delattr(inner, PROJECTOR)
-    for key in (*CONFIG_KEYS, TEMPLATE_KEY):
+    for key in (*CONFIG_KEYS, TEMPLATE_KEY, FORMAT_KEY, VERSIONS_KEY, TRAINING_KEY):
         if hasattr(model.config, key):
             delattr(model.config, key)
     model._forgery_shared = None

@@ -15,3 +15,8 @@ CONFIG_KEYS = (
 
 # The name in LLaVA's conv_templates that the skill was trained with; set by training.
 TEMPLATE_KEY = "mm_forgery_template"
+
+# What else an adapter's configuration records: the format, versions of the libraries that wrote it,
+# and what its model card says of the training.
+FORMAT_KEY, VERSIONS_KEY = "mm_forgery_format", "mm_forgery_versions"
+TRAINING_KEY = "mm_forgery_training"

@@ -10,11 +10,17 @@ import torch
 from transformers import PreTrainedModel
 
 from llava_forgery.files import apply_umask, portable_name
+from llava_forgery.hosts.adapter import CARD, FORMAT, FPL, KFD, library_versions, write_card
 from llava_forgery.hosts.fingerprint import host_fingerprint
-from llava_forgery.hosts.llava.names import PREFIX, PROJECTOR, TOWER
+from llava_forgery.hosts.llava.names import (
+    FORMAT_KEY,
+    PREFIX,
+    PROJECTOR,
+    TOWER,
+    TRAINING_KEY,
+    VERSIONS_KEY,
+)
 from llava_forgery.weights import save_tensors
-
-FPL, KFD = "fpl.safetensors", "kfd"
 
 
 def save_full(
@@ -39,11 +45,13 @@ def save_full(
     state = {name: t for name, t in state.items() if not any(part in name for part in own)}
     # Its embedding may have grown since the skill was attached.
     model.config.mm_forgery_host |= host_fingerprint(model)
-    with saved_config(model, directory):
+    with saved_config(model, directory) as host:
         save(directory, state_dict=state, **options)
     for path in directory.glob("*.safetensors"):
         apply_umask(path)
     save_modules(model, directory)
+    if not (directory / CARD).is_file():
+        write_card(directory, host, lora=False, training=getattr(model.config, TRAINING_KEY, {}))
 
 
 def save_modules(model: PreTrainedModel, directory: Path) -> None:
@@ -53,14 +61,20 @@ def save_modules(model: PreTrainedModel, directory: Path) -> None:
 
 
 @contextmanager
-def saved_config(model: PreTrainedModel, directory: Path) -> Iterator[None]:
-    """The configuration as the folder has it: with paths that can be moved with it."""
+def saved_config(model: PreTrainedModel, directory: Path) -> Iterator[str]:
+    """The configuration as the folder has it: with paths that can be moved with it.
+
+    Yields:
+        The host's name as it stands there.
+    """
     config = model.config
     tower, host = config.mm_forgery_tower, config.mm_forgery_host
     config.mm_forgery_tower = f"{PREFIX}{KFD}"
     name = portable_name(host["name_or_path"], directory)
     config.mm_forgery_host = {**host, "name_or_path": name}
+    setattr(config, FORMAT_KEY, FORMAT)
+    setattr(config, VERSIONS_KEY, library_versions())
     try:
-        yield
+        yield name
     finally:
         config.mm_forgery_tower, config.mm_forgery_host = tower, host

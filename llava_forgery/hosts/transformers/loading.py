@@ -25,7 +25,7 @@ from llava_forgery.downloads import named_by
 from llava_forgery.files import read_json, resolve_name
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.adapter import KFD, LORA, fill_learner, read_adapter_config
+from llava_forgery.hosts.adapter import CONFIG, KFD, fill_learner, read_adapter_config
 from llava_forgery.hosts.fingerprint import check_fingerprint
 from llava_forgery.hosts.lora import check_lora
 from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
@@ -54,10 +54,13 @@ def load_host(
     Raises:
         FileNotFoundError: Neither a folder nor something that transformers can load.
         ImportError: Quantisation is asked for and bitsandbytes is not installed.
-        ValueError: It could only be loaded by running code that it brings, or the checkpoint lacks
-            weights.
+        ValueError: It is a forgery adapter, could only be loaded by running code that it brings, or
+            the checkpoint lacks weights.
     """
     source = resolve_name(name_or_path, directory)
+    if (Path(source) / CONFIG).is_file():
+        # transformers would load the host that the LoRA names, with the LoRA on it.
+        raise ValueError(f"{source} is a forgery adapter, expected its host (--base-model)")
     try:
         if quantization is not None:
             options["quantization_config"] = quantization_config(
@@ -157,9 +160,10 @@ def load_adapter(
     fill_learner(fpl, directory)
     vlm = attach_forgery(model, processor, kfd, fpl)
     if config["lora"]:
-        check_lora(model, directory / LORA)
-        vlm.host = PeftModel.from_pretrained(model, directory / LORA, is_trainable=trainable)
+        check_lora(model, directory)
+        vlm.host = PeftModel.from_pretrained(model, directory, is_trainable=trainable)
     fpl.requires_grad_(trainable)
+    vlm.training_facts = config["training"]
     return vlm.eval()
 
 

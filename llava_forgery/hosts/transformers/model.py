@@ -48,6 +48,7 @@ class ForgeryVLM(nn.Module):
         family: What is known of the host's kind.
         fingerprint: Of the bare host.
         host_name: Where the bare host came from: a folder or a hub name.
+        training_facts: What the model card says of the training, such as ``{"steps": 140}``.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class ForgeryVLM(nn.Module):
         self.host, self.kfd, self.fpl = host, kfd, fpl
         self.processor = processor
         self.family, self.fingerprint, self.host_name = family, fingerprint, host_name
+        self.training_facts: dict[str, Any] = {}
         self._trained_before = trained_before
         self.token_id = processor.tokenizer.convert_tokens_to_ids(FORGERY_TOKEN)
         self._hooks = PlaceholderHooks(host.get_input_embeddings(), self.token_id)

@@ -103,11 +103,14 @@ def test_lora_folder_has_llavas_layout(lora):
     assert {p.name for p in folder.iterdir()} == {
         "config.json", "adapter_config.json", "adapter_model.safetensors",
         "non_lora_trainables.bin", "host_trainables.safetensors", "fpl.safetensors", "kfd",
+        "README.md",
     }  # fmt: skip
     config = read_json(folder / "config.json")
     assert config["model_type"] == "llava_llama"
     assert config["mm_forgery_tower"] == "kfd:kfd"
     assert config["mm_forgery_host"]["name_or_path"] == "../tiny-llava"
+    assert config["mm_forgery_format"] == 2
+    assert set(config["mm_forgery_versions"]) == {"llava_forgery", "torch", "transformers", "peft"}
     # Nothing of the host, its tower or ours is among LoRA's tensors.
     names = load_file(folder / "adapter_model.safetensors")
     assert all(".model.layers." in name and "lora_" in name for name in names)
@@ -168,7 +171,7 @@ def test_the_learner_alone(root):
     folder = root / "tiny-llava-fpl"
     save_llava_adapter(model, folder)
     assert {p.name for p in folder.iterdir()} == {
-        "config.json", "mm_projector.bin", "fpl.safetensors", "kfd"
+        "config.json", "mm_projector.bin", "fpl.safetensors", "kfd", "README.md"
     }  # fmt: skip
     inputs = _inputs(words)
     loaded = _load(folder, root / "tiny-llava")[1]

@@ -224,7 +224,7 @@ def test_saved_and_read_by_llavas_loader_whose_tower_comes_later(root):
     with torch.no_grad():
         torch.testing.assert_close(half(**inputs).logits.float(), expected, rtol=0, atol=0.03)
     # And by transformers, on the same tower.
-    convert_adapter(folder, str(root / "twin"), root / "moved")
+    convert_adapter(folder, root / "moved", str(root / "twin"))
     host, processor = load_host(root / "moved", str(root / "twin"))
     vlm = load_adapter(root / "moved", host, processor)
     assert not vlm.takes_forgery_images

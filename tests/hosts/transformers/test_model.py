@@ -189,10 +189,10 @@ def test_adapter_holds_neither_host_nor_text_encoder_at_inference(tmp_path):
     files = {str(p.relative_to(tmp_path / "adapter")) for p in (tmp_path / "adapter").rglob("*")}
     assert files == {
         "forgery_config.json", "fpl.safetensors", "kfd", "kfd/kfd_config.json",
-        "kfd/kfd.safetensors", "kfd/knowledge.safetensors", "lora", "lora/adapter_config.json",
-        "lora/adapter_model.safetensors",
+        "kfd/kfd.safetensors", "kfd/knowledge.safetensors", "adapter_config.json",
+        "adapter_model.safetensors", "README.md",
     }  # fmt: skip
-    tensors = load_file(tmp_path / "adapter/lora/adapter_model.safetensors")
+    tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
     assert all(".lora_A." in name or ".lora_B." in name for name in tensors)
     host_names = set(tiny.llava()[0].state_dict())
     assert not host_names & set(load_file(tmp_path / "adapter/fpl.safetensors"))
@@ -219,7 +219,7 @@ def test_damaged_adapter_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no forgery adapter"):
         load_adapter(folder, *tiny.llava())
     _vlm().save_pretrained(folder)
-    (folder / "lora/adapter_model.safetensors").unlink()
+    (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors"):
         load_adapter(folder, *tiny.llava())
     (folder / "fpl.safetensors").unlink()
