@@ -3,7 +3,7 @@
 Importing a module of commands adds them to the application.
 """
 
-from llava_forgery.cli import benchmarks, data, qa, real
+from llava_forgery.cli import benchmarks, calibrate, data, qa, real
 from llava_forgery.cli import convert as llava
 from llava_forgery.cli import evaluate as measuring
 from llava_forgery.cli import predict as use
@@ -13,6 +13,7 @@ from llava_forgery.cli.app import app, main
 __all__ = [
     "app",
     "benchmarks",
+    "calibrate",
     "data",
     "llava",
     "main",

@@ -1,0 +1,458 @@
+"""Fit a detector's calibration on people who were not in training, and say how good it is.
+
+    llava-forgery eval calibrate --model KFD --faces FACES --out OUT
+
+What is said of the calibration is cross-fitted: each person's scores come from a fit on the others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize
+
+from llava_forgery.constants import FAKE, REAL
+from llava_forgery.evaluation.checks import (
+    checked_labels,
+    finite_values,
+    probabilities,
+    same_length,
+)
+from llava_forgery.evaluation.figures import COLOURS, new_figure
+from llava_forgery.evaluation.images import ManifestImages, PairImages
+from llava_forgery.evaluation.metrics import auc, error_rates
+from llava_forgery.evaluation.records import KeptRecords
+from llava_forgery.files import write_json, write_text
+from llava_forgery.kfd.calibration import (
+    Calibration,
+    Domain,
+    Thresholds,
+    map_features,
+    measure_picture,
+)
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.simulate.degrade import DegradeConfig
+from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.tensors import from_bytes
+from llava_forgery.train.recipe import Stage1Recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BINS = 15
+FOLDS = 5
+# Share of the fakes below the lower threshold, and of the real faces from the upper one on.
+BAND_ERROR = 0.05
+# Shares of the calibration's pictures that the domain leaves out on either side.
+_UNUSUAL = 0.005
+
+
+def video_recipe() -> Stage1Recipe:
+    """Forgeries as by default, most pictures through video compression.
+
+    Raises:
+        ImportError: PyAV is not installed (extra ``train``).
+    """
+    return Stage1Recipe(
+        degradation=DegradeConfig(
+            video=0.8, crf=(18, 38), frames=(1, 4), video_scale=(0.5, 1.4), again=0.25, before=0.5
+        )
+    )
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """One of the bins of equal mass."""
+
+    score: float
+    """Mean score, in [0, 1]."""
+    fakes: float
+    """Share of fakes, the classes weighted equally."""
+    mass: float
+    """Share of all images, likewise."""
+
+
+def reliability(labels: ArrayLike, scores: ArrayLike, bins: int = BINS) -> list[ReliabilityBin]:
+    """Mean score against the share of fakes, in bins of equal mass, both classes of equal weight.
+
+    Args:
+        labels: (N,) of 0 and 1, both present.
+        scores: (N,) in [0, 1].
+        bins: Most bins; equal scores share one.
+
+    Raises:
+        ValueError: Lengths differ or a value is not valid.
+        OneClassError: One class is missing.
+    """
+    labels = checked_labels(labels, both="a reliability diagram")
+    scores = probabilities(scores, "scores")
+    same_length(labels=labels, scores=scores)
+    weights = _class_weights(labels)
+    _, place = np.unique(scores, return_inverse=True)
+    mass = np.bincount(place, weights=weights)
+    # By the middle of what equal scores cover together.
+    middle = np.cumsum(mass) - mass / 2
+    own = np.minimum((middle * bins).astype(int), bins - 1)[place]
+    found = []
+    for number in range(bins):
+        inside = own == number
+        if not inside.any():
+            continue
+        share = weights[inside]
+        found.append(
+            ReliabilityBin(
+                float(np.average(scores[inside], weights=share)),
+                float(np.average(labels[inside], weights=share)),
+                float(share.sum()),
+            )
+        )
+    return found
+
+
+def balanced_calibration_error(labels: ArrayLike, scores: ArrayLike, bins: int = BINS) -> float:
+    """Expected calibration error over :func:`reliability`'s bins, in [0, 1]."""
+    return sum(bin.mass * abs(bin.score - bin.fakes) for bin in reliability(labels, scores, bins))
+
+
+def fit_temperature(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]:
+    """Temperature and offset with the smallest cross-entropy, the classes weighted equally.
+
+    Source: Platt 1999; with an offset of 0 it is Guo et al. 2017 (arXiv:1706.04599, section 4.2).
+
+    Args:
+        labels: (N,) of 0 and 1, both present.
+        logits: (N,) of fake against real.
+
+    Raises:
+        ValueError: Lengths differ or a value is not valid; fakes do not score higher than real
+            images.
+        OneClassError: One class is missing.
+    """
+    labels = checked_labels(labels, both="a calibration")
+    logits = finite_values(logits, "logits")
+    same_length(labels=labels, logits=logits)
+    if auc(labels, logits) <= 0.5:
+        raise ValueError(
+            "the fakes do not score higher than the real faces (AUC at most 0.5): no temperature "
+            "mends this detector, so train it longer or check the labels"
+        )
+    weights, signs = _class_weights(labels), 1 - 2 * labels
+
+    def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
+        slope = np.exp(point[0])
+        wrong = signs * (slope * logits - point[1])
+        pull = weights * signs / (1 + np.exp(-np.clip(wrong, -500, 500)))
+        gradient = [float((pull * slope * logits).sum()), -float(pull.sum())]
+        return float((weights * np.logaddexp(0, wrong)).sum()), np.array(gradient)
+
+    spread = max(float(logits.std()), 1e-6)
+    found = minimize(loss, [-np.log(spread), 0.0], jac=True, method="L-BFGS-B",
+                     bounds=[(-np.log(spread) - 5, -np.log(spread) + 5), (None, None)])  # fmt: skip
+    slope = float(np.exp(found.x[0]))
+    return 1 / slope, float(found.x[1]) / slope
+
+
+def choose_thresholds(labels: ArrayLike, scores: ArrayLike, fpr: float | None = None) -> Thresholds:
+    """Where verdicts change, from scores of real and fake faces.
+
+    Args:
+        labels: (N,) of 0 and 1, both present.
+        scores: (N,) in [0, 1].
+        fpr: Share of the real faces that may be called fake; None: as large a share of them as of
+            the fakes that are called real.
+
+    Returns:
+        The threshold, and the band of 5 % FNR below it and 5 % FPR above. Where one threshold
+        keeps both rates, there is no band.
+
+    Raises:
+        ValueError: As the measures; ``fpr`` is not in (0, 1).
+    """
+    labels, scores = checked_labels(labels, both="thresholds"), probabilities(scores, "scores")
+    same_length(labels=labels, scores=scores)
+    if fpr is not None and not 0 < fpr < 1:
+        raise ValueError(f"fpr must lie between 0 and 1, such as 0.05, got {fpr}")
+    real, fake = np.sort(scores[labels == REAL]), np.sort(scores[labels == FAKE])
+    places = np.unique(scores)
+    middles = np.concatenate([[places[0]], (places[1:] + places[:-1]) / 2])
+    alarms = 1 - np.searchsorted(real, middles) / len(real)
+    missed = np.searchsorted(fake, middles) / len(fake)
+    equal = float(middles[np.argmin(np.abs(alarms - missed))])
+    low, high = float(np.quantile(fake, BAND_ERROR)), float(np.quantile(real, 1 - BAND_ERROR))
+    threshold = equal if fpr is None else float(np.quantile(real, 1 - fpr))
+    if low >= high:
+        low = high = threshold
+    return Thresholds(threshold, min(low, threshold), max(high, threshold))
+
+
+def calibration_images(
+    faces: datasets.Dataset,
+    size: int,
+    *,
+    pairs: int | None = None,
+    recipe: Stage1Recipe | None = None,
+    seed: int = 0,
+) -> ManifestImages | PairImages:
+    """Faces of both classes as they are; real ones are forged and go through compression.
+
+    Args:
+        faces: Rows of ``FaceCrop``, of people who were not in training.
+        size: Side S of the images in pixels.
+        pairs: Simulated forgeries; four for each face by default. Only for real faces alone.
+        recipe: Forgeries, framing and degradation; None for :func:`video_recipe`.
+        seed: Of the forgeries, which differ from those of training under any seed.
+
+    Raises:
+        ValueError: As the images; ``pairs`` is given for faces of both classes.
+    """
+    if set(faces["label"]) == {REAL, FAKE}:
+        if pairs is not None:
+            raise ValueError("these faces hold fakes and are judged as they are; leave pairs out")
+        return ManifestImages(faces, size)
+    recipe = recipe or video_recipe()
+    count = 4 * len(faces) if pairs is None else pairs
+    return PairImages(
+        FacePairs(
+            faces,
+            count,
+            size=size,
+            seed=seed,
+            simulator=recipe.simulator,
+            framing=recipe.framing,
+            degradation=recipe.degradation,
+            role="calibration",
+        )
+    )
+
+
+def calibrate(
+    detector: KnowledgeGuidedForgeryDetector,
+    images: ManifestImages | PairImages,
+    output_dir: str | PathLike,
+    *,
+    fpr: float | None = None,
+    keep_scores: bool = False,
+    batch_size: int = 16,
+    smallest: float = 0.0,
+) -> tuple[Calibration, dict[str, Any]]:
+    """Fit a calibration; the detector keeps the one it has.
+
+    Args:
+        detector: In eval mode.
+        images: Of people who were not in training.
+        output_dir: Receives ``records.jsonl`` (a line for each image: label, person, logit,
+            measures of the picture), ``metrics.json`` and ``table.md``. What an interrupted call
+            has judged of the same images with the same weights is kept.
+        fpr: As for :func:`choose_thresholds`.
+        keep_scores: Leave temperature and offset as they are and fit the rest: an adapter was
+            trained on its detector's scores.
+        batch_size: Images that are judged at once.
+        smallest: Side of the smallest squares that the images stand for, in pixels.
+
+    Returns:
+        The calibration, and its figures: ``images``, ``people``, ``auc``, ``ece_before``,
+        ``ece_after`` (cross-fitted), ``fpr``, ``fnr``, ``uncertain`` and ``wrong_if_certain``
+        (shares, cross-fitted, the classes weighted equally), ``bins_before``, ``bins_after`` and
+        ``calibration``.
+
+    Raises:
+        ValueError: As the measures; fewer people than folds; or an interrupted call had other
+            settings.
+    """
+    plain, detector.calibration = detector.calibration, None
+    try:
+        records = _records(detector, images, output_dir, batch_size)
+    finally:
+        detector.calibration = plain
+    before = (plain or Calibration()) if keep_scores else None
+    labels = np.array([record["label"] for record in records])
+    logits = np.array([record["logit"] for record in records])
+    people = [record["person"] for record in records]
+    fitted = _fit(labels, logits, fpr, before)
+    domain = _domain(records, smallest)
+    calibration = replace(fitted, domain=domain)
+    metrics = _figures(labels, logits, people, fpr, before)
+    metrics["calibration"] = calibration.to_dict()
+    write_text(Path(output_dir) / "table.md", calibration_table(metrics))
+    write_json(Path(output_dir) / "metrics.json", metrics)
+    return calibration, metrics
+
+
+def _records(
+    detector: KnowledgeGuidedForgeryDetector,
+    images: ManifestImages | PairImages,
+    output_dir: str | PathLike,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    people = _people(images)
+    reference = next(detector.consistency.parameters())
+    with KeptRecords(output_dir, {"images": images.describe()}, detector, batch_size) as kept:
+        for places in kept.batches(len(images), "calibrate"):
+            batch = [images[place] for place in places]
+            with torch.inference_mode():
+                pixels = torch.stack([from_bytes(image.image) for image in batch])
+                output = detector(pixels.to(reference))
+            logits = (output.class_logits[:, FAKE] - output.class_logits[:, REAL]).tolist()
+            features = map_features(output.consistency_maps).tolist()
+            kept.add(
+                [
+                    {
+                        "label": image.label,
+                        "person": people[place],
+                        "logit": logit,
+                        "features": own,
+                        **measure_picture(image.image),
+                    }
+                    for place, image, logit, own in zip(
+                        places, batch, logits, features, strict=True
+                    )
+                ]
+            )
+        kept.finish()
+        return kept.records
+
+
+def _people(images: ManifestImages | PairImages) -> list[str]:
+    """The person of each image: what the folds keep together."""
+    if isinstance(images, ManifestImages):
+        return list(images.faces["identity"])
+    known = images.pairs.faces["identity"]
+    return [known[images.pairs.row_of(i // 2)] for i in range(len(images))]
+
+
+def _fit(
+    labels: np.ndarray, logits: np.ndarray, fpr: float | None, before: Calibration | None
+) -> Calibration:
+    if before is None:
+        temperature, offset = fit_temperature(labels, logits)
+    else:
+        temperature, offset = before.temperature, before.offset
+    scores = _score(logits, temperature, offset)
+    return Calibration(temperature, offset, choose_thresholds(labels, scores, fpr))
+
+
+def _score(logits: np.ndarray, temperature: float, offset: float) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip((logits - offset) / temperature, -500, 500)))
+
+
+def _domain(records: Sequence[dict[str, Any]], smallest: float) -> Domain:
+    features = np.array([record["features"] for record in records])
+    mean = features.mean(axis=0)
+    covariance = np.cov(features.T) + 1e-6 * np.eye(features.shape[1])
+    values, vectors = np.linalg.eigh(covariance)
+    whitening = vectors / np.sqrt(values)
+    norms = np.linalg.norm((features - mean) @ whitening, axis=1)
+    measures = {
+        name: np.quantile([record[name] for record in records], [_UNUSUAL, 1 - _UNUSUAL])
+        for name in ("sharpness", "flatness")
+    }
+    return Domain(
+        sharpness=tuple(measures["sharpness"]),
+        flatness=tuple(measures["flatness"]),
+        side=float(smallest),
+        mean=tuple(mean),
+        whitening=whitening.tolist(),
+        distance=float(np.quantile(norms, 1 - 2 * _UNUSUAL)),
+    )
+
+
+def _figures(
+    labels: np.ndarray,
+    logits: np.ndarray,
+    people: Sequence[str],
+    fpr: float | None,
+    before: Calibration | None,
+) -> dict[str, Any]:
+    names = sorted(set(people))
+    if len(names) < FOLDS:
+        raise ValueError(
+            f"cross-fitting needs at least {FOLDS} people, got {len(names)}; give more faces"
+        )
+    order = np.random.default_rng(0).permutation(len(names))
+    fold_of = {names[i]: place % FOLDS for place, i in enumerate(order)}
+    folds = np.array([fold_of[person] for person in people])
+    after = np.zeros(len(labels))
+    called, band = np.zeros(len(labels), bool), np.empty(len(labels), object)
+    for fold in range(FOLDS):
+        inside = folds == fold
+        own = _fit(labels[~inside], logits[~inside], fpr, before)
+        after[inside] = _score(logits[inside], own.temperature, own.offset)
+        called[inside] = after[inside] >= own.thresholds.fake
+        band[inside] = [own.thresholds.band(score) for score in after[inside]]
+    alarms, missed = error_rates(labels, called.astype(float))
+    weights, uncertain = _class_weights(labels), band == "uncertain"
+    certain = weights[~uncertain].sum()
+    wrong = ~uncertain & (called != (labels == FAKE))
+    plain = _score(logits, 1.0, 0.0)
+    bins = {"before": reliability(labels, plain), "after": reliability(labels, after)}
+    return {
+        "images": len(labels),
+        "people": len(names),
+        "auc": auc(labels, logits),
+        "ece_before": balanced_calibration_error(labels, plain),
+        "ece_after": balanced_calibration_error(labels, after),
+        "fpr": alarms,
+        "fnr": missed,
+        "uncertain": float(weights[uncertain].sum()),
+        "wrong_if_certain": float(weights[wrong].sum() / certain) if certain else None,
+        **{f"bins_{name}": [asdict(own) for own in found] for name, found in bins.items()},
+    }
+
+
+def _class_weights(labels: np.ndarray) -> np.ndarray:
+    """(N,) that sum to a half over each class."""
+    fakes = labels == FAKE
+    return np.where(fakes, 0.5 / fakes.sum(), 0.5 / (~fakes).sum())
+
+
+def calibration_table(metrics: dict[str, Any]) -> str:
+    """The figures of :func:`calibrate` as a Markdown table."""
+    own = metrics["calibration"]
+    thresholds = own["thresholds"]
+    rows = [
+        ("images, people", f"{metrics['images']}, {metrics['people']}"),
+        ("AUC", _number(metrics["auc"])),
+        ("ECE before", _number(metrics["ece_before"])),
+        ("ECE after, cross-fitted", _number(metrics["ece_after"])),
+        ("temperature, offset", f"{own['temperature']:.3f}, {own['offset']:.3f}"),
+        ("threshold", _number(thresholds["fake"])),
+        ("uncertain from, to", f"{thresholds['low']:.3f}, {thresholds['high']:.3f}"),
+        ("FPR at the threshold, cross-fitted", _number(metrics["fpr"])),
+        ("FNR at the threshold, cross-fitted", _number(metrics["fnr"])),
+        ("uncertain, cross-fitted", _number(metrics["uncertain"])),
+        ("wrong where certain, cross-fitted", _number(metrics["wrong_if_certain"])),
+    ]
+    lines = ["| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def reliability_figure(metrics: dict[str, Any]) -> "Figure":
+    """Share of fakes against the score, before and after.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure = new_figure(4.5, 4.5)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
+    for name, colour in zip(("before", "after"), COLOURS, strict=False):
+        bins = metrics[f"bins_{name}"]
+        label = f"{name}: ECE {metrics[f'ece_{name}']:.3f}"
+        axes.plot(
+            [own["score"] for own in bins], [own["fakes"] for own in bins], "o-", color=colour,
+            label=label, markersize=4,
+        )  # fmt: skip
+    axes.set(xlabel="mean score", ylabel="share of fakes", xlim=(0, 1), ylim=(0, 1))
+    axes.set_aspect("equal")
+    axes.legend(loc="upper left", fontsize=9)
+    return figure
