@@ -38,11 +38,17 @@ def evaluate(
         int | None,
         typer.Option(help="Forged faces where all are real; default: two for each face."),
     ] = None,
+    as_is: Annotated[
+        bool,
+        typer.Option(
+            "--as-is", help="Judge faces that are all real as they are: their false-positive rate."
+        ),
+    ] = False,
     pool: Annotated[
         str | None,
         typer.Option(
-            help="From a video's frames to its figures, where there are fakes: mean (default), "
-            "median, max or top_k."
+            help="From a video's frames to its figures, where faces are judged as they are: mean "
+            "(default), median, max or top_k."
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 16,
@@ -56,11 +62,12 @@ def evaluate(
 ) -> None:
     """Measure a model on faces of both labels as they are, or on forgeries of real ones.
 
-    Of a benchmark's faces: figures of frames, of videos, and by method. Where all faces are real,
-    the simulator forges them: figures with regions and masks, pictures and a dialogue. An
-    interrupted run resumes when it is repeated.
+    Of a benchmark's faces: figures of frames, of videos, and by method; of faces of one label the
+    rate of errors, AUC being null. Where all faces are real, the simulator forges them unless
+    --as-is is given: figures with regions and masks, pictures and a dialogue. An interrupted run
+    resumes when it is repeated.
     """
-    from llava_forgery.constants import FAKE, REAL
+    from llava_forgery.constants import FAKE
     from llava_forgery.evaluation.labelled import evaluate_labelled
     from llava_forgery.evaluation.simulated import draw_roc, evaluate_simulated
     from llava_forgery.faces.records import load_faces
@@ -70,11 +77,14 @@ def evaluate(
 
     rows = load_faces(faces, split=split)
     labels = set(rows["label"])
-    if FAKE in labels:
+    if FAKE in labels or as_is:
         if pairs is not None:
-            raise ValueError(f"{faces} holds fakes, which are judged as they are; drop --pairs")
-        if REAL not in labels:
-            raise ValueError(f"the {split} split of {faces} holds fakes alone; add real faces")
+            raise ValueError(f"the faces of {faces} are judged as they are; drop --pairs")
+        if roc and len(labels) < 2:
+            raise ValueError(
+                f"a ROC curve needs real and fake faces, and the {split} split of {faces} holds "
+                f"{'fakes' if FAKE in labels else 'real ones'} alone; drop --roc"
+            )
         reduce = pool or "mean"
         check_reduction(reduce)
         scorer = load_any_scorer(model, host, device, allow_download)
@@ -82,11 +92,15 @@ def evaluate(
         groups, of = "video_id", "labelled faces"
     else:
         if pool is not None:
-            raise ValueError(f"{faces} holds no fakes: there are no videos to --pool")
+            raise ValueError(
+                f"{faces} holds no fakes, and forgeries of single faces are no videos to --pool; "
+                "drop it, or judge the faces --as-is"
+            )
         if (model / KFD_CONFIG).is_file():
             raise ValueError(
                 f"{model} is a detector alone, which is measured on faces with labels of their "
-                f"own, and {faces} holds real ones alone; give an adapter, or see `eval robustness`"
+                f"own, and {faces} holds real ones alone; give --as-is for its false-positive "
+                "rate, or an adapter, or see `eval robustness`"
             )
         predictor = load_predictor(model, host, device, None, allow_download)
         count = 2 * len(rows) if pairs is None else pairs

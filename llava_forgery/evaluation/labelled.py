@@ -41,7 +41,7 @@ def evaluate_labelled(
 
     Args:
         scorer: A detector alone, or a host with the skill.
-        faces: Rows of ``FaceCrop``, real and fake.
+        faces: Rows of ``FaceCrop``, real, fake or both; of one class alone its error rate is told.
         output_dir: Receives ``records.jsonl`` (a line for each face) and ``metrics.json``. What
             an interrupted call has judged of the same faces with the same weights is kept.
         batch_size: Faces that are scored at once.
@@ -55,8 +55,7 @@ def evaluate_labelled(
         host ``agreement``, of the frames.
 
     Raises:
-        ValueError: One class is missing, a video's faces differ in label, or an interrupted call
-            had other settings.
+        ValueError: A video's faces differ in label, or an interrupted call had other settings.
     """
     check_reduction(reduce)
     images = ManifestImages(faces, scorer.size)

@@ -54,7 +54,8 @@ def detection_report(
     """Figures of frames and, where ``video_ids`` are given, of videos.
 
     Args:
-        labels: (N,) of 0 and 1, both present.
+        labels: (N,) of 0 and 1. Of one class alone its error rate is told, and what ranks fakes
+            against real images is None.
         scores: (N,) finite, higher for fake.
         video_ids: (N,), as :func:`video_level` takes them; the intervals then draw videos.
         reduce: How frames are pooled.
@@ -70,13 +71,13 @@ def detection_report(
         ``frame`` and ``video`` (None without ids), each with ``count``, ``real``, ``fake``,
         ``auc``, ``ap``, ``eer``, ``tpr_at_fpr_1``, ``tpr_at_fpr_5``, ``accuracy``,
         ``false_alarms``, ``misses``, ``ece`` where scores are probabilities, and, unless
-        ``resamples`` is 0, ``intervals`` (name to [low, high] for the first five) and ``redrawn``.
+        ``resamples`` is 0, ``intervals`` (name to [low, high], or None, for the first five) and
+        ``redrawn``. A figure is None where the class that it is about is missing.
 
     Raises:
         ValueError: As the measures.
-        OneClassError: One class is missing, among the frames or among the videos.
     """
-    labels = checked_labels(labels, both="a report on detection")
+    labels = checked_labels(labels)
     scores = (probabilities if are_probabilities else finite_values)(scores, "scores")
     same_length(labels=labels, scores=scores)
     groups = video_ids
@@ -137,18 +138,21 @@ def _figures(
     seed: int,
 ) -> dict[str, Any]:
     false_alarms, misses = error_rates(labels, scores, threshold)
+    both = len(np.unique(labels)) == 2
     figures: dict[str, Any] = {
         "count": len(labels),
         "real": int((labels == REAL).sum()),
         "fake": int((labels == FAKE).sum()),
-        **{name: measure(labels, scores) for name, measure in RANKING.items()},
+        **{name: measure(labels, scores) if both else None for name, measure in RANKING.items()},
         "accuracy": accuracy(labels, (scores >= threshold).astype(int)),
         "false_alarms": false_alarms,
         "misses": misses,
     }
     if are_probabilities:
         figures["ece"] = calibration_error(labels, scores)
-    if resamples:
+    if resamples and not both:
+        figures |= {"redrawn": 0, "intervals": dict.fromkeys(RANKING)}
+    elif resamples:
         # All figures are of the same resamples, so that their intervals can be compared.
         values, figures["redrawn"] = bootstrap(
             lambda *drawn: [measure(*drawn) for measure in RANKING.values()],

@@ -114,7 +114,14 @@ def test_labels_that_do_not_fit_show_before_anything_is_scored(faces, tmp_path):
     assert scorer.batches == []
 
 
-def test_one_class_is_an_error(faces, tmp_path):
-    fakes = faces.select([1, 3, 5])
-    with pytest.raises(ValueError, match="expected real and fake faces"):
-        evaluate_labelled(Bright("kfd"), fakes, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("rows", "false_alarms", "misses"), [([1, 3, 5], None, 1 / 3), ([0, 2, 4], 1 / 3, None)]
+)
+def test_one_class_alone(faces, tmp_path, rows, false_alarms, misses):
+    metrics = evaluate_labelled(Bright("kfd"), faces.select(rows), tmp_path / "out")
+    frame = metrics["kfd"]["frame"]
+    # Scores are 50, 130 and 210 of 255, or 10, 90 and 170.
+    assert frame["auc"] is None
+    assert (frame["false_alarms"], frame["misses"]) == (
+        pytest.approx(false_alarms), pytest.approx(misses)
+    )  # fmt: skip

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from llava_forgery.evaluation.checks import OneClassError
+from llava_forgery.constants import FAKE, REAL
 from llava_forgery.evaluation.metrics import auc, calibration_error, equal_error_rate, tpr_at_fpr
 from llava_forgery.evaluation.report import answer_report, detection_report
 from llava_forgery.evaluation.video import video_level
@@ -62,9 +62,19 @@ def test_scores_that_are_no_probabilities():
     assert "ece" not in report["frame"]
 
 
-def test_one_class_is_an_error():
-    with pytest.raises(OneClassError, match="needs real and fake images"):
-        detection_report([1, 1], [0.1, 0.2])
+@pytest.mark.parametrize(
+    ("label", "false_alarms", "misses"), [(REAL, 0.75, None), (FAKE, None, 0.25)]
+)
+def test_one_class_has_its_error_rate_alone(label, false_alarms, misses):
+    report = detection_report([label] * 4, [0.1, 0.6, 0.7, 0.8], list("aabc"), reduce="max")
+    frame, video = report["frame"], report["video"]
+    assert (frame["false_alarms"], frame["misses"]) == (false_alarms, misses)
+    assert frame["accuracy"] == (0.25 if label == REAL else 0.75)
+    assert {frame[name] for name in ("auc", "ap", "eer", "tpr_at_fpr_1")} == {None}
+    assert set(frame["intervals"].values()) == {None}
+    assert video["count"] == 3
+    assert (video["false_alarms"], video["misses"]) == ((1, None) if label == REAL else (None, 0))
+    json.dumps(report, allow_nan=False)
 
 
 def test_answers_that_say_nothing_are_wrong_and_counted():

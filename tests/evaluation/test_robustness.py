@@ -89,8 +89,8 @@ def test_faces_of_both_labels_are_judged_as_they_are():
     assert len({one.key for one in images}) == 3
     with pytest.raises(ValueError, match="judged as they are"):
         evaluation_images(rows, 64, pairs=4)
-    with pytest.raises(ValueError, match=r"got labels \[1\] alone"):
-        ManifestImages(faces([1, 1]), 64)
+    with pytest.raises(ValueError, match="labelled fake"):
+        evaluation_images(faces([1, 1]), 64)
 
 
 def test_real_faces_are_forged():
