@@ -44,6 +44,9 @@ def prepare(
     test_share: Annotated[
         float, typer.Option(help="Share of the identities that are kept for testing.")
     ] = 0.0,
+    val_share: Annotated[
+        float, typer.Option(help="Share that is kept for choosing steps and thresholds.")
+    ] = 0.0,
     fake: Annotated[bool, typer.Option("--fake", help="The faces are forged: label 1.")] = False,
     workers: Annotated[int, typer.Option(help="Processes; the result is the same.")] = 1,
     seed: Seed = 0,
@@ -61,10 +64,14 @@ def prepare(
 
     choice = frame_choice(frames, every)
     if src.suffix == ".jsonl":
-        if identities is not None or identity_pattern is not None or test_share or fake or seed:
+        if (
+            identities is not None
+            or identity_pattern is not None
+            or any((test_share, val_share, fake, seed))
+        ):
             raise ValueError(
                 f"{src} says labels, identities and splits itself; leave --identities, "
-                "--identity-pattern, --test-share, --fake and --seed out"
+                "--identity-pattern, --test-share, --val-share, --fake and --seed out"
             )
         settings = CropSettings(size, margin, align, not all_faces, choice)
         sources = read_manifest(src)
@@ -83,6 +90,7 @@ def prepare(
             identities_csv=identities,
             identity_pattern=identity_pattern,
             test_share=test_share,
+            val_share=val_share,
             seed=seed,
             largest_only=not all_faces,
             label=FAKE if fake else REAL,

@@ -56,6 +56,13 @@ def train_kfd(
     batch_size: Annotated[int, typer.Option(help="Pairs for each step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    eval_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Measure on the faces of split val every so many steps, and write the best state "
+            "instead of the last."
+        ),
+    ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
@@ -104,6 +111,7 @@ def train_kfd(
         raise ValueError("give either --preset or --host: the host decides the detector's sizes")
     rows = load_real_faces(faces, "train")
     labelled = None if fakes is None else load_faces(fakes, "train")
+    val_rows = None if eval_steps is None else load_real_faces(faces, "val")
     if host is None:
         detector = KnowledgeGuidedForgeryDetector.from_preset(preset or "tiny", seed)
     else:
@@ -121,6 +129,8 @@ def train_kfd(
         batch_size=batch_size,
         learning_rate=learning_rate,
         save_steps=save_steps,
+        val_faces=val_rows,
+        eval_steps=eval_steps or 100,
         labelled=labelled,
         fake_ratio=fake_ratio,
         renderer=renderer,

@@ -13,6 +13,7 @@ import numpy as np
 
 from llava_forgery.evaluation.groups import group_table
 from llava_forgery.evaluation.images import ManifestImages
+from llava_forgery.evaluation.leaks import people_in_training
 from llava_forgery.evaluation.metrics import agreement
 from llava_forgery.evaluation.records import KeptRecords
 from llava_forgery.evaluation.report import detection_report
@@ -67,7 +68,10 @@ def evaluate_labelled(
         for rows in kept.batches(len(images), "evaluate"):
             scores = named_scores(scorer, [images[row].image for row in rows])
             kept.add([{**known[row], **own} for row, own in zip(rows, scores, strict=True)])
-        metrics = summarise_labelled(kept.records, reduce)
+        metrics = {
+            **summarise_labelled(kept.records, reduce),
+            "people_in_training": people_in_training(scorer.model, faces["identity"]),
+        }
         write_json(Path(output_dir) / "metrics.json", metrics)
         kept.finish()
     return metrics

@@ -11,6 +11,7 @@ from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.data.samples import SimulatedSamples
 from llava_forgery.evaluation.figures import roc_figure, save_figure
 from llava_forgery.evaluation.intervals import bootstrap_interval
+from llava_forgery.evaluation.leaks import people_in_training
 from llava_forgery.evaluation.metrics import (
     accuracy,
     agreement,
@@ -79,7 +80,11 @@ def evaluate_simulated(
                     _draw(pair, verdicts, output_dir / "overlays" / f"{place:02d}.png")
             kept.add(records)
         write_text(output_dir / "dialogue.md", _dialogue(predictor, pairs[0]))
-        metrics = summarise(kept.records)
+        people = (record["identity"] for record in kept.records)
+        metrics = {
+            **summarise(kept.records),
+            "people_in_training": people_in_training(predictor.vlm, people),
+        }
         write_json(output_dir / "metrics.json", metrics)
         kept.finish()
     return metrics

@@ -1,5 +1,6 @@
 """Who is in which file, and which people are kept for testing."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,29 +12,43 @@ import numpy as np
 from llava_forgery.tables import read_table
 
 
-def split_identities(identities: Iterable[str], test_share: float, seed: int) -> dict[str, str]:
-    """Give each identity a split.
+def split_identities(
+    identities: Iterable[str], test_share: float, seed: int, val_share: float = 0.0
+) -> dict[str, str]:
+    """Give each identity a split. Who is in the test split does not depend on ``val_share``.
 
     Args:
         identities: Names; repetitions count once, their order does not matter.
         test_share: Share that goes to ``"test"``, rounded; at least one if above 0.
         seed: Of the shuffle.
+        val_share: Likewise for ``"val"``, a share of all identities.
 
     Raises:
-        ValueError: A test share, but fewer than two identities, or none left for training.
+        ValueError: Too few identities for the shares, so that none is left for training.
     """
     names = sorted(set(identities))
-    n_test = 0
-    if test_share > 0:
-        n_test = max(1, round(test_share * len(names)))
-        if n_test >= len(names):
-            raise ValueError(
-                f"a test share of {test_share} needs at least two identities and one left to "
-                f"train on, got {len(names)}; add people, lower the share, or set it to 0"
-            )
-    order = np.random.default_rng(seed).permutation(len(names))
-    test = {names[i] for i in order[:n_test]}
-    return {name: "test" if name in test else "train" for name in names}
+    n_test, n_val = (
+        max(1, round(share * len(names))) if share > 0 else 0 for share in (test_share, val_share)
+    )
+    if n_test + n_val and n_test + n_val >= len(names):
+        raise ValueError(
+            f"a test share of {test_share} and a val share of {val_share} need at least one "
+            f"identity each and one left to train on, got {len(names)}; add people, lower the "
+            "shares, or set them to 0"
+        )
+    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    splits = dict.fromkeys(order[:n_test], "test") | dict.fromkeys(
+        order[n_test : n_test + n_val], "val"
+    )
+    return {name: splits.get(name, "train") for name in names}
+
+
+def identity_digest(identity: str) -> str:
+    """A name as models record it: 16 hexadecimal digits of the SHA-256 of its NFC form.
+
+    A model says by these whom it was trained on, without listing names.
+    """
+    return hashlib.sha256(normalize("NFC", identity).encode()).hexdigest()[:16]
 
 
 def identities_from_csv(files: Sequence[str], path: Path) -> dict[str, str]:

@@ -80,6 +80,7 @@ def prepare(
     identities_csv: str | PathLike | None = None,
     identity_pattern: str | None = None,
     test_share: float = 0.0,
+    val_share: float = 0.0,
     seed: int = 0,
     largest_only: bool = True,
     label: int = REAL,
@@ -88,8 +89,8 @@ def prepare(
     """Find, crop and write the faces of a folder of photographs and videos.
 
     Identities come from a CSV, from the file names, or are one per file, with a warning. Whole
-    identities go to the test split, chosen before any face is looked for: which split a person is
-    in does not depend on the detector.
+    identities go to the test and val splits, chosen before any face is looked for: which split a
+    person is in does not depend on the detector.
 
     Args:
         src: Folder, searched with its subfolders for pictures and videos (hidden files and
@@ -107,6 +108,7 @@ def prepare(
             ``identity``, or else its first, is the identity. A pattern with a slash is searched in
             the path relative to ``src``: ``([^/]+)/[^/]+$`` takes the folder's name.
         test_share: Share of the identities that go to the test split, at least one if above 0.
+        val_share: Likewise for the val split, where steps and thresholds are chosen.
         seed: Of the split.
         largest_only: Take the largest face of a photograph or video, or all. All faces of one file
             carry its identity, so that they share a split.
@@ -119,8 +121,9 @@ def prepare(
             identity; too few identities to split; no face in any file, or in any file of a split.
     """
     src, out_dir = Path(src), Path(out_dir)
-    if not 0 <= test_share < 1:
-        raise ValueError(f"test_share must be from 0 to under 1, got {test_share}")
+    for name, share in ("test_share", test_share), ("val_share", val_share):
+        if not 0 <= share < 1:
+            raise ValueError(f"{name} must be from 0 to under 1, got {share}")
     if identities_csv is not None and identity_pattern is not None:
         raise ValueError("give identities_csv or identity_pattern, not both")
     settings = CropSettings(size, margin, align, largest_only, frames or FrameChoice())
@@ -142,7 +145,7 @@ def prepare(
                 "(--identities) or identity_pattern (--identity-pattern)",
                 len(files),
             )
-    splits = split_identities(identities.values(), test_share, seed)
+    splits = split_identities(identities.values(), test_share, seed, val_share)
     sources = (
         MediaSource(
             path=found.root / file,
@@ -163,6 +166,7 @@ def prepare(
     told = {
         "identities": "csv" if identities_csv else identity_pattern or "one per file",
         "test_share": test_share,
+        "val_share": val_share,
         "seed": seed,
     }
     return _prepare(

@@ -1,6 +1,7 @@
 """Saving and loading a detector.
 
-A folder holds ``kfd_config.json`` (with the calibration, where there is one), ``kfd.safetensors``
+A folder holds ``kfd_config.json`` (with the calibration and whom it was trained on, where that is
+known), ``kfd.safetensors``
 (what inference needs: trained weights and the two text features) and ``knowledge.safetensors`` (the
 learned context, and the text encoder where it was trained: what only further training needs).
 Frozen encoders are never saved; they are built anew from ``encoder.name`` and
@@ -126,6 +127,8 @@ def save_detector(detector: nn.Module, directory: str | PathLike) -> None:
     meta["config"]["encoder"]["name"] = _moved(encoder, encoder.name, portable_name, directory)
     if detector.calibration is not None:
         meta["calibration"] = detector.calibration.to_dict()
+    if detector.training_people:
+        meta["training_people"] = sorted(detector.training_people)
     if detector.encoder.frozen:
         meta["encoder_probe"] = _probe_to_save(detector)
     # Without its configuration a folder is no detector: it goes first and comes last, so that an
@@ -188,6 +191,7 @@ def load_detector(
             detector.encoder.adopt(load_tower(name))
     load_weights(detector, directory, with_knowledge)
     detector.calibration = _calibration(meta, directory)
+    detector.training_people = frozenset(meta.get("training_people", ()))
     detector.eval()
     if isinstance(detector.encoder, HostEncoder):
         detector.encoder.probe = meta["encoder_probe"]

@@ -82,12 +82,15 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
     text_features: torch.Tensor
     calibration: Calibration | None
     """Of the scores that are given in eval mode; None leaves the logits as they are."""
+    training_people: frozenset[str]
+    """Whom it was trained on, by :func:`llava_forgery.faces.identities.identity_digest`; empty
+    where that is not known."""
 
     def __init__(
         self, config: KFDConfig, with_knowledge: bool = True, with_tower: bool = True
     ) -> None:
         super().__init__()
-        self.config, self.calibration = config, None
+        self.config, self.calibration, self.training_people = config, None, frozenset()
         self.encoder, text_encoder = _build_encoders(config, with_knowledge)
         if with_tower and isinstance(self.encoder, HostEncoder):
             self.encoder.adopt(load_tower(config.encoder.name))

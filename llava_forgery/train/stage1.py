@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 from transformers import TrainerCallback
 
+from llava_forgery.faces.identities import identity_digest
 from llava_forgery.files import read_json, write_json
 from llava_forgery.kfd.checkpoint import CONFIG, load_weights, portable_config
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
@@ -33,6 +34,7 @@ from llava_forgery.train.trainer import (
     run_training,
     training_arguments,
 )
+from llava_forgery.train.validation import Validation
 
 # Of a checkpoint: the averaged detector's folder, and the file with its steps.
 _AVERAGED, _COUNT = "averaged", "steps.json"
@@ -70,6 +72,10 @@ class Stage1(Trainable):
         """Take a step's weights into the average."""
         for averaged in self._averaged:
             averaged.to(self.detector.text_features.device).update_parameters(self.detector)
+
+    def candidate(self) -> KnowledgeGuidedForgeryDetector:
+        """What would be written now: the averaged weights, where there are any."""
+        return next((averaged.module for averaged in self._averaged), self.detector)
 
     def take_average(self) -> None:
         """The detector gets the averaged weights, where there are any; averaging ends with it."""
@@ -211,6 +217,25 @@ def recalibrate_batch_norm(
         model.train(was_training)
 
 
+def _training_people(
+    sets: Sequence[datasets.Dataset | None], held_out: datasets.Dataset | None
+) -> frozenset[str]:
+    people = frozenset(
+        identity_digest(name)
+        for faces in sets
+        if faces is not None
+        for name in set(faces["identity"])
+    )
+    names = set() if held_out is None else set(held_out["identity"])
+    seen = sorted(name for name in names if identity_digest(name) in people)
+    if seen:
+        raise ValueError(
+            f"{len(seen)} people are both trained and validated on, such as {seen[0]}; keep each "
+            "person in one split"
+        )
+    return people
+
+
 @quiet()
 def train_kfd(
     detector: KnowledgeGuidedForgeryDetector,
@@ -235,6 +260,9 @@ def train_kfd(
     renderer: str = "auto",
     resume: bool = False,
     report_to: str = "none",
+    val_faces: datasets.Dataset | None = None,
+    eval_steps: int = 100,
+    val_pairs: int = 128,
 ) -> KnowledgeGuidedForgeryDetector:
     """Train a detector and write it to ``output_dir``.
 
@@ -267,13 +295,17 @@ def train_kfd(
         resume: Continue from the last checkpoint in ``output_dir``: the result is that of a run
             without interruption.
         report_to: ``none``, ``tensorboard`` or ``wandb``.
+        val_faces: Real faces of other people. With them the detector is measured as it is trained,
+            and the best state is written instead of the last; see :class:`Validation`.
+        eval_steps: Steps between two such measurements.
+        val_pairs: Forgeries of ``val_faces``, each beside its pristine face.
 
     Returns:
         The detector, in eval mode.
 
     Raises:
         ValueError: ``output_dir`` holds another training, or an interrupted one and ``resume`` is
-            off, or a detector from elsewhere.
+            off, or a detector from elsewhere; a person is among ``faces`` and ``val_faces``.
     """
     options = {
         "length": steps * batch_size,
@@ -288,6 +320,7 @@ def train_kfd(
         if labelled is None
         else LabelledPairs(faces, labelled=labelled, ratio=fake_ratio, role="training", **options)
     )
+    detector.training_people = _training_people([faces, labelled], val_faces)
     stage = Stage1(detector, weights or LossWeights(), average)
     arguments = training_arguments(
         output_dir,
@@ -312,6 +345,12 @@ def train_kfd(
     if device is not None:
         # A few grey levels apart from what the CPU renders.
         settings["renderer"] = "torch"
+    validation = None
+    if val_faces is not None:
+        del options["length"]
+        held_out = FacePairs(val_faces, length=val_pairs, role="validation", **options)
+        validation = Validation(stage.candidate, held_out, eval_steps, output_dir)
+        settings["validation"] = validation.describe()
     run = open_run(arguments, "train detector", settings, Path(output_dir) / CONFIG, resume)
     if run.finished:
         load_weights(detector, run.folder, with_knowledge=True)
@@ -321,10 +360,12 @@ def train_kfd(
         args=arguments,
         train_dataset=pairs if device is None else FramedPairs(pairs, device),
         data_collator=collate_pairs if device is None else collate_framed,
-        callbacks=[_Averaging(stage)],
+        callbacks=[_Averaging(stage), *([] if validation is None else [validation])],
     )
     run_training(trainer, run)
     stage.take_average()
+    if validation is not None:
+        validation.take_best(detector)
     recalibrate_batch_norm(detector, pairs, batch_size)
     detector.eval()
     trainer.save_model(output_dir)

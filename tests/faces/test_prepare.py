@@ -215,8 +215,19 @@ def test_split_identities():
     assert list(splits.values()).count("test") == 5
     assert list(split_identities(names[:3], 0.01, 0).values()).count("test") == 1
     assert set(split_identities(names[:1], 0.0, 0).values()) == {"train"}
-    with pytest.raises(ValueError, match="at least two identities"):
+    with pytest.raises(ValueError, match="at least one identity each and one left"):
         split_identities(names[:1], 0.5, 0)
+
+
+def test_split_identities_into_three():
+    names = [f"{i:02d}" for i in range(20)]
+    splits = split_identities(names, 0.25, 1, val_share=0.1)
+    test = {name for name, split in splits.items() if split == "test"}
+    assert [list(splits.values()).count(name) for name in ("train", "val", "test")] == [13, 2, 5]
+    two = split_identities(names, 0.25, 1)
+    assert test == {name for name, split in two.items() if split == "test"}
+    with pytest.raises(ValueError, match="one identity each and one left to train on, got 2"):
+        split_identities(names[:2], 0.5, 0, val_share=0.5)
 
 
 def test_a_split_without_a_face_is_an_error(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import datasets
@@ -13,13 +14,15 @@ from torch import nn
 
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.data.build_qa import build_conversations, conversation_of
+from llava_forgery.faces.identities import identity_digest
 from llava_forgery.faces.records import FEATURES
-from llava_forgery.files import sentence
+from llava_forgery.files import read_json, sentence
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.losses import LossWeights
 from llava_forgery.qa import templates
+from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.tensors import from_bytes
 from llava_forgery.train.run_record import last_checkpoint
@@ -31,6 +34,7 @@ from llava_forgery.train.stage2 import (
     train_adapter,
 )
 from llava_forgery.train.trainer import ForgeryTrainer, fill_statistics, running_statistics
+from llava_forgery.train.validation import measure
 from tests import tiny
 from tests.train.interruption import interrupt
 
@@ -219,6 +223,39 @@ def test_averaged_weights_are_written_and_resumed(faces, tmp_path):
     assert 0 < (whole[name] - start).norm() < (last - start).norm()
     with pytest.raises(ValueError, match="average is a decay"):
         _train_kfd(faces, tmp_path / "wrong", average=1.0)
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_the_best_state_is_written_and_an_interruption_changes_nothing(faces, tmp_path, average):
+    """Of four measurements, also where one behind the checkpoint was the best so far."""
+    others = datasets.Dataset.from_list(
+        [{**row, "identity": f"other {i}"} for i, row in enumerate(faces)], features=FEATURES
+    )
+    options = {"val_faces": others, "eval_steps": 1, "val_pairs": 6, "average": average}
+    whole = _train_kfd(faces, tmp_path / "whole", **options)
+    history = read_json(tmp_path / "whole/validation.json")
+    assert [figures["step"] for figures in history] == [1, 2, 3, 4]
+    best = max(history, key=lambda figures: figures["auc"])
+    kept = KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "whole/best")
+    pairs = FacePairs(others, 6, size=tiny.SIZE, degradation=DegradeConfig(), role="validation")
+    assert measure(kept, pairs) == {name: best[name] for name in ("auc", "loss")}
+    trained = dict(whole.named_parameters())
+    assert all(torch.equal(trained[name], value) for name, value in kept.named_parameters()
+               if not name.startswith("knowledge"))  # fmt: skip
+    interrupt(tmp_path / "whole", tmp_path / "cut", "checkpoint-2")
+    shutil.copytree(tmp_path / "whole/best", tmp_path / "cut/best")
+    resumed = _train_kfd(faces, tmp_path / "cut", resume=True, **options)
+    assert read_json(tmp_path / "cut/validation.json") == history
+    assert _same(whole.state_dict(), resumed.state_dict())
+
+
+def test_whom_a_detector_was_trained_on_is_recorded(faces, tmp_path):
+    with pytest.raises(ValueError, match="people are both trained and validated on, such as "):
+        _train_kfd(faces, tmp_path / "leak", val_faces=faces)
+    _train_kfd(faces, tmp_path / "kfd")
+    read = KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd")
+    assert read.training_people == {identity_digest(name) for name in faces["identity"]}
+    assert identity_digest("Jos\u00e9") == identity_digest("Jose\u0301")
 
 
 def test_an_average_is_that_of_its_decay():
