@@ -58,6 +58,7 @@ setup(
     extras_require={
         "faces": FACES,
         "video": VIDEO,
+        "heic": ["pillow-heif>=1.1"],
         "train": TRAIN,
         # The llava package itself must be installed without what it depends on: see the README.
         "llava": ["sentencepiece>=0.2", "protobuf>=5.0"],

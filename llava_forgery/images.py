@@ -1,49 +1,82 @@
-"""Pictures: the formats that are read, a photograph as upright 8-bit RGB, PNG with a note."""
+"""Pictures: the formats that are read, a photograph as upright 8-bit sRGB, PNG with a note."""
 
 import io
+import logging
+import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
+from llava_forgery.colours import array_to_rgb, converter
 from llava_forgery.files import atomic_path
+from llava_forgery.optional import require
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-"""File types that folders are searched for."""
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp"),
+    *(".tif", ".tiff", ".gif", ".avif", ".avifs", ".heic", ".heif", ".hif"),
+)
+"""What names of pictures end in; what a file holds decides, however."""
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
 """Pillow's names of the formats that are opened, whatever a file is called. Of its others some run
-programs, such as Ghostscript for an EPS. AVIF is there if this Pillow was built with it, HEIF once
-``pillow_heif.register_heif_opener()`` was called."""
+programs, such as Ghostscript for an EPS. AVIF is there if this Pillow was built with it, HEIF with
+the package ``pillow-heif`` (extra ``heic``)."""
+
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""Of the ISO media files that are HEIF pictures; AVIF ones say ``avif`` or ``avis``."""
+
+_ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
+_ORIENTATION, _REDUCED, _RAW = 0x0112, 254, 50706
+# Of an EXIF orientation: whether rows become columns, then what is mirrored.
+_TURNS = {
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+# Converted at a time: enough for speed, little beside a photograph.
+_BAND_PIXELS = 1 << 21
 
 
 def read_image(path: str | PathLike) -> np.ndarray:
-    """Read an image, turned upright by its EXIF orientation.
+    """Read a picture as its author saw it; see :func:`to_rgb`.
 
-    Transparent pixels are laid over white; palettes, CMYK and grey become RGB; 16-bit grey is
-    scaled to 8 bits; of an animation the first frame is taken.
+    Of an animation or of several pages the first is taken, with a warning.
 
     Args:
-        path: The file.
+        path: The file; what it holds decides on its format, not its name.
 
     Returns:
-        (H, W, 3) uint8 RGB.
+        (H, W, 3) uint8 sRGB, upright.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: Broken, of none of ``FORMATS``, of a mode without a natural 8-bit form, or
-            larger than Pillow's guard against decompression bombs; the message names the file.
+            larger than :func:`pixel_limit`; the message names the file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; check the path")
-    return _read(path, str(path), lambda image: _to_rgb(ImageOps.exif_transpose(image)))
+
+    def convert(image: Image.Image) -> np.ndarray:
+        _check_single(image, str(path))
+        return to_rgb(image)
+
+    return open_image(path, str(path), convert)
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
@@ -54,30 +87,119 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         name: What error messages call it.
 
     Returns:
-        The decoded image as it is: neither turned nor converted.
+        The decoded image as it is, for :func:`to_rgb`: neither turned nor converted.
 
     Raises:
         ValueError: As :func:`read_image`.
     """
-    return _read(io.BytesIO(data), name, Image.Image.copy)
+    return open_image(io.BytesIO(data), name, Image.Image.copy)
 
 
-def _read(file: Path | BinaryIO, name: str, convert: Callable[[Image.Image], Any]) -> Any:
-    """The one place where the package opens a picture; what ``convert`` makes of it."""
-    Image.init()
+def to_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
+    """The pixels of a picture as they are seen, whatever it is given as.
+
+    It is turned upright by its EXIF orientation; its colour profile, such as Display P3's or a
+    printer's, is brought to sRGB; palettes, CMYK and grey become RGB; what is transparent lies over
+    white; 16 bits are scaled to 8.
+
+    Args:
+        image: A PIL image, or an array of uint8 or uint16: (H, W) or (H, W, 1) grey, (H, W, 2)
+            grey with alpha, (H, W, 3) RGB, (H, W, 4) RGBA.
+
+    Returns:
+        (H, W, 3) uint8 sRGB. An array that is that already comes back as it is.
+
+    Raises:
+        ValueError: Another shape or type, or a mode without a natural 8-bit form.
+    """
+    if isinstance(image, np.ndarray):
+        return array_to_rgb(image)
+    image.load()
+    # A picture with broken EXIF data is still a picture.
     try:
-        with warnings.catch_warnings(), _no_truncated_images():
-            # Pillow only warns up to twice its limit, by which time a folder's run is out of
-            # memory.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception as error:
+        logger.warning("a picture's EXIF data is broken (%s), its orientation not known", error)
+        orientation = 1
+    lying, mirrored, flipped = _TURNS.get(orientation, _TURNS[1])
+    width, height = image.size
+    pixels = np.empty((width, height, 3) if lying else (height, width, 3), np.uint8)
+    # The picture as it is stored, seen through the one that is returned: nothing is held twice.
+    stored = pixels[:: -1 if flipped else 1, :: -1 if mirrored else 1]
+    stored = stored.swapaxes(0, 1) if lying else stored
+    convert = converter(image)
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        stored[top:bottom] = convert(image.crop((0, top, width, bottom)))
+    return pixels
+
+
+def pixel_limit() -> float:
+    """Most pixels of a picture or a frame: Pillow's guard against decompression bombs."""
+    return Image.MAX_IMAGE_PIXELS or float("inf")
+
+
+def set_pixel_limit(pixels: int) -> None:
+    """Read pictures and frames of up to so many pixels, in this process.
+
+    Raises:
+        ValueError: Fewer than one.
+    """
+    if pixels < 1:
+        raise ValueError(f"the limit of pixels must be 1 or more, got {pixels}")
+    Image.MAX_IMAGE_PIXELS = pixels
+
+
+def check_pixels(width: int, height: int, name: str) -> None:
+    """Refuse what is larger than :func:`pixel_limit`.
+
+    Raises:
+        ValueError: It is; the message says what can be done.
+    """
+    if width * height > pixel_limit():
+        raise ValueError(_too_large(name, width * height))
+
+
+def _too_large(name: str, pixels: int) -> str:
+    return (
+        f"{name} has {pixels:,} pixels, more than {pixel_limit():,}, the limit against "
+        "decompression bombs; if it can be trusted, raise the limit: --max-pixels "
+        f"{pixels} (from Python: llava_forgery.images.set_pixel_limit), else make it smaller"
+    )
+
+
+def is_heif(head: bytes) -> bool:
+    """Whether a file that begins with these 12 bytes or more is a HEIF picture, such as HEIC."""
+    return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
+
+
+def open_image(file: Path | BinaryIO, name: str, convert: Callable[[Image.Image], Any]) -> Any:
+    """The one place where the package opens a picture.
+
+    Args:
+        file: Path, or a stream that can seek.
+        name: What error messages call it.
+        convert: What is made of the image, whose pixels are read.
+
+    Returns:
+        What ``convert`` returned.
+
+    Raises:
+        ValueError: As :func:`read_image`.
+    """
+    try:
+        with _strict_pillow():
+            _register_heif(file)
             with Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+                check_pixels(*image.size, name)
+                _check_photograph(image, file)
                 image.load()
                 return convert(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        pixels = re.search(r"\((\d+) pixels\)", str(error))
         raise ValueError(
-            f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels, the limit against "
-            "decompression bombs; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if it can "
-            "be trusted"
+            _too_large(name, int(pixels[1])) if pixels else f"{name}: {error}"
         ) from error
     except Image.UnidentifiedImageError as error:
         raise ValueError(
@@ -86,36 +208,81 @@ def _read(file: Path | BinaryIO, name: str, convert: Callable[[Image.Image], Any
         ) from error
     except MemoryError:
         raise
+    except ImportError as error:
+        raise ValueError(f"{name} is HEIF (HEIC): {error}") from error
     # Pillow's decoders raise OSError, SyntaxError, struct.error, ZeroDivisionError and more on
     # broken files, depending on where they are broken.
     except Exception as error:
+        if str(error).startswith(name):
+            raise
         raise ValueError(f"{name} could not be read as an image: {error}") from error
 
 
+def _register_heif(file: Path | BinaryIO) -> None:
+    """Teach Pillow HEIF when the first such file comes."""
+    Image.init()
+    if "HEIF" in Image.OPEN:
+        return
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            head = stream.read(12)
+    else:
+        head = file.read(12)
+        file.seek(0)
+    if is_heif(head):
+        heif = require("pillow_heif", extra="heic", feature="reading HEIF pictures")
+        heif.register_heif_opener()
+
+
+def _check_photograph(image: Image.Image, file: Path | BinaryIO) -> None:
+    """Refuse cameras' raw files, of which Pillow would read a small preview."""
+    if image.format != "TIFF":
+        return
+    tags = image.tag_v2
+    # Canon's say so behind the header of the TIFF.
+    image.fp.seek(8)
+    canon = image.fp.read(2) == b"CR"
+    if canon or _RAW in tags or (tags.get(_REDUCED, 0) & 1):
+        raise ValueError(
+            "it is a camera's raw file, or begins with a reduced preview; develop it to a JPEG, "
+            "PNG or TIFF"
+        )
+
+
+def _check_single(image: Image.Image, name: str) -> None:
+    if image.format in (*_ANIMATED, "TIFF") and getattr(image, "is_animated", False):
+        what = "pages" if image.format == "TIFF" else "frames"
+        logger.warning("%s has %d %s, of which the first is read", name, image.n_frames, what)
+
+
+_strict_users, _strict_lock, _strict_state = 0, threading.Lock(), ExitStack()
+
+
 @contextmanager
-def _no_truncated_images() -> Iterator[None]:
-    """Some packages (lmms-eval) tell Pillow on import to fill up what a file lacks with grey."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+def _strict_pillow() -> Iterator[None]:
+    """Pillow's warnings of large pictures are errors, and truncated files are never filled up.
+
+    Some packages (lmms-eval) tell Pillow on import to fill up what a file lacks with grey. Both
+    are settings of the process: the first thread that reads sets them, the last one restores them.
+    """
+    global _strict_users
+    with _strict_lock:
+        if not _strict_users:
+            _strict_state.enter_context(warnings.catch_warnings())
+            # Pillow only warns up to twice its limit, by which time a folder's run is out of
+            # memory.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            before = ImageFile.LOAD_TRUNCATED_IMAGES
+            _strict_state.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", before)
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        _strict_users += 1
     try:
         yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):
-        # 16-bit grey, as I;16 or widened to I; full scale is 65535 = 257 * 255.
-        values = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
-        grey = ((values + 128) // 257).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode == "F":
-        raise ValueError("it holds floating-point values of unknown range; save it as 8-bit RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"))
+        with _strict_lock:
+            _strict_users -= 1
+            if not _strict_users:
+                _strict_state.close()
 
 
 def png_bytes(image: np.ndarray | Image.Image, note: str) -> bytes:

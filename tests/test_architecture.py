@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import make_tree  # noqa: E402
 
 # What a folder or file of the package may import, beside itself.
-BASE = {"constants", "call_state", "optional", "files", "weights", "rows", "images"}
+BASE = {"constants", "call_state", "optional", "files", "weights", "rows", "images", "colours"}
 BASE |= {"tables", "tensors", "pooling", "downloads", "noise"}
 MODEL = BASE | {"faces", "qa", "kfd", "fpl", "hosts"}
 TRAINING = MODEL | {"simulate", "data", "train"}
@@ -27,7 +27,8 @@ ARROWS = {
     "weights": {"constants", "files"},
     "rows": {"constants", "files"},
     "downloads": set(),
-    "images": {"constants", "files"},
+    "colours": set(),
+    "images": {"constants", "files", "colours", "optional"},
     "tables": set(),
     "tensors": set(),
     "pooling": set(),

@@ -1,8 +1,18 @@
+import sys
+
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, Image, ImageFile, features
+from PIL import (
+    EpsImagePlugin,
+    Image,
+    ImageCms,
+    ImageFile,
+    ImageOps,
+    TiffImagePlugin,
+    features,
+)
 
-from llava_forgery.images import SUFFIXES, decode_image, read_image
+from llava_forgery.images import SUFFIXES, decode_image, open_image, read_image, to_rgb
 
 
 def save(path, array, mode=None, **options):
@@ -112,12 +122,15 @@ def test_formats_of_no_photograph_are_not_opened(tmp_path, kind):
         read_image(path)
 
 
-@pytest.mark.parametrize("suffix", [*SUFFIXES, ".mpo", ".avif"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_formats_of_photographs_are_opened_whatever_the_name(tmp_path, suffix):
-    if suffix == ".avif" and not features.check("avif"):
+    if suffix.startswith(".avif") and not features.check("avif"):
         pytest.skip("this Pillow was built without AVIF")
+    if suffix in (".heic", ".heif", ".hif"):
+        pytest.importorskip("pillow_heif").register_heif_opener()
     image = Image.new("RGB", (8, 8), (200, 60, 20))
-    image.save(tmp_path / f"a{suffix}", quality=95)
+    kind = Image.registered_extensions().get(suffix, "AVIF" if suffix == ".avifs" else "HEIF")
+    image.save(tmp_path / f"a{suffix}", format=kind, quality=95)
     (tmp_path / f"a{suffix}").rename(tmp_path / "named.otherwise")
     read = read_image(tmp_path / "named.otherwise")
     assert np.abs(read.astype(int) - (200, 60, 20)).max() < 16
@@ -129,5 +142,169 @@ def test_decompression_bomb(tmp_path, monkeypatch, limit):
     path = save(tmp_path / "bomb.png", np.zeros((18, 18, 3), np.uint8))
     # Pillow warns above its limit and raises above twice its limit: both are errors here.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ValueError, match=r"bomb\.png has more than"):
+    with pytest.raises(ValueError, match=r"bomb\.png has 324 pixels, more than .*--max-pixels 324"):
         read_image(path)
+
+
+def test_what_pillow_fills_up_stays_an_error_among_threads(tmp_path, monkeypatch):
+    """One thread's reading ends while another's goes on; neither changes what the other sees."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    whole = save(tmp_path / "whole.png", np.zeros((8, 8, 3), np.uint8))
+    seen = []
+    open_image(whole, "a", lambda outer: open_image(whole, "b", lambda inner: None))
+    open_image(
+        whole,
+        "a",
+        lambda outer: (
+            open_image(whole, "b", lambda inner: None),
+            seen.append(ImageFile.LOAD_TRUNCATED_IMAGES),
+        ),
+    )
+    assert seen == [False]
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def profile(primaries, gamma=2.2):
+    """An ICC profile of three primaries (XYZ under D50) and a gamma."""
+
+    def xyz(values):
+        return b"XYZ \0\0\0\0" + np.round(np.array(values) * 65536).astype(">i4").tobytes()
+
+    text = b"desc\0\0\0\0\0\0\0\x05test\0" + bytes(78)
+    curve = b"curv\0\0\0\0\0\0\0\x01" + round(gamma * 256).to_bytes(2, "big") + b"\0\0"
+    tags = {b"desc": text, b"cprt": b"text\0\0\0\0none", b"wtpt": xyz((0.9642, 1, 0.8249))}
+    for name, value in zip((b"r", b"g", b"b"), primaries, strict=True):
+        tags |= {name + b"XYZ": xyz(value), name + b"TRC": curve}
+    table, body, start = b"", b"", 128 + 4 + 12 * len(tags)
+    for name, data in tags.items():
+        data += bytes(-len(data) % 4)
+        table += name + (start + len(body)).to_bytes(4, "big") + len(data).to_bytes(4, "big")
+        body += data
+    head = bytes(8) + b"\x02\x20\0\0mntrRGB XYZ " + bytes(12) + b"acsp" + bytes(28)
+    head += np.round(np.array([0.9642, 1, 0.8249]) * 65536).astype(">i4").tobytes() + bytes(48)
+    data = head + len(tags).to_bytes(4, "big") + table + body
+    return len(data).to_bytes(4, "big") + data[4:]
+
+
+DISPLAY_P3 = np.array(
+    [[0.51512, 0.24120, -0.00105], [0.29198, 0.69225, 0.04189], [0.15710, 0.06657, 0.78407]]
+)
+SRGB = np.array(
+    [[0.43607, 0.22249, 0.01392], [0.38515, 0.71687, 0.09708], [0.14307, 0.06061, 0.71410]]
+)
+
+
+def from_display_p3(colour):
+    """By the definitions of both colour spaces."""
+    linear = (np.array(colour) / 255) ** 2.2 @ DISPLAY_P3 @ np.linalg.inv(SRGB)
+    linear = linear.clip(0, 1)
+    return 255 * np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colour_profiles_are_brought_to_srgb(tmp_path, mode):
+    colour = (200, 100, 50)
+    image = Image.new("RGB", (8, 8), colour)
+    image = image.quantize(2) if mode == "P" else image.convert(mode)
+    image.save(tmp_path / "a.png", icc_profile=profile(DISPLAY_P3))
+    read = read_image(tmp_path / "a.png")
+    assert np.abs(read - from_display_p3(colour)).max() <= 2
+    assert np.abs(read - np.array(colour)).max() > 10
+    # sRGB by another name moves nothing.
+    exact = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    np.testing.assert_array_equal(
+        read_image(save(tmp_path / "s.png", exact, icc_profile=icc)), exact
+    )
+
+
+def test_profiles_that_do_not_fit_are_told(tmp_path, caplog):
+    image = np.full((8, 8), 100, np.uint8)
+    path = save(tmp_path / "grey.png", image, icc_profile=profile(DISPLAY_P3))
+    assert (read_image(path) == 100).all()
+    assert "profile is for RGB and its pixels are L" in caplog.text
+    path = save(tmp_path / "a.png", np.dstack([image] * 3), icc_profile=b"no profile" * 20)
+    assert (read_image(path) == 100).all()
+    assert "colour profile is broken" in caplog.text
+
+
+def test_transparency_of_all_modes_lies_over_white():
+    levels = np.array([[0, 85, 170, 255]], np.uint8)
+    grey = np.full_like(levels, 90)
+    expected = (90 * (levels / 255) + 255 * (1 - levels / 255)).round()
+    for image in (
+        Image.fromarray(np.dstack([grey, levels]), "LA"),
+        Image.fromarray(np.dstack([grey] * 3 + [levels]), "RGBA"),
+        np.dstack([grey, levels]),
+        np.dstack([grey] * 3 + [levels]),
+        (np.dstack([grey] * 3 + [levels]) * np.uint16(257)),
+    ):
+        np.testing.assert_allclose(to_rgb(image), np.dstack([expected] * 3), atol=1)
+    palette = Image.fromarray(np.array([[0, 1, 2, 3]], np.uint8), "P")
+    palette.putpalette([90] * 12)
+    palette.info["transparency"] = bytes([0, 85, 170, 255])
+    np.testing.assert_allclose(to_rgb(palette), np.dstack([expected] * 3), atol=1)
+    # One colour of a picture without alpha is declared to be transparent.
+    single = Image.fromarray(np.array([[7, 8]], np.uint8))
+    single.info["transparency"] = 7
+    assert to_rgb(single)[0, :, 0].tolist() == [255, 8]
+    deep = Image.fromarray(np.array([[700, 257 * 8]], np.uint16))
+    deep.info["transparency"] = 700
+    assert to_rgb(deep)[0, :, 0].tolist() == [255, 8]
+
+
+def test_values_of_unknown_range_are_refused(tmp_path):
+    for name, values in (("f.tif", np.zeros((4, 4), np.float32)),
+                         ("i.tif", np.full((4, 4), 1 << 20, np.int32))):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"{name} could not be read.*of unknown range"):
+            read_image(save(tmp_path / name, values))
+    shapes = ((4, 4, 5), (2, 4, 4, 3), (0, 4, 3))
+    for array in (np.zeros((4, 4, 3)), *(np.zeros(shape, np.uint8) for shape in shapes)):
+        with pytest.raises(ValueError, match=r"expected \(H, W, 3\) uint8 RGB"):
+            to_rgb(array)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_all_orientations_are_those_of_pillow(tmp_path, orientation, kind):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (5, 9, 3), dtype=np.uint8))
+    image = image.resize((72, 40), Image.Resampling.NEAREST)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a", format=kind, exif=exif)
+    with Image.open(tmp_path / "a") as opened:
+        expected = np.array(ImageOps.exif_transpose(opened).convert("RGB"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a"), expected)
+
+
+def test_a_large_picture_is_converted_in_bands():
+    image = np.random.default_rng(0).integers(0, 256, (700, 5003, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(to_rgb(Image.fromarray(image)), image)
+
+
+def test_previews_of_raw_files_are_not_taken_for_photographs(tmp_path):
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[254] = 1
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.tif", tiffinfo=tags)
+    with pytest.raises(
+        ValueError, match=r"a\.tif could not be read.*raw file, or begins with a red"
+    ):
+        read_image(tmp_path / "a.tif")
+
+
+def test_heic_without_its_package_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    with pytest.raises(ValueError, match=r"a\.jpg is HEIF.*pip install 'llava-forgery\[heic\]'"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_of_animations_and_pages_the_first_is_read_and_told(tmp_path, caplog):
+    frames = [Image.new("RGB", (8, 8), (level, 0, 0)) for level in (200, 100, 50)]
+    for name in ("a.gif", "a.webp", "a.png", "a.tif"):
+        what = "pages" if name == "a.tif" else "frames"
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        assert abs(int(read_image(tmp_path / name)[4, 4, 0]) - 200) <= 4
+        assert f"{name} has 3 {what}, of which the first is read" in caplog.text

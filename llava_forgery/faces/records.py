@@ -24,7 +24,7 @@ from PIL import Image
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.faces.crop import Box
 from llava_forgery.files import atomic_path, check_name, to_json, write_json
-from llava_forgery.images import decode_image
+from llava_forgery.images import decode_image, to_rgb
 from llava_forgery.rows import image_bytes, load_rows, write_rows
 
 SPLITS = ("train", "val", "test")
@@ -312,7 +312,8 @@ def image_pixels(image: Mapping[str, Any] | Image.Image, mode: str) -> np.ndarra
         image = decode_image(image_bytes(image, "the row"), "the picture of the row")
     if not isinstance(image, Image.Image):
         raise ValueError(f"expected a picture, got {_kind(image)}")
-    return np.array(image.convert(mode))
+    pixels = to_rgb(image)
+    return pixels if mode == "RGB" else np.array(Image.fromarray(pixels).convert(mode))
 
 
 def _kind(value: Any) -> str:

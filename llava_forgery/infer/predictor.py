@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import PreTrainedModel
 
 from llava_forgery.call_state import lock_of
@@ -19,7 +19,7 @@ from llava_forgery.hosts.transformers.likelihood import first_token_p_yes
 from llava_forgery.hosts.transformers.loading import load_adapter, load_named_host, place_host
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, encode
-from llava_forgery.images import read_image
+from llava_forgery.images import read_image, to_rgb
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.infer.halving import in_halves
 from llava_forgery.infer.verdict import Verdict, agree
@@ -84,7 +84,7 @@ class FaceFinder:
         Raises:
             ValueError: The file is no image, or no face was found.
         """
-        pixels = _pixels(image)
+        pixels = read_image(image) if isinstance(image, (str, PathLike)) else to_rgb(image)
         if cropped:
             height, width = pixels.shape[:2]
             side = max(height, width)
@@ -168,7 +168,7 @@ class ForgeryPredictor(FaceFinder):
         """Judge the largest face.
 
         Args:
-            image: A path, a PIL image, or (H, W, 3) uint8 RGB.
+            image: A path, a PIL image, or an array as :func:`llava_forgery.images.to_rgb` takes it.
             cropped: The image is a face crop already; no face is looked for.
 
         Raises:
@@ -296,17 +296,3 @@ class ForgeryPredictor(FaceFinder):
         batch = {name: tensor.to(vlm.device) for name, tensor in batch.items()}
         candidates = candidate_ids(prompts[0], vlm.processor, vlm.n_forgery)
         return batch, candidates
-
-
-def _pixels(image: Photograph) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of anything that :meth:`ForgeryPredictor.predict` takes."""
-    if isinstance(image, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(
-                f"expected (H, W, 3) uint8 RGB, got {image.dtype} {image.shape}; multiply floats "
-                "in [0, 1] by 255 first"
-            )
-        return image
-    return read_image(image)

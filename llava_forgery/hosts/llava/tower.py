@@ -21,6 +21,7 @@ from transformers import BatchFeature
 
 from llava_forgery.files import read_json
 from llava_forgery.hosts.llava.names import PREFIX
+from llava_forgery.images import to_rgb
 from llava_forgery.kfd.checkpoint import CONFIG, WEIGHTS
 from llava_forgery.kfd.config import KFDConfig
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
@@ -53,7 +54,7 @@ class KFDImageProcessor:
         """Prepare one or several pictures.
 
         Args:
-            images: PIL images, or (H, W, 3) uint8 RGB.
+            images: PIL images, or arrays as :func:`llava_forgery.images.to_rgb` takes them.
             return_tensors: "pt" alone.
 
         Returns:
@@ -72,9 +73,7 @@ class KFDImageProcessor:
     __call__ = preprocess
 
     def _prepare(self, image: Image.Image | np.ndarray) -> torch.Tensor:
-        pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise ValueError(f"expected (H, W, 3) uint8 RGB, got {pixels.dtype} {pixels.shape}")
+        pixels = to_rgb(image)
         height, width = pixels.shape[:2]
         side, size = max(height, width), self.crop_size["height"]
         top, left = (side - height) // 2, (side - width) // 2
