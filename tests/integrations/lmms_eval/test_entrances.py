@@ -71,8 +71,16 @@ def model(adapter):
 
 @pytest.mark.parametrize(
     "kind",
-    [deep, grey_and_alpha, colours_and_alpha, palette_with_transparency, turned, four_inks, display_p3],
-)  # fmt: skip
+    [
+        deep,
+        grey_and_alpha,
+        colours_and_alpha,
+        palette_with_transparency,
+        turned,
+        four_inks,
+        display_p3,
+    ],
+)
 def test_all_entrances_see_the_same(model, tmp_path, kind):
     image, options, expected = kind()
     name = "a.tif" if image.mode == "CMYK" else "a.png"
