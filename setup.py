@@ -62,17 +62,28 @@ setup(
         "train": TRAIN,
         # The llava package itself must be installed without what it depends on: see the README.
         "llava": ["sentencepiece>=0.2", "protobuf>=5.0"],
+        # python-multipart: forms with files.
+        "serve": [
+            "fastapi>=0.120",
+            "uvicorn>=0.38",
+            "python-multipart>=0.0.20",
+            "prometheus-client>=0.23",
+        ],
         "demo": DEMO,
         "eval": EVAL,
         "quantization": ["bitsandbytes>=0.50"],
         "deepspeed": [*TRAIN, "deepspeed>=0.19"],
         # num2words: without it SmolVLM's processor cannot be made. scikit-learn: the measures are
-        # compared with its own.
+        # compared with its own. openai: the client that the server is for. playwright and axe: the
+        # page is used by a browser, which the system has or its test is skipped.
         "dev": [
             "pytest>=9.0",
             "pytest-xdist>=3.8",
             "ruff==0.17.5",
             "num2words>=0.5",
+            "openai>=2.0",
+            "playwright>=1.55",
+            "axe-playwright-python>=0.1.4",
             "scikit-learn>=1.7",
         ],
     },

@@ -44,7 +44,8 @@ ARROWS = {
     "infer": MODEL,
     "evaluation": ALL - {"convert"},
     "integrations": ALL,
-    "cli": ALL,
+    "serve": MODEL | {"infer"},
+    "cli": ALL | {"serve"},
 }
 
 

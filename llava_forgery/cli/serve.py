@@ -1,0 +1,122 @@
+"""The command that serves verdicts and dialogues over HTTP."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llava_forgery.cli.app import app, load_predictor
+from llava_forgery.cli.options import AllowDownload, Device, FaceFinder
+from llava_forgery.optional import require
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="Folder of a forgery adapter, or NAME=FOLDER; repeatable.",
+            metavar="DIR",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LLAVA_FORGERY_TOKEN",
+            help="What clients must send as a bearer token; needed beyond the loopback. Better "
+            "given by the variable: command lines can be read by other users.",
+        ),
+    ] = None,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Fetch pictures from public addresses.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Most faces of a batch.")] = 8,
+    batch_wait: Annotated[
+        float, typer.Option(help="Most seconds for which a batch waits for announced faces.")
+    ] = 0.1,
+    queue: Annotated[int, typer.Option(help="Most faces that wait; then 429.")] = 256,
+    max_requests: Annotated[int, typer.Option(help="Most requests at once; then 429.")] = 128,
+    max_bytes: Annotated[int, typer.Option(help="Most bytes of a request.")] = 64 * 2**20,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(help="Most pixels of a picture or a frame; default: 89 million."),
+    ] = None,
+    max_frames: Annotated[int, typer.Option(help="Most frames of a video.")] = 256,
+    max_seconds: Annotated[int, typer.Option(help="Longest video, in seconds.")] = 600,
+    dialogues: Annotated[int, typer.Option(help="Dialogues whose caches are kept.")] = 8,
+    drain_seconds: Annotated[
+        int, typer.Option(help="Seconds for what runs when the server is told to end.")
+    ] = 60,
+    base_model: Annotated[
+        str | None,
+        typer.Option("--base-model", help="Folder or hub name of the host, as detect takes it."),
+    ] = None,
+    detector: FaceFinder = None,
+    device: Device = None,
+    allow_download: AllowDownload = False,
+) -> None:
+    """Serve verdicts and dialogues over HTTP, to programs and to people (a page at /).
+
+    SIGTERM or Ctrl-C: what runs is finished, new work is refused; a second one ends at once.
+    """
+    for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        require(package, extra="serve", feature="the server")
+    from llava_forgery.images import set_pixel_limit
+    from llava_forgery.infer.batching import BatchLimits
+    from llava_forgery.serve.server import Server
+    from llava_forgery.serve.service import Service
+    from llava_forgery.serve.settings import Settings
+
+    # What is wrong with the options shows before models are loaded.
+    settings = Settings(
+        host=host,
+        port=port,
+        token=token,
+        allow_urls=allow_urls,
+        queue=queue,
+        max_requests=max_requests,
+        max_bytes=max_bytes,
+        max_bytes_at_once=max(8 * max_bytes, Settings.max_bytes_at_once),
+        max_frames=max_frames,
+        max_seconds=max_seconds,
+        dialogues=dialogues,
+        drain_seconds=drain_seconds,
+    )
+    if max_pixels is not None:
+        set_pixel_limit(max_pixels)
+    limits = BatchLimits(faces=batch_size)
+    predictors = {
+        name: load_predictor(folder, base_model, device, detector, allow_download)
+        for name, folder in named_models(model or []).items()
+    }
+    server = Server(Service(predictors, settings, limits, batch_wait))
+    typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}", err=True)
+    server.run()
+    if not server.started:
+        raise typer.Exit(1)
+
+
+def named_models(values: list[str]) -> dict[str, Path]:
+    """Names and folders from ``NAME=FOLDER`` or ``FOLDER``, which is named after itself.
+
+    Raises:
+        ValueError: None is given, or a name twice.
+    """
+    if not values:
+        raise ValueError(
+            "give the folder of a forgery adapter: --model DIR (written by train adapter)"
+        )
+    found: dict[str, Path] = {}
+    for value in values:
+        name, equals, folder = value.partition("=")
+        path = Path(folder if equals else value)
+        name = name if equals else path.resolve().name
+        if not name or name in found:
+            raise ValueError(
+                f"the model name {name!r} is empty or given twice; name each by NAME=DIR"
+            )
+        found[name] = path
+    return found

@@ -1,0 +1,1 @@
+"""A server and a page: verdicts and dialogues over HTTP."""
