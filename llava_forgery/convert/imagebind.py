@@ -21,8 +21,8 @@ import open_clip
 import torch
 
 from llava_forgery.convert.sources import (
-    Source,
-    check_sources,
+    TensorSource,
+    check_tensor_sources,
     convert_sources,
     read_checkpoint,
 )
@@ -96,7 +96,7 @@ def import_imagebind(
     tensors = needed_tensors(read_checkpoint(checkpoint))
     sources = tower_sources(model)
     factors = factor_sources(sources, tensors, rank)
-    check_sources(tensors, [*sources.values(), *factors], str(checkpoint))
+    check_tensor_sources(tensors, [*sources.values(), *factors], str(checkpoint))
     with atomic_path(target) as temporary:
         write_towers(temporary, convert_towers(tensors, sources, rank), model)
         write_json(temporary / SUMMARY, {"checkpoint": Path(checkpoint).name, "rank": rank})
@@ -123,7 +123,9 @@ def is_factor(name: str) -> bool:
     return name.endswith((".lora_A", ".lora_B"))
 
 
-def tower_sources(model: Mapping[str, Any] | None = None, prefix: str = "") -> dict[str, Source]:
+def tower_sources(
+    model: Mapping[str, Any] | None = None, prefix: str = ""
+) -> dict[str, TensorSource]:
     """open_clip's names to where their tensors come from.
 
     Args:
@@ -136,8 +138,8 @@ def tower_sources(model: Mapping[str, Any] | None = None, prefix: str = "") -> d
 
 
 def factor_sources(
-    sources: Mapping[str, Source], names: Iterable[str], rank: int = LORA_RANK
-) -> list[Source]:
+    sources: Mapping[str, TensorSource], names: Iterable[str], rank: int = LORA_RANK
+) -> list[TensorSource]:
     """The fork's LoRA: all of its factors where the checkpoint has one of them, else none.
 
     Args:
@@ -149,13 +151,13 @@ def factor_sources(
     for source in sources.values():
         if _LORA_LAYERS.search(source.name):
             first, second = _factors(source.name)
-            factors.append(Source(first, (rank, source.shape[1])))
-            factors.append(Source(second, (source.shape[0], rank)))
+            factors.append(TensorSource(first, (rank, source.shape[1])))
+            factors.append(TensorSource(second, (source.shape[0], rank)))
     return factors if {factor.name for factor in factors}.intersection(names) else []
 
 
 def convert_towers(
-    tensors: Mapping[str, torch.Tensor], sources: Mapping[str, Source], rank: int = LORA_RANK
+    tensors: Mapping[str, torch.Tensor], sources: Mapping[str, TensorSource], rank: int = LORA_RANK
 ) -> dict[str, torch.Tensor]:
     """The state of the open_clip model, from a checked checkpoint.
 
@@ -191,7 +193,7 @@ def _factors(weight: str) -> tuple[str, str]:
     return f"{layer}lora_A", f"{layer}lora_B"
 
 
-def _source(name: str, shape: tuple[int, ...], prefix: str) -> Source:
+def _source(name: str, shape: tuple[int, ...], prefix: str) -> TensorSource:
     """Where an open_clip tensor of a name and shape comes from."""
     reshape = partial(torch.reshape, shape=shape)
     special = {
@@ -212,15 +214,15 @@ def _source(name: str, shape: tuple[int, ...], prefix: str) -> Source:
     }  # fmt: skip
     if name in special:
         source, *rest = special[name]
-        return Source(f"{prefix}modality_{source}", *rest)
+        return TensorSource(f"{prefix}modality_{source}", *rest)
     for ours, theirs in _PREFIXES:
         if name.startswith(ours):
-            return Source(f"{prefix}modality_{theirs}{name.removeprefix(ours)}", shape)
+            return TensorSource(f"{prefix}modality_{theirs}{name.removeprefix(ours)}", shape)
     sense = "vision" if name.startswith("visual.") else "text"
     block = name.removeprefix("visual.").removeprefix("transformer.resblocks.")
     for ours, theirs in _BLOCK_PARTS:
         block = block.replace(ours, theirs)
-    return Source(f"{prefix}modality_trunks.{sense}.blocks.{block}", shape)
+    return TensorSource(f"{prefix}modality_trunks.{sense}.blocks.{block}", shape)
 
 
 def _add_frames(kernel: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ from llava_forgery.convert.lvlm_dfd_keys import (
     projection_sources,
 )
 from llava_forgery.convert.sources import (
-    check_sources,
+    check_tensor_sources,
     convert_sources,
     read_checkpoint,
 )
@@ -195,7 +195,7 @@ def _take_parts(
     wanted = [*towers.values(), *factor_sources(towers, tensors, sizes.tower_rank)]
     for sources in parts.values():
         wanted += sources.values()
-    check_sources(tensors, wanted, where)
+    check_tensor_sources(tensors, wanted, where)
     taken = {part: convert_sources(tensors, sources) for part, sources in parts.items()}
     return {"encoder": convert_towers(tensors, towers, sizes.tower_rank), **taken}
 

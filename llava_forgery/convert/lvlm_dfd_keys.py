@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from llava_forgery.convert.imagebind import LORA_RANK, tower_config
-from llava_forgery.convert.sources import Source
+from llava_forgery.convert.sources import TensorSource
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import GRID, ForgeryPromptLearner
 from llava_forgery.hosts.lora import LoraSettings
@@ -56,7 +56,7 @@ class LvlmDfdSizes:
         return LoraSettings(self.lora_rank, self.lora_rank, 0.1)
 
 
-def detector_sources(sizes: LvlmDfdSizes) -> dict[str, Source]:
+def detector_sources(sizes: LvlmDfdSizes) -> dict[str, TensorSource]:
     """The detector's linear layers and heads; its temperature is a constant there."""
     config = tower_config(sizes.towers)
     layers = len(sizes.taps)
@@ -81,7 +81,7 @@ def detector_sources(sizes: LvlmDfdSizes) -> dict[str, Source]:
     return sources
 
 
-def learner_sources(sizes: LvlmDfdSizes) -> dict[str, Source]:
+def learner_sources(sizes: LvlmDfdSizes) -> dict[str, TensorSource]:
     """The learner's tensors, whose order of vectors is another one there."""
     with torch.device("meta"):
         learner = ForgeryPromptLearner(sizes.fpl)
@@ -101,10 +101,10 @@ def learner_sources(sizes: LvlmDfdSizes) -> dict[str, Source]:
         return torch.cat([base, mask, maps, score], dim=1)
 
     fuse = sources["fuse.weight"]
-    return {**sources, "fuse.weight": Source(fuse.name, fuse.shape, reorder)}
+    return {**sources, "fuse.weight": TensorSource(fuse.name, fuse.shape, reorder)}
 
 
-def language_lora_sources(sizes: LvlmDfdSizes, names: Iterable[str]) -> dict[str, Source]:
+def language_lora_sources(sizes: LvlmDfdSizes, names: Iterable[str]) -> dict[str, TensorSource]:
     """The language model's LoRA, in the names of peft's files.
 
     Args:
@@ -118,23 +118,23 @@ def language_lora_sources(sizes: LvlmDfdSizes, names: Iterable[str]) -> dict[str
         for projection in sizes.lora.projections:
             stem = f"base_model.model.model.layers.{layer}.self_attn.{projection}"
             for letter, shape in (("A", (rank, width)), ("B", (width, rank))):
-                sources[f"{stem}.lora_{letter}.weight"] = Source(
+                sources[f"{stem}.lora_{letter}.weight"] = TensorSource(
                     f"llama_model.{stem}.lora_{letter}{default}.weight", shape
                 )
     return sources
 
 
-def projection_sources(sizes: LvlmDfdSizes) -> dict[str, Source]:
+def projection_sources(sizes: LvlmDfdSizes) -> dict[str, TensorSource]:
     """The linear layer from ImageBind's embedding to the language model."""
     width = sizes.hidden_size
     embedding = tower_config(sizes.towers)["embed_dim"]
     return {
-        "weight": Source("llama_proj.weight", (width, embedding)),
-        "bias": Source("llama_proj.bias", (width,)),
+        "weight": TensorSource("llama_proj.weight", (width, embedding)),
+        "bias": TensorSource("llama_proj.bias", (width,)),
     }
 
 
-def _renamed(module: nn.Module, names: Mapping[str, str]) -> dict[str, Source]:
+def _renamed(module: nn.Module, names: Mapping[str, str]) -> dict[str, TensorSource]:
     """A module's tensors from a checkpoint that has them under other names, as patterns."""
     sources = {}
     for name, tensor in module.state_dict().items():
@@ -143,5 +143,5 @@ def _renamed(module: nn.Module, names: Mapping[str, str]) -> dict[str, Source]:
             theirs, count = re.subn(rf"^{pattern}(?=\.|$)", replacement, theirs)
             if count:
                 break
-        sources[name] = Source(theirs, tuple(tensor.shape), dtype=tensor.dtype)
+        sources[name] = TensorSource(theirs, tuple(tensor.shape), dtype=tensor.dtype)
     return sources

@@ -65,7 +65,7 @@ def read_checkpoint(path: str | PathLike) -> dict[str, torch.Tensor]:
 
 
 @dataclass(frozen=True)
-class Source:
+class TensorSource:
     """Where a tensor of ours comes from."""
 
     name: str
@@ -78,8 +78,8 @@ class Source:
     """Whether floating-point numbers or integers."""
 
 
-def check_sources(
-    tensors: Mapping[str, torch.Tensor], sources: Iterable[Source], where: str
+def check_tensor_sources(
+    tensors: Mapping[str, torch.Tensor], sources: Iterable[TensorSource], where: str
 ) -> None:
     """Compare a checkpoint with what it must hold, which is all that it may hold.
 
@@ -96,7 +96,7 @@ def check_sources(
 
 
 def convert_sources(
-    tensors: Mapping[str, torch.Tensor], sources: Mapping[str, Source]
+    tensors: Mapping[str, torch.Tensor], sources: Mapping[str, TensorSource]
 ) -> dict[str, torch.Tensor]:
     """A checked checkpoint's tensors under our names."""
     return {name: source.convert(tensors[source.name]) for name, source in sources.items()}

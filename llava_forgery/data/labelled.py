@@ -26,7 +26,7 @@ _LABELS = {"real": REAL, "fake": FAKE, str(REAL): REAL, str(FAKE): FAKE}
 
 
 @dataclass(frozen=True)
-class LabelledImage:
+class LabelledFile:
     """One photo and what it is."""
 
     path: Path
@@ -42,7 +42,7 @@ class LabelledImage:
             raise ValueError(f"set must have a name, got {self.set!r} for {self.path}")
 
 
-def read_labelled(source: str | PathLike) -> list[LabelledImage]:
+def read_labelled(source: str | PathLike) -> list[LabelledFile]:
     """All photos of a folder or CSV, in a fixed order.
 
     Args:
@@ -69,12 +69,12 @@ def read_labelled(source: str | PathLike) -> list[LabelledImage]:
     return images
 
 
-def read_sources(sources: list[str | PathLike]) -> list[LabelledImage]:
+def read_sources(sources: list[str | PathLike]) -> list[LabelledFile]:
     """The photos of several folders and CSV files."""
     return [image for source in sources for image in read_labelled(source)]
 
 
-def _read_folder(root: Path) -> Iterator[LabelledImage]:
+def _read_folder(root: Path) -> Iterator[LabelledFile]:
     missing = [name for name in LABEL_NAMES if not (root / name).is_dir()]
     # Some generators' folders hold fakes alone, and evaluate well beside others' real photos.
     if len(missing) == len(LABEL_NAMES):
@@ -86,10 +86,10 @@ def _read_folder(root: Path) -> Iterator[LabelledImage]:
         if not files:
             raise ValueError(f"{root / name} holds no images ({', '.join(SUFFIXES)})")
         for file in files:
-            yield LabelledImage(file, label, file.parent.relative_to(root).as_posix())
+            yield LabelledFile(file, label, file.parent.relative_to(root).as_posix())
 
 
-def _read_csv(path: Path) -> Iterator[LabelledImage]:
+def _read_csv(path: Path) -> Iterator[LabelledFile]:
     for where, row in read_table(path, ("path", "label"), ("set",)):
         label = _LABELS.get(row["label"].lower())
         if label is None:
@@ -99,4 +99,4 @@ def _read_csv(path: Path) -> Iterator[LabelledImage]:
         file = path.parent / row["path"]
         if not file.is_file():
             raise FileNotFoundError(f"{where}: there is no file {file}")
-        yield LabelledImage(file, label, row.get("set") or LABEL_NAMES[label])
+        yield LabelledFile(file, label, row.get("set") or LABEL_NAMES[label])

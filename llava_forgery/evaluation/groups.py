@@ -28,12 +28,12 @@ class GroupScores:
     """Area under the ROC curve."""
     accuracy: float
     """Share of images on the right side of the threshold."""
-    false_alarms: float | None
-    """Share of the real images that are called fake."""
-    false_alarms_interval: tuple[float, float] | None
+    fpr: float | None
+    """False positive rate: share of the real images that are called fake."""
+    fpr_interval: tuple[float, float] | None
     """Wilson's 95 % interval of it: a small group shows as a wide one."""
-    misses: float | None
-    """Share of the fake images that are called real."""
+    fnr: float | None
+    """False negative rate: share of the fake images that are called real."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and for tables."""
@@ -77,9 +77,9 @@ def group_table(
     return [*table, _figures(None, labels, scores, threshold)]
 
 
-def false_alarm_gap(table: Sequence[GroupScores]) -> float | None:
-    """Largest less smallest false-alarm rate of the groups; None with fewer than two to compare."""
-    rates = [row.false_alarms for row in table if row.group is not None]
+def fpr_gap(table: Sequence[GroupScores]) -> float | None:
+    """Largest less smallest FPR of the groups; None with fewer than two to compare."""
+    rates = [row.fpr for row in table if row.group is not None]
     known = [rate for rate in rates if rate is not None]
     return max(known) - min(known) if len(known) > 1 else None
 
@@ -89,7 +89,7 @@ def _figures(
 ) -> GroupScores:
     fake = int((labels == FAKE).sum())
     real = len(labels) - fake
-    false_alarms, misses = error_rates(labels, scores, threshold)
+    fpr, fnr = error_rates(labels, scores, threshold)
     interval = None
     if real:
         alarms = int((scores[labels == REAL] >= threshold).sum())
@@ -101,7 +101,7 @@ def _figures(
         fake=fake,
         auc=auc(labels, scores) if real and fake else None,
         accuracy=accuracy(labels, (scores >= threshold).astype(int)),
-        false_alarms=false_alarms,
-        false_alarms_interval=interval,
-        misses=misses,
+        fpr=fpr,
+        fpr_interval=interval,
+        fnr=fnr,
     )

@@ -161,7 +161,7 @@ def roc_band(
 
     def curve(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
         fpr, tpr = roc(labels, scores)
-        # The last point that has no more false alarms, as in tpr_at_fpr.
+        # The last point that has no more false positives, as in tpr_at_fpr.
         return tpr[np.searchsorted(fpr, grid, side="right") - 1]
 
     values, _ = bootstrap(

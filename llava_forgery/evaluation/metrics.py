@@ -112,7 +112,7 @@ def tpr_at_fpr(labels: ArrayLike, scores: ArrayLike, fpr: float) -> float:
     """Largest share of the fakes that a threshold finds with at most this false-positive rate.
 
     Nothing is interpolated: the threshold exists. With fewer than ``1 / fpr`` real images it is
-    one without any false alarm.
+    one without any false positive.
 
     Args:
         labels: (N,) of 0 and 1, both present.
@@ -146,7 +146,7 @@ def accuracy(labels: ArrayLike, predictions: Sequence[int | None] | np.ndarray) 
 def error_rates(
     labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5
 ) -> tuple[float | None, float | None]:
-    """False-alarm rate (real called fake) and miss rate (fake called real) at a threshold.
+    """FPR (share of real called fake) and FNR (share of fake called real) at a threshold.
 
     Args:
         labels: (N,) of 0 and 1.
@@ -251,7 +251,7 @@ def _ranked(labels: ArrayLike, scores: ArrayLike, measure: str) -> tuple[np.ndar
 
 
 def _counts(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fakes found and false alarms at each distinct score as the threshold, the highest first."""
+    """True and false positives at each distinct score as the threshold, the highest first."""
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]
     # Equal scores are called fake together.

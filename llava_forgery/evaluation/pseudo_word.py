@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
-from llava_forgery.data.labelled import LabelledImage
+from llava_forgery.data.labelled import LabelledFile
 from llava_forgery.data.validation import fingerprint_of
 from llava_forgery.evaluation.metrics import accuracy, auc
 from llava_forgery.evaluation.records import KeptRecords
@@ -58,7 +58,7 @@ def rank_answers(vlm: PseudoWordVLM, images: Sequence[Image.Image]) -> list[floa
 
 def evaluate_pseudo_word(
     vlm: PseudoWordVLM,
-    images: Sequence[LabelledImage],
+    images: Sequence[LabelledFile],
     output_dir: str | PathLike,
     *,
     batch_size: int = 8,

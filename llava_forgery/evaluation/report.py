@@ -70,7 +70,7 @@ def detection_report(
     Returns:
         ``frame`` and ``video`` (None without ids), each with ``count``, ``real``, ``fake``,
         ``auc``, ``ap``, ``eer``, ``tpr_at_fpr_1``, ``tpr_at_fpr_5``, ``accuracy``,
-        ``false_alarms``, ``misses``, ``ece`` where scores are probabilities, and, unless
+        ``fpr``, ``fnr``, ``ece`` where scores are probabilities, and, unless
         ``resamples`` is 0, ``intervals`` (name to [low, high], or None, for the first five) and
         ``redrawn``. A figure is None where the class that it is about is missing.
 
@@ -137,7 +137,7 @@ def _figures(
     confidence: float,
     seed: int,
 ) -> dict[str, Any]:
-    false_alarms, misses = error_rates(labels, scores, threshold)
+    fpr, fnr = error_rates(labels, scores, threshold)
     both = len(np.unique(labels)) == 2
     figures: dict[str, Any] = {
         "count": len(labels),
@@ -145,8 +145,8 @@ def _figures(
         "fake": int((labels == FAKE).sum()),
         **{name: measure(labels, scores) if both else None for name, measure in RANKING.items()},
         "accuracy": accuracy(labels, (scores >= threshold).astype(int)),
-        "false_alarms": false_alarms,
-        "misses": misses,
+        "fpr": fpr,
+        "fnr": fnr,
     }
     if are_probabilities:
         figures["ece"] = calibration_error(labels, scores)

@@ -1,5 +1,6 @@
 """LoRA on the host's language model alone, through peft."""
 
+import copy
 import re
 from dataclasses import dataclass
 from os import PathLike
@@ -10,11 +11,13 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
+    get_peft_model,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
+from transformers import PreTrainedModel
 
 from llava_forgery.files import read_json, write_json
 from llava_forgery.weights import load_tensors
@@ -44,35 +47,86 @@ class LoraSettings:
             )
 
 
-def lora_config(host: nn.Module, settings: LoraSettings) -> LoraConfig:
+def lora_config(host: nn.Module, settings: LoraSettings | LoraConfig) -> LoraConfig:
     """peft's configuration with the language model's layers as the targets.
 
     A plain list of names would also hit the vision tower, whose attention layers have the same
-    names: the pattern is anchored at the language model.
+    names: it is anchored at the language model.
 
     Args:
         host: A transformers image-text-to-text model.
-        settings: Sizes.
+        settings: Sizes; or peft's own configuration, whose ``target_modules`` are names of layers,
+            "all-linear", a regular expression, or None for those of :class:`LoraSettings`.
 
     Raises:
-        ValueError: The language model has no such layers.
+        ValueError: The language model has no such layers, or a regular expression reaches beyond
+            it.
     """
     decoder = host.get_decoder()
     prefix = next(name for name, module in host.named_modules() if module is decoder)
-    names = "|".join(map(re.escape, settings.projections))
-    pattern = rf"{re.escape(prefix)}\..*\.({names})"
-    if not any(re.fullmatch(pattern, name) for name, _ in host.named_modules()):
+    if isinstance(settings, LoraConfig):
+        config = copy.deepcopy(settings)
+        wanted = config.target_modules or LoraSettings.projections
+    else:
+        wanted = settings.projections
+        config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout)
+    if wanted == "all-linear":
+        linear = (name for name, m in decoder.named_modules() if isinstance(m, nn.Linear))
+        wanted = {name.rsplit(".", 1)[-1] for name in linear}
+    if isinstance(wanted, str):
+        pattern = told = wanted
+    else:
+        # peft makes a set of a list.
+        names = sorted(wanted) if isinstance(wanted, set) else wanted
+        told = ", ".join(names)
+        pattern = rf"{re.escape(prefix)}\..*\.({'|'.join(map(re.escape, names))})"
+    found = [name for name, _ in host.named_modules() if re.fullmatch(pattern, name)]
+    if not found:
         raise ValueError(
-            f"the host's language model ({type(decoder).__name__}) has no layers named "
-            f"{', '.join(settings.projections)}; give LoraSettings(projections=...) its names"
+            f"the host's language model ({type(decoder).__name__}) has no layers named {told}; "
+            "give LoraSettings(projections=...) or LoraConfig(target_modules=...) its names"
         )
-    return LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=pattern,
-        task_type="CAUSAL_LM",
-    )
+    beyond = [name for name in found if not name.startswith(f"{prefix}.")]
+    if beyond:
+        raise ValueError(
+            f"target_modules {told} reaches {beyond[0]}, outside the language model; give names "
+            "of layers, or anchor the regular expression"
+        )
+    config.target_modules, config.task_type = pattern, "CAUSAL_LM"
+    return config
+
+
+def load_lora(
+    host: PreTrainedModel, directory: str | PathLike, trainable: bool = False
+) -> PeftModel:
+    """A host with a saved LoRA on it; peft itself would only warn where files do not fit.
+
+    Args:
+        host: Without peft's wrapper.
+        directory: Folder of peft's files.
+        trainable: Whether the LoRA is to be trained further.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: One is damaged, or belongs to another host.
+    """
+    directory = Path(directory)
+    for name in (LORA_CONFIG, LORA_WEIGHTS):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"{directory} holds no {name}: the folder is not complete")
+    # peft's own error would not name the file.
+    read_json(directory / LORA_CONFIG)
+    config = PeftConfig.from_pretrained(str(directory))
+    config.inference_mode = not trainable
+    # The fingerprint tells hosts apart; peft would warn of one that was moved.
+    config.base_model_name_or_path = None
+    model = get_peft_model(host, config)
+    try:
+        fill_lora(model, directory)
+    except BaseException:
+        model.unload()
+        raise
+    return model
 
 
 def check_lora(host: nn.Module, directory: str | PathLike) -> None:

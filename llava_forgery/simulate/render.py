@@ -58,7 +58,7 @@ def source_matrix(plan: ForgeryPlan | PlanColumns, size: tuple[int, int]) -> np.
     )
 
 
-def render(
+def render_forgery(
     image: np.ndarray, landmarks: np.ndarray, plan: ForgeryPlan, donor: Donor | None = None
 ) -> Rendering:
     """Forge one face.

@@ -17,7 +17,7 @@ from llava_forgery.simulate.config import SimulatorConfig as SimulatorConfig
 from llava_forgery.simulate.drawing import FaceDrawer
 from llava_forgery.simulate.foreground import Donor
 from llava_forgery.simulate.plan import ForgeryPlan, draw_plans
-from llava_forgery.simulate.render import Rendering, render
+from llava_forgery.simulate.render import Rendering, render_forgery
 from llava_forgery.simulate.render_torch import render_batch
 
 RENDERERS = ("auto", "opencv", "torch")
@@ -115,7 +115,7 @@ class ForgerySimulator:
         landmarks = np.asarray(landmarks, dtype=np.float32)
         best, chosen = Rendering(image, image, image[..., 0], -1.0), None
         for plan in islice(draw_plans(self.config, seed), self.config.max_draws):
-            rendering = render(image, landmarks, plan, donor)
+            rendering = render_forgery(image, landmarks, plan, donor)
             if rendering.difference > best.difference:
                 best, chosen = rendering, plan
             if best.difference >= self.config.min_difference:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from llava_forgery.constants import FAKE, IGNORE_INDEX, REAL
-from llava_forgery.data.labelled import LabelledImage
+from llava_forgery.data.labelled import LabelledFile
 from llava_forgery.files import check_output_folder
 from llava_forgery.hosts.pseudo_word import PseudoWordConfig, PseudoWordVLM, bare_host
 from llava_forgery.hosts.pseudo_word_checkpoint import CONFIG, ENTRIES, VECTORS
@@ -146,7 +146,7 @@ class PseudoWordTraining(Trainable):
 class LabelledAnswers(Dataset):
     """Photos as the host's inputs, each with the answer that is true of it."""
 
-    def __init__(self, images: Sequence[LabelledImage], vlm: PseudoWordVLM) -> None:
+    def __init__(self, images: Sequence[LabelledFile], vlm: PseudoWordVLM) -> None:
         self.images = images
         self.processor, self.config = vlm.processor, vlm.config
 
@@ -185,7 +185,7 @@ class AnswerCollator:
 @quiet()
 def train_pseudo_word(
     vlm: PseudoWordVLM,
-    images: Sequence[LabelledImage],
+    images: Sequence[LabelledFile],
     output_dir: str | PathLike,
     *,
     epochs: float = 10,

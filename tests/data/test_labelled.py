@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.data.labelled import LabelledImage, read_labelled, read_sources
+from llava_forgery.data.labelled import LabelledFile, read_labelled, read_sources
 from tests import tiny
 
 
@@ -68,6 +68,6 @@ def test_broken_folders(tmp_path):
 
 def test_wrong_records():
     with pytest.raises(ValueError, match="label must be 0"):
-        LabelledImage("a.png", 2, "set")
+        LabelledFile("a.png", 2, "set")
     with pytest.raises(ValueError, match="set must have a name"):
-        LabelledImage("a.png", 0, "")
+        LabelledFile("a.png", 0, "")

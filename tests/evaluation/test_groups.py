@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from llava_forgery.evaluation.groups import false_alarm_gap, group_table
+from llava_forgery.evaluation.groups import fpr_gap, group_table
 from llava_forgery.evaluation.metrics import auc
 
 LABELS = [0, 0, 1, 1, 0, 0, 1]
@@ -14,30 +14,30 @@ GROUPS = ["a", "a", "a", "a", "b", "b", "b"]
 def test_figures_of_each_group():
     a, b, everyone = group_table(LABELS, SCORES, GROUPS)
     assert (a.group, a.real, a.fake, a.auc, a.accuracy) == ("a", 2, 2, 0.75, 0.5)
-    assert (a.false_alarms, a.misses) == (0.5, 0.5)
-    assert (b.group, b.auc, b.accuracy, b.false_alarms, b.misses) == ("b", 1.0, 1.0, 0.0, 0.0)
+    assert (a.fpr, a.fnr) == (0.5, 0.5)
+    assert (b.group, b.auc, b.accuracy, b.fpr, b.fnr) == ("b", 1.0, 1.0, 0.0, 0.0)
     assert everyone.group is None
     assert everyone.auc == auc(LABELS, SCORES)
-    assert everyone.false_alarms == 0.25
+    assert everyone.fpr == 0.25
     json.dumps(a.to_dict(), allow_nan=False)
 
 
 def test_a_small_group_has_a_wide_interval():
     few = group_table([0] * 4, [0.9, 0.1, 0.1, 0.1], ["a"] * 4)[0]
     many = group_table([0] * 400, [0.9, 0.1, 0.1, 0.1] * 100, ["a"] * 400)[0]
-    widths = [high - low for low, high in (few.false_alarms_interval, many.false_alarms_interval)]
-    assert few.false_alarms == many.false_alarms == 0.25
+    widths = [high - low for low, high in (few.fpr_interval, many.fpr_interval)]
+    assert few.fpr == many.fpr == 0.25
     # Wilson's interval of 1 in 4 (by hand: centre 0.3726, half width 0.3270).
-    assert few.false_alarms_interval == pytest.approx((0.0456, 0.6994), abs=1e-3)
+    assert few.fpr_interval == pytest.approx((0.0456, 0.6994), abs=1e-3)
     assert widths[1] < widths[0] / 5
 
 
 def test_groups_of_one_class_have_no_auc():
     real, fake, _ = group_table([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.9], ["r", "r", "f", "f"])
-    assert (real.auc, real.misses, real.false_alarms) == (None, None, 0.0)
-    assert (fake.auc, fake.false_alarms, fake.false_alarms_interval) == (None, None, None)
-    assert fake.misses == 0.5
-    assert false_alarm_gap([real, fake]) is None
+    assert (real.auc, real.fnr, real.fpr) == (None, None, 0.0)
+    assert (fake.auc, fake.fpr, fake.fpr_interval) == (None, None, None)
+    assert fake.fnr == 0.5
+    assert fpr_gap([real, fake]) is None
 
 
 def test_methods_are_set_against_all_real_images():
@@ -51,8 +51,8 @@ def test_methods_are_set_against_all_real_images():
 
 def test_gap_between_groups():
     table = group_table(LABELS, SCORES, GROUPS)
-    assert false_alarm_gap(table) == 0.5
-    assert false_alarm_gap(group_table([0, 1], [0.9, 0.1], ["a", "a"])) is None
+    assert fpr_gap(table) == 0.5
+    assert fpr_gap(group_table([0, 1], [0.9, 0.1], ["a", "a"])) is None
 
 
 def test_groups_are_checked():

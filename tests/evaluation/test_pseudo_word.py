@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.data.labelled import LabelledImage, read_labelled
+from llava_forgery.data.labelled import LabelledFile, read_labelled
 from llava_forgery.evaluation.pseudo_word import (
     evaluate_pseudo_word,
     rank_answers,
@@ -126,6 +126,6 @@ def test_a_broken_photo_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"a\.png"):
         evaluate_pseudo_word(
             attach_pseudo_word(*tiny.llava()),
-            [LabelledImage(tmp_path / "a.png", REAL, "real")],
+            [LabelledFile(tmp_path / "a.png", REAL, "real")],
             tmp_path / "out",
         )

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from llava_forgery.data.labelled import LabelledImage
+from llava_forgery.data.labelled import LabelledFile
 from llava_forgery.evaluation.images import evaluation_images
 from llava_forgery.evaluation.labelled import evaluate_labelled
 from llava_forgery.evaluation.perturb import choose_perturbations
@@ -70,7 +70,7 @@ def pseudo_word(folder):
     for i in range(6):
         path = folder / f"{i}.png"
         Image.fromarray(tiny.picture(i, 32)).save(path)
-        images.append(LabelledImage(path, i % 2, f"set{i % 2}"))
+        images.append(LabelledFile(path, i % 2, f"set{i % 2}"))
     vlm = attach_pseudo_word(*tiny.llava()).eval()
     return lambda out: evaluate_pseudo_word(vlm, images, out, batch_size=2)
 

@@ -13,7 +13,7 @@ from llava_forgery.simulate.foreground import (
     warp,
 )
 from llava_forgery.simulate.plan import REENACTMENT, SELF, SWAP, TEXTURES, draw_plans
-from llava_forgery.simulate.render import render
+from llava_forgery.simulate.render import render_forgery
 from llava_forgery.simulate.simulator import ForgerySimulator
 from tests import tiny
 
@@ -108,7 +108,7 @@ def test_masks_are_true_of_each_kind(kind, on_foreground):
     """Forged and pristine differ inside the mask, and there alone."""
     donor = Donor(_picture(1), tiny.landmarks(SIDE))
     plan = replace(_plan(kind=kind, texture="network"), on_foreground=on_foreground)
-    made = render(_picture(), tiny.landmarks(SIDE), plan, donor)
+    made = render_forgery(_picture(), tiny.landmarks(SIDE), plan, donor)
     apart = np.abs(made.image.astype(int) - made.pristine).max(axis=2)
     assert apart[made.mask == 0].max() == 0
     assert made.difference > 0.5

@@ -20,7 +20,7 @@ from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.drawing import draw_masks
 from llava_forgery.simulate.foreground import Donor
 from llava_forgery.simulate.plan import draw_plans
-from llava_forgery.simulate.render import render
+from llava_forgery.simulate.render import render_forgery
 from llava_forgery.simulate.render_torch import _poisson, render_batch
 from llava_forgery.simulate.simulator import ForgerySimulator
 from tests import tiny
@@ -58,7 +58,7 @@ def _compare(pictures, landmarks, plans, mean, largest):
     donors = [Donor(*donor) for donor in zip(pictures[::-1], landmarks, strict=True)]
     torch_made = render_batch(_batch(pictures), landmarks, plans, donors=donors)
     for i, plan in enumerate(plans):
-        made = render(pictures[i], landmarks[i], plan, donors[i])
+        made = render_forgery(pictures[i], landmarks[i], plan, donors[i])
         np.testing.assert_array_equal(torch_made.mask[i, 0].numpy(), made.mask)
         assert float(torch_made.difference[i]) == pytest.approx(made.difference, abs=mean)
         for ours, theirs in ((torch_made.image, made.image), (torch_made.pristine, made.pristine)):

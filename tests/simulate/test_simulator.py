@@ -9,7 +9,7 @@ import torch
 from llava_forgery.constants import REGION_NAMES, WHOLE_FACE
 from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.plan import draw_plans
-from llava_forgery.simulate.render import plan_colours, render, source_matrix, warp_layer
+from llava_forgery.simulate.render import plan_colours, render_forgery, source_matrix, warp_layer
 from llava_forgery.simulate.simulator import ForgerySimulator
 from tests import tiny
 
@@ -84,7 +84,9 @@ def test_one_by_one_in_a_batch_and_as_tensors_are_the_same_bytes():
 
 def test_a_plan_rendered_twice_is_equal():
     for plan in islice(draw_plans(SimulatorConfig(poisson=0.5), 0), 20):
-        first, second = (render(tiny.picture(0, 96), tiny.landmarks(96), plan) for _ in range(2))
+        first, second = (
+            render_forgery(tiny.picture(0, 96), tiny.landmarks(96), plan) for _ in range(2)
+        )
         for a, b in zip(first[:3], second[:3], strict=True):
             np.testing.assert_array_equal(a, b)
         assert first.difference == second.difference

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -27,7 +26,7 @@ from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.adapter import CONFIG, KFD, fill_learner, read_adapter_config
 from llava_forgery.hosts.fingerprint import check_fingerprint
-from llava_forgery.hosts.lora import check_lora
+from llava_forgery.hosts.lora import load_lora
 from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.noise import quiet
@@ -160,8 +159,7 @@ def load_adapter(
     fill_learner(fpl, directory)
     vlm = attach_forgery(model, processor, kfd, fpl)
     if config["lora"]:
-        check_lora(model, directory)
-        vlm.host = PeftModel.from_pretrained(model, directory, is_trainable=trainable)
+        vlm.host = load_lora(model, directory, trainable)
     fpl.requires_grad_(trainable)
     vlm.training_facts = config["training"]
     return vlm.eval()

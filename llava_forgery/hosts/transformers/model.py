@@ -15,7 +15,7 @@ from os import PathLike
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
@@ -302,7 +302,7 @@ def attach_forgery(
     processor: ProcessorMixin,
     kfd: KnowledgeGuidedForgeryDetector,
     fpl: ForgeryPromptLearner | FPLConfig | None = None,
-    lora: LoraSettings | None = None,
+    lora: LoraSettings | LoraConfig | None = None,
     seed: int = 0,
 ) -> ForgeryVLM:
     """Give a loaded host the forgery skill.
@@ -316,8 +316,9 @@ def attach_forgery(
         kfd: A trained detector.
         fpl: A learner, or its configuration for a new one; by default a new ``lite`` one of the
             host's width.
-        lora: Sizes of a new LoRA on the language model; None leaves the language model as it is
-            (prompt tuning alone).
+        lora: Sizes of a new LoRA on the language model, or peft's own configuration, whose list of
+            names is taken to be of the language model; None leaves the language model as it is
+            (prompt tuning only).
         seed: Of the new weights.
 
     Returns:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -289,3 +290,32 @@ def test_lora_stays_out_of_the_vision_tower():
     assert "language_model" in config.target_modules
     with pytest.raises(ValueError, match="no layers named c_attn"):
         lora_config(host, LoraSettings(projections=("c_attn",)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "down_proj"], "rank_pattern": {"down_proj": 3}},
+        {"target_modules": "all-linear", "use_rslora": True},
+        {"target_modules": None, "use_dora": True},
+        {"target_modules": r".*language_model.*\.v_proj"},
+    ],
+)
+def test_pefts_own_configuration_is_taken(options, tmp_path):
+    """Saved and loaded, whatever of peft it uses."""
+    settings = LoraConfig(r=2, lora_alpha=4, **options)
+    vlm = _perturbed(settings)
+    assert not any("vision" in name for name in vlm.trainable_names())
+    inputs = _inputs(vlm)
+    vlm.save_pretrained(tmp_path / "adapter")
+    loaded = load_adapter(tmp_path / "adapter", *tiny.llava())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, vlm(**inputs).logits, atol=1e-5, rtol=0)
+    # The caller's own is as it was.
+    assert settings.target_modules == LoraConfig(**options).target_modules
+
+
+def test_lora_beyond_the_language_model_is_refused():
+    host, _ = tiny.llava()
+    with pytest.raises(ValueError, match="reaches model.vision_tower.* outside the language model"):
+        lora_config(host, LoraConfig(target_modules=r".*\.q_proj"))
