@@ -115,13 +115,13 @@ def test_labels_that_do_not_fit_show_before_anything_is_scored(faces, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "false_alarms", "misses"), [([1, 3, 5], None, 1 / 3), ([0, 2, 4], 1 / 3, None)]
+    ("rows", "fpr", "fnr"), [([1, 3, 5], None, 1 / 3), ([0, 2, 4], 1 / 3, None)]
 )
-def test_one_class_alone(faces, tmp_path, rows, false_alarms, misses):
+def test_one_class_alone(faces, tmp_path, rows, fpr, fnr):
     metrics = evaluate_labelled(Bright("kfd"), faces.select(rows), tmp_path / "out")
     frame = metrics["kfd"]["frame"]
     # Scores are 50, 130 and 210 of 255, or 10, 90 and 170.
     assert frame["auc"] is None
-    assert (frame["false_alarms"], frame["misses"]) == (
-        pytest.approx(false_alarms), pytest.approx(misses)
+    assert (frame["fpr"], frame["fnr"]) == (
+        pytest.approx(fpr), pytest.approx(fnr)
     )  # fmt: skip

@@ -62,18 +62,16 @@ def test_scores_that_are_no_probabilities():
     assert "ece" not in report["frame"]
 
 
-@pytest.mark.parametrize(
-    ("label", "false_alarms", "misses"), [(REAL, 0.75, None), (FAKE, None, 0.25)]
-)
-def test_one_class_has_its_error_rate_alone(label, false_alarms, misses):
+@pytest.mark.parametrize(("label", "fpr", "fnr"), [(REAL, 0.75, None), (FAKE, None, 0.25)])
+def test_one_class_has_its_error_rate_alone(label, fpr, fnr):
     report = detection_report([label] * 4, [0.1, 0.6, 0.7, 0.8], list("aabc"), reduce="max")
     frame, video = report["frame"], report["video"]
-    assert (frame["false_alarms"], frame["misses"]) == (false_alarms, misses)
+    assert (frame["fpr"], frame["fnr"]) == (fpr, fnr)
     assert frame["accuracy"] == (0.25 if label == REAL else 0.75)
     assert {frame[name] for name in ("auc", "ap", "eer", "tpr_at_fpr_1")} == {None}
     assert set(frame["intervals"].values()) == {None}
     assert video["count"] == 3
-    assert (video["false_alarms"], video["misses"]) == ((1, None) if label == REAL else (None, 0))
+    assert (video["fpr"], video["fnr"]) == ((1, None) if label == REAL else (None, 0))
     json.dumps(report, allow_nan=False)
 
 
