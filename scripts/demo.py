@@ -19,7 +19,7 @@ import typer
 
 from llava_forgery.cli.app import run
 from llava_forgery.cli.options import writable_folder
-from llava_forgery.convert.small_llava import build_small_llava
+from llava_forgery.hosts.small_llava import build_small_llava
 from llava_forgery.convert.sources import import_efficientnet, load_trunk
 from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.evaluation.simulated import evaluate_simulated

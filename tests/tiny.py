@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from llava_forgery.constants import IMAGE_TOKEN
-from llava_forgery.convert.small_llava import assemble_llava
+from llava_forgery.hosts.small_llava import assemble_llava
 from llava_forgery.faces.records import FaceCrop
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector

@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 from tokenizers import processors
 
-from llava_forgery.convert.small_llava import CHAT_TEMPLATE
+from llava_forgery.hosts.small_llava import CHAT_TEMPLATE
 from llava_forgery.kfd.config import EncoderConfig, HostTower, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from tests import tiny

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from llava_forgery.constants import IMAGE_TOKEN
-from llava_forgery.convert.small_llava import CHAT_TEMPLATE
+from llava_forgery.hosts.small_llava import CHAT_TEMPLATE
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_config import host_config
 from tests import tiny

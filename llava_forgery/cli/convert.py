@@ -83,7 +83,7 @@ def import_lvlm_dfd(
 @convert.command("small-llava")
 def make_small_llava(out: Out, seed: Seed = 0) -> None:
     """Build the demo's host: a small LLaVA around SmolLM2-135M-Instruct."""
-    from llava_forgery.convert.small_llava import build_small_llava
+    from llava_forgery.hosts.small_llava import build_small_llava
 
     build_small_llava(out, seed)
 

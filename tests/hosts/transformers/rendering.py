@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
 from llava_forgery.constants import FAKE, FORGERY_TOKEN, IGNORE_INDEX, IMAGE_TOKEN
-from llava_forgery.convert import small_llava
+from llava_forgery.hosts import small_llava
 from llava_forgery.qa import templates
 from llava_forgery.qa.build import build_conversation
 

