@@ -37,6 +37,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["llava_forgery", "llava_forgery.*"]),
+    package_data={"llava_forgery": ["default/*", "default/kfd/*"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.13",

@@ -19,7 +19,6 @@ import typer
 
 from llava_forgery.cli.app import run
 from llava_forgery.cli.options import writable_folder
-from llava_forgery.hosts.small_llava import build_small_llava
 from llava_forgery.convert.sources import import_efficientnet, load_trunk
 from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.evaluation.simulated import evaluate_simulated
@@ -27,6 +26,7 @@ from llava_forgery.faces.prepare import prepare
 from llava_forgery.faces.records import load_faces
 from llava_forgery.files import write_json
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.small_llava import build_small_llava
 from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.predictor import ForgeryPredictor

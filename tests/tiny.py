@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from llava_forgery.constants import IMAGE_TOKEN
-from llava_forgery.hosts.small_llava import assemble_llava
 from llava_forgery.faces.records import FaceCrop
+from llava_forgery.hosts.small_llava import assemble_llava
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa import templates
