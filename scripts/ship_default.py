@@ -197,8 +197,8 @@ def _finish() -> None:
     typer.echo((FOLDER / CARD).read_text(encoding="utf-8"))
 
 
-NOTICE_TEXT = """The weights in this folder were made by llava-forgery and are, as it is, under the Apache
-License 2.0. They were trained on:
+NOTICE_TEXT = """The weights in this folder were made by llava-forgery and are, as it is, under the
+Apache License 2.0. They were trained on:
 
 - Face Research Lab London Set, Lisa DeBruine and Benedict Jones (2017), version 5, figshare,
   https://doi.org/10.6084/m9.figshare.5047666.v5, licence CC BY 4.0
