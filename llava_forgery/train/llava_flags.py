@@ -160,7 +160,7 @@ class ForgeryArguments:
         "Download what the detector's files name, such as its encoder.", False
     )
     llava_next: bool = _flag(
-        "The llava on PYTHONPATH is LLaVA-NeXT's: apply llava_forgery.hosts.llava.compat, which "
+        "The llava on PYTHONPATH is LLaVA-NeXT's: call llava_forgery.patch_llava_next(), which "
         "logs each change it makes.",
         False,
     )

@@ -77,7 +77,7 @@ def run(arguments: LlavaArguments) -> PreTrainedModel:
     check_output(flags.output_dir, inside=True)
     check_training_folder(flags.output_dir, Path(flags.output_dir) / CONFIG)
     if arguments.forgery.llava_next:
-        llava_compat.apply()
+        llava_compat.patch_llava_next()
     register()
     set_seed(flags.seed)
     with without_zero3_init(flags), allow_downloads(arguments.forgery.allow_download):

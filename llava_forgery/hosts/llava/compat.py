@@ -1,15 +1,15 @@
 """What LLaVA-NeXT's ``llava`` needs to run on today's transformers.
 
-    from llava_forgery.hosts.llava import compat as llava_compat
-    from llava_forgery.hosts.llava import register as llava_register
-    for change in llava_compat.apply():
-        print(change)
-    llava_register.register()
+    from llava_forgery import patch_llava_next, register
+
+    patch_llava_next()
+    register()
 
 LLaVA-NeXT (LLaVA-VL/LLaVA-NeXT at df17966) was written for transformers 4. Nothing here happens
-unless :func:`apply` is called, and it says what it changed. Its ``load_pretrained_model`` asks for
-flash attention unless told otherwise: give ``attn_implementation="sdpa"``. Its conversation module
-looks up a tokenizer on import: set ``HF_HUB_OFFLINE=1`` where that must not leave the machine.
+unless :func:`patch_llava_next` is called, and it says what it changed. Its
+``load_pretrained_model`` asks for flash attention unless told otherwise: give
+``attn_implementation="sdpa"``. Its conversation module looks up a tokenizer on import: set
+``HF_HUB_OFFLINE=1`` where that must not leave the machine.
 """
 
 import functools
@@ -37,7 +37,7 @@ def is_next() -> bool:
     return any((Path(folder) / "model/multimodal_resampler").is_dir() for folder in folders)
 
 
-def apply() -> list[str]:
+def patch_llava_next() -> list[str]:
     """Make LLaVA-NeXT's ``llava`` importable and usable; calling it again changes nothing.
 
     Returns:
@@ -57,7 +57,7 @@ def apply() -> list[str]:
     return changes
 
 
-def undo() -> None:
+def unpatch_llava_next() -> None:
     """Take all changes back."""
     while _undo:
         _undo.pop()()

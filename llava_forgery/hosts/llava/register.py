@@ -54,7 +54,7 @@ def import_llava(feature: str, module: str = "llava") -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"{feature} needs {module}, which could not be imported ({error}). LLaVA-NeXT's llava "
-            "needs llava_forgery.hosts.llava.compat.apply() first; else install "
+            "needs llava_forgery.patch_llava_next() first; else install "
             "pip install --no-deps llava-torch"
         ) from error
 

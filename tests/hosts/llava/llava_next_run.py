@@ -81,7 +81,7 @@ def load_qwen(folder: Path, **options):
 
 @torch.no_grad()
 def main(out: Path) -> None:
-    result = {"changes": llava_compat.apply(), "again": llava_compat.apply()}
+    result = {"changes": llava_compat.patch_llava_next(), "again": llava_compat.patch_llava_next()}
     from llava.conversation import conv_templates
 
     folder, adapter = out / "tiny-llava-qwen", out / "tiny-llava-qwen-lora"
@@ -152,7 +152,7 @@ def main(out: Path) -> None:
     result["shared"] = _shared(folder, out, inputs)
     result["trained"] = _trained(folder, kfd, out)
     unregister()
-    llava_compat.undo()
+    llava_compat.unpatch_llava_next()
     (out / "result.json").write_text(json.dumps(result))
 
 

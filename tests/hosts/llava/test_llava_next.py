@@ -58,7 +58,7 @@ def test_the_other_llava_needs_nothing():
     tiny_llava.require_llava()
     assert not llava_compat.is_next()
     with pytest.raises(ImportError, match="PYTHONPATH"):
-        llava_compat.apply()
+        llava_compat.patch_llava_next()
 
 
 def test_pruneable_heads():
