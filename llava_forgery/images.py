@@ -5,11 +5,11 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -71,12 +71,9 @@ def read_image(path: str | PathLike) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; check the path")
-
-    def convert(image: Image.Image) -> np.ndarray:
+    with open_image(path, str(path)) as image:
         _check_single(image, str(path))
         return to_rgb(image)
-
-    return open_image(path, str(path), convert)
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
@@ -92,7 +89,8 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     Raises:
         ValueError: As :func:`read_image`.
     """
-    return open_image(io.BytesIO(data), name, Image.Image.copy)
+    with open_image(io.BytesIO(data), name) as image:
+        return image.copy()
 
 
 def to_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
@@ -140,15 +138,15 @@ def pixel_limit() -> float:
     return Image.MAX_IMAGE_PIXELS or float("inf")
 
 
-def set_pixel_limit(pixels: int) -> None:
-    """Read pictures and frames of up to so many pixels, in this process.
+def set_pixel_limit(pixels: float) -> None:
+    """Read pictures and frames of up to so many pixels, in this process; infinity sets no limit.
 
     Raises:
         ValueError: Fewer than one.
     """
     if pixels < 1:
         raise ValueError(f"the limit of pixels must be 1 or more, got {pixels}")
-    Image.MAX_IMAGE_PIXELS = pixels
+    Image.MAX_IMAGE_PIXELS = None if pixels == float("inf") else int(pixels)
 
 
 def check_pixels(width: int, height: int, name: str) -> None:
@@ -174,16 +172,16 @@ def is_heif(head: bytes) -> bool:
     return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
 
 
-def open_image(file: Path | BinaryIO, name: str, convert: Callable[[Image.Image], Any]) -> Any:
+@contextmanager
+def open_image(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
     """The one place where the package opens a picture.
 
     Args:
         file: Path, or a stream that can seek.
         name: What error messages call it.
-        convert: What is made of the image, whose pixels are read.
 
-    Returns:
-        What ``convert`` returned.
+    Yields:
+        The image, its pixels not read yet. What goes wrong while it is open counts as its fault.
 
     Raises:
         ValueError: As :func:`read_image`.
@@ -194,8 +192,7 @@ def open_image(file: Path | BinaryIO, name: str, convert: Callable[[Image.Image]
             with Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
                 check_pixels(*image.size, name)
                 _check_photograph(image, file)
-                image.load()
-                return convert(image)
+                yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
         raise ValueError(

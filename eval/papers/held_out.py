@@ -14,7 +14,8 @@ from llava_forgery.evaluation.images import ManifestImages
 from llava_forgery.evaluation.scorers import Scorer
 from llava_forgery.faces.crop import crop_box
 from llava_forgery.faces.records import MANIFEST, load_faces
-from llava_forgery.images import SUFFIXES, read_image
+from llava_forgery.faces.sources import media_below
+from llava_forgery.images import read_image
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
 from llava_forgery.tensors import to_bytes
 
@@ -134,9 +135,9 @@ def _pictures(settings: HeldOutSettings, size: int) -> Iterator[HeldOutImage]:
     for folder, label in ((settings.real, REAL), (settings.fake, FAKE)):
         if folder is None:
             continue
-        files = sorted(f for f in Path(folder).rglob("*") if f.suffix.lower() in SUFFIXES)
+        files = media_below(Path(folder), videos=False)
         if not files:
-            raise FileNotFoundError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+            raise FileNotFoundError(f"{folder} holds no pictures; expected photographs in it")
         for file in files:
             pixels = read_image(file)
             height, width = pixels.shape[:2]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import data
-from llava_forgery.cli.options import Every, Faces, Frames, Out, Seed, writable_file
+from llava_forgery.cli.options import Every, Faces, Frames, MaxPixels, Out, Seed, writable_file
 
 
 @data.command("prepare")
@@ -28,6 +28,7 @@ def prepare(
     ] = False,
     frames: Frames = None,
     every: Every = None,
+    max_pixels: MaxPixels = None,
     all_faces: Annotated[
         bool, typer.Option("--all-faces", help="All faces of a file, not its largest alone.")
     ] = False,
@@ -53,7 +54,8 @@ def prepare(
 ) -> None:
     """Turn photographs and videos into face crops with landmarks and identities.
 
-    After an interruption the same command goes on where it was.
+    After an interruption the same command resumes where it was. Exit status: 0 when every picture
+    and video was read, 1 when some could not be (the rest is written), 2 for wrong use.
     """
     from llava_forgery.constants import FAKE, REAL
     from llava_forgery.faces.benchmarks.manifest import read_manifest
@@ -98,9 +100,11 @@ def prepare(
         )
     typer.echo(
         f"{report.faces} faces in {report.files} files; {len(report.skipped)} files were left "
-        f"out, see {out / 'report.json'}",
+        f"out, {report.unread} of them unread, see {out / 'report.json'}",
         err=True,
     )
+    if report.unread:
+        raise typer.Exit(1)
 
 
 @data.command("forge")

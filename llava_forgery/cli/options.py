@@ -21,6 +21,15 @@ def writable_file(file: Path) -> Path:
     return file
 
 
+def pixel_limit(pixels: int | None) -> int | None:
+    """An option's callback: how large pictures and frames may be."""
+    from llava_forgery.images import set_pixel_limit
+
+    if pixels is not None:
+        set_pixel_limit(pixels)
+    return pixels
+
+
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.", callback=writable_folder)]
 Faces = Annotated[Path, typer.Option("--faces", help="Folder written by prepare.")]
 Model = Annotated[Path, typer.Option("--model", help="Folder of a forgery adapter.")]
@@ -53,6 +62,14 @@ Frames = Annotated[
 ]
 Every = Annotated[
     int | None, typer.Option("--every", help="Every so many-th frame of a video instead.")
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        help="Largest picture or frame that is read, in pixels; default: 89 million.",
+        callback=pixel_limit,
+    ),
 ]
 FaceFinder = Annotated[
     str | None,

@@ -14,6 +14,7 @@ from llava_forgery.cli.options import (
     FaceFinder,
     Frames,
     Host,
+    MaxPixels,
     Model,
     writable_folder,
 )
@@ -38,6 +39,7 @@ def detect(
     cropped: Cropped = False,
     frames: Frames = None,
     every: Every = None,
+    max_pixels: MaxPixels = None,
     pool: Annotated[
         str, typer.Option(help="From a video's frames to its figures: mean, median, max or top_k.")
     ] = "mean",
@@ -91,6 +93,7 @@ def chat(
     image: Annotated[Path, typer.Argument(help="Photograph.")],
     model: Model,
     cropped: Cropped = False,
+    max_pixels: MaxPixels = None,
     detector: FaceFinder = None,
     host: Host = None,
     device: Device = None,

@@ -19,7 +19,7 @@ from os import PathLike
 from pathlib import Path
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
-from llava_forgery.images import SUFFIXES
+from llava_forgery.faces.sources import media_below
 from llava_forgery.tables import read_table
 
 _LABELS = {"real": REAL, "fake": FAKE, str(REAL): REAL, str(FAKE): FAKE}
@@ -82,9 +82,9 @@ def _read_folder(root: Path) -> Iterator[LabelledFile]:
     for label, name in enumerate(LABEL_NAMES):
         if name in missing:
             continue
-        files = sorted(f for f in (root / name).rglob("*") if f.suffix.lower() in SUFFIXES)
+        files = media_below(root / name, videos=False)
         if not files:
-            raise ValueError(f"{root / name} holds no images ({', '.join(SUFFIXES)})")
+            raise ValueError(f"{root / name} holds no images; expected photographs in it")
         for file in files:
             yield LabelledFile(file, label, file.parent.relative_to(root).as_posix())
 

@@ -73,3 +73,40 @@ def _vint(file: BinaryIO) -> int | None:
     more = 8 - first[0].bit_length()
     value = int.from_bytes(bytes([first[0] & (0x7F >> more)]) + file.read(more), "big")
     return None if value == (1 << 7 * (more + 1)) - 1 else value
+
+
+def gif_frames(file: BinaryIO) -> tuple[int, bool]:
+    """How many pictures a GIF holds, and whether it has its end.
+
+    Args:
+        file: Open for reading bytes.
+    """
+    file.seek(0)
+    head = file.read(13)
+    _skip_palette(file, head[10:11])
+    frames = 0
+    while (mark := file.read(1)) in (b"!", b","):
+        if mark == b"!":
+            file.read(1)
+        else:
+            _skip_palette(file, file.read(9)[8:9])
+            file.read(1)
+        if not _skip_blocks(file):
+            return frames, False
+        frames += mark == b","
+    return frames, mark == b";"
+
+
+def _skip_palette(file: BinaryIO, flags: bytes) -> None:
+    if flags and flags[0] & 0x80:
+        file.seek(3 << ((flags[0] & 7) + 1), os.SEEK_CUR)
+
+
+def _skip_blocks(file: BinaryIO) -> bool:
+    """Whether the blocks of a part, up to the empty one, are all there."""
+    while length := file.read(1):
+        if length == b"\0":
+            return True
+        if len(file.read(length[0])) < length[0]:
+            return False
+    return False

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from llava_forgery.faces.animation import open_video
 from llava_forgery.faces.crop import Box, crop_box, crop_square, eye_angle
 from llava_forgery.faces.detect import DetectedFace, FaceDetector
 from llava_forgery.faces.records import FaceCrop
 from llava_forgery.faces.sources import MediaSource
 from llava_forgery.faces.tracks import Tracker
-from llava_forgery.faces.video import FrameChoice, Video
+from llava_forgery.faces.video import FrameChoice
 from llava_forgery.images import read_image
 
 
@@ -98,13 +99,13 @@ def _frames(
     source: MediaSource, choice: FrameChoice
 ) -> Iterator[tuple[int, float, np.ndarray, np.ndarray | None]]:
     """Number, seconds, pixels and mask of the chosen frames."""
-    video = Video(source.path)
+    video = open_video(source.path)
     numbers = choice.numbers(len(video))
     if source.mask_path is None:
         for number, image in video.read(numbers):
             yield number, video.seconds(number), image, None
         return
-    masks = Video(source.mask_path)
+    masks = open_video(source.mask_path)
     if len(masks) != len(video):
         raise ValueError(
             f"the mask {source.mask_path} has {len(masks)} frames and the video {len(video)}; "

@@ -33,7 +33,7 @@ from llava_forgery.faces.records import (
 )
 from llava_forgery.faces.sources import MediaSource, check_sources, find_media
 from llava_forgery.faces.video import FrameChoice
-from llava_forgery.faces.workers import find_in_sources
+from llava_forgery.faces.workers import NO_FACE, find_in_sources
 from llava_forgery.files import is_name, write_json
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ class SkippedFile:
     """The name of the source: a path relative to the prepared folder."""
     reason: str
     """A sentence."""
+    unread: bool = True
+    """Whether it could not be read; False where it was, and shows no face."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,12 @@ class PrepareReport:
     """Identities with at least one face."""
     skipped: tuple[SkippedFile, ...]
     other_files: dict[str, int] = field(default_factory=dict)
-    """Of a folder: how many files of other suffixes were passed by."""
+    """Of a folder: how many files are neither pictures nor videos, by suffix, and hidden ones."""
+
+    @property
+    def unread(self) -> int:
+        """How many files could not be read."""
+        return sum(item.unread for item in self.skipped)
 
 
 def prepare(
@@ -157,12 +164,17 @@ def prepare(
         )
         for file in files
     )
-    unnamed = [SkippedFile(file, "its name is not UTF-8 text") for file in found.unnamed]
-    unnamed += [
+    unread = [SkippedFile(file, reason) for file, reason in found.problems]
+    unread += [
         SkippedFile(file, "its name holds a backslash, a drive or a control character: rename it")
         for file in found.files
         if not is_name(file)
     ]
+    for item in unread:
+        logger.warning("%s is left out: %s", item.file, item.reason)
+    if not files:
+        reasons = "; ".join(f"{item.file}: {item.reason}" for item in unread[:3])
+        raise ValueError(f"nothing in {src} can be read ({reasons})")
     told = {
         "identities": "csv" if identities_csv else identity_pattern or "one per file",
         "test_share": test_share,
@@ -170,7 +182,7 @@ def prepare(
         "seed": seed,
     }
     return _prepare(
-        sources, out_dir, settings, detector, workers, told, unnamed, found.others, str(src)
+        sources, out_dir, settings, detector, workers, told, unread, found.others, str(src)
     )
 
 
@@ -281,7 +293,8 @@ class _Result:
             outcome = journal.get(key)
             if outcome.reason is not None:
                 logger.warning("%s is left out: %s", source.name, outcome.reason)
-                self.skipped.append(SkippedFile(source.name, outcome.reason))
+                unread = not outcome.reason.startswith(NO_FACE)
+                self.skipped.append(SkippedFile(source.name, outcome.reason, unread))
             else:
                 self.faces[source.split] += len(outcome.faces)
                 self.people[source.split].add(source.person)

@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_forgery.constants import FAKE, REAL
+from llava_forgery.faces.kinds import Kind, kind_by_name, kind_of
 from llava_forgery.faces.records import SPLITS
 from llava_forgery.files import check_name
-from llava_forgery.images import SUFFIXES
-
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
-"""File types that are read as videos."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +21,7 @@ class MediaSource:
     """One photograph, video or frame that was saved as a picture."""
 
     path: Path
-    """The file. Its suffix decides between picture and video."""
+    """The file. What it holds decides between picture and video."""
     name: str
     """What the manifest calls it: a path relative to the prepared folder, forward slashes. Unique
     among the sources of one run. For this and the other names
@@ -53,11 +50,6 @@ class MediaSource:
             value = getattr(self, name)
             if not isinstance(value, Path) and not (name == "mask_path" and value is None):
                 raise ValueError(f"{name} must be a Path, got {value!r}")
-        if not self.path.name.lower().endswith(SUFFIXES + VIDEO_SUFFIXES):
-            raise ValueError(
-                f"{self.path} is neither picture nor video by its suffix; expected one of "
-                f"{', '.join(SUFFIXES + VIDEO_SUFFIXES)}"
-            )
         for name in ("name", "video_id", "identity", "method", "compression"):
             if getattr(self, name) is not None or name in ("name", "video_id"):
                 check_name(getattr(self, name), f"{name} of {self.path}")
@@ -70,7 +62,9 @@ class MediaSource:
                 f"split of {self.path} must be one of {', '.join(SPLITS)}, got {self.split!r}"
             )
         if self.frame is not None and (
-            self.is_video or not isinstance(self.frame, int) or self.frame < 0
+            kind_by_name(self.path.name) is Kind.VIDEO
+            or not isinstance(self.frame, int)
+            or self.frame < 0
         ):
             raise ValueError(
                 f"frame of {self.path} must be None for a video and 0 or more for a picture, got "
@@ -79,8 +73,12 @@ class MediaSource:
 
     @property
     def is_video(self) -> bool:
-        """Whether its suffix is that of a video."""
-        return self.path.name.lower().endswith(VIDEO_SUFFIXES)
+        """Whether the file is a video, by what it holds; by its name if it is not there.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        return kind_of(self.path) is Kind.VIDEO
 
     @property
     def person(self) -> str:
@@ -118,57 +116,163 @@ class MediaFiles:
     """What the paths are relative to."""
     files: list[str]
     """Paths with forward slashes, sorted."""
-    unnamed: list[str]
-    """Files whose names are not text in this system's encoding, the odd bytes written out."""
+    problems: list[tuple[str, str]]
+    """What may hold pictures or videos and cannot be read, each with a sentence; odd bytes of names
+    are written out."""
     others: dict[str, int]
-    """How many files there are of other suffixes."""
+    """How many files are neither, by suffix, and hidden ones as ``hidden``."""
 
 
 def find_media(src: Path, leave_out: Path | None = None) -> MediaFiles:
     """List a folder, or one file.
+
+    What a file holds decides whether it is a picture or a video, and its name where that does not
+    tell. Links to files and folders are followed; each folder is entered once.
 
     Args:
         src: Folder or file. Hidden files and folders are left out.
         leave_out: A folder that is not entered.
 
     Raises:
-        FileNotFoundError: ``src`` does not exist, or holds neither pictures nor videos.
+        FileNotFoundError: ``src`` does not exist, or holds neither pictures nor videos nor anything
+            that could not be read.
         ValueError: ``src`` is a file of another type.
     """
-    kinds = SUFFIXES + VIDEO_SUFFIXES
     if src.is_file():
-        if not src.name.lower().endswith(kinds):
-            raise ValueError(f"{src} is neither picture nor video; expected {', '.join(kinds)}")
+        if kind_of(src) is None:
+            raise ValueError(f"{src} is neither picture nor video by what it holds or its name")
         return MediaFiles(src.parent, [src.name], [], {})
     if not src.is_dir():
+        what = "is no regular file" if os.path.lexists(src) else "does not exist"
         raise FileNotFoundError(
-            f"{src} does not exist; expected a folder of photographs and videos, or one of them"
+            f"{src} {what}; expected a folder of photographs and videos, or one of them"
         )
-    avoided = leave_out.resolve() if leave_out is not None else None
-    files, unnamed, others = [], [], Counter()
-    for folder, subfolders, names in os.walk(src):
-        here = Path(folder)
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if not name.startswith(".") and (here / name).resolve() != avoided
-        ]
-        for name in names:
-            if name.startswith("."):
+    listing = _Listing(src, leave_out)
+    listing.enter(src)
+    if not listing.files and not listing.problems:
+        passed = ", ".join(f"{count} {kind or 'without suffix'}" for kind, count in
+                           sorted(listing.others.items()))  # fmt: skip
+        raise FileNotFoundError(
+            f"{src} holds no pictures or videos ({passed or 'it is empty'}); expected photographs "
+            "or videos in it or its subfolders"
+        )
+    others = {_shown(kind): count for kind, count in sorted(listing.others.items())}
+    return MediaFiles(src, sorted(listing.files), sorted(listing.problems), others)
+
+
+def media_below(folder: Path, *, videos: bool = True) -> list[Path]:
+    """All pictures and videos below a folder, where each of them counts.
+
+    Args:
+        folder: Searched to the bottom, as :func:`find_media` does.
+        videos: False where only pictures can be read.
+
+    Returns:
+        Sorted paths; none where the folder is not there or holds none.
+
+    Raises:
+        ValueError: Something cannot be read, or there is a video where only pictures can be.
+    """
+    try:
+        found = find_media(folder)
+    except FileNotFoundError:
+        return []
+    if found.problems:
+        told = "; ".join(f"{name}: {reason}" for name, reason in found.problems[:3])
+        raise ValueError(
+            f"{folder} holds {len(found.problems)} entries that cannot be read ({told})"
+        )
+    paths = [folder / name for name in found.files]
+    for path in paths if not videos else ():
+        if kind_of(path) is Kind.VIDEO:
+            raise ValueError(
+                f"{path} is a video or an animation; expected pictures: cut faces out of videos "
+                "with `data prepare` first"
+            )
+    return sorted(paths)
+
+
+class _Listing:
+    def __init__(self, root: Path, leave_out: Path | None) -> None:
+        self._root = root
+        # By device and number: however a folder is reached, it is entered once.
+        self._seen: dict[tuple[int, int], Path] = {}
+        if leave_out is not None and leave_out.is_dir():
+            status = leave_out.stat()
+            self._left_out: tuple[int, int] | None = (status.st_dev, status.st_ino)
+        else:
+            self._left_out = None
+        self.files: list[str] = []
+        self.problems: list[tuple[str, str]] = []
+        self.others: Counter[str] = Counter()
+
+    def enter(self, folder: Path) -> None:
+        pending = [folder]
+        while pending:
+            here = pending.pop()
+            try:
+                status = here.stat()
+                entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+            except OSError as error:
+                self._problem(here, f"the folder cannot be read ({error.strerror})")
                 continue
-            path = (here / name).relative_to(src).as_posix()
-            if not name.lower().endswith(kinds):
-                others[Path(name).suffix.lower()] += 1
-            elif not _is_text(path):
-                unnamed.append(os.fsencode(path).decode("utf-8", "backslashreplace"))
-            else:
-                files.append(path)
-    if not files:
-        raise FileNotFoundError(
-            f"{src} holds no pictures or videos; expected files ending in {', '.join(kinds)}"
-        )
-    readable = {os.fsencode(k).decode("utf-8", "replace"): n for k, n in sorted(others.items())}
-    return MediaFiles(src, sorted(files), sorted(unnamed), readable)
+            known = (status.st_dev, status.st_ino)
+            if known == self._left_out:
+                continue
+            if known in self._seen:
+                other = self._name(self._seen[known])
+                self._problem(here, f"it leads to the folder {other}, which is searched already")
+                continue
+            self._seen[known] = here
+            inside = []
+            for entry in entries:
+                path = here / entry.name
+                if entry.name.startswith("."):
+                    self.others["hidden"] += 1
+                elif path.is_dir():
+                    inside.append(path)
+                else:
+                    self._add(path)
+            # Links last, so that what is told of is the link and not the folder it leads to.
+            pending[:0] = [path for path in inside if path.is_symlink()]
+            pending += [path for path in inside if not path.is_symlink()]
+
+    def _add(self, path: Path) -> None:
+        promised = kind_by_name(path.name)
+        try:
+            if not path.exists():
+                if promised:
+                    self._problem(path, "it is a link that leads nowhere")
+                else:
+                    self.others[path.suffix.lower()] += 1
+                return
+            # Opening a pipe would wait for ever.
+            kind = kind_of(path) if path.is_file() else None
+        except OSError as error:
+            self._problem(path, f"it cannot be read ({error.strerror})")
+            return
+        if not path.is_file() and promised:
+            self._problem(path, "it is no regular file")
+        elif kind is None:
+            self.others[path.suffix.lower()] += 1
+        elif not _is_text(self._relative(path)):
+            self._problem(path, "its name is no text in this encoding (UTF-8); rename it")
+        else:
+            self.files.append(self._relative(path))
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self._root).as_posix()
+
+    def _name(self, path: Path) -> str:
+        return _shown(self._relative(path))
+
+    def _problem(self, path: Path, reason: str) -> None:
+        self.problems.append((self._name(path), reason))
+
+
+def _shown(name: str) -> str:
+    """A name with its odd bytes written out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _is_text(name: str) -> bool:

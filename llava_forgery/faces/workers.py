@@ -19,8 +19,12 @@ from llava_forgery.faces.detect import FaceDetector
 from llava_forgery.faces.extract import CropSettings, find_faces, main_track
 from llava_forgery.faces.journal import Outcome, PixelFile
 from llava_forgery.faces.sources import MediaSource
+from llava_forgery.images import pixel_limit, set_pixel_limit
 
 logger = logging.getLogger(__name__)
+
+NO_FACE = "no face was found"
+"""How the reason begins for a file that was read and shows no face."""
 
 # Sources handed to each process at a time: enough that none waits, few enough that memory does
 # not grow with their number.
@@ -53,6 +57,11 @@ class Worker:
                 found = next(faces, None)
             except (OSError, ValueError) as error:
                 return Outcome([], str(error))
+            except ImportError:
+                raise
+            # Whatever a decoder or a finder of faces does over one file.
+            except Exception as error:
+                return Outcome([], f"{type(error).__name__}: {error}")
             if found is None:
                 break
             row = found.crop.to_row()
@@ -65,7 +74,7 @@ class Worker:
             track = main_track([row["track"] for row in rows], areas)
             rows = [row for row in rows if row["track"] == track]
         self._pixels.flush()
-        return Outcome(rows, None if rows else "no face was found in it")
+        return Outcome(rows, None if rows else f"{NO_FACE} in it")
 
     def close(self) -> None:
         self._pixels.close()
@@ -155,7 +164,8 @@ def _pool(
     # A fork would copy the locks of threads that PyTorch and OpenCV started.
     context = multiprocessing.get_context("spawn")
     make_worker = partial(Worker, folder, settings, make_detector)
-    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(make_worker,))
+    start = (make_worker, pixel_limit())
+    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=start)
     try:
         yield pool
     finally:
@@ -165,8 +175,9 @@ def _pool(
 _make_worker: Callable[[], Worker] | None = None
 
 
-def _start(make_worker: Callable[[], Worker]) -> None:
+def _start(make_worker: Callable[[], Worker], most_pixels: float) -> None:
     global _make_worker
+    set_pixel_limit(most_pixels)
     # Made at the first source: an error there is then told as what it is.
     _make_worker = cache(make_worker)
     # An interruption is the parent's to handle; it ends the pool.

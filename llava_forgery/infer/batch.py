@@ -9,8 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from llava_forgery.faces.sources import VIDEO_SUFFIXES, find_media
-from llava_forgery.faces.video import FrameChoice, require_pyav
+from llava_forgery.faces.kinds import Kind, kind_of
+from llava_forgery.faces.sources import find_media
+from llava_forgery.faces.video import FrameChoice
 from llava_forgery.images import read_image, save_png
 from llava_forgery.infer.halving import is_out_of_memory
 from llava_forgery.infer.overlay import photograph_overlay
@@ -57,17 +58,19 @@ def list_media(paths: Iterable[str | Path]) -> Iterator[tuple[Path, str | None]]
         The file and None, or the path and why there is nothing to read.
     """
     for path in map(Path, paths):
-        if path.is_file():
-            yield path, None
-            continue
         try:
+            if path.is_file():
+                yield path, None
+                continue
             found = find_media(path)
-        except FileNotFoundError as error:
+        except (OSError, ValueError) as error:
             yield path, str(error)
             continue
         yield from ((path / name, None) for name in found.files)
-        for name in found.unnamed:
-            yield path / name, f"the name of {name} is no text in this encoding; rename it"
+        yield from ((path / name, f"{path / name}: {reason}") for name, reason in found.problems)
+        if found.others:
+            others = (f"{count} {kind or 'without'}" for kind, count in found.others.items())
+            logger.info("%s: neither pictures nor videos, by suffix: %s", path, ", ".join(others))
 
 
 def judge_files(
@@ -148,15 +151,10 @@ def _judge(
     drawn: bool,
 ) -> tuple[list[Verdict], Image.Image | None]:
     """The faces of one file, and their picture where it is wanted."""
-    if path.suffix.lower() not in VIDEO_SUFFIXES:
+    if kind_of(path) is not Kind.VIDEO:
         pixels = read_image(path)
         faces = predictor.predict_all(pixels, cropped)
         return faces, photograph_overlay(pixels, faces) if drawn else None
-    try:
-        require_pyav()
-    except ImportError as error:
-        # The pictures can still be judged.
-        raise ValueError(str(error)) from error
     films = judge_video(predictor, path, frames=frames, cropped=cropped, reduce=reduce)
     return films, video_overlay(path, films) if drawn else None
 

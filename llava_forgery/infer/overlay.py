@@ -1,6 +1,7 @@
 """Pictures of a verdict: photograph, map, and where the ground truth is known, the mask."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -10,6 +11,8 @@ from llava_forgery.infer.verdict import Verdict
 
 # Height of a caption of two lines.
 CAPTION = 46
+# Of a drawn photograph, in pixels: larger ones are reduced, as no screen shows them.
+_LONGEST = 2048
 BAND_COLOURS = {"real": "lime", "uncertain": "orange", "fake": "red"}
 
 
@@ -90,10 +93,15 @@ def photograph_overlay(
     """The photograph beside the maps of all its faces.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB; of more than 2048 pixels on its longer side it is reduced.
         verdicts: Of its faces.
         caption: Over the picture itself.
     """
+    scale = min(1.0, _LONGEST / max(image.shape[:2]))
+    if scale < 1:
+        size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        verdicts = [replace(v, box=tuple(scale * x for x in v.box)) for v in verdicts]
     height, width = image.shape[:2]
     mask = np.max([paste_mask(v, height, width) for v in verdicts], axis=0)
     drawn = Image.fromarray(heat_overlay(image, mask))

@@ -12,10 +12,12 @@ import numpy as np
 from PIL import Image
 
 from llava_forgery.constants import REAL
+from llava_forgery.faces.animation import open_video
 from llava_forgery.faces.crop import Box, crop_box
 from llava_forgery.faces.extract import CropSettings, find_faces
-from llava_forgery.faces.sources import VIDEO_SUFFIXES, MediaSource
-from llava_forgery.faces.video import FrameChoice, Video
+from llava_forgery.faces.kinds import Kind, kind_of
+from llava_forgery.faces.sources import MediaSource
+from llava_forgery.faces.video import FrameChoice
 from llava_forgery.infer.overlay import photograph_overlay
 from llava_forgery.infer.predictor import MARGIN, FaceFinder, FaceInput, ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict, agree
@@ -138,12 +140,12 @@ def judge_video(
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It cannot be read, or none of the chosen frames shows a face.
-        ImportError: PyAV is not installed (extra ``video``).
+        ImportError: PyAV is not installed (extra ``video``); animations need none.
     """
     check_reduction(reduce)
     path = Path(path)
-    if path.suffix.lower() not in VIDEO_SUFFIXES:
-        raise ValueError(f"{path} is no video by its suffix; expected {', '.join(VIDEO_SUFFIXES)}")
+    if kind_of(path) is not Kind.VIDEO:
+        raise ValueError(f"{path} is neither a video nor an animation; judge it as a photograph")
     rows: list[tuple[SeenFace, FrameScore]] = []
     with closing(find_video_faces(predictor, path, frames or FrameChoice(), cropped)) as found:
         while batch := list(islice(found, _JUDGED_AT_ONCE)):
@@ -206,7 +208,7 @@ def video_overlay(path: str | PathLike, verdicts: Sequence[VideoVerdict]) -> Ima
         verdicts: Of its faces; eight are drawn at most.
     """
     verdicts = verdicts[:_DRAWN]
-    pictures = dict(Video(path).read(sorted({verdict.frame for verdict in verdicts})))
+    pictures = dict(open_video(path).read(sorted({verdict.frame for verdict in verdicts})))
     rows = []
     for verdict in verdicts:
         row = photograph_overlay(pictures[verdict.frame], [verdict], f"frame {verdict.frame}")
@@ -224,7 +226,7 @@ def video_overlay(path: str | PathLike, verdicts: Sequence[VideoVerdict]) -> Ima
 def _whole_frames(
     finder: FaceFinder, path: Path, choice: FrameChoice
 ) -> Iterator[tuple[FaceInput, SeenFace]]:
-    video = Video(path)
+    video = open_video(path)
     with closing(video.read(choice.numbers(len(video)))) as pictures:
         for number, image in pictures:
             (face,) = finder.find_faces(image, cropped=True)
@@ -270,7 +272,7 @@ def crop_seen(path: str | PathLike, seen: Sequence[SeenFace], size: int) -> list
         As many as ``seen``, in its order.
     """
     crops: dict[int, FaceInput] = {}
-    for number, image in Video(path).read(sorted({face.frame for face in seen})):
+    for number, image in open_video(path).read(sorted({face.frame for face in seen})):
         for i, face in enumerate(seen):
             if face.frame == number:
                 crops[i] = FaceInput(crop_box(image, face.box, size), face.box)

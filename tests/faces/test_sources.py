@@ -22,7 +22,6 @@ def source(path="a.mp4", **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"path": Path("a.txt")}, "neither picture nor video"),
         ({"mask_path": "m.png"}, "mask_path must be a Path"),
         ({"video_id": ""}, "video_id"),
         ({"identity": ""}, "identity"),
@@ -63,8 +62,9 @@ def test_a_folder_is_listed(tmp_path):
     (tmp_path / os.fsdecode(b"b\xff.png")).touch()
     found = find_media(tmp_path)
     assert found.files == ["a.mp4", "z.gif", "ü b/ä 1.JPG"]
-    assert found.unnamed == ["b\\xff.png"]
-    assert found.others == {"": 1, ".txt": 2}
+    reason = "its name is no text in this encoding (UTF-8); rename it"
+    assert found.problems == [("b\\xff.png", reason)]
+    assert found.others == {"": 1, ".txt": 2, "hidden": 1}
     with pytest.raises(ValueError, match=r"notes\.txt is neither"):
         find_media(tmp_path / "notes.txt")
 

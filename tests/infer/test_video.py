@@ -108,7 +108,7 @@ def test_what_is_wrong_with_a_video_is_said(predictor, tmp_path):
         judge_video(predictor, tmp_path / "empty.mp4")
     with pytest.raises(ValueError, match="reduce must be one of"):
         judge_video(predictor, tmp_path / "empty.mp4", reduce="mode")
-    with pytest.raises(ValueError, match="no video by its suffix"):
+    with pytest.raises(ValueError, match="neither a video nor an animation"):
         judge_video(predictor, tmp_path / "a.png", cropped=True)
     for cropped in (False, True):
         with pytest.raises(FileNotFoundError, match="is not a file"):

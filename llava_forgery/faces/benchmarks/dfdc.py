@@ -29,7 +29,8 @@ from llava_forgery.faces.benchmarks.listing import (
     videos_in,
     without_shared_people,
 )
-from llava_forgery.faces.sources import VIDEO_SUFFIXES, MediaSource
+from llava_forgery.faces.kinds import Kind, kind_by_name
+from llava_forgery.faces.sources import MediaSource
 from llava_forgery.tables import read_table
 
 _LABELS = {"real": REAL, "fake": FAKE}
@@ -56,7 +57,7 @@ def read_dfdcp(root: str | PathLike, *, partial: bool = False) -> list[MediaSour
     found = {
         relative_name(path, root): path
         for path in sorted(root.rglob("*"))
-        if path.name.lower().endswith(VIDEO_SUFFIXES)
+        if kind_by_name(path.name) is Kind.VIDEO
     }
     check_complete(list(listed), list(found), str(root), partial)
     sources = []

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_forgery.faces.records import SPLITS
-from llava_forgery.faces.sources import VIDEO_SUFFIXES, MediaSource
+from llava_forgery.faces.kinds import Kind, kind_by_name
+from llava_forgery.faces.sources import MediaSource
 from llava_forgery.files import read_json
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def videos_in(folder: Path) -> dict[str, Path]:
     """
     videos: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.lower().endswith(VIDEO_SUFFIXES) and not path.name.startswith("."):
+        if kind_by_name(path.name) is Kind.VIDEO and not path.name.startswith("."):
             if path.stem in videos:
                 raise ValueError(f"{folder} holds {videos[path.stem].name} and {path.name}: "
                                  "expected one video of a name")  # fmt: skip

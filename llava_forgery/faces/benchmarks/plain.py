@@ -24,8 +24,8 @@ from pathlib import Path
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.faces.benchmarks.listing import check_split, need_folder, relative_name, some
 from llava_forgery.faces.records import SPLITS
-from llava_forgery.faces.sources import VIDEO_SUFFIXES, MediaSource
-from llava_forgery.images import SUFFIXES
+from llava_forgery.faces.kinds import Kind, kind_of
+from llava_forgery.faces.sources import MediaSource, media_below
 from llava_forgery.tables import read_table
 
 logger = logging.getLogger(__name__)
@@ -69,11 +69,7 @@ def read_folders(
             if partial and not folder.is_dir():
                 continue
             need_folder(folder, f"the {kind} pictures or videos")
-            files = [
-                path
-                for path in sorted(folder.rglob("*"))
-                if path.name.lower().endswith(SUFFIXES + VIDEO_SUFFIXES) and path.is_file()
-            ]
+            files = media_below(folder)
             if not files and not partial:
                 raise FileNotFoundError(
                     f"{folder} holds no pictures or videos; without the {kind} ones AUC is not "
@@ -99,7 +95,7 @@ def _below(
     """The files of one label, frames in the order of their numbers."""
     for place, inside in groupby(sorted(files, key=lambda path: path.parent), lambda p: p.parent):
         media = list(inside)
-        pictures = [path for path in media if path.name.lower().endswith(SUFFIXES)]
+        pictures = [path for path in media if kind_of(path) is Kind.PICTURE]
         numbers = {}
         if place != folder and frames is not False:
             numbers = _numbers(pictures, place, insist=bool(frames))

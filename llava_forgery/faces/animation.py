@@ -1,0 +1,94 @@
+"""Animated GIF, WebP, PNG and AVIF files, read frame by frame as videos are."""
+
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from llava_forgery.faces.containers import gif_frames, missing_bytes
+from llava_forgery.faces.video import Video
+from llava_forgery.images import open_image, to_rgb
+
+# Shown by browsers where a frame says no time, or less than 20 ms.
+_SHORTEST, _USUAL_SECONDS = 0.02, 0.1
+
+
+class Animation:
+    """An animated picture with the interface of :class:`~llava_forgery.faces.video.Video`.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Not an animation, cut off, or larger than the limit against decompression
+            bombs; the message names the file.
+    """
+
+    def __init__(self, path: str | PathLike) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{path} is not a file; check the path")
+        with self.path.open("rb") as file:
+            whole = file.read(3) != b"GIF" or gif_frames(file)[1]
+        if not whole or missing_bytes(self.path):
+            raise ValueError(f"{path} is cut off: its end is missing")
+        self._seconds: list[float] = []
+        now = 0.0
+        with open_image(self.path, str(path)) as image:
+            for frame in range(getattr(image, "n_frames", 1)):
+                image.seek(frame)
+                image.load()
+                self._seconds.append(now)
+                length = image.info.get("duration", 0) / 1000
+                now += length if length >= _SHORTEST else _USUAL_SECONDS
+
+    def __len__(self) -> int:
+        return len(self._seconds)
+
+    def seconds(self, number: int) -> float:
+        """When a frame is shown, in seconds from the beginning.
+
+        Args:
+            number: Of the frame, from 0.
+        """
+        return self._seconds[number]
+
+    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode frames.
+
+        Args:
+            numbers: Ascending frame numbers from 0.
+
+        Yields:
+            The number and the frame, (H, W, 3) uint8 sRGB; what is transparent lies over white.
+
+        Raises:
+            ValueError: A number that the animation lacks, or a frame that cannot be decoded.
+        """
+        if numbers and not 0 <= numbers[0] <= numbers[-1] < len(self):
+            raise ValueError(
+                f"{self.path} has {len(self)} frames, asked for {numbers[0]} to {numbers[-1]}"
+            )
+        with open_image(self.path, str(self.path)) as image:
+            for number in numbers:
+                image.seek(number)
+                yield number, to_rgb(image)
+
+
+def open_video(path: str | PathLike) -> Video | Animation:
+    """A video, or an animated picture: what the file holds decides.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read; the message names it.
+        ImportError: It is a video and PyAV is not installed (extra ``video``).
+    """
+    path = Path(path)
+    head = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(12)
+    animated = head.startswith((b"GIF8", b"\x89PNG")) or head[8:12] in (b"WEBP", b"avis")
+    return Animation(path) if animated else Video(path)
