@@ -168,8 +168,9 @@ def _too_large(name: str, pixels: int) -> str:
 
 
 def is_heif(head: bytes) -> bool:
-    """Whether a file that begins with these 12 bytes or more is a HEIF picture, such as HEIC."""
-    return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
+    """Whether a file that begins with these bytes, best 40, is a HEIF picture, such as HEIC."""
+    # The general brands stand in AVIF files too, which then name their own behind.
+    return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS and b"avif" not in head[12:40]
 
 
 @contextmanager
@@ -222,9 +223,9 @@ def _register_heif(file: Path | BinaryIO) -> None:
         return
     if isinstance(file, Path):
         with file.open("rb") as stream:
-            head = stream.read(12)
+            head = stream.read(40)
     else:
-        head = file.read(12)
+        head = file.read(40)
         file.seek(0)
     if is_heif(head):
         heif = require("pillow_heif", extra="heic", feature="reading HEIF pictures")

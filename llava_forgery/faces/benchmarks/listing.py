@@ -7,8 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from llava_forgery.faces.records import SPLITS
 from llava_forgery.faces.kinds import Kind, kind_by_name
+from llava_forgery.faces.records import SPLITS
 from llava_forgery.faces.sources import MediaSource
 from llava_forgery.files import read_json
 

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.faces.benchmarks.listing import check_split, need_folder, relative_name, some
-from llava_forgery.faces.records import SPLITS
 from llava_forgery.faces.kinds import Kind, kind_of
+from llava_forgery.faces.records import SPLITS
 from llava_forgery.faces.sources import MediaSource, media_below
 from llava_forgery.tables import read_table
 
