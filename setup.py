@@ -27,6 +27,7 @@ EVAL = [
     # lmms-eval's own llava_hf needs it, which stands beside ours in a comparison.
     "decord>=0.6",
 ]
+RAY = ["ray[data]>=2.60", "pyarrow>=21.0"]
 
 setup(
     name="llava-forgery",
@@ -73,11 +74,14 @@ setup(
         ],
         "demo": DEMO,
         "eval": EVAL,
+        # fsspec addresses such as s3:// need their own package, such as s3fs.
+        "ray": RAY,
         "quantization": ["bitsandbytes>=0.50"],
         "deepspeed": [*TRAIN, "deepspeed>=0.19"],
         # num2words: without it SmolVLM's processor cannot be made. scikit-learn: the measures are
         # compared with its own. openai: the client that the server is for. playwright and axe: the
-        # page is used by a browser, which the system has or its test is skipped.
+        # page is used by a browser, which the system has or its test is skipped. moto: a local S3
+        # server that s3fs reads.
         "dev": [
             "pytest>=9.0",
             "pytest-xdist>=3.8",
@@ -86,6 +90,8 @@ setup(
             "openai>=2.0",
             "playwright>=1.55",
             "axe-playwright-python>=0.1.4",
+            "moto[server,s3]>=5.1",
+            "s3fs>=2025.9",
             "scikit-learn>=1.7",
         ],
     },

@@ -45,7 +45,8 @@ ARROWS = {
     "evaluation": ALL - {"convert"},
     "integrations": ALL,
     "serve": MODEL | {"infer"},
-    "cli": ALL | {"serve"},
+    "scan": MODEL | {"infer"},
+    "cli": ALL | {"serve", "scan"},
 }
 
 

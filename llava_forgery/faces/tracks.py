@@ -12,8 +12,8 @@ from llava_forgery.faces.crop import Box
 # A face moves less than its own width between two frames, and does not double its size.
 _FARTHEST = 1.0
 _LARGEST_CHANGE = math.log(2.0)
-# Frames without a face after which it counts as gone.
-_PATIENCE = 5
+PATIENCE = 5
+"""Frames without a face after which it counts as gone."""
 _NEVER = 1e6
 
 
@@ -49,7 +49,7 @@ class Tracker:
             A track number from 0 for each box; new numbers ascend in the order of the boxes.
         """
         self._frame += 1
-        live = [t for t in self._tracks if self._frame - t.last_frame <= _PATIENCE]
+        live = [t for t in self._tracks if self._frame - t.last_frame <= PATIENCE]
         costs = np.full((len(boxes), len(live)), _NEVER)
         for i, box in enumerate(boxes):
             for j, track in enumerate(live):

@@ -114,7 +114,7 @@ def judge_files(
         try:
             faces, picture = _judge(predictor, path, cropped, frames, reduce, bool(overlay_dir))
         except Exception as error:
-            sentence = _sentence(error)
+            sentence = error_sentence(error)
             logger.error("%s: %s", path, sentence)
             # For those who look for the cause.
             logger.debug("%s", path, exc_info=True)
@@ -128,7 +128,7 @@ def judge_files(
         yield FileVerdicts(str(path), faces=faces, overlay=overlay)
 
 
-def _sentence(error: Exception) -> str:
+def error_sentence(error: Exception) -> str:
     """What an error says; its name too where we did not word it, as it says little without."""
     if isinstance(error, (ValueError, FileNotFoundError, ImportError)) and str(error):
         return str(error)

@@ -36,8 +36,8 @@ class FrameScore(NamedTuple):
     """Its number in the video, from 0."""
     score: float
     """The detector's probability of fake."""
-    p_yes: float
-    """The language model's probability of "Yes" (fake)."""
+    p_yes: float | None
+    """The language model's probability of "Yes" (fake); None where it was not asked."""
     seconds: float
     """When the frame is shown, in seconds from the video's beginning."""
 
@@ -91,10 +91,11 @@ class Track:
     scores: tuple[FrameScore, ...]
     """As many as ``faces``, of the same frames."""
 
-    def pooled(self, reduce: str) -> tuple[float, float]:
+    def pooled(self, reduce: str) -> tuple[float, float | None]:
         """Score and P(yes) over the frames, each in [0, 1]; see :func:`judge_video`."""
         scores, p_yes = ([getattr(s, name) for s in self.scores] for name in ("score", "p_yes"))
-        return pool(np.array(scores), reduce), pool(np.array(p_yes), reduce)
+        known = None if None in p_yes else pool(np.array(p_yes), reduce)
+        return pool(np.array(scores), reduce), known
 
     def shown(self, reduce: str) -> SeenFace:
         """The face in the frame that is described: its score is the closest to the pooled one."""
@@ -191,13 +192,18 @@ def join_tracks(rows: Iterable[tuple[SeenFace, FrameScore]], path: str | PathLik
     for row in rows:
         tracks.setdefault(row[0].track, []).append(row)
     if not tracks:
-        raise ValueError(
-            f"no face was found in the frames of {path} that were looked at; look at more of them "
-            "(--frames), or pass cropped=True (--cropped) if they are face crops already"
-        )
+        raise ValueError(no_face(path))
     # As prepare chooses the main face of a video.
     by_size = sorted(tracks.values(), key=lambda rows: -sum(seen.area for seen, _ in rows))
     return [Track(*map(tuple, zip(*rows, strict=True))) for rows in by_size]
+
+
+def no_face(path: str | PathLike) -> str:
+    """What is said of a video without a face."""
+    return (
+        f"no face was found in the frames of {path} that were looked at; look at more of them "
+        "(--frames), or pass cropped=True (--cropped) if they are face crops already"
+    )
 
 
 def video_overlay(path: str | PathLike, verdicts: Sequence[VideoVerdict]) -> Image.Image:

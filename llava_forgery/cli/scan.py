@@ -1,0 +1,165 @@
+"""Commands for archives: any number of files, on Ray."""
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llava_forgery.cli.app import app
+from llava_forgery.cli.options import (
+    AllowDownload,
+    Cropped,
+    Device,
+    Every,
+    FaceFinder,
+    Frames,
+    Host,
+    MaxPixels,
+    Out,
+    Seed,
+)
+from llava_forgery.files import read_json, to_json
+
+
+@app.command()
+def scan(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SRC...",
+            help="Folders, globs, lists of files (.jsonl, .csv, .parquet) and addresses such as "
+            "s3://bucket/folder.",
+        ),
+    ],
+    out: Out,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Folder of a forgery adapter; default: the shipped one."),
+    ] = None,
+    answers: Annotated[
+        str, typer.Option(help="Whom the language model is asked about: none, flagged or all.")
+    ] = "flagged",
+    overlays: Annotated[
+        bool, typer.Option("--overlays", help="Write pictures with maps of flagged files.")
+    ] = False,
+    cropped: Cropped = False,
+    frames: Frames = None,
+    every: Every = None,
+    pool: Annotated[
+        str, typer.Option(help="From a video's frames to its figures: mean, median, max or top_k.")
+    ] = "mean",
+    batch_size: Annotated[int, typer.Option(help="Faces that are judged at once.")] = 16,
+    limit: Annotated[
+        int | None, typer.Option(help="Judge so many files at most, the first in order.")
+    ] = None,
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle", help="Judge in an order drawn by --seed.")
+    ] = False,
+    sample: Annotated[
+        str, typer.Option(help="Judge this share of the files, such as 1%, drawn by --seed.")
+    ] = "100%",
+    seed: Seed = 0,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Count files and bytes, estimate the time, judge nothing."),
+    ] = False,
+    verify: Annotated[
+        str,
+        typer.Option(help="What tells that a judged file is unchanged: stat (size, time) or hash."),
+    ] = "stat",
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Judge again what could not be judged.")
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Join a running Ray cluster: auto, or its address; default: start one."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that read and find faces; default: one per processor."),
+    ] = None,
+    detectors: Annotated[
+        int | None,
+        typer.Option(help="Processes with the detector; default: one per GPU, else as --workers."),
+    ] = None,
+    speakers: Annotated[
+        int | None,
+        typer.Option(help="Processes with the language model; default: as --detectors."),
+    ] = None,
+    runtime_env: Annotated[
+        Path | None,
+        typer.Option(help="JSON file with Ray's runtime environment for the workers."),
+    ] = None,
+    max_pixels: MaxPixels = None,
+    face_detector: FaceFinder = None,
+    host: Host = None,
+    device: Device = None,
+    allow_download: AllowDownload = False,
+) -> None:
+    """Judge the faces of an archive into Parquet files, on all processors or a Ray cluster.
+
+    The same command resumes after any interruption: files that have a record and have not changed
+    are skipped. Exit status: 0 when every file was judged, 1 when some were not, 2 for wrong use,
+    130 when it was interrupted.
+    """
+    from llava_forgery.faces.video import frame_choice
+    from llava_forgery.infer.default import default_host, default_model, missing_for_answers
+    from llava_forgery.infer.batching import BatchLimits
+    from llava_forgery.pooling import check_reduction
+    from llava_forgery.scan.engine import Cluster, require_ray
+    from llava_forgery.scan.judge import JudgeSettings
+    from llava_forgery.scan.models import ModelSettings
+    from llava_forgery.scan.plan import Selection, parse_share
+    from llava_forgery.scan.reader import ReadSettings
+    from llava_forgery.scan.run import estimate, scan_archive
+    from llava_forgery.scan.stages import ScanSettings
+
+    check_reduction(pool)
+    if verify not in ("stat", "hash"):
+        raise ValueError(f"--verify must be stat or hash, got {verify!r}")
+    require_ray()
+    if model is None:
+        model = default_model()
+        if answers != "none" and (missing := missing_for_answers()):
+            typer.echo(f"no answers: {missing}", err=True)
+            answers = "none"
+        if answers != "none" and host is None:
+            host = str(default_host())
+    settings = ScanSettings(
+        ModelSettings(str(model.resolve()), host, device, face_detector or "dlib", allow_download),
+        answers,
+        ReadSettings(frame_choice(frames, every), cropped, max_pixels),
+        JudgeSettings(pool, BatchLimits(batch_size), overlays),
+    )
+    selection = Selection(limit, parse_share(sample), shuffle, seed)
+    environment = read_json(runtime_env) if runtime_env else {}
+    cluster = Cluster(address, workers, detectors, speakers, runtime_env=environment)
+    # Batch systems ask a job to end in this way.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    if dry_run:
+        typer.echo(to_json(estimate(sources, out, settings, selection, cluster), indent=2))
+        return
+    summary = scan_archive(
+        sources, out, settings, selection, cluster, verify == "hash", retry_errors
+    )
+    typer.echo("\n".join(summary.lines()))
+    if summary.interrupted:
+        raise typer.Exit(130)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def scan_report(
+    folder: Annotated[Path, typer.Argument(help="Folder written by scan.")],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file to write; default: report.html in the folder.")
+    ] = None,
+    most: Annotated[int, typer.Option(help="Faces of the contact sheet.")] = 60,
+) -> None:
+    """Write a page about a scan, from its Parquet files alone."""
+    from llava_forgery.scan.report import write_report
+
+    page = write_report(folder, out or folder / "report.html", most)
+    typer.echo(f"wrote {page}")

@@ -1,0 +1,1 @@
+"""Archives: any number of photographs and videos, judged on Ray Data into Parquet files."""

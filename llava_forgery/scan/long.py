@@ -1,0 +1,170 @@
+"""Long videos: read and judged in spans by several processes, joined as one process would have.
+
+A span also looks at the frames right before it, as many as a face may be missing before its track
+ends. Where these frames show a face that the span before has seen as well, the two tracks are one.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+from llava_forgery.faces.tracks import PATIENCE
+from llava_forgery.faces.video import FrameChoice
+from llava_forgery.infer.video import FrameScore, SeenFace, Track, join_tracks
+from llava_forgery.scan.sources import Entry
+from llava_forgery.scan.units import Span, Unit
+
+_OVERLAP = PATIENCE + 1
+LONG = "long"
+"""Name of the part that says that a video is judged in spans."""
+
+Rows = list[tuple[SeenFace, FrameScore]]
+
+
+def list_spans(choice: FrameChoice, frames: int, size: int) -> list[Span]:
+    """Spans of nearly equal size.
+
+    Args:
+        choice: Of the video's frames.
+        frames: How many it takes.
+        size: Most frames of a span, without those that it shares with the one before.
+    """
+    count = -(-frames // size)
+    ends = [i * frames // count for i in range(count + 1)]
+    return [
+        Span(choice.count, choice.every, number, start, stop, _OVERLAP)
+        for number, (start, stop) in enumerate(pairwise(ends))
+    ]
+
+
+def join_spans(spans: Iterable[Rows]) -> Rows:
+    """The faces of all frames once, their tracks numbered through.
+
+    Args:
+        spans: In order; each begins with the frames that it shares with the one before.
+    """
+    joined: Rows = []
+    tracks = 0
+    for rows in spans:
+        last = joined[-1][0].frame if joined else -1
+        known = _known(joined, rows[0][0].frame if rows else last + 1)
+        # Of several shared frames the latest tells most of what follows.
+        names = {
+            seen.track: known[seen.frame, seen.box]
+            for seen, _ in rows
+            if (seen.frame, seen.box) in known
+        }
+        for seen, score in rows:
+            if seen.frame > last:
+                name = names.setdefault(seen.track, tracks)
+                tracks = max(tracks, name + 1)
+                joined.append((replace(seen, track=name), score))
+    return joined
+
+
+def _known(joined: Rows, first: int) -> dict[tuple[int, Any], int]:
+    """Tracks by frame and box, from a frame on."""
+    known = {}
+    for seen, _ in reversed(joined):
+        if seen.frame < first:
+            break
+        known[seen.frame, seen.box] = seen.track
+    return known
+
+
+def next_units(
+    entry: Entry,
+    parts: Mapping[str, bytes],
+    choice: FrameChoice,
+    size: int,
+    reduce: str,
+    asks: bool,
+) -> list[Unit]:
+    """What is to be done of a file that has no record yet.
+
+    Args:
+        entry: The file.
+        parts: What earlier units of it gave, by :func:`part_name`.
+        choice: Which frames are looked at.
+        size: Most frames of a span.
+        reduce: How frames are pooled.
+        asks: Whether the language model is asked about faces that turn out flagged.
+    """
+    if LONG not in parts:
+        return [Unit(entry)]
+    known = json.loads(parts[LONG])
+    base = Unit(entry, known["sha256"])
+    steps = [replace(base, span=s) for s in list_spans(choice, known["frames"], size)]
+    if missing := [step for step in steps if part_name(step) not in parts]:
+        return missing
+    rated = [_unpack(parts[part_name(step)]) for step in steps]
+    rows, low = join_spans(rows for rows, _ in rated), rated[0][1]
+    tracks = join_tracks(rows, entry.path) if rows else []
+    if asks:
+        flagged = [t for t in tracks if t.pooled(reduce)[0] >= low]
+        faces = [face for track in flagged for face in track.faces]
+        steps = [
+            replace(base, faces=tuple(faces[i : i + size]), number=i // size)
+            for i in range(0, len(faces), size)
+        ]
+        if missing := [step for step in steps if part_name(step) not in parts]:
+            return missing
+        told = {
+            (seen.track, seen.frame): score.p_yes
+            for step in steps
+            for seen, score in _unpack(parts[part_name(step)])[0]
+        }
+        tracks = [_with_answers(track, told) for track in tracks]
+    shown = tuple(track.shown(reduce) for track in tracks)
+    return [replace(base, faces=shown, tracks=tuple(tracks))]
+
+
+def _with_answers(track: Track, told: Mapping[tuple[int, int], float]) -> Track:
+    pairs = zip(track.faces, track.scores, strict=True)
+    scores = [
+        score._replace(p_yes=told.get((face.track, face.frame), score.p_yes))
+        for face, score in pairs
+    ]
+    return replace(track, scores=tuple(scores))
+
+
+def part_name(unit: Unit) -> str:
+    """Under which the folder keeps what a step of a long video gives."""
+    return f"rate {unit.span.number}" if unit.span is not None else f"ask {unit.number}"
+
+
+def pack_long(sha256: str, frames: int) -> bytes:
+    """The part that says that a video is judged in spans.
+
+    Args:
+        sha256: Of the file.
+        frames: How many are looked at.
+    """
+    return json.dumps({"sha256": sha256, "frames": frames}).encode()
+
+
+def pack_part(seen: Sequence[SeenFace], scores: Sequence[FrameScore], low: float) -> bytes:
+    """What a step gives, as JSON.
+
+    Args:
+        seen: Faces in the order of their frames.
+        scores: As many.
+        low: Score from which on a face is flagged.
+    """
+    rows = [
+        [list(map(float, face.box)), face.frame, face.track, face.area, face.seconds,
+         score.score, score.p_yes]
+        for face, score in zip(seen, scores, strict=True)
+    ]  # fmt: skip
+    return json.dumps({"low": low, "rows": rows}).encode()
+
+
+def _unpack(part: bytes) -> tuple[Rows, float]:
+    told = json.loads(part)
+    rows = []
+    for box, frame, track, area, seconds, score, p_yes in told["rows"]:
+        seen = SeenFace(tuple(box), frame, track, area, seconds)
+        rows.append((seen, FrameScore(frame, score, p_yes, seconds)))
+    return rows, told["low"]

@@ -1,0 +1,86 @@
+"""What comes of a file: the record that ``detect --jsonl`` prints, and what identifies it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llava_forgery.infer.batch import FileVerdicts
+from llava_forgery.scan.judge import is_flagged
+from llava_forgery.scan.long import LONG, pack_long, pack_part, part_name
+from llava_forgery.scan.sources import Entry
+from llava_forgery.scan.units import Item
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the workers of a scan give back of one file."""
+
+    entry: Entry
+    sha256: str | None
+    record: dict[str, Any] | None
+    """None of a file whose bytes another file has, which is judged in its place, and where there is
+    a ``part``."""
+    part: tuple[str, bytes] | None = None
+    """Name and value of what a step of a long video gave."""
+    overlay: bytes | None = None
+    """PNG, to be written beside the records."""
+
+    @property
+    def path(self) -> str:
+        """Of the file."""
+        return self.entry.path
+
+
+def to_result(item: Item, provenance: Mapping[str, str]) -> Result:
+    """The result of an item that went through all stages.
+
+    Args:
+        item: With its verdicts and pictures, or its error.
+        provenance: ``answers``, ``model``, ``weights`` and ``versions`` of the scan.
+    """
+    unit = item.unit
+    if item.is_duplicate:
+        return Result(unit.entry, item.sha256, None)
+    if item.long is not None:
+        return Result(unit.entry, item.sha256, None, (LONG, pack_long(item.sha256, item.long)))
+    if item.error is None and (unit.span is not None or unit.is_asked):
+        part = pack_part(item.seen, item.scores, item.low)
+        return Result(unit.entry, item.sha256, None, (part_name(unit), part))
+    judged = FileVerdicts(item.path, error=item.error, faces=item.verdicts).to_dict()
+    for face, picture in zip(judged["faces"], item.pictures, strict=True):
+        face["picture"] = picture
+    entry = unit.entry
+    record = {
+        **judged,
+        "sha256": item.sha256,
+        **stat_columns(entry),
+        "kind": item.kind or entry.kind,
+        "duplicate_of": None,
+        "score": max((verdict.score for verdict in item.verdicts), default=None),
+        "flagged": any(is_flagged(verdict) for verdict in item.verdicts),
+        **provenance,
+    }
+    return Result(entry, item.sha256, record, overlay=item.overlay)
+
+
+def stat_columns(entry: Entry) -> dict[str, Any]:
+    """The columns of a record that come from the listing."""
+    return {"size": entry.size, "modified": entry.modified or None}
+
+
+def copy_record(record: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
+    """The record of a file with the same bytes as the one that was judged.
+
+    Args:
+        record: Of the file that was judged.
+        entry: The other file.
+    """
+    error = record["error"]
+    return {
+        **record,
+        "file": entry.path,
+        **stat_columns(entry),
+        "duplicate_of": record["duplicate_of"] or record["file"],
+        # A reason names the file that it is about.
+        "error": error and error.replace(record["file"], entry.path),
+    }
