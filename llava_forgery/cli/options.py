@@ -15,9 +15,10 @@ def writable_folder(folder: Path | None) -> Path | None:
     return folder
 
 
-def writable_file(file: Path) -> Path:
+def writable_file(file: Path | None) -> Path | None:
     """The same of a file."""
-    check_output(file)
+    if file is not None:
+        check_output(file)
     return file
 
 

@@ -18,6 +18,7 @@ from llava_forgery.cli.options import (
     MaxPixels,
     Out,
     Seed,
+    writable_file,
 )
 from llava_forgery.files import read_json, to_json
 
@@ -104,8 +105,8 @@ def scan(
     130 when it was interrupted.
     """
     from llava_forgery.faces.video import frame_choice
-    from llava_forgery.infer.default import default_host, default_model, missing_for_answers
     from llava_forgery.infer.batching import BatchLimits
+    from llava_forgery.infer.default import default_host, default_model, missing_for_answers
     from llava_forgery.pooling import check_reduction
     from llava_forgery.scan.engine import Cluster, require_ray
     from llava_forgery.scan.judge import JudgeSettings
@@ -154,7 +155,10 @@ def scan(
 def scan_report(
     folder: Annotated[Path, typer.Argument(help="Folder written by scan.")],
     out: Annotated[
-        Path | None, typer.Option(help="HTML file to write; default: report.html in the folder.")
+        Path | None,
+        typer.Option(
+            help="HTML file to write; default: report.html in the folder.", callback=writable_file
+        ),
     ] = None,
     most: Annotated[int, typer.Option(help="Faces of the contact sheet.")] = 60,
 ) -> None:
