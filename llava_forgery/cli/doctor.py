@@ -25,6 +25,7 @@ NEEDED_BY = {
     "eval": "eval, and tasks of lmms-eval",
     "quantization": "--quantization",
     "deepspeed": "--deepspeed",
+    "docs": "the documentation's site",
     "dev": "the tests",
 }
 """What an extra of ``setup.py`` is for; "" stands for what is always installed."""
