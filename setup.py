@@ -77,7 +77,13 @@ setup(
         # fsspec addresses such as s3:// need their own package, such as s3fs.
         "ray": RAY,
         # The site, and the notebook among its pages.
-        "docs": ["sphinx>=8.2", "myst-nb>=1.3", "furo>=2025.7", "nbclient>=0.10", "ipykernel>=6.29"],
+        "docs": [
+            "sphinx>=8.2",
+            "myst-nb>=1.3",
+            "furo>=2025.7",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
+        ],
         "quantization": ["bitsandbytes>=0.50"],
         "deepspeed": [*TRAIN, "deepspeed>=0.19"],
         # num2words: without it SmolVLM's processor cannot be made. scikit-learn: the measures are
