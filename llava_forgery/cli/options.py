@@ -56,7 +56,11 @@ AllowDownload = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Cropped = Annotated[
     bool,
-    typer.Option("--cropped", help="The files are face crops already: no face is looked for."),
+    typer.Option(
+        "--cropped",
+        help="The files show one face each and little else. A face is then framed as in training "
+        "as far as its file reaches; a tight crop is judged with a warning.",
+    ),
 ]
 Frames = Annotated[
     int | None, typer.Option("--frames", help="Frames of a video, spread evenly; default: 32.")

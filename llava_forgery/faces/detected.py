@@ -7,6 +7,9 @@ import numpy as np
 
 from llava_forgery.faces.crop import Box
 
+SMALLEST_FACE = 64
+"""Pixels of the photograph, whatever its size, from which on faces are looked for by default."""
+
 
 @dataclass(frozen=True)
 class DetectedFace:
@@ -24,7 +27,8 @@ class FaceDetector(Protocol):
     """Anything that finds faces.
 
     Where it has ``options``, a dictionary for JSON, they are kept with what it found, and an
-    unfinished run with others starts anew.
+    unfinished run with others starts anew. Where it has ``smallest_face(height, width)``, the
+    message that no face was found says from which width in pixels on faces were looked for.
     """
 
     def detect(self, image: np.ndarray) -> list[DetectedFace]:
@@ -55,3 +59,15 @@ def overlap(a: Box, b: Box) -> float:
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     return max(0.0, width) * max(0.0, height) / max(min(area(a), area(b)), 1e-9)
+
+
+def nothing_found(detector: FaceDetector, image: np.ndarray) -> str:
+    """A clause on a picture without a face: how small a face may be, as far as that is known."""
+    height, width = image.shape[:2]
+    smallest = getattr(detector, "smallest_face", None)
+    if smallest is None:
+        return f"no face was found in its {width} x {height} pixels"
+    return (
+        f"no face was found in its {width} x {height} pixels, where faces from about "
+        f"{smallest(height, width)} pixels across on are looked for"
+    )

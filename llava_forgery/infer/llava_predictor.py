@@ -261,7 +261,7 @@ class LlavaForgeryPredictor(ForgeryPredictor):
         """
         if reuse_cache:
             raise ValueError("LLaVA's generate takes no cache: every turn is computed anew")
-        face = self.find_faces(image, cropped)[0]
+        face = self.largest_face(image, cropped)
         return LlavaDialogue(self.vlm, self.speaker, face.image, self.max_new_tokens)
 
 

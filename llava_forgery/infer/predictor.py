@@ -1,10 +1,12 @@
 """From a photograph to verdicts: find faces, detect, ask the language model."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -12,8 +14,16 @@ from transformers import PreTrainedModel
 
 from llava_forgery.call_state import lock_of
 from llava_forgery.downloads import allow_downloads
-from llava_forgery.faces.crop import crop_box, crop_square
+from llava_forgery.faces.crop import (
+    MARGIN,
+    MARGINS,
+    crop_box,
+    crop_square,
+    is_trained_margin,
+    trained_framing,
+)
 from llava_forgery.faces.detect import FaceDetector, get_detector
+from llava_forgery.faces.detected import nothing_found
 from llava_forgery.hosts.adapter import CONFIG, read_adapter_config
 from llava_forgery.hosts.transformers.likelihood import first_token_p_yes
 from llava_forgery.hosts.transformers.loading import load_adapter, load_named_host, place_host
@@ -28,8 +38,10 @@ from llava_forgery.qa.answers import parse_answer
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.tensors import from_bytes
 
-# The framing in the middle of what stage 1 trains on; see simulate.pairs.
-MARGIN = 0.3
+# Pictures with a longer side are rather photographs than face crops.
+_CROP_SIDE = 1024
+
+logger = logging.getLogger(__name__)
 
 Photograph = str | PathLike | np.ndarray | Image.Image
 
@@ -42,6 +54,8 @@ class FaceInput:
     """(S, S, 3) uint8."""
     box: tuple[float, float, float, float]
     """In pixels of the photograph."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with the square, in whole phrases."""
 
 
 class FaceFinder:
@@ -81,29 +95,81 @@ class FaceFinder:
     def find_faces(self, image: Photograph, cropped: bool = False) -> list[FaceInput]:
         """The squares to be judged, the largest first.
 
+        Args:
+            image: A path, a PIL image, or an array as :func:`llava_forgery.images.to_rgb` takes it.
+            cropped: The image is a face crop already. The face is looked for in it all the same:
+                where it is framed otherwise than training frames faces, it is cut out anew, as
+                far as the image reaches; what cannot be mended is a warning.
+
         Raises:
             ValueError: The file is no image, or no face was found.
         """
         pixels = read_image(image) if isinstance(image, (str, PathLike)) else to_rgb(image)
         if cropped:
-            height, width = pixels.shape[:2]
-            side = max(height, width)
-            # A crop that is not square is padded, not squeezed: faces keep their proportions.
-            x, y = (width - side) / 2, (height - side) / 2
-            box = (x, y, x + side, y + side)
-            return [FaceInput(crop_box(pixels, box, self.size), box)]
+            return [self._frame(pixels)]
         found = self.face_detector.detect(pixels)
         if not found:
-            where = f" in {image}" if isinstance(image, (str, PathLike)) else ""
-            raise ValueError(
-                f"no face was found{where}; if the picture is a face crop already, pass "
-                "cropped=True (--cropped)"
-            )
+            named = f"{image}: " if isinstance(image, (str, PathLike)) else ""
+            remedy = "give a picture in which the face is larger, or seen from the front"
+            if max(pixels.shape[:2]) <= _CROP_SIDE:
+                remedy += ", or, if it is a face crop, pass cropped=True (--cropped)"
+            raise ValueError(f"{named}{nothing_found(self.face_detector, pixels)}; {remedy}")
         faces = []
         for face in found:
             crop, box, _ = crop_square(pixels, face.landmarks, self.size, MARGIN)
             faces.append(FaceInput(crop, box))
         return faces
+
+    def largest_face(self, image: Photograph, cropped: bool = False) -> FaceInput:
+        """The first of :meth:`find_faces`; its warnings are logged.
+
+        Raises:
+            ValueError: As :meth:`find_faces`.
+        """
+        face = self.find_faces(image, cropped)[0]
+        for warning in face.warnings:
+            logger.warning(warning)
+        return face
+
+    def _frame(self, pixels: np.ndarray) -> FaceInput:
+        """The square of a picture that is a face crop already."""
+        height, width = pixels.shape[:2]
+        side = max(height, width)
+        # A crop that is not square is padded, not squeezed: faces keep their proportions.
+        x, y = (width - side) / 2, (height - side) / 2
+        box, warnings = (x, y, x + side, y + side), ()
+        try:
+            landmarks = self._landmarks_inside(pixels)
+        except (ImportError, FileNotFoundError) as error:
+            warnings = (f"whether the crop is framed as in training is not known: {error}",)
+        else:
+            if landmarks is None:
+                warnings = (
+                    "no face was found in the crop: whether it is framed as in training is not "
+                    "known",
+                )
+            else:
+                box, margin = trained_framing(landmarks, height, width)
+                if not is_trained_margin(margin):
+                    warnings = (
+                        f"the crop is too tight (it shows {margin:.0%} of the face's size around "
+                        f"it, training {MARGINS[0]:.0%} or more): the score of the whole "
+                        "photograph may be another",
+                    )
+        return FaceInput(crop_box(pixels, box, self.size), box, warnings)
+
+    def _landmarks_inside(self, pixels: np.ndarray) -> np.ndarray | None:
+        """Landmarks of the largest face of a crop, (68, 2) in its pixels; None without a face."""
+        height, width = pixels.shape[:2]
+        # Finders know faces by what is around them.
+        room = max(height, width) // 2
+        wide = cv2.copyMakeBorder(pixels, room, room, room, room, cv2.BORDER_REPLICATE)
+        for face in self.face_detector.detect(wide):
+            landmarks = face.landmarks - np.float32(room)
+            x, y = landmarks.mean(axis=0)
+            if 0 < x < width and 0 < y < height:
+                return landmarks
+        return None
 
 
 class ForgeryPredictor(FaceFinder):
@@ -169,7 +235,7 @@ class ForgeryPredictor(FaceFinder):
 
         Args:
             image: A path, a PIL image, or an array as :func:`llava_forgery.images.to_rgb` takes it.
-            cropped: The image is a face crop already; no face is looked for.
+            cropped: The image is a face crop already; see :meth:`find_faces`.
 
         Raises:
             ValueError: The file is no image, or no face was found.
@@ -213,8 +279,9 @@ class ForgeryPredictor(FaceFinder):
     def _warnings(self, face: FaceInput, maps: torch.Tensor) -> tuple[str, ...]:
         calibration = self.kfd.calibration
         if calibration is None or calibration.domain is None:
-            return ()
-        return calibration.domain.warnings(face.image, face.box[2] - face.box[0], maps)
+            return face.warnings
+        side = face.box[2] - face.box[0]
+        return face.warnings + calibration.domain.warnings(face.image, side, maps)
 
     def _answer(
         self, faces: Sequence[FaceInput], detection: KFDOutput
@@ -274,7 +341,7 @@ class ForgeryPredictor(FaceFinder):
         Raises:
             ValueError: As :meth:`predict`.
         """
-        face = self.find_faces(image, cropped)[0]
+        face = self.largest_face(image, cropped)
         return Dialogue(self.vlm, face.image, self.max_new_tokens, reuse_cache)
 
     def _prompts(

@@ -13,13 +13,13 @@ from PIL import Image
 
 from llava_forgery.constants import REAL
 from llava_forgery.faces.animation import open_video
-from llava_forgery.faces.crop import Box, crop_box
+from llava_forgery.faces.crop import MARGIN, Box, crop_box
 from llava_forgery.faces.extract import CropSettings, find_faces
 from llava_forgery.faces.kinds import Kind, kind_of
 from llava_forgery.faces.sources import MediaSource
 from llava_forgery.faces.video import FrameChoice
 from llava_forgery.infer.overlay import photograph_overlay
-from llava_forgery.infer.predictor import MARGIN, FaceFinder, FaceInput, ForgeryPredictor
+from llava_forgery.infer.predictor import FaceFinder, FaceInput, ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict, agree
 from llava_forgery.pooling import check_reduction, pool
 
@@ -81,6 +81,8 @@ class SeenFace:
     """Of the detector's box, in pixels of the frame."""
     seconds: float
     """When the frame is shown, in seconds from the video's beginning."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with the square, in whole phrases."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def judge_video(
         predictor: The skill.
         path: The video.
         frames: Which frames; 32 spread evenly by default.
-        cropped: The frames are face crops already, of one face; none is looked for.
+        cropped: The frames are face crops already, of one face; see ``find_faces`` of a predictor.
         reduce: How frames are pooled: ``mean``, ``median``, ``max``, or ``top_k``, the mean of the
             five highest. See :func:`llava_forgery.evaluation.video.video_level`.
 
@@ -202,7 +204,7 @@ def no_face(path: str | PathLike) -> str:
     """What is said of a video without a face."""
     return (
         f"no face was found in the frames of {path} that were looked at; look at more of them "
-        "(--frames), or pass cropped=True (--cropped) if they are face crops already"
+        "(--frames), or give a video in which the face is larger, or seen from the front"
     )
 
 
@@ -236,7 +238,8 @@ def _whole_frames(
     with closing(video.read(choice.numbers(len(video)))) as pictures:
         for number, image in pictures:
             (face,) = finder.find_faces(image, cropped=True)
-            yield face, SeenFace(face.box, number, 0, 1.0, video.seconds(number))
+            seconds = video.seconds(number)
+            yield face, SeenFace(face.box, number, 0, 1.0, seconds, face.warnings)
 
 
 def _tracked_faces(
@@ -281,5 +284,5 @@ def crop_seen(path: str | PathLike, seen: Sequence[SeenFace], size: int) -> list
     for number, image in open_video(path).read(sorted({face.frame for face in seen})):
         for i, face in enumerate(seen):
             if face.frame == number:
-                crops[i] = FaceInput(crop_box(image, face.box, size), face.box)
+                crops[i] = FaceInput(crop_box(image, face.box, size), face.box, face.warnings)
     return [crops[i] for i in range(len(seen))]

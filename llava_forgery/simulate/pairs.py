@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from llava_forgery.constants import REAL
-from llava_forgery.faces.crop import crop_box, rotation
+from llava_forgery.faces.crop import JITTER, MARGIN, MARGINS, crop_box, rotation
 from llava_forgery.faces.records import FaceCrop, load_faces
 from llava_forgery.rows import rows_digest
 from llava_forgery.simulate.config import SimulatorConfig
@@ -72,10 +72,10 @@ class FramedFace(NamedTuple):
 class FramingConfig:
     """How a face is placed in the picture."""
 
-    margin: tuple[float, float] = (0.1, 0.4)
+    margin: tuple[float, float] = MARGINS
     """Space around the landmarks' box on each side, as a share of its longer side, drawn
     uniformly."""
-    jitter: float = 0.05
+    jitter: float = JITTER
     """Largest move of the face's centre, as a share of the box's longer side."""
     angle: float = 12.0
     """Largest turn of the picture in degrees, either way: heads of videos are tilted."""
@@ -93,7 +93,7 @@ class FramingConfig:
         return self.margin[0] == self.margin[1] and self.jitter == self.angle == 0
 
 
-CENTRED = FramingConfig(margin=(0.3, 0.3), jitter=0.0, angle=0.0)
+CENTRED = FramingConfig(margin=(MARGIN, MARGIN), jitter=0.0, angle=0.0)
 """The framing of evaluation and inference."""
 
 

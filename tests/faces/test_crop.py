@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from llava_forgery.faces.crop import crop_box, crop_square, eye_angle
+from llava_forgery.faces.crop import (
+    crop_box,
+    crop_square,
+    eye_angle,
+    is_trained_margin,
+    trained_framing,
+)
 
 
 def blob_image(side, centre, deviation):
@@ -111,3 +117,32 @@ def test_the_eye_angle_makes_the_eyes_level():
     _, _, inside = crop_square(np.zeros((200, 200, 3), np.uint8), landmarks, 90, angle=angle)
     assert inside[36, 1] == pytest.approx(inside[42, 1], abs=1e-3)
     assert inside[36, 0] < inside[42, 0]
+
+
+def framed(height, width, centre, longer):
+    """Where a face of this size at this place is cut out."""
+    half = np.array([longer / 2, longer / 2 * 0.9])
+    points = np.stack([np.array(centre) - half, np.array(centre) + half]).astype(np.float32)
+    return trained_framing(points, height, width)
+
+
+def test_framing_of_crops():
+    # As training could have drawn it: untouched.
+    assert framed(320, 320, (165, 155), 200) == ((0, 0, 320, 320), pytest.approx(0.3))
+    # Too wide: the middle of training's framings.
+    box, margin = framed(900, 900, (400, 500), 200)
+    assert box == pytest.approx((240, 340, 560, 660))
+    assert margin == 0.3
+    # The picture ends 20 pixels from the face: the widest square that lies in it.
+    box, margin = framed(400, 400, (120, 200), 200)
+    assert box == pytest.approx((0, 80, 240, 320))
+    assert margin == pytest.approx(0.1)
+    # Tight: nothing to be done.
+    box, margin = framed(200, 200, (100, 100), 200)
+    assert box == (0, 0, 200, 200)
+    assert margin == pytest.approx(0)
+    assert not is_trained_margin(margin)
+    # At the edge of a wide picture: cut beyond it, as faces of photographs are.
+    box, margin = framed(900, 900, (100, 450), 200)
+    assert box == pytest.approx((-60, 290, 260, 610))
+    assert not is_trained_margin(margin)

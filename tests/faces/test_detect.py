@@ -10,7 +10,9 @@ import pytest
 
 from llava_forgery.faces import detect
 from llava_forgery.faces.detect import DlibDetector, get_detector, register_detector
+from llava_forgery.faces.detected import nothing_found
 from llava_forgery.images import read_image
+from tests.faces.small import check_small_faces
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,23 @@ def test_small_faces_and_min_face(detector, samples_dir):
     assert with_options(detector, min_face=100).detect(small) == []
 
 
+def test_small_faces_of_large_pictures(detector, samples_dir):
+    check_small_faces(detector, samples_dir, (1080, 1920))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dlib", "mediapipe"])
+def test_64_pixels_in_12_megapixels(name, samples_dir):
+    check_small_faces(get_detector(name), samples_dir, (3000, 4000))
+
+
+def test_very_large_pictures_are_not_enlarged_without_end(detector):
+    assert detector.smallest_face(3000, 4000) == 64
+    assert detector.smallest_face(9000, 12000) == 170
+    assert detector.smallest_face(135, 135) == 40
+    assert with_options(detector, smallest=0).smallest_face(3000, 4000) == 500
+
+
 def test_nothing_in_noise(detector):
     noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
     assert detector.detect(noise) == []
@@ -99,7 +118,7 @@ def test_options_are_checked():
 
 def test_another_process_gets_the_same_options(detector):
     kind, options = with_options(detector, threshold=0.1, min_face=9).__reduce__()
-    assert (kind, options) == (DlibDetector, (0.1, 640, 2.0, 9))
+    assert (kind, options) == (DlibDetector, (0.1, 640, 2.0, 9, 64))
 
 
 def test_registry(monkeypatch):
@@ -126,6 +145,15 @@ def test_import_needs_neither_dlib_nor_the_model_package():
         "import llava_forgery.faces.prepare"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_message_says_how_small_a_face_may_be(detector):
+    photograph = np.zeros((1080, 1920, 3), np.uint8)
+    assert nothing_found(detector, photograph) == (
+        "no face was found in its 1920 x 1080 pixels, where faces from about 64 pixels across on "
+        "are looked for"
+    )
+    assert nothing_found(object(), photograph) == "no face was found in its 1920 x 1080 pixels"
 
 
 @pytest.mark.parametrize("name", ["dlib", "mediapipe"])

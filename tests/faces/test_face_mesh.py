@@ -7,9 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
+from llava_forgery.faces import face_mesh
 from llava_forgery.faces.detect import get_detector
 from llava_forgery.faces.face_mesh import MediaPipeDetector
 from llava_forgery.images import read_image
+from tests.faces.small import check_small_faces
 
 
 @pytest.fixture(scope="module")
@@ -81,5 +83,20 @@ def test_nothing_in_noise(detector):
 def test_options(detector):
     with pytest.raises(ValueError, match="threshold"):
         MediaPipeDetector(threshold=0)
-    other = pickle.loads(pickle.dumps(MediaPipeDetector(0.7, 20)))
-    assert (other.threshold, other.min_face) == (0.7, 20)
+    other = pickle.loads(pickle.dumps(MediaPipeDetector(0.7, 20, 50)))
+    assert (other.threshold, other.min_face, other.smallest) == (0.7, 20, 50)
+
+
+def test_small_faces_of_large_pictures(detector, samples_dir):
+    check_small_faces(detector, samples_dir, (1080, 1920))
+
+
+def test_tiles_cover_the_picture_and_halve(detector):
+    assert detector._sides(3000, 4000) == [4000, 2000, 1024]
+    assert detector._sides(600, 800) == [800]
+    assert (detector.smallest_face(3000, 4000), detector.smallest_face(600, 800)) == (64, 50)
+    starts = face_mesh._starts(4000, 1024)
+    assert (starts[0], starts[-1] + 1024) == (0, 4000)
+    # A face of a quarter of a tile lies in one of them whole.
+    assert max(np.diff(starts)) <= 0.75 * 1024
+    assert face_mesh._starts(3000, 4000) == [-500]

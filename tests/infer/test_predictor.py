@@ -1,12 +1,16 @@
+import sys
+
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from llava_forgery.faces.detect import get_detector
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, encode
-from llava_forgery.images import save_png
+from llava_forgery.images import read_image, save_png
 from llava_forgery.infer.batch import judge_files, list_media
 from llava_forgery.infer.dialogue import NOTHING_SAID
 from llava_forgery.infer.overlay import caption_of, heat_overlay, paste_mask, photograph_overlay
@@ -73,8 +77,11 @@ def test_what_cannot_be_compared_does_not_agree(score, p_yes, answer, expected):
     assert agree(score, p_yes, answer) is expected
 
 
-def test_a_verdict_has_the_band_and_the_warnings_of_the_calibration(predictor):
+def test_a_verdict_has_the_band_and_the_warnings_of_the_calibration(predictor, monkeypatch):
     image, kfd = tiny.picture(1), predictor.kfd
+    # A crop that is framed as in training.
+    framed = OneFace(tiny.landmarks() + np.float32([32, 27]))
+    monkeypatch.setattr(predictor, "_face_detector", framed)
     score = predictor.predict(image, cropped=True).score
     domain = Domain((9.0, 9.0), (0.0, 1.0), 0.0, (0.0,) * 12, np.eye(12).tolist(), 1e6)
     kfd.calibration = Calibration(1.0, 0.0, Thresholds(score, 0.0, 1.0), domain)
@@ -149,10 +156,76 @@ def test_crop_that_is_not_square_keeps_its_proportions(predictor):
     assert face.image.shape == (64, 64, 3)
 
 
+@pytest.fixture(scope="module")
+def photograph(predictor, samples_dir):
+    """A photograph, its landmarks, and a predictor that finds faces with dlib."""
+    pytest.importorskip("dlib")
+    finder = ForgeryPredictor(predictor.vlm, get_detector("dlib"), max_new_tokens=3)
+    image = read_image(samples_dir / "001_03.jpg")
+    # Room on all sides, as in a photograph that was not cut to the face.
+    image = cv2.copyMakeBorder(image, 200, 200, 200, 200, cv2.BORDER_REPLICATE)
+    (face,) = finder.face_detector.detect(image)
+    return image, face.landmarks, finder
+
+
+def cut(photograph, margin):
+    """A crop with a margin around the face, in the photograph's own pixels."""
+    image, landmarks, _ = photograph
+    low, high = landmarks.min(axis=0), landmarks.max(axis=0)
+    side = (1 + 2 * margin) * float((high - low).max())
+    x, y = ((low + high) / 2 - side / 2).round().astype(int).tolist()
+    side = round(side)
+    return np.ascontiguousarray(image[y : y + side, x : x + side])
+
+
+def test_a_wide_crop_scores_as_the_photograph(photograph):
+    image, _, finder = photograph
+    whole = finder.predict(image)
+    for margin in (0.6, 1.0):
+        crop = finder.predict(cut(photograph, margin), cropped=True)
+        assert crop.warnings == ()
+        assert crop.score == pytest.approx(whole.score, abs=0.01)
+        assert crop.box[2] - crop.box[0] == pytest.approx(whole.box[2] - whole.box[0], rel=0.03)
+
+
+@pytest.mark.parametrize("margin", [0.1, 0.2, 0.3, 0.4])
+def test_a_crop_as_in_training_stays_as_it_is(photograph, margin):
+    pixels = cut(photograph, margin)
+    (face,) = photograph[2].find_faces(pixels, cropped=True)
+    assert face.box == (0.0, 0.0, float(len(pixels)), float(len(pixels)))
+    assert face.warnings == ()
+
+
+@pytest.mark.parametrize("margin", [-0.05, 0.0])
+def test_a_tight_crop_carries_a_warning(photograph, margin):
+    pixels = cut(photograph, margin)
+    verdict = photograph[2].predict(pixels, cropped=True)
+    assert verdict.box == (0.0, 0.0, float(len(pixels)), float(len(pixels)))
+    assert [warning[:26] for warning in verdict.warnings] == ["the crop is too tight (it "]
+    assert verdict.to_dict()["warnings"] == list(verdict.warnings)
+
+
+def test_a_crop_whose_framing_is_not_known_carries_a_warning(predictor, monkeypatch, caplog):
+    nobody = ForgeryPredictor(predictor.vlm, OneFace(), max_new_tokens=3)
+    verdict = nobody.predict(tiny.picture(), cropped=True)
+    assert verdict.warnings == (
+        "no face was found in the crop: whether it is framed as in training is not known",
+    )
+    nobody.dialogue(tiny.picture(), cropped=True)
+    assert "no face was found in the crop" in caplog.text
+    without = ForgeryPredictor(predictor.vlm, max_new_tokens=3)
+    monkeypatch.setitem(sys.modules, "dlib", None)
+    (warning,) = without.predict(tiny.picture(), cropped=True).warnings
+    assert "is not known: face detection needs the package 'dlib'" in warning
+
+
 def test_no_face_and_wrong_arrays_are_errors(predictor):
     nobody = ForgeryPredictor(predictor.vlm, OneFace())
-    with pytest.raises(ValueError, match="--cropped"):
+    with pytest.raises(ValueError, match="no face was found in its 64 x 64 pixels.*--cropped"):
         nobody.predict(tiny.picture())
+    # A photograph of this size is no face crop.
+    with pytest.raises(ValueError, match="is larger, or seen from the front$"):
+        nobody.predict(np.zeros((900, 1200, 3), np.uint8))
     with pytest.raises(ValueError, match="multiply floats"):
         predictor.predict(tiny.picture() / 255, cropped=True)
 

@@ -95,11 +95,13 @@ def test_the_frame_described_is_the_closest_to_the_pooled_score(
     assert face.agree == agree(face.score, face.p_yes, face.answer)
 
 
-def test_frames_that_are_crops_are_padded_to_squares(predictor, clip):
+def test_frames_that_are_crops_are_padded_to_squares(predictor, clip, monkeypatch):
+    monkeypatch.setattr(predictor.face_detector, "detect", lambda image: [])
     (face,) = judge_video(predictor, clip, frames=FrameChoice(3), cropped=True)
     assert face.box == (0.0, -32.0, 160.0, 128.0)
     assert [f.frame for f in face.frames] == [1, 5, 8]
     assert face.track == 0
+    assert [warning[:30] for warning in face.warnings] == ["no face was found in the crop:"]
 
 
 def test_what_is_wrong_with_a_video_is_said(predictor, tmp_path):
