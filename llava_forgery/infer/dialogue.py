@@ -1,6 +1,7 @@
 """Talking about one face, over several turns."""
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class Dialogue:
         self._first_prompt = 0
 
     @torch.inference_mode()
-    def ask(self, text: str, streamer: BaseStreamer | None = None) -> str:
+    def ask(self, text: str, streamer: BaseStreamer | None = None, **options: Any) -> str:
         """Ask a question and get the answer; both join the dialogue.
 
         The first question is put behind the task description and the detector's result, as in
@@ -71,6 +72,8 @@ class Dialogue:
         Args:
             text: The question.
             streamer: Receives the answer's tokens as they are written, as transformers has it.
+            options: Of the host's ``generate``, such as ``max_new_tokens``, or ``do_sample`` and
+                ``temperature``, in the place of what the dialogue takes otherwise.
 
         Raises:
             ValueError: An empty question.
@@ -79,9 +82,27 @@ class Dialogue:
         if not text:
             raise ValueError("the question is empty")
         with lock_of(self):
-            return self._ask(text, streamer)
+            return self._ask(text, streamer, options)
 
-    def _ask(self, text: str, streamer: BaseStreamer | None) -> str:
+    def recall(self, turns: Iterable[tuple[str, str]]) -> None:
+        """Take up what was said elsewhere about this face; the next turn reads it anew.
+
+        Args:
+            turns: Questions and their answers, in place of what this dialogue holds.
+
+        Raises:
+            ValueError: A text is empty or holds a placeholder.
+        """
+        messages: list[Message] = []
+        for question, answer in turns:
+            if not messages:
+                question = detection_prompt(self.score, question=question)
+            messages += Message("user", question.strip()), Message("assistant", answer.strip())
+        with lock_of(self):
+            self.messages, self._cache, self.reused_tokens = tuple(messages), None, 0
+            self._first_prompt = 0
+
+    def _ask(self, text: str, streamer: BaseStreamer | None, options: dict[str, Any]) -> str:
         first = not self.messages
         question = detection_prompt(self.score, question=text) if first else text
         messages = (*self.messages, Message("user", question))
@@ -95,7 +116,7 @@ class Dialogue:
         inputs: dict[str, Any] = collate([encoded], tokenizer.pad_token_id, padding_side="left")
         inputs = {name: tensor.to(self.vlm.device) for name, tensor in inputs.items()}
         ids = inputs["input_ids"][0]
-        if first:
+        if not self._first_prompt:
             self._first_prompt = len(ids)
         # What fails half-way must not be gone on from.
         cache, self._cache = self._cut_cache(ids), None
@@ -108,8 +129,7 @@ class Dialogue:
             inputs[CACHE] = cache
         output = self.vlm.generate(
             **inputs,
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
+            **{"max_new_tokens": self.max_new_tokens, "do_sample": False, **options},
             use_cache=True,
             return_dict_in_generate=True,
             streamer=streamer,

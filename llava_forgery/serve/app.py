@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import llava_forgery
+from llava_forgery.serve.chat import add_chat
 from llava_forgery.serve.errors import add_error_handlers
 from llava_forgery.serve.guard import Guard
 from llava_forgery.serve.metrics import Metrics
@@ -42,6 +43,7 @@ def create_app(service: Service) -> FastAPI:
     add_error_handlers(app)
     _add_state(app, service)
     _add_detection(app, service)
+    add_chat(app, service)
     # The last one added is the first to see a request.
     app.add_middleware(_Measured, metrics=service.metrics)
     app.add_middleware(Guard, settings=service.settings)

@@ -1,8 +1,6 @@
 """What a server does, without HTTP: models by name, verdicts of uploads, work that is counted."""
 
 import asyncio
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict
 from llava_forgery.infer.video import judge_video
 from llava_forgery.serve.admission import Admission
+from llava_forgery.serve.dialogues import Dialogues
 from llava_forgery.serve.engine import Busy, Engine
 from llava_forgery.serve.errors import ApiError, busy
 from llava_forgery.serve.jobs import Job, Jobs
@@ -48,6 +47,7 @@ class ServedModel:
     name: str
     predictor: ForgeryPredictor
     engine: Engine
+    dialogues: Dialogues
 
 
 class Service:
@@ -92,7 +92,9 @@ class Service:
 
         engine = Engine(predictor, limits, batch_wait, self.settings.queue, observe)
         self.metrics.queue.labels(name).set_function(lambda: engine.waiting)
-        return ServedModel(name, predictor, engine)
+        dialogues = Dialogues(predictor, self.settings.dialogues, self.settings.queue)
+        self.metrics.dialogues.labels(name).set_function(lambda: len(dialogues))
+        return ServedModel(name, predictor, engine, dialogues)
 
     @property
     def alive(self) -> bool:
@@ -227,9 +229,5 @@ class Service:
         self.jobs.close()
         self._readers.shutdown()
         for model in self.models.values():
+            model.dialogues.close()
             model.engine.close()
-
-
-def digest(*values: Any) -> str:
-    """A name for JSON values that no others share."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
