@@ -75,6 +75,21 @@ def _vint(file: BinaryIO) -> int | None:
     return None if value == (1 << 7 * (more + 1)) - 1 else value
 
 
+def is_text(path: Path) -> bool:
+    """Whether a file begins as a text does, which no container of videos is."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    # Uncompressed video of one format has a header of text.
+    if not head or b"\0" in head or head.startswith(b"YUV4MPEG2"):
+        return False
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        # A character may be cut in two at the end.
+        return error.start > len(head) - 4
+    return True
+
+
 def gif_frames(file: BinaryIO) -> tuple[int, bool]:
     """How many pictures a GIF holds, and whether it has its end.
 

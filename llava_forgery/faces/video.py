@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from llava_forgery.faces.containers import missing_bytes
+from llava_forgery.faces.containers import is_text, missing_bytes
 from llava_forgery.faces.frames import TRANSFERS, display_matrix, square_pixels, to_rgb, upright
 from llava_forgery.optional import require
 
@@ -89,6 +89,9 @@ class Video:
         missing = missing_bytes(self.path)
         if missing:
             raise ValueError(f"{path} is cut off: it lacks {missing:,} bytes of what it declares")
+        # Playlists and lists of files are text; FFmpeg would open what they name.
+        if is_text(self.path):
+            raise ValueError(f"{path} could not be read as a video: it is a text")
         try:
             with self._open() as container:
                 self._list_frames(container)

@@ -115,7 +115,8 @@ def judge_files(
             faces, picture = _judge(predictor, path, cropped, frames, reduce, bool(overlay_dir))
         except Exception as error:
             sentence = error_sentence(error)
-            logger.error("%s: %s", path, sentence)
+            named = sentence.startswith(str(path))
+            logger.error("%s", sentence if named else f"{path}: {sentence}")
             # For those who look for the cause.
             logger.debug("%s", path, exc_info=True)
             yield FileVerdicts(str(path), error=sentence)

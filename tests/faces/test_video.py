@@ -100,12 +100,14 @@ def test_what_is_no_video(tmp_path, monkeypatch):
         "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
         "ffconcat version 1.0\nfile {}\n",
         "ffconcat version 1.0\nfile ../secret.mp4\n",
+        "ffconcat version 1.0\nfile beside.mp4\n",
     ],
 )
 def test_a_list_of_files_that_is_named_like_a_video_opens_none_of_them(tmp_path, text):
     video(tmp_path / "secret.mp4", [np.zeros((32, 32, 3), np.uint8)] * 3)
     assert len(Video(tmp_path / "secret.mp4")) == 3
     (tmp_path / "in").mkdir()
+    (tmp_path / "in/beside.mp4").write_bytes((tmp_path / "secret.mp4").read_bytes())
     (tmp_path / "in/list.mp4").write_text(text.format(tmp_path / "secret.mp4"))
     with pytest.raises(ValueError, match=r"list\.mp4 could not be read as a video"):
         Video(tmp_path / "in/list.mp4")
