@@ -169,6 +169,7 @@ def test_evaluate_judges_fakes_as_they_are(folder, tmp_path, model):
     assert result.exit_code == 0, result.output
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["metrics.json", "records.jsonl", "roc.png"]
+    assert "| detector | frames | 2 / 2 |" in result.output
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert (metrics["images"], metrics["videos"], metrics["pooling"]) == (4, 4, "max")
     assert ("text" in metrics) == (model == "adapter")

@@ -24,7 +24,7 @@ from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.encoder import load_open_clip
 from llava_forgery.kfd.knowledge import ForgeryKnowledge, OpenClipTextEncoder
 from llava_forgery.simulate.degrade import DegradeConfig
-from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.simulate.pairs import FacePairs, FramingConfig
 from llava_forgery.simulate.simulator import SimulatorConfig
 from llava_forgery.tensors import from_bytes
 from llava_forgery.train.run_record import describe_weights, open_run
@@ -190,6 +190,8 @@ def train_baseline(
     seed: int = 0,
     save_steps: int | None = None,
     workers: int = 0,
+    framing: FramingConfig | None = None,
+    degradation: DegradeConfig | None = None,
     resume: bool = False,
 ) -> Baseline:
     """Train a baseline and write what was trained to ``output_dir``.
@@ -204,6 +206,8 @@ def train_baseline(
         seed: Of data and order.
         save_steps: Steps between checkpoints; None saves none.
         workers: Processes that simulate forgeries.
+        framing: How faces are placed; None for the default.
+        degradation: What both images of a pair go through; None for the default.
         resume: Continue from the last checkpoint.
 
     Returns:
@@ -215,7 +219,8 @@ def train_baseline(
         size=model.size,
         seed=seed,
         simulator=model.simulator,
-        degradation=DegradeConfig(),
+        framing=framing,
+        degradation=degradation or DegradeConfig(),
         role="training",
     )
     arguments = training_arguments(

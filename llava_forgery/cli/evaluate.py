@@ -22,7 +22,6 @@ from llava_forgery.cli.options import (
     Seed,
     Word,
 )
-from llava_forgery.files import to_json
 
 AnyModel = Annotated[
     Path, typer.Option("--model", help="Folder of a forgery adapter, or of a detector.")
@@ -34,7 +33,7 @@ def evaluate(
     model: AnyModel,
     faces: Faces,
     out: Out,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
     pairs: Annotated[
         int | None,
         typer.Option(help="Forged faces where all are real; default: two for each face."),
@@ -65,18 +64,19 @@ def evaluate(
 
     Of a benchmark's faces: figures of frames, of videos, and by method; of faces of one label the
     rate of errors, AUC being null. Where all faces are real, the simulator forges them unless
-    --as-is is given: figures with regions and masks, pictures and a dialogue. An interrupted run
-    resumes when it is repeated.
+    --as-is is given: figures with regions and masks, pictures and a dialogue. Prints a table; all
+    figures are in OUT/metrics.json. An interrupted run resumes when it is repeated.
     """
     from llava_forgery.constants import FAKE
     from llava_forgery.evaluation.labelled import evaluate_labelled
     from llava_forgery.evaluation.simulated import draw_roc, evaluate_simulated
+    from llava_forgery.evaluation.summary import summary_table
     from llava_forgery.faces.records import load_faces
     from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
     from llava_forgery.pooling import check_reduction
     from llava_forgery.simulate.pairs import CENTRED, FacePairs
 
-    rows = load_faces(faces, split=split)
+    rows = load_faces(faces, split=None if split == "all" else split)
     labels = set(rows["label"])
     if FAKE in labels or as_is:
         if pairs is not None:
@@ -89,7 +89,14 @@ def evaluate(
         reduce = pool or "mean"
         check_reduction(reduce)
         scorer = load_any_scorer(model, host, device, allow_download)
-        metrics = evaluate_labelled(scorer, rows, out, batch_size=batch_size, reduce=reduce)
+        metrics = evaluate_labelled(
+            scorer,
+            rows,
+            out,
+            batch_size=batch_size,
+            reduce=reduce,
+            thresholds=scorer.thresholds,
+        )
         groups, of = "video_id", "labelled faces"
     else:
         if pool is not None:
@@ -113,7 +120,7 @@ def evaluate(
         groups, of = "identity", "simulated forgeries"
     if roc:
         draw_roc(out, groups, of)
-    typer.echo(to_json(metrics, indent=2))
+    typer.echo(summary_table(metrics), nl=False)
 
 
 def load_any_scorer(

@@ -23,12 +23,30 @@ def real(
     ],
     out: Out,
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Score from which on a picture is called fake.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Score from which on a picture is called fake; default: the detector's own.",
+        ),
+    ] = None,
     pool: Annotated[
         str, typer.Option(help="From a video's frames to its score: mean, median, max or top_k.")
     ] = "mean",
     batch_size: Annotated[int, typer.Option(min=1, help="Crops judged at once.")] = 16,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            metavar="NAME=OUT",
+            help="What this command wrote of another model on the same DATA: the difference of "
+            "both, by a paired bootstrap over people; repeatable.",
+        ),
+    ] = None,
+    sets: Annotated[
+        str | None,
+        typer.Option(help="Sets whose mean AUC is compared, separated by commas; default: all."),
+    ] = None,
     plot: Annotated[
         bool, typer.Option("--plot", help="Draw histograms.png too, the scores by set.")
     ] = False,
@@ -42,18 +60,28 @@ def real(
     interrupted run resumes when it is repeated.
     """
     from llava_forgery.evaluation.figures import save_figure
+    from llava_forgery.evaluation.paired import compare_real
     from llava_forgery.evaluation.real import evaluate_real, real_figure, real_table
+    from llava_forgery.evaluation.records import RECORDS
+    from llava_forgery.files import read_json_lines
     from llava_forgery.optional import require
     from llava_forgery.pooling import check_reduction
 
     check_reduction(pool)
+    others = {}
+    for entry in against or ():
+        name, mark, folder = entry.partition("=")
+        if not (name and mark and folder):
+            raise ValueError(f"--against takes NAME=OUT, got {entry!r}")
+        others[name] = read_json_lines(Path(folder) / RECORDS)
     if plot:
         require("matplotlib", extra="eval", feature="--plot")
     scorer = load_any_scorer(model, host, device, allow_download)
-    metrics = evaluate_real(
-        scorer, data, out, threshold=threshold, batch_size=batch_size, reduce=pool
-    )
+    chosen = scorer.thresholds.fake if threshold is None else threshold
+    metrics = evaluate_real(scorer, data, out, threshold=chosen, batch_size=batch_size, reduce=pool)
     if plot:
         note = f"Scores of {model} on the crops of {data}"
         save_figure(real_figure(metrics), out / "histograms.png", note)
     typer.echo(real_table(metrics), nl=False)
+    if others:
+        typer.echo(compare_real(out, others, sets, pool), nl=False)

@@ -23,6 +23,7 @@ from llava_forgery.evaluation.checks import (
 )
 from llava_forgery.evaluation.masks import mask_dice, mask_iou, pixel_auc
 from llava_forgery.evaluation.video import VideoScores, video_level
+from llava_forgery.infer.verdict import P_YES_THRESHOLD
 
 __all__ = [
     "RegionScores",
@@ -195,19 +196,19 @@ def calibration_error(labels: ArrayLike, p_fake: ArrayLike, bins: int = 15) -> f
 
 
 def agreement(scores: ArrayLike, p_yes: ArrayLike, threshold: float = 0.5) -> float:
-    """Share of images whose score and P(yes) lie on the same side of the threshold.
+    """Share of images that score and P(yes) call the same.
 
     Args:
         scores: (N,) in [0, 1], the detector's.
-        p_yes: (N,) in [0, 1], the language model's.
-        threshold: From here on the image is called fake.
+        p_yes: (N,) in [0, 1], the language model's; from 0.5 on the image is called fake.
+        threshold: The same of the scores.
 
     Raises:
         ValueError: Lengths differ, there is nothing to count, or a value is not in [0, 1].
     """
     scores, p_yes = probabilities(scores, "scores"), probabilities(p_yes, "p_yes")
     same_length(scores=scores, p_yes=p_yes)
-    return float(((scores >= threshold) == (p_yes >= threshold)).mean())
+    return float(((scores >= threshold) == (p_yes >= P_YES_THRESHOLD)).mean())
 
 
 def region_scores(

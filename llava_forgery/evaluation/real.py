@@ -27,6 +27,7 @@ from llava_forgery.evaluation.video import video_level
 from llava_forgery.faces.crop import crop_box
 from llava_forgery.files import write_json, write_text
 from llava_forgery.images import SUFFIXES, read_image
+from llava_forgery.infer.verdict import P_YES_THRESHOLD
 from llava_forgery.pooling import check_reduction
 from llava_forgery.tables import read_table
 
@@ -214,7 +215,8 @@ def evaluate_real(
         output_dir: Receives ``records.jsonl`` (a line for each crop), ``metrics.json`` and
             ``table.md``. What an interrupted call has judged of the same crops with the same
             weights is kept.
-        threshold: From here on a picture is called fake.
+        threshold: Score of the detector from which on a picture is called fake; P(yes) calls it
+            fake from 0.5 on.
         batch_size: Crops that are scored at once.
         reduce: How the frames of a video are pooled.
         resamples: Of the intervals.
@@ -289,8 +291,10 @@ def summarise_real(
             methods = sorted({r["method"] for r in members if r["method"] is not None})
             for method in (ALL, *(methods if len(methods) > 1 else ())):
                 chosen = [r for r in members if method == ALL or r["method"] in (None, method)]
-                figures = _figures(chosen, column, threshold, reduce, resamples)
-                rows.append({"score": name, "set": group, "method": method, **figures})
+                own = threshold if name == "kfd" else P_YES_THRESHOLD
+                figures = _figures(chosen, column, own, reduce, resamples)
+                about = {"score": name, "set": group, "method": method, "threshold": own}
+                rows.append({**about, **figures})
     means = {
         name: float(np.mean([row["video_auc"] for row in measured]))
         for name in RECORD_NAMES
@@ -349,8 +353,8 @@ def real_table(metrics: dict[str, Any]) -> str:
     """
     lines = [
         "| score | set | method | videos real / fake | video AUC | frame AUC | TPR at 1 % FPR "
-        f"| FPR at {metrics['threshold']:g} | FNR at {metrics['threshold']:g} |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| threshold | FPR | FNR |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in metrics["rows"]:
         video_auc = _number(row["video_auc"])
@@ -363,11 +367,13 @@ def real_table(metrics: dict[str, Any]) -> str:
             row["method"],
             f"{row['real_videos']} / {row['fake_videos']}",
             video_auc,
-            *rates,
+            *rates[:2],
+            f"{row['threshold']:.3g}",
+            *rates[2:],
         ]
         lines.append(f"| {' | '.join(cells)} |")
     for name, value in metrics["mean_video_auc"].items():
-        lines.append(f"| {TITLES[name]} | mean of the sets | | | {value:.3f} | | | | |")
+        lines.append(f"| {TITLES[name]} | mean of the sets | | | {value:.3f} | | | | | |")
     return "\n".join(lines) + "\n"
 
 
@@ -393,7 +399,7 @@ def real_figure(metrics: dict[str, Any]) -> "Figure":
                 continue
             shares = np.array(counts) / sum(counts)
             axes.stairs(shares, edges, fill=True, alpha=0.5, color=colour, label=kind)
-        axes.axvline(metrics["threshold"], color="grey", linestyle=":", linewidth=1)
+        axes.axvline(row["threshold"], color="grey", linestyle=":", linewidth=1)
         axes.set_title(f"{row['set']}, {TITLES[row['score']]}", fontsize=9)
         axes.set_xlabel("score", fontsize=8)
         axes.tick_params(labelsize=8)

@@ -16,6 +16,7 @@ from llava_forgery.evaluation.checks import (
 from llava_forgery.evaluation.intervals import bootstrap, percentiles
 from llava_forgery.evaluation.metrics import (
     accuracy,
+    agreement,
     auc,
     average_precision,
     calibration_error,
@@ -25,6 +26,7 @@ from llava_forgery.evaluation.metrics import (
     tpr_at_fpr,
 )
 from llava_forgery.evaluation.video import parent_folder, video_level
+from llava_forgery.kfd.calibration import Thresholds
 from llava_forgery.qa.answers import parse_answer
 
 RANKING = {
@@ -125,6 +127,34 @@ def answer_report(
         found = region_scores([parsed[i].regions for i in fakes], [regions[i] for i in fakes])
         report |= {f"region_{name}": value for name, value in found._asdict().items()}
     return report
+
+
+def agreement_report(
+    scores: ArrayLike, p_yes: ArrayLike, thresholds: Thresholds
+) -> dict[str, float | None]:
+    """How often score and P(yes) call an image the same.
+
+    Args:
+        scores: (N,) in [0, 1], the detector's.
+        p_yes: (N,) in [0, 1], the language model's.
+        thresholds: Of the scores.
+
+    Returns:
+        ``agreement`` over all images, ``agreement_if_certain`` over those whose score lies outside
+        the uncertain band (None without any), and ``uncertain``, the share of the others.
+
+    Raises:
+        ValueError: As :func:`~llava_forgery.evaluation.metrics.agreement`.
+    """
+    scores, p_yes = np.asarray(scores), np.asarray(p_yes)
+    certain = np.array([thresholds.band(score) != "uncertain" for score in scores])
+    return {
+        "agreement": agreement(scores, p_yes, thresholds.fake),
+        "agreement_if_certain": (
+            agreement(scores[certain], p_yes[certain], thresholds.fake) if certain.any() else None
+        ),
+        "uncertain": float(1 - certain.mean()),
+    }
 
 
 def _figures(

@@ -14,6 +14,7 @@ from llava_forgery.hosts.adapter import CONFIG as ADAPTER_CONFIG
 from llava_forgery.hosts.transformers.loading import pick_device
 from llava_forgery.infer.halving import in_halves
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
+from llava_forgery.kfd.calibration import Thresholds
 from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.tensors import from_bytes
@@ -60,6 +61,11 @@ class DetectorScorer:
         self.model = self.kfd = kfd.eval()
         self.size = kfd.config.encoder.image_size
 
+    @property
+    def thresholds(self) -> Thresholds:
+        """Of the score, from the detector's calibration."""
+        return self.kfd.thresholds
+
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
         return {"kfd": in_halves(self._scores, images)}
 
@@ -79,6 +85,11 @@ class AdapterScorer:
         self.predictor = predictor
         self.model = predictor.vlm
         self.size = predictor.size
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """Of the score, from the detector's calibration."""
+        return self.predictor.kfd.thresholds
 
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
         box = (0.0, 0.0, float(self.size), float(self.size))

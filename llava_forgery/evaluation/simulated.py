@@ -1,6 +1,7 @@
 """Evaluate a host with the skill on simulated forgeries of people who were not in training."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,22 @@ from llava_forgery.evaluation.intervals import bootstrap_interval
 from llava_forgery.evaluation.leaks import people_in_training
 from llava_forgery.evaluation.metrics import (
     accuracy,
-    agreement,
     auc,
     average_precision,
     equal_error_rate,
+    error_rates,
     mask_iou,
     region_scores,
 )
 from llava_forgery.evaluation.records import RECORDS, KeptRecords
+from llava_forgery.evaluation.report import agreement_report
 from llava_forgery.evaluation.scorers import RECORD_NAMES
 from llava_forgery.files import read_json_lines, write_json, write_text
 from llava_forgery.images import save_png
 from llava_forgery.infer.overlay import caption_of, heat_overlay, side_by_side
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict
+from llava_forgery.kfd.calibration import Thresholds
 from llava_forgery.qa.answers import parse_answer
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.simulate.pairs import FacePair, FacePairs
@@ -56,9 +59,10 @@ def evaluate_simulated(
         overlays: Number of pictures.
 
     Returns:
-        ``kfd {auc, auc_interval, ap, eer, mask_iou}``, ``text {auc, auc_interval, ap, eer,
-        accuracy, unparsed}``, ``regions_f1``, ``agreement`` and ``images``. Mask IoU is the mean
-        over forged images at threshold 0.5; the intervals (95 %) draw people, not images.
+        ``kfd {auc, auc_interval, ap, eer, fpr, fnr, mask_iou}``, ``text {auc, auc_interval, ap,
+        eer, accuracy, unparsed}``, ``regions_f1``, ``thresholds``, ``agreement``,
+        ``agreement_if_certain``, ``uncertain`` and ``images``. Mask IoU is the mean over forged
+        images of masks cut at 0.5; the intervals (95 %) draw people, not images.
 
     Raises:
         ValueError: An interrupted call had other settings.
@@ -82,7 +86,7 @@ def evaluate_simulated(
         write_text(output_dir / "dialogue.md", _dialogue(predictor, pairs[0]))
         people = (record["identity"] for record in kept.records)
         metrics = {
-            **summarise(kept.records),
+            **summarise(kept.records, predictor.kfd.thresholds),
             "people_in_training": people_in_training(predictor.vlm, people),
         }
         write_json(output_dir / "metrics.json", metrics)
@@ -90,8 +94,11 @@ def evaluate_simulated(
     return metrics
 
 
-def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(
+    records: list[dict[str, Any]], thresholds: Thresholds | None = None
+) -> dict[str, Any]:
     """The figures of :func:`evaluate_simulated` from its records."""
+    thresholds = thresholds or Thresholds()
     labels = np.array([record["label"] for record in records])
     scores = np.array([record["score"] for record in records])
     p_yes = np.array([record["p_yes"] for record in records])
@@ -101,10 +108,13 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
     named = region_scores(
         [tuple(r["answer_regions"]) for r in fakes], [tuple(r["regions"]) for r in fakes]
     )
+    fpr, fnr = error_rates(labels, scores, thresholds.fake)
     return {
         "images": len(records),
         "kfd": {
             **_ranking(labels, scores, people),
+            "fpr": fpr,
+            "fnr": fnr,
             "mask_iou": float(np.mean([r["mask_iou"] for r in fakes])),
         },
         "text": {
@@ -113,7 +123,8 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
             "unparsed": sum(prediction is None for prediction in predictions),
         },
         "regions_f1": named.f1,
-        "agreement": agreement(scores, p_yes),
+        "thresholds": asdict(thresholds),
+        **agreement_report(scores, p_yes, thresholds),
     }
 
 

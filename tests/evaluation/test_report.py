@@ -5,8 +5,9 @@ import pytest
 
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.evaluation.metrics import auc, calibration_error, equal_error_rate, tpr_at_fpr
-from llava_forgery.evaluation.report import answer_report, detection_report
+from llava_forgery.evaluation.report import agreement_report, answer_report, detection_report
 from llava_forgery.evaluation.video import video_level
+from llava_forgery.kfd.calibration import Thresholds
 
 
 def frames(seed=0, videos=24, each=5):
@@ -97,3 +98,10 @@ def test_answers_are_checked():
         answer_report([1, 0], ["Yes."])
     with pytest.raises(ValueError, match="image 0 has no forged region"):
         answer_report([1], ["Yes."], [()])
+
+
+def test_agreement_is_counted_apart_where_the_score_is_certain():
+    thresholds = Thresholds(0.6, 0.4, 0.8)
+    found = agreement_report([0.1, 0.5, 0.7, 0.9], [0.2, 0.9, 0.9, 0.3], thresholds)
+    assert found == {"agreement": 0.5, "agreement_if_certain": 0.5, "uncertain": 0.5}
+    assert agreement_report([0.5], [0.9], thresholds)["agreement_if_certain"] is None

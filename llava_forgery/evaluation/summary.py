@@ -1,0 +1,81 @@
+"""The figures of ``eval run`` as a Markdown table; all of them stay in its ``metrics.json``."""
+
+from typing import Any
+
+TITLES = {"kfd": "detector", "text": "answer"}
+COLUMNS = ("auc", "ap", "eer", "tpr_at_fpr_1", "fpr", "fnr", "ece")
+_HEADINGS = ("AUC", "AP", "EER", "TPR at 1 % FPR", "FPR", "FNR", "ECE")
+
+
+def summary_table(metrics: dict[str, Any]) -> str:
+    """A table for people.
+
+    Args:
+        metrics: From :func:`~llava_forgery.evaluation.labelled.evaluate_labelled` or
+            :func:`~llava_forgery.evaluation.simulated.evaluate_simulated`.
+    """
+    return _labelled(metrics) if "pooling" in metrics else _simulated(metrics)
+
+
+def _labelled(metrics: dict[str, Any]) -> str:
+    lines = [_row(["score", "of", "real / fake", *_HEADINGS]), _row(["---"] * 10)]
+    for name, title in TITLES.items():
+        if name not in metrics:
+            continue
+        for level in ("frame", "video"):
+            figures = metrics[name][level]
+            count = f"{figures['real']} / {figures['fake']}"
+            lines.append(_row([title, f"{level}s", count, *_cells(figures)]))
+        for group in metrics[name]["methods"]:
+            count = f"{group['real']} / {group['fake']}"
+            lines.append(_row([title, f"videos, {group['group']}", count, *_cells(group)]))
+    return "\n".join([*lines, "", *_sentences(metrics)]) + "\n"
+
+
+def _simulated(metrics: dict[str, Any]) -> str:
+    rows = [
+        (f"{title}: {heading}", metrics[name][column])
+        for name, title in TITLES.items()
+        for column, heading in zip(COLUMNS, _HEADINGS, strict=True)
+        if column in metrics[name]
+    ]
+    rows += [
+        ("detector: mask IoU", metrics["kfd"]["mask_iou"]),
+        ("answer: accuracy", metrics["text"]["accuracy"]),
+        ("answer: region F1", metrics["regions_f1"]),
+        ("answers not understood", metrics["text"]["unparsed"]),
+    ]
+    lines = [_row(["figure", "value"]), _row(["---"] * 2)]
+    lines += [_row([name, _number(value)]) for name, value in rows]
+    return "\n".join([*lines, "", *_sentences(metrics)]) + "\n"
+
+
+def _sentences(metrics: dict[str, Any]) -> list[str]:
+    """What stands below the table."""
+    thresholds = metrics["thresholds"]
+    said = [f"{metrics['images']} images; fake from a score of {thresholds['fake']:.3g} on"]
+    if "agreement" in metrics:
+        said.append(
+            f"detector and answer agree on {_share(metrics['agreement'])} of the images, "
+            f"{_share(metrics['agreement_if_certain'])} of the certain ones; "
+            f"{_share(metrics['uncertain'])} are uncertain"
+        )
+    return [f"{sentence}." for sentence in said]
+
+
+def _cells(figures: dict[str, Any]) -> list[str]:
+    return [_number(figures.get(name)) for name in COLUMNS]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
