@@ -23,6 +23,7 @@ _PUBLIC = {
     "MediaSource": "llava_forgery.faces.sources",
     "prepare_sources": "llava_forgery.faces.prepare",
     "LoraSettings": "llava_forgery.hosts.lora",
+    "AutoForgeryModel": "llava_forgery.hosts.auto",
     "attach_forgery": "llava_forgery.hosts.transformers.model",
     "HostFamily": "llava_forgery.hosts.families",
     "register_family": "llava_forgery.hosts.families",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from llava_forgery.faces.sources import MediaSource as MediaSource
     from llava_forgery.fpl.config import FPLConfig as FPLConfig
     from llava_forgery.fpl.learner import ForgeryPromptLearner as ForgeryPromptLearner
+    from llava_forgery.hosts.auto import AutoForgeryModel as AutoForgeryModel
     from llava_forgery.hosts.families import HostFamily as HostFamily
     from llava_forgery.hosts.families import register_family as register_family
     from llava_forgery.hosts.llava.compat import patch_llava_next as patch_llava_next

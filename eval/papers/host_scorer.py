@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from PIL import Image
 
 from llava_forgery.evaluation.scorers import DetectorScorer
 from llava_forgery.hosts.baseline import BaselineVLM
-from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, encode
+from llava_forgery.infer.answering import write_answers
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.build import build_prompt
 
@@ -44,20 +43,11 @@ class HostScorer:
         self.size = side if size is None else size
         self.names: tuple[str, ...] = ("p_yes",) if kfd is None else ("kfd", "p_yes")
 
-    @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
         scores = None if self.detector is None else self.detector(images)["kfd"]
         cited = scores if self.cite_score else [None] * len(images)
         prompts = [build_prompt(score) for score in cited]
-        processor = self.plain.processor
-        samples = [
-            encode(prompt, processor, images=[Image.fromarray(image)], n_forgery_tokens=0)
-            for prompt, image in zip(prompts, images, strict=True)
-        ]
-        # Padded in front: the last token of every row is the prompt's last.
-        batch = collate(samples, processor.tokenizer.pad_token_id, padding_side="left")
-        batch = {name: tensor.to(self.plain.device) for name, tensor in batch.items()}
-        logits = self.plain(**batch).logits[:, -1].float()
-        candidates = candidate_ids(prompts[0], processor, 0)
-        p_yes = torch.softmax(logits[:, list(candidates)], dim=1)[:, 0].tolist()
+        pictures = [Image.fromarray(image) for image in images]
+        answers = write_answers(self.plain, prompts, pictures, max_new_tokens=1)
+        p_yes = [said.p_yes for said in answers]
         return {"p_yes": p_yes} if scores is None else {"kfd": scores, "p_yes": p_yes}

@@ -41,12 +41,8 @@ from llava_forgery.evaluation.scorers import AdapterScorer, DetectorScorer, Scor
 from llava_forgery.files import write_json
 from llava_forgery.hosts.baseline import BaselineVLM
 from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.hosts.transformers.loading import (
-    load_adapter,
-    load_host,
-    pick_device,
-    place_host,
-)
+from llava_forgery.hosts.quantized import pick_device, place_host
+from llava_forgery.hosts.transformers.loading import load_adapter, load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.config import KFDConfig

@@ -37,7 +37,8 @@ from llava_forgery.evaluation.metrics import auc
 from llava_forgery.files import read_json, write_json, write_text
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.hosts.transformers.loading import load_host, pick_device, place_host
+from llava_forgery.hosts.quantized import pick_device, place_host
+from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.kfd.config import PRESETS, KFDConfig

@@ -48,23 +48,15 @@ def load_predictor(
         allow_download: Whether what the adapter's files name may be downloaded.
     """
     from llava_forgery.faces.detect import get_detector
-    from llava_forgery.hosts.llava.checkpoint import read_skill_config
     from llava_forgery.infer.predictor import ForgeryPredictor
 
     # Before the host, which takes long to read.
     finder = None if face_detector is None else get_detector(face_detector)
     kind, _, name = (host or "").partition(":")
-    if kind == "llava" or read_skill_config(model) is not None:
-        from llava_forgery.infer.llava_predictor import LlavaForgeryPredictor
-
-        base = (name or None) if kind == "llava" else host
-        predictor = LlavaForgeryPredictor.from_pretrained(
-            model, base, device, allow_download=allow_download
-        )
-    else:
-        predictor = ForgeryPredictor.from_pretrained(
-            model, host, device, allow_download=allow_download
-        )
+    backend, base = ("llava", name or None) if kind == "llava" else ("auto", host)
+    predictor = ForgeryPredictor.from_pretrained(
+        model, base, device, allow_download=allow_download, backend=backend
+    )
     if finder is not None:
         predictor.face_detector = finder
     return predictor

@@ -6,7 +6,6 @@ import re
 from importlib import metadata
 from typing import Annotated, Any
 
-import torch
 import typer
 from packaging.requirements import Requirement
 
@@ -85,6 +84,8 @@ def _version(name: str) -> str | None:
 
 
 def _devices() -> list[str]:
+    import torch
+
     devices = [f"cpu, {torch.get_num_threads()} threads"]
     if torch.accelerator.is_available():
         kind = torch.accelerator.current_accelerator().type

@@ -128,9 +128,9 @@ def load_any_scorer(
 ):
     """A detector alone, or an adapter of either layout with its host."""
     from llava_forgery.evaluation.scorers import AdapterScorer, load_scorer
-    from llava_forgery.hosts.llava.checkpoint import read_skill_config
+    from llava_forgery.hosts.llava.names import in_llava_layout
 
-    if (host or "").partition(":")[0] == "llava" or read_skill_config(model) is not None:
+    if (host or "").partition(":")[0] == "llava" or in_llava_layout(model):
         return AdapterScorer(load_predictor(model, host, device, None, allow_download))
     return load_scorer(model, host, device, allow_download)
 
@@ -157,7 +157,8 @@ def evaluate_pseudo_word(
     from llava_forgery.evaluation.pseudo_word import table_of
     from llava_forgery.hosts.pseudo_word import load_pseudo_word
     from llava_forgery.hosts.pseudo_word_checkpoint import CONFIG, read_pseudo_word_config
-    from llava_forgery.hosts.transformers.loading import load_named_host, place_host
+    from llava_forgery.hosts.quantized import place_host
+    from llava_forgery.hosts.transformers.loading import load_named_host
 
     images = read_sources(data)
     read_pseudo_word_config(word)

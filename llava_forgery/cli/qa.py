@@ -77,7 +77,7 @@ def build_qa(
     from llava_forgery.data.build_qa import build_conversations
     from llava_forgery.data.samples import LabelledSamples
     from llava_forgery.faces.records import load_faces
-    from llava_forgery.hosts.transformers.loading import pick_device
+    from llava_forgery.hosts.quantized import pick_device
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
     from llava_forgery.simulate.degrade import DegradeConfig
     from llava_forgery.simulate.pairs import FacePairs, load_real_faces

@@ -21,13 +21,10 @@ from llava_forgery.data.validation import fingerprint_of
 from llava_forgery.evaluation.metrics import accuracy, auc
 from llava_forgery.evaluation.records import KeptRecords
 from llava_forgery.files import write_json
+from llava_forgery.hosts.likelihood import label_log_likelihoods
 from llava_forgery.hosts.pseudo_word import PseudoWordVLM
 from llava_forgery.images import read_image
-from llava_forgery.train.antifake_prompt import (
-    AnswerCollator,
-    answer_log_likelihoods,
-    encode_answer,
-)
+from llava_forgery.train.antifake_prompt import AnswerCollator, encode_answer
 
 THRESHOLD = 0.5
 HELD_IN, HELD_OUT = "held_in", "held_out"
@@ -52,7 +49,8 @@ def rank_answers(vlm: PseudoWordVLM, images: Sequence[Image.Image]) -> list[floa
     ]
     batch = AnswerCollator(vlm.processor)(samples)
     batch = {name: tensor.to(vlm.device) for name, tensor in batch.items()}
-    likelihoods = answer_log_likelihoods(vlm, **batch).sum(dim=1).view(-1, len(labels))
+    found, _ = label_log_likelihoods(vlm, **batch)
+    likelihoods = found.sum(dim=1).view(-1, len(labels))
     return likelihoods.softmax(dim=1)[:, FAKE].tolist()
 
 

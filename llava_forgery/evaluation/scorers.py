@@ -11,7 +11,7 @@ from torch import nn
 
 from llava_forgery.evaluation.checks import probabilities
 from llava_forgery.hosts.adapter import CONFIG as ADAPTER_CONFIG
-from llava_forgery.hosts.transformers.loading import pick_device
+from llava_forgery.hosts.quantized import pick_device
 from llava_forgery.infer.halving import in_halves
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.kfd.calibration import Thresholds

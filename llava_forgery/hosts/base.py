@@ -3,7 +3,7 @@
 Predictor, dialogue, likelihoods, training and lmms-eval know these two protocols only. Each has one
 implementation for transformers (:class:`~llava_forgery.hosts.transformers.model.ForgeryVLM`,
 :class:`~llava_forgery.hosts.transformers.prompts.ProcessorEncoder`) and one for the ``llava``
-package (:class:`~llava_forgery.hosts.llava.model.LlavaForgeryVLM`,
+package (:class:`~llava_forgery.hosts.llava.vlm.LlavaForgeryVLM`,
 :class:`~llava_forgery.hosts.llava.encoder.LlavaEncoder`).
 """
 
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from PIL import Image
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.families import HostFamily
@@ -34,6 +35,7 @@ class CandidateIds(NamedTuple):
 class PromptEncoder(Protocol):
     """Conversations to the host's tokens, and its tokens to answers."""
 
+    tokenizer: PreTrainedTokenizerBase
     placeholder_id: int
     """Stands in ``input_ids`` once for each embedding of E_forgery."""
 
@@ -103,6 +105,10 @@ class ForgeryModel(Protocol):
     device: torch.device
     """Of the host's input embedding, and so of its inputs."""
     has_lora: bool
+    fingerprint: dict[str, Any]
+    """Of the bare host; see :mod:`llava_forgery.hosts.fingerprint`."""
+    host_name: str
+    """Where the bare host came from: a folder or a hub name."""
     n_forgery: int
     """n_f: placeholders behind each image of a prompt."""
     takes_forgery_images: bool
@@ -153,6 +159,7 @@ class ForgeryModel(Protocol):
         input_ids: torch.Tensor,
         forgery_images: torch.Tensor | None = None,
         detection: KFDOutput | None = None,
+        cached_tokens: int | None = None,
         **options: Any,
     ) -> Any:
         """The host's ``generate``; never emits a placeholder.
@@ -162,6 +169,8 @@ class ForgeryModel(Protocol):
             forgery_images: As for :meth:`forward`; left out, as is ``detection``, where the cache
                 reaches behind the last placeholder.
             detection: As for :meth:`forward`.
+            cached_tokens: How many tokens of ``input_ids`` the cache holds: a host may have put
+                several embeddings in the place of one token.
             options: What else ``collate`` gives, and what the host's ``generate`` takes.
 
         Returns:
@@ -180,6 +189,9 @@ class ForgeryModel(Protocol):
 
     def load_weights(self, directory: str | PathLike) -> None:
         """Fill what is trained from :meth:`save_pretrained`'s files, strictly."""
+
+    def merge_lora(self) -> None:
+        """Add LoRA to the host's weights: faster, but nothing can be saved or detached then."""
 
     def detach(self) -> nn.Module:
         """Take skill and LoRA off; returns the bare host as it was."""

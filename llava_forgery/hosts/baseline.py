@@ -16,6 +16,8 @@ from transformers.modeling_outputs import ModelOutput
 from llava_forgery.files import atomic_path, check_output_folder
 from llava_forgery.hosts.families import exclusive
 from llava_forgery.hosts.lora import LORA_WEIGHTS, LoraSettings, fill_lora, lora_config, save_lora
+from llava_forgery.hosts.transformers.model import labelled_logits
+from llava_forgery.hosts.transformers.prompts import ProcessorEncoder
 
 
 class BaselineVLM(nn.Module):
@@ -29,6 +31,7 @@ class BaselineVLM(nn.Module):
 
     Attributes:
         host: The model, or peft's wrapper around it.
+        prompts: Conversations to tokens, and tokens to answers.
         n_forgery: 0, placeholders in each prompt.
         takes_forgery_images: False: no detector is asked.
     """
@@ -46,7 +49,7 @@ class BaselineVLM(nn.Module):
         super().__init__()
         model.requires_grad_(False)
         self.host: PreTrainedModel | PeftModel = model
-        self.processor = processor
+        self.processor, self.prompts = processor, ProcessorEncoder(processor, self.n_forgery)
         if lora is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -66,10 +69,25 @@ class BaselineVLM(nn.Module):
         """Names of the parameters that training changes: LoRA's."""
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
+    @property
+    def _bare(self) -> PreTrainedModel:
+        return self.host.get_base_model() if self.has_lora else self.host
+
     def forward(self, **host_inputs: Any) -> ModelOutput:
         """The host's forward, on prompts without placeholders."""
-        with exclusive(self.host.get_base_model() if self.has_lora else self.host):
+        with exclusive(self._bare):
             return self.host(**host_inputs)
+
+    def labelled_logits(
+        self, labels: torch.Tensor, **inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`llava_forgery.hosts.base.ForgeryModel.labelled_logits`."""
+        return labelled_logits(self, self._bare, labels, **inputs)
+
+    def generate(self, **host_inputs: Any) -> Any:
+        """The host's ``generate``, on prompts without placeholders."""
+        with exclusive(self._bare):
+            return self.host.generate(**host_inputs)
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write LoRA in peft's layout.

@@ -158,6 +158,17 @@ def check_lora(host: nn.Module, directory: str | PathLike) -> None:
     load_tensors(directory / LORA_WEIGHTS, expected)
 
 
+def merge_lora(host: PeftModel) -> nn.Module:
+    """Add an attached LoRA to the host's weights; returns the bare host.
+
+    Raises:
+        ValueError: The host is quantised, and the sum would be rounded to 4 or 8 bits again.
+    """
+    if getattr(host.get_base_model(), "is_quantized", False):
+        raise ValueError("LoRA cannot be merged into a quantised host; load it unquantised")
+    return host.merge_and_unload()
+
+
 def lora_state(host: PeftModel) -> dict[str, torch.Tensor]:
     """An attached LoRA's tensors, by the names of peft's files."""
     # Left to itself, peft asks the hub for the host's configuration to see if its words grew.

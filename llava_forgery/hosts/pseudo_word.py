@@ -35,7 +35,7 @@ from llava_forgery.hosts.pseudo_word_checkpoint import (
     read_pseudo_word_config,
     save_pseudo_word,
 )
-from llava_forgery.hosts.transformers.model import ForgeryVLM
+from llava_forgery.hosts.transformers.model import ForgeryVLM, labelled_logits
 from llava_forgery.noise import quiet
 from llava_forgery.weights import load_tensors
 
@@ -204,6 +204,12 @@ class PseudoWordVLM(nn.Module):
         """The forward of what the word was attached to."""
         with exclusive(bare_host(self.model)):
             return self.model(**inputs)
+
+    def labelled_logits(
+        self, labels: torch.Tensor, **inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`llava_forgery.hosts.base.ForgeryModel.labelled_logits`."""
+        return labelled_logits(self, bare_host(self.model), labels, **inputs)
 
     def generate(self, **inputs: Any) -> Any:
         """Its ``generate``, which never emits the pseudo-word."""

@@ -10,13 +10,12 @@ from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
 from llava_forgery.call_state import lock_of
+from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.kv_cache import CACHE
-from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.processors import TOKEN_PAD_VALUES
-from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.qa.build import detection_prompt
 from llava_forgery.qa.conversation import Conversation, Message
-from llava_forgery.tensors import from_bytes
+from llava_forgery.tensors import from_bytes, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class Dialogue:
 
     def __init__(
         self,
-        vlm: ForgeryVLM,
+        vlm: ForgeryModel,
         image: np.ndarray,
         max_new_tokens: int = 64,
         reuse_cache: bool = True,
@@ -106,52 +105,50 @@ class Dialogue:
         first = not self.messages
         question = detection_prompt(self.score, question=text) if first else text
         messages = (*self.messages, Message("user", question))
-        tokenizer = self.vlm.processor.tokenizer
-        encoded = encode(
-            Conversation(messages, label=None),
-            self.vlm.processor,
-            images=[Image.fromarray(self.image)],
-            n_forgery_tokens=self.vlm.n_forgery,
-        )
-        inputs: dict[str, Any] = collate([encoded], tokenizer.pad_token_id, padding_side="left")
-        inputs = {name: tensor.to(self.vlm.device) for name, tensor in inputs.items()}
+        prompts = self.vlm.prompts
+        encoded = prompts.encode(Conversation(messages, label=None), [Image.fromarray(self.image)])
+        inputs = to_device(prompts.collate([encoded], padding_side="left"), self.vlm.device)
         ids = inputs["input_ids"][0]
         if not self._first_prompt:
             self._first_prompt = len(ids)
         # What fails half-way must not be gone on from.
-        cache, self._cache = self._cut_cache(ids), None
-        self.reused_tokens = 0 if cache is None else cache.get_seq_length()
-        if cache is None:
-            inputs["detection"] = self._detection
-        else:
+        cached, cache = self._cut_cache(ids), self._cache
+        self.reused_tokens, self._cache = cached, None
+        if cached:
             kept = {"input_ids", *TOKEN_PAD_VALUES, *self.vlm.family.cached_turn_inputs}
             inputs = {name: tensor for name, tensor in inputs.items() if name in kept}
-            inputs[CACHE] = cache
+            inputs |= {CACHE: cache, "cached_tokens": cached}
+        else:
+            inputs["detection"] = self._detection
         output = self.vlm.generate(
             **inputs,
-            **{"max_new_tokens": self.max_new_tokens, "do_sample": False, **options},
+            **{
+                **prompts.stopping(),
+                "max_new_tokens": self.max_new_tokens,
+                "do_sample": False,
+                **options,
+            },
             use_cache=True,
             return_dict_in_generate=True,
             streamer=streamer,
         )
         said = output.sequences[0]
         if self.reuse_cache:
-            self._cache = getattr(output, CACHE)
-            self._cached_ids = said[: self._cache.get_seq_length()]
+            # The last token was written, but not read.
+            self._cache, self._cached_ids = getattr(output, CACHE), said[:-1]
         # A host may end its turn at once; the next prompt needs words in every turn.
-        answer = tokenizer.decode(said[len(ids) :], skip_special_tokens=True).strip()
-        answer = answer or NOTHING_SAID
+        answer = prompts.decode(said[len(ids) :]) or NOTHING_SAID
         self.messages = (*messages, Message("assistant", answer))
         return answer
 
-    def _cut_cache(self, ids: torch.Tensor) -> Any:
-        """The cache with what the prompt (T,) begins with, or None if that is of no use.
+    def _cut_cache(self, ids: torch.Tensor) -> int:
+        """How many tokens of the prompt (T,) the cache holds, cut to them; 0 if it is of no use.
 
         Chat templates may word earlier turns anew, and a decoded answer may be tokenised
         otherwise than it was written: only the ids can tell.
         """
         if self._cache is None:
-            return None
+            return 0
         length = min(len(self._cached_ids), len(ids))
         alike = (self._cached_ids[:length] == ids[:length]).long()
         # The last token of the prompt is computed in any case: it gives the answer's first.
@@ -159,14 +156,14 @@ class Dialogue:
         if self.vlm.family.bidirectional_prefix:
             needed = self._first_prompt
         else:
-            needed = int((ids == self.vlm.token_id).nonzero()[-1]) + 1
+            needed = int((ids == self.vlm.prompts.placeholder_id).nonzero()[-1]) + 1
         if common < needed:
             logger.debug("%d tokens in common, %d needed: computed anew", common, needed)
-            return None
+            return 0
         try:
-            self._cache.crop(common - self._cache.get_seq_length())
+            self._cache.crop(common - len(self._cached_ids))
         except RuntimeError as error:
             # Layers with a sliding window that is full have forgotten what lies before it.
             logger.debug("the cache cannot be cut (%s): computed anew", error)
-            return None
-        return self._cache
+            return 0
+        return common

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +13,6 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from llava_forgery.call_state import lock_of
-from llava_forgery.downloads import allow_downloads
 from llava_forgery.faces.crop import (
     MARGIN,
     MARGINS,
@@ -24,12 +23,10 @@ from llava_forgery.faces.crop import (
 )
 from llava_forgery.faces.detect import FaceDetector, get_detector
 from llava_forgery.faces.detected import nothing_found
-from llava_forgery.hosts.adapter import CONFIG, read_adapter_config
-from llava_forgery.hosts.transformers.likelihood import first_token_p_yes
-from llava_forgery.hosts.transformers.loading import load_adapter, load_named_host, place_host
-from llava_forgery.hosts.transformers.model import ForgeryVLM
-from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, encode
+from llava_forgery.hosts.auto import AutoForgeryModel
+from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.images import read_image, to_rgb
+from llava_forgery.infer.answering import WrittenAnswer, write_answers
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.infer.halving import in_halves
 from llava_forgery.infer.verdict import Verdict, agree
@@ -176,13 +173,13 @@ class ForgeryPredictor(FaceFinder):
     """Judges photographs with a host that has the forgery skill; threads may share it.
 
     Args:
-        vlm: From ``attach_forgery`` or ``load_adapter``.
+        vlm: A host with the skill, of either backend.
         detector: Finds faces; dlib's, when it is first needed, if None.
         max_new_tokens: Most tokens of an answer.
     """
 
     def __init__(
-        self, vlm: ForgeryVLM, detector: FaceDetector | None = None, max_new_tokens: int = 64
+        self, vlm: ForgeryModel, detector: FaceDetector | None = None, max_new_tokens: int = 64
     ) -> None:
         self.vlm = vlm.eval()
         self.max_new_tokens = max_new_tokens
@@ -197,28 +194,39 @@ class ForgeryPredictor(FaceFinder):
         dtype: torch.dtype | str = "auto",
         quantization: str | None = None,
         allow_download: bool = False,
+        backend: str = "auto",
+        **options: Any,
     ) -> "ForgeryPredictor":
         """Load an adapter and its host.
 
         Args:
-            adapter_dir: Written by ``save_pretrained`` or ``llava-forgery train adapter``.
+            adapter_dir: Written by ``save_pretrained`` or ``llava-forgery train adapter``; or a
+                whole model in LLaVA's layout.
             host: Folder or hub name of the bare host; by default the one the adapter names.
             device: Where to; a GPU if there is one by default.
             dtype: Of the host's weights, as transformers takes it.
             quantization: "4bit" or "8bit"; None leaves the weights as they are.
             allow_download: Whether what the adapter's files name, its host and the detector's
                 encoder, may be downloaded. A host that is given here always may.
+            backend: As for :meth:`.AutoForgeryModel.from_pretrained`, as are the options.
+            options: Of the backend alone.
 
         Raises:
             FileNotFoundError: Adapter or host is missing.
             ValueError: The host is not the one the adapter was trained for, or a file is damaged.
         """
-        read_adapter_config(adapter_dir)
-        with allow_downloads(allow_download):
-            model, processor = load_named_host(
-                Path(adapter_dir) / CONFIG, host, quantization, dtype=dtype
+        return cls(
+            AutoForgeryModel.from_pretrained(
+                adapter_dir,
+                host,
+                backend,
+                device=device,
+                dtype=dtype,
+                quantization=quantization,
+                allow_download=allow_download,
+                **options,
             )
-            return cls(load_adapter(adapter_dir, place_host(model, device), processor))
+        )
 
     @property
     def kfd(self) -> KnowledgeGuidedForgeryDetector:
@@ -256,24 +264,23 @@ class ForgeryPredictor(FaceFinder):
 
     @torch.inference_mode()
     def _predict_faces(self, faces: Sequence[FaceInput]) -> list[Verdict]:
-        detection = self._detect(faces)
+        detection, answers = self._answer(faces, self.max_new_tokens)
         scores = detection.score.tolist()
-        p_yes, answers = self._answer(faces, detection)
         masks = detection.mask[:, 0].float().cpu().numpy()
         thresholds = self.kfd.thresholds
         return [
             Verdict(
                 score=scores[i],
-                p_yes=p_yes[i],
-                answer=answers[i].strip(),
-                regions=parse_answer(answers[i]).regions,
-                agree=agree(scores[i], p_yes[i], answers[i], thresholds.fake),
+                p_yes=said.p_yes,
+                answer=said.text,
+                regions=parse_answer(said.text).regions,
+                agree=agree(scores[i], said.p_yes, said.text, thresholds.fake),
                 mask=masks[i],
                 box=face.box,
                 thresholds=thresholds,
                 warnings=self._warnings(face, detection.consistency_maps[i]),
             )
-            for i, face in enumerate(faces)
+            for i, (face, said) in enumerate(zip(faces, answers, strict=True))
         ]
 
     def _warnings(self, face: FaceInput, maps: torch.Tensor) -> tuple[str, ...]:
@@ -284,25 +291,14 @@ class ForgeryPredictor(FaceFinder):
         return face.warnings + calibration.domain.warnings(face.image, side, maps)
 
     def _answer(
-        self, faces: Sequence[FaceInput], detection: KFDOutput
-    ) -> tuple[list[float], list[str]]:
-        """P(yes) and the written answer for each face."""
-        vlm = self.vlm
-        batch, candidates = self._prompts(faces, detection.score.tolist())
-        prompt_length = batch["input_ids"].shape[1]
-        output = vlm.generate(
-            detection=detection,
-            **batch,
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        p_yes = first_token_p_yes(output.logits[0], candidates)
-        answers = vlm.processor.tokenizer.batch_decode(
-            output.sequences[:, prompt_length:], skip_special_tokens=True
-        )
-        return p_yes, answers
+        self, faces: Sequence[FaceInput], max_new_tokens: int
+    ) -> tuple[KFDOutput, list[WrittenAnswer]]:
+        """What detector and language model say of faces, in one batch."""
+        detection = self.vlm.detect(torch.stack([from_bytes(face.image) for face in faces]))
+        prompts = [build_prompt(score) for score in detection.score.tolist()]
+        images = [Image.fromarray(face.image) for face in faces]
+        answers = write_answers(self.vlm, prompts, images, detection, max_new_tokens=max_new_tokens)
+        return detection, answers
 
     def predict_scores(self, faces: Sequence[FaceInput]) -> tuple[list[float], list[float]]:
         """Scores and P(yes) of faces in one forward pass, without writing the answers.
@@ -318,15 +314,9 @@ class ForgeryPredictor(FaceFinder):
 
     @torch.inference_mode()
     def _predict_scores(self, faces: Sequence[FaceInput]) -> list[tuple[float, float]]:
-        detection = self._detect(faces)
-        scores = detection.score.tolist()
-        batch, candidates = self._prompts(faces, scores)
-        # Padded in front: the last token of every row is the prompt's last.
-        logits = self.vlm(detection=detection, **batch).logits[:, -1]
-        return list(zip(scores, first_token_p_yes(logits, candidates), strict=True))
-
-    def _detect(self, faces: Sequence[FaceInput]) -> KFDOutput:
-        return self.vlm.detect(torch.stack([from_bytes(face.image) for face in faces]))
+        detection, answers = self._answer(faces, max_new_tokens=1)
+        p_yes = [said.p_yes for said in answers]
+        return list(zip(detection.score.tolist(), p_yes, strict=True))
 
     def dialogue(
         self, image: Photograph, cropped: bool = False, reuse_cache: bool = True
@@ -343,23 +333,3 @@ class ForgeryPredictor(FaceFinder):
         """
         face = self.largest_face(image, cropped)
         return Dialogue(self.vlm, face.image, self.max_new_tokens, reuse_cache)
-
-    def _prompts(
-        self, faces: Sequence[FaceInput], scores: Sequence[float]
-    ) -> tuple[dict[str, torch.Tensor], tuple[int, int]]:
-        vlm = self.vlm
-        prompts = [build_prompt(score) for score in scores]
-        encoded = [
-            encode(
-                prompt,
-                vlm.processor,
-                images=[Image.fromarray(face.image)],
-                n_forgery_tokens=vlm.n_forgery,
-            )
-            for prompt, face in zip(prompts, faces, strict=True)
-        ]
-        batch = collate(encoded, vlm.processor.tokenizer.pad_token_id, padding_side="left")
-        batch.pop("labels", None)
-        batch = {name: tensor.to(vlm.device) for name, tensor in batch.items()}
-        candidates = candidate_ids(prompts[0], vlm.processor, vlm.n_forgery)
-        return batch, candidates

@@ -3,6 +3,7 @@
 Source: LVLM-DFD, section 3.1 and figure 3.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 
@@ -58,6 +59,11 @@ class KFDOutput:
                 "detector's weights are damaged, or too large for float16; load it in float32"
             )
         return score
+
+    def select(self, rows: Sequence[int]) -> "KFDOutput":
+        """What is said of some images of the batch, in the order of ``rows``."""
+        parts = (self.consistency_maps, self.mask_logits, self.class_logits)
+        return KFDOutput(*(part[list(rows)] for part in parts))
 
     def detach(self) -> "KFDOutput":
         """The same without a graph."""

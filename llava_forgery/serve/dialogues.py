@@ -239,7 +239,7 @@ class Dialogues:
 
 
 def decode_of(dialogue: Dialogue) -> Callable[[torch.Tensor], str]:
-    tokenizer = dialogue.vlm.processor.tokenizer
+    tokenizer = dialogue.vlm.prompts.tokenizer
     return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
 
 

@@ -5,7 +5,6 @@
 Source: AntifakePrompt (arXiv:2310.17419), sections 3 and 4; nctu-eva-lab/AntifakePrompt at 957c1e1.
 """
 
-import inspect
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -20,9 +19,9 @@ from transformers import ProcessorMixin
 from llava_forgery.constants import FAKE, IGNORE_INDEX, REAL
 from llava_forgery.data.labelled import LabelledFile
 from llava_forgery.files import check_output_folder
+from llava_forgery.hosts.likelihood import label_log_likelihoods
 from llava_forgery.hosts.pseudo_word import PseudoWordConfig, PseudoWordVLM, bare_host
 from llava_forgery.hosts.pseudo_word_checkpoint import CONFIG, ENTRIES, VECTORS
-from llava_forgery.hosts.transformers.likelihood import label_log_likelihoods
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.images import read_image
@@ -89,29 +88,6 @@ def _has_template(processor: ProcessorMixin) -> bool:
     )
 
 
-def answer_log_likelihoods(
-    model: PseudoWordVLM, labels: torch.Tensor, **inputs: torch.Tensor
-) -> torch.Tensor:
-    """Log-probability of each token of the answers.
-
-    Args:
-        model: From ``attach_pseudo_word``.
-        labels: (B, T), -100 where nothing is said.
-        inputs: What the host takes.
-
-    Returns:
-        (B, T - first) float32, 0 outside the answers; its sum over a row is the log-likelihood of
-        that row's whole answer.
-    """
-    first = int((labels != IGNORE_INDEX).any(dim=0).nonzero()[0])
-    # Logits of image and question are left out where the host can: they cost more than they tell.
-    host = bare_host(model.model)
-    if "logits_to_keep" in inspect.signature(host.forward).parameters:
-        inputs["logits_to_keep"] = labels.shape[1] - first + 1
-    logits = model(**inputs).logits[:, first - labels.shape[1] - 1 : -1]
-    return label_log_likelihoods(logits, labels[:, first:])
-
-
 class PseudoWordTraining(Trainable):
     """The host with the word, as the Trainer wants it."""
 
@@ -128,7 +104,7 @@ class PseudoWordTraining(Trainable):
             labels: (B, T), -100 outside the answers.
             inputs: What the host takes.
         """
-        log_likelihoods = answer_log_likelihoods(self.vlm, labels, **inputs)
+        log_likelihoods, _ = label_log_likelihoods(self.vlm, labels, **inputs)
         tokens = (labels != IGNORE_INDEX).sum(dim=1)
         return {"loss": -(log_likelihoods.sum(dim=1) / tokens).mean()}
 

@@ -30,9 +30,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from llava_forgery.constants import IGNORE_INDEX, IMAGE_TOKEN
+from llava_forgery.constants import IMAGE_TOKEN
 from llava_forgery.data.validation import fingerprint_of
 from llava_forgery.faces.records import image_pixels
+from llava_forgery.hosts.llava.encoder import collate
+from llava_forgery.hosts.llava.images import HostImages
 from llava_forgery.hosts.llava.text import PromptStyle, encode_turns
 from llava_forgery.images import read_image
 from llava_forgery.qa.llava_json import LlavaSample, image_file, read_llava_json
@@ -441,7 +443,7 @@ class TrainingSamples(Dataset):
         general_ratio: float,
         *,
         encoding: "Encoding",
-        images: "HostImages",
+        images: HostImages,
         forgery_images: Any | None,
         seed: int = 0,
     ) -> None:
@@ -498,75 +500,19 @@ class TrainingSamples(Dataset):
         return sample
 
 
-class HostImages:
-    """Pictures as LLaVA's model takes them.
-
-    Args:
-        processor: Of the host's vision tower.
-        config: The host's, for ``image_aspect_ratio`` and ``image_grid_pinpoints``.
-    """
-
-    def __init__(self, processor: Any, config: Any) -> None:
-        self.processor, self.config = processor, config
-
-    def __call__(
-        self, images: Sequence[Image.Image]
-    ) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
-        """Prepare the images of one sample.
-
-        Returns:
-            (3, H, W) or (tiles, 3, H, W) for each, and (width, height) of each photograph. A
-            sample of text alone gets one empty image, of one tile where images have tiles: LLaVA's
-            model counts on one, reads nothing from it, and processes that train together must all
-            read the same weights.
-        """
-        from llava.mm_utils import process_images
-
-        if not images:
-            side = self.processor.crop_size
-            empty = torch.zeros(3, side["height"], side["width"])
-            tiled = (getattr(self.config, "image_aspect_ratio", None) or "").startswith("anyres")
-            return [empty[None] if tiled else empty], [(side["width"], side["height"])]
-        # One by one: LLaVA stacks what it gets together, and any-resolution images differ.
-        pixels = [process_images([image], self.processor, self.config)[0] for image in images]
-        return pixels, [image.size for image in images]
-
-
 class LlavaCollator:
-    """Pads the texts and joins the images of a batch.
-
-    Args:
-        pad_id: Fills ``input_ids``; the mask says where, so any id will do.
-    """
+    """Joins samples of :class:`TrainingSamples`; see
+    :func:`llava_forgery.hosts.llava.encoder.collate`."""
 
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Join samples.
-
-        Returns:
-            ``input_ids``, ``labels``, ``attention_mask`` (B, T); ``images`` (N, 3, H, W), or a list
-            where their shapes differ; ``image_sizes``, N times (width, height); and
-            ``forgery_images`` (M, 3, S, S) of the skill's samples, where they have any.
-        """
-        fill = {"input_ids": self.pad_id, "labels": IGNORE_INDEX}
-        batch: dict[str, Any] = {
-            name: torch.nn.utils.rnn.pad_sequence(
-                [sample[name] for sample in samples], batch_first=True, padding_value=value
-            )
-            for name, value in fill.items()
-        }
-        lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
-        batch["attention_mask"] = torch.arange(int(lengths.max())) < lengths[:, None]
-        images = [image for sample in samples for image in sample["images"]]
-        alike = images[0].ndim == 3 and all(image.shape == images[0].shape for image in images)
-        batch["images"] = torch.stack(images) if alike else images
-        batch["image_sizes"] = [size for sample in samples for size in sample["image_sizes"]]
-        shown = [sample["forgery_images"] for sample in samples if "forgery_images" in sample]
-        if shown:
-            batch["forgery_images"] = torch.cat(shown)
-        return batch
+        """``forgery_images`` (M, 3, S, S) are of the skill's samples, where they have any."""
+        samples = [dict(sample) for sample in samples]
+        shown = [sample.pop("forgery_images") for sample in samples if "forgery_images" in sample]
+        batch = collate(samples, self.pad_id)
+        return {**batch, "forgery_images": torch.cat(shown)} if shown else batch
 
 
 def rows_fingerprint(rows: datasets.Dataset) -> list[Any]:

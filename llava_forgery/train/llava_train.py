@@ -35,6 +35,7 @@ from llava_forgery.files import check_output, sentence
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.llava import compat as llava_compat
 from llava_forgery.hosts.llava.checkpoint import CONFIG
+from llava_forgery.hosts.llava.images import HostImages
 from llava_forgery.hosts.llava.model import attach_to_llava
 from llava_forgery.hosts.llava.names import PROJECTOR, TEMPLATE_KEY, TOWER
 from llava_forgery.hosts.llava.register import register
@@ -47,7 +48,6 @@ from llava_forgery.train.deepspeed import without_zero3_init
 from llava_forgery.train.llava_data import (
     DialogueCheck,
     Encoding,
-    HostImages,
     Selection,
     Source,
     TrainingSamples,

@@ -64,19 +64,13 @@ class Stage2(Trainable):
     def forward(self, labels: torch.Tensor, **inputs: Any) -> dict[str, torch.Tensor]:
         """Cross-entropy on the answers' tokens (equation 5), the mean over them.
 
-        Logits are computed from the first answer on alone: before it stand the image and the
-        question, and with a large vocabulary their logits cost a fifth of a small host's step.
-
         Args:
             labels: (B, T), -100 where nothing is supervised.
             inputs: What the model takes.
         """
-        first = int((labels != IGNORE_INDEX).any(dim=0).nonzero()[0])
-        kept = labels.shape[1] - first
-        # Each token is predicted by the logits of the place before it.
-        logits = self.vlm(**inputs, logits_to_keep=kept + 1).logits[:, :-1]
+        logits, labels = self.vlm.labelled_logits(labels, **inputs)
         loss = F.cross_entropy(
-            logits.flatten(0, 1).float(), labels[:, first:].flatten(), ignore_index=IGNORE_INDEX
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE_INDEX
         )
         return {"loss": loss}
 

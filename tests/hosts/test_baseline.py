@@ -9,8 +9,8 @@ from eval.papers.host_scorer import HostScorer
 from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.faces.records import FEATURES
 from llava_forgery.hosts.baseline import BaselineVLM
+from llava_forgery.hosts.likelihood import answer_probabilities
 from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.hosts.transformers.likelihood import answer_probabilities
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.stage2 import train_adapter
@@ -72,7 +72,7 @@ def test_scores_are_the_likelihoods_of_yes_and_no():
         for i, picture in enumerate(pictures):
             prompt = build_prompt(found["kfd"][i] if cite else None)
             yes = answer_probabilities(
-                host, processor, prompt, ["Yes", "No"], Image.fromarray(picture), include_end=False
+                plain, prompt, ["Yes", "No"], Image.fromarray(picture), include_end=False
             )[0]
             assert found["p_yes"][i] == pytest.approx(float(yes), abs=1e-5)
     alone = HostScorer(plain, None, cite_score=False, size=64)

@@ -3,20 +3,15 @@
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig
 
 from llava_forgery.call_state import lock_of
 from llava_forgery.hosts.families import exclusive
 from llava_forgery.hosts.fingerprint import check_fingerprint, host_fingerprint
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.pseudo_word import attach_pseudo_word
-from llava_forgery.hosts.transformers.loading import (
-    KINDS,
-    load_adapter,
-    load_host,
-    place_host,
-    quantization_config,
-    spared_modules,
-)
+from llava_forgery.hosts.quantized import KINDS, place_host, quantization_config
+from llava_forgery.hosts.transformers.loading import load_adapter, load_host, spared_modules
 from llava_forgery.hosts.transformers.model import attach_forgery
 from tests import tiny
 from tests.hosts.test_pseudo_word import prompts
@@ -131,4 +126,4 @@ def test_wrong_kind_and_missing_package(folder, monkeypatch):
         load_host(folder, "host", "3bit")
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(ImportError, match=r"llava-forgery\[quantization\]"):
-        quantization_config(str(folder / "host"), "4bit")
+        quantization_config(LlamaConfig(), "4bit", "auto", [])

@@ -9,7 +9,7 @@ from PIL import Image
 from llava_forgery.faces.detect import get_detector
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.model import attach_forgery
-from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, encode
+from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.images import read_image, save_png
 from llava_forgery.infer.batch import judge_files, list_media
 from llava_forgery.infer.dialogue import NOTHING_SAID
@@ -108,7 +108,7 @@ def test_p_yes_is_the_likelihood_of_the_two_answers(predictor):
     with torch.no_grad():
         batch = collate([sample], vlm.processor.tokenizer.pad_token_id)
         log_p = vlm(**batch, forgery_images=pixels).logits[0, -1].log_softmax(dim=0)
-    yes, no = (log_p[i].exp() for i in candidate_ids(prompt, vlm.processor, vlm.n_forgery))
+    yes, no = (log_p[i].exp() for i in vlm.prompts.candidate_ids(prompt)[1:])
     assert verdict.p_yes == pytest.approx(float(yes / (yes + no)), abs=1e-5)
 
 

@@ -22,11 +22,11 @@ from llava_forgery.hosts.llava.checkpoint import save_llava_adapter
 from llava_forgery.hosts.llava.loading import load_llava
 from llava_forgery.hosts.llava.model import attach_to_llava
 from llava_forgery.hosts.llava.register import registered
+from llava_forgery.hosts.llava.vlm import LlavaForgeryVLM
 from llava_forgery.hosts.pseudo_word import attach_pseudo_word
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.infer.explain import explain
-from llava_forgery.infer.llava_predictor import LlavaForgeryPredictor
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict
 from llava_forgery.qa.build import build_prompt
@@ -67,7 +67,7 @@ def _llava(folder, shared: bool) -> ForgeryPredictor:
     words, model, _ = tiny_llava.load_llava(source)
     detector = folder / ("tower-kfd" if shared else "kfd")
     attach_to_llava(model, detector, FPLConfig(1, 3, n_forgery=2))
-    return LlavaForgeryPredictor(model, words, max_new_tokens=3)
+    return ForgeryPredictor(LlavaForgeryVLM(model, words), max_new_tokens=3)
 
 
 def _shared_tower(folder) -> ForgeryPredictor:

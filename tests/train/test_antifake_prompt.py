@@ -16,6 +16,7 @@ from llava_forgery.data.forge import forge_folders
 from llava_forgery.data.labelled import read_labelled
 from llava_forgery.evaluation.pseudo_word import evaluate_pseudo_word
 from llava_forgery.faces.records import FEATURES, load_faces
+from llava_forgery.hosts.likelihood import label_log_likelihoods
 from llava_forgery.hosts.pseudo_word import PseudoWordConfig, attach_pseudo_word, load_pseudo_word
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.simulate.pairs import FacePairs
@@ -23,7 +24,6 @@ from llava_forgery.train.antifake_prompt import (
     AnswerCollator,
     LabelledAnswers,
     PseudoWordTraining,
-    answer_log_likelihoods,
     encode_answer,
     train_pseudo_word,
 )
@@ -145,7 +145,7 @@ def test_likelihoods_are_those_of_a_step_by_step_reading(make, images):
     assert len(samples[0]["input_ids"]) > len(samples[1]["input_ids"])
     with torch.no_grad():
         batch = AnswerCollator(processor)(samples)
-        found = answer_log_likelihoods(vlm, **batch).sum(dim=1)
+        found = label_log_likelihoods(vlm, **batch)[0].sum(dim=1)
         for sample, likelihood in zip(samples, found, strict=True):
             alone = AnswerCollator(processor)([sample])
             labels = alone.pop("labels")[0]

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from llava_forgery.constants import IGNORE_INDEX
+from llava_forgery.hosts.llava.images import HostImages
 from llava_forgery.hosts.llava.text import PromptStyle
 from llava_forgery.hosts.llava.tower import KFDImageProcessor
 from llava_forgery.qa.mixing import mix_llava_json
 from llava_forgery.train.llava_data import (
     Encoding,
-    HostImages,
     LlavaCollator,
     TrainingSamples,
     choose,

@@ -1,10 +1,45 @@
-"""The detector's picture where a caller gives the host's ``images`` alone, as LLaVA's tools do."""
+"""Pictures as LLaVA's models take them, and what the detector can see of those."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
+
+
+class HostImages:
+    """Pictures as LLaVA's model takes them.
+
+    Args:
+        processor: Of the host's vision tower.
+        config: The host's, for ``image_aspect_ratio`` and ``image_grid_pinpoints``.
+    """
+
+    def __init__(self, processor: Any, config: Any) -> None:
+        self.processor, self.config = processor, config
+
+    def __call__(
+        self, images: Sequence[Image.Image]
+    ) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
+        """Prepare the images of one sample.
+
+        Returns:
+            (3, H, W) or (tiles, 3, H, W) for each, and (width, height) of each photograph. A
+            sample of text alone gets one empty image, of one tile where images have tiles: LLaVA's
+            model counts on one, reads nothing from it, and processes that train together must all
+            read the same weights.
+        """
+        from llava.mm_utils import process_images
+
+        if not images:
+            side = self.processor.crop_size
+            empty = torch.zeros(3, side["height"], side["width"])
+            tiled = (getattr(self.config, "image_aspect_ratio", None) or "").startswith("anyres")
+            return [empty[None] if tiled else empty], [(side["width"], side["height"])]
+        # One by one: LLaVA stacks what it gets together, and any-resolution images differ.
+        pixels = [process_images([image], self.processor, self.config)[0] for image in images]
+        return pixels, [image.size for image in images]
 
 
 def picture_of(
@@ -17,9 +52,10 @@ def picture_of(
 ) -> torch.Tensor:
     """What the detector can see of an image that was prepared for the host.
 
-    It is second best: the host's processor has resized, and may have cropped, the photograph. Of
-    an image in tiles the first, which shows the whole, is taken. Padding is cut off and squeezed
-    proportions are restored where the photograph's size is known.
+    LLaVA's tools give the host's ``images`` and nothing else. It is second best: the host's
+    processor has resized, and may have cropped, the photograph. Of an image in tiles the first,
+    which shows the whole, is taken. Padding is cut off and squeezed proportions are restored where
+    the photograph's size is known.
 
     Args:
         pixels: (3, H, W), or (tiles, 3, H, W), normalised by the host's processor.

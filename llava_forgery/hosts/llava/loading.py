@@ -31,9 +31,13 @@ from llava_forgery.hosts.llava.checkpoint import (
     read_skill_config,
 )
 from llava_forgery.hosts.llava.register import import_llava, register, registered, unregister
+from llava_forgery.hosts.llava.vlm import LlavaForgeryVLM
 from llava_forgery.hosts.lora import LORA_CONFIG
+from llava_forgery.hosts.quantized import leave_unpacked, place_host, placement, quantization_config
 from llava_forgery.noise import quiet
 
+# Modules that quantisation leaves as they are, LLaVA's choice.
+SPARED = ["model.mm_projector", "model.vision_tower", "lm_head"]
 # Where LLaVA's configurations name what else is loaded.
 _TOWERS = ("mm_vision_tower", "vision_tower", "vision_tower_pretrained")
 
@@ -45,6 +49,7 @@ def load_llava(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
+    quantization: str | None = None,
     merge: bool = True,
     allow_download: bool = False,
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel | PeftModel]:
@@ -55,8 +60,11 @@ def load_llava(
             (:mod:`llava_forgery.hosts.llava.checkpoint`).
         base: Folder or hub name of an adapter's host; by default the one that it names.
         dtype: Of the host's weights.
-        device: Where to; a GPU if there is one by default.
-        merge: Add LoRA to the host's weights; False leaves peft's wrapper around the model.
+        device: Where to; a GPU if there is one by default; "auto" spreads the host over all.
+        quantization: "4bit" or "8bit" for the language model's linear layers; None leaves them
+            as they are.
+        merge: Add LoRA to the host's weights, unless they are quantised; False leaves peft's
+            wrapper around the model.
         allow_download: Whether what the folder's files name, such as the host and its vision
             tower, may be downloaded. A base that is given here always may, with its own tower.
 
@@ -80,16 +88,35 @@ def load_llava(
     source = resolve_name(source, directory)
     import_llava("loading this model", "llava.model")
     with allow_downloads(allow_download), _known_by_user(directory, values, source, base):
-        tokenizer, model = _load(directory, source, dtype)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        tokenizer, model = _load(directory, source, quantization, dtype=dtype, **placement(device))
     check_tower(model, directory)
-    model.get_vision_tower().to(model.dtype)
-    model.to(place)
+    place_host(model, device)
+    model.get_vision_tower().to(model.device, model.dtype)
     if (directory / LORA_CONFIG).is_file():
         model = PeftModel.from_pretrained(model, directory)
-        if merge:
+        # The sum would be rounded to 4 or 8 bits again.
+        if merge and quantization is None:
             model = model.merge_and_unload()
     return tokenizer, model.eval()
+
+
+def load_pretrained(
+    directory: str | PathLike,
+    base_model: str | None = None,
+    *,
+    template: str | None = None,
+    **options: Any,
+) -> LlavaForgeryVLM:
+    """:meth:`llava_forgery.hosts.auto.AutoForgeryModel.from_pretrained` of the ``llava`` package.
+
+    Args:
+        directory: An adapter or a whole model in LLaVA's layout.
+        base_model: As there, as are the other options.
+        template: Name in LLaVA's ``conv_templates``; by default the one of the skill's training.
+        options: Of :func:`load_llava`.
+    """
+    tokenizer, model = load_llava(directory, base_model, merge=False, **options)
+    return LlavaForgeryVLM(model, tokenizer, template).eval()
 
 
 @quiet()
@@ -160,7 +187,7 @@ def _no_host(source: str, error: OSError) -> FileNotFoundError:
 
 
 def _load(
-    directory: Path, source: str, dtype: str | torch.dtype
+    directory: Path, source: str, quantization: str | None, **options: Any
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and model with its vision tower, as LLaVA's classes read them."""
     # Only for as long as it takes, where the user has not asked for it; threads load one
@@ -171,9 +198,14 @@ def _load(
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+            if quantization is not None:
+                options["quantization_config"] = quantization_config(
+                    config, quantization, options["dtype"], SPARED
+                )
             model = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=dtype, trust_remote_code=False
+                source, config=config, trust_remote_code=False, **options
             )
+            leave_unpacked(model)
         except OSError as error:
             if isinstance(error, FileNotFoundError):
                 raise

@@ -1,5 +1,10 @@
 """Names that the skill has in a LLaVA model and in its configuration."""
 
+from os import PathLike
+from pathlib import Path
+
+from llava_forgery.files import read_json
+
 PREFIX = "kfd:"
 PROJECTOR_TYPE = "forgery_prompt_learner"
 # Attributes of LLaVA's inner model.
@@ -20,3 +25,10 @@ TEMPLATE_KEY = "mm_forgery_template"
 # and what its model card says of the training.
 FORMAT_KEY, VERSIONS_KEY = "mm_forgery_format", "mm_forgery_versions"
 TRAINING_KEY = "mm_forgery_training"
+
+
+def in_llava_layout(directory: str | PathLike) -> bool:
+    """Whether a folder's ``config.json`` names the skill, as ours in LLaVA's layout do."""
+    path = Path(directory) / "config.json"
+    values = read_json(path) if path.is_file() else {}
+    return isinstance(values, dict) and bool(values.get("mm_forgery_tower"))

@@ -1,7 +1,6 @@
 """Prompts for models of the ``llava`` package: placeholders, tokens and the paper's template."""
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,31 +44,6 @@ def forgery_prefix(n_forgery: int, n_images: int = 1, tags: bool = False) -> str
     if tags:
         return f"<Img>{IMAGE_TOKEN}</Img>{placeholders} " * n_images
     return f"{IMAGE_TOKEN}\n{placeholders}\n" * n_images
-
-
-def dialogue_prompt(
-    template: Any, turns: Sequence[str], n_forgery: int, im_start_end: bool = False
-) -> str:
-    """A dialogue about one image in one of LLaVA's templates, ready for the next answer.
-
-    Args:
-        template: One of LLaVA's ``conv_templates``.
-        turns: Question, answer, ..., question; or with an answer at the end, which the text then
-            ends with.
-        n_forgery: n_f.
-        im_start_end: The checkpoint's ``mm_use_im_start_end``.
-    """
-    conversation = template.copy()
-    conversation.messages = []
-    prefix = forgery_prefix(n_forgery, tags=template.version == TEMPLATE)
-    if im_start_end:
-        prefix = prefix.replace(IMAGE_TOKEN, f"<im_start>{IMAGE_TOKEN}<im_end>")
-    texts = [prefix + turns[0], *turns[1:]]
-    if len(texts) % 2:
-        texts.append(None)
-    for i, text in enumerate(texts):
-        conversation.append_message(conversation.roles[i % 2], text)
-    return conversation.get_prompt()
 
 
 def tokenizer_forgery_token(

@@ -31,6 +31,12 @@ from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 
 logger = logging.getLogger(__name__)
 
+# Owner, in call_state's sense, of the list that receives a call's labels as LLaVA has put them
+# between its images' embeddings; the model then computes no loss of its own.
+EXPANDED_LABELS = object()
+# Owner of True while ``generate`` runs.
+GENERATING = object()
+
 
 class LlavaForgeryMixin:
     """What a model of the ``llava`` package gains; its class is made by :func:`forgery_class`.
@@ -74,18 +80,24 @@ class LlavaForgeryMixin:
 
     def prepare_inputs_labels_for_multimodal(self, *args: Any, **kwargs: Any) -> Any:
         """LLaVA's own; it cuts what is longer than ``tokenizer_model_max_length`` without a word,
-        which must not touch E_forgery.
+        which must not touch E_forgery, and pads behind, which ``generate`` cannot go on from.
 
         Raises:
             ValueError: E_forgery was cut off.
         """
         prepared = super().prepare_inputs_labels_for_multimodal(*args, **kwargs)
+        if of_call(GENERATING):
+            prepared = _padded_in_front(prepared)
         limit = getattr(self.config, "tokenizer_model_max_length", None)
         embeds = prepared[4]
         cut = embeds is not None and limit is not None and embeds.shape[1] >= limit
         hooks: NumberedHooks | None = of_call(self)
         if cut and hooks is not None:
             self._check_cut(hooks, embeds, limit)
+        if (expanded := of_call(EXPANDED_LABELS)) is not None:
+            *others, labels = prepared
+            expanded.append(labels)
+            return (*others, None)
         return prepared
 
     def _check_cut(self, hooks: NumberedHooks, embeds: torch.Tensor, limit: int) -> None:
@@ -233,6 +245,19 @@ class LlavaForgeryMixin:
         save_full(self, super().save_pretrained, save_directory, state_dict, **options)
 
 
+def _padded_in_front(prepared: tuple) -> tuple:
+    """What LLaVA has padded behind, as ``generate`` takes it; positions then follow the mask."""
+    ids, _, mask, cache, embeds, labels = prepared
+    if mask is None or embeds is None or bool(mask[:, -1].all()):
+        return prepared
+    surplus = (~mask.bool()).sum(dim=1).tolist()
+    mask, embeds = (
+        torch.stack([row.roll(n, 0) for row, n in zip(tensor, surplus, strict=True)])
+        for tensor in (mask, embeds)
+    )
+    return ids, None, mask, cache, embeds, labels
+
+
 def _placeholders(input_ids: torch.Tensor) -> list[int]:
     return count_placeholders(input_ids, FORGERY_TOKEN_INDEX)
 
@@ -245,7 +270,7 @@ def _images_of(input_ids: torch.Tensor) -> list[int]:
 def forgery_class(base: type) -> type:
     """The class of a model with the skill; of the same name, so that checkpoints say the same."""
 
-    def with_images(function: Callable[..., Any]) -> Callable[..., Any]:
+    def with_images(function: Callable[..., Any], generates: bool) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(
             self: Any,
@@ -254,14 +279,14 @@ def forgery_class(base: type) -> type:
             detection: KFDOutput | None = None,
             **kwargs: Any,
         ) -> Any:
-            with exclusive(self):
+            with exclusive(self), in_call(GENERATING, generates):
                 return self._call_with_skill(function, args, kwargs, forgery_images, detection)
 
         return add_keywords(call, function, "forgery_images", "detection")
 
     methods = {
-        "forward": with_images(takes_cache(base.forward)),
-        "generate": with_images(base.generate),
+        "forward": with_images(takes_cache(base.forward), False),
+        "generate": with_images(base.generate, True),
         "prepare_inputs_for_generation": takes_cache(base.prepare_inputs_for_generation),
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,

@@ -10,6 +10,7 @@ Source of the format: haotian-liu/LLaVA at c121f04, ``llava/train/train.py``, ``
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -70,17 +71,14 @@ def encode_turns(
         (T,): the ids of each answer and of the mark that ends it, -100 everywhere else.
 
     Raises:
-        ValueError: No token is left to learn from, or the tokenizer cannot tell the answers'
-            tokens from what stands beside them.
+        ValueError: The last question has no answer, no token is left to learn from, or the
+            tokenizer cannot tell the answers' tokens from what stands beside them.
     """
+    if not turns or len(turns) % 2:
+        raise ValueError(f"expected a question and an answer each, got {len(turns)} turns")
     text, spans = render_turns(turns, style, skill=skill)
-    ids, offsets = tokenise(text, tokenizer)
-    labels = torch.full((len(ids),), IGNORE_INDEX)
-    for start, end in spans:
-        for i in _tokens_between(start, end, text, offsets):
-            if ids[i] not in MARKS.values():
-                labels[i] = ids[i]
-    ids, labels = torch.tensor(ids)[:max_length], labels[:max_length]
+    sample = label_spans(text, spans, tokenizer)
+    ids, labels = (tensor[:max_length] for tensor in sample.values())
     before = torch.cumsum(ids == IMAGE_TOKEN_INDEX, dim=0) * (image_tokens - 1)
     seen = torch.arange(len(ids)) + before < max_length
     if bool((labels[seen] == IGNORE_INDEX).all()):
@@ -91,6 +89,23 @@ def encode_turns(
     return {"input_ids": ids, "labels": labels}
 
 
+def label_spans(
+    text: str, spans: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, torch.Tensor]:
+    """``input_ids`` and ``labels`` (T,) of a text, of which the spans (start, end) are learnt.
+
+    Raises:
+        ValueError: As :func:`encode_turns`.
+    """
+    ids, offsets = tokenise(text, tokenizer)
+    labels = torch.full((len(ids),), IGNORE_INDEX)
+    for start, end in spans:
+        for i in _tokens_between(start, end, text, offsets):
+            if ids[i] not in MARKS.values():
+                labels[i] = ids[i]
+    return {"input_ids": torch.tensor(ids), "labels": labels}
+
+
 def render_turns(
     turns: Sequence[str], style: PromptStyle, *, skill: bool
 ) -> tuple[str, list[tuple[int, int]]]:
@@ -99,19 +114,27 @@ def render_turns(
     A span reaches from the end of the prompt that the model sees before an answer to the end of
     the mark that ends its turn.
 
+    Args:
+        turns: Question, answer ...; a question at the end gets the head of its answer.
+        style: Template and placeholders.
+        skill: Whether placeholders stand behind the images.
+
     Raises:
-        ValueError: The last question has no answer, or the template rewrites earlier turns when
-            later ones are added.
+        ValueError: There is no turn, or the template rewrites earlier turns when later ones are
+            added.
     """
-    if not turns or len(turns) % 2:
-        raise ValueError(f"expected a question and an answer each, got {len(turns)} turns")
+    if not turns:
+        raise ValueError("expected a question, got no turn")
     conversation = style.template.copy()
     conversation.messages = []
     spans, whole = [], ""
-    for question, answer in zip(turns[::2], turns[1::2], strict=True):
+    for question, answer in zip_longest(turns[::2], turns[1::2]):
         conversation.append_message(conversation.roles[0], _place_images(question, style, skill))
         conversation.append_message(conversation.roles[1], None)
         head = conversation.get_prompt()
+        if answer is None:
+            whole = head
+            break
         # Images in answers stay where they are.
         conversation.messages[-1][1] = answer
         longer = conversation.get_prompt()

@@ -1,9 +1,4 @@
-"""Loading a host of transformers, perhaps in 4 or 8 bits, and an adapter onto it.
-
-Of a quantised host (bitsandbytes) only the language model's linear layers are: they are nearly all
-of it, and its embedding, by which an adapter knows its host, its head and its vision tower stay as
-they are. Adapters are trained on top in full precision (QLoRA, arXiv:2305.14314).
-"""
+"""Loading a host of transformers, and an adapter onto it."""
 
 from os import PathLike
 from pathlib import Path
@@ -15,26 +10,21 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
-    BitsAndBytesConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
 
-from llava_forgery.downloads import named_by
+from llava_forgery.downloads import allow_downloads, named_by
 from llava_forgery.files import read_json, resolve_name
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.adapter import CONFIG, KFD, fill_learner, read_adapter_config
 from llava_forgery.hosts.fingerprint import check_fingerprint
 from llava_forgery.hosts.lora import load_lora
+from llava_forgery.hosts.quantized import leave_unpacked, place_host, placement, quantization_config
 from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.noise import quiet
-from llava_forgery.optional import require
-
-KINDS = ("4bit", "8bit")
-# Of bitsandbytes' Linear4bit.
-_PACKS = "support_avx512bf16_for_cpu"
 
 
 @quiet()
@@ -62,8 +52,9 @@ def load_host(
         raise ValueError(f"{source} is a forgery adapter, expected its host (--base-model)")
     try:
         if quantization is not None:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             options["quantization_config"] = quantization_config(
-                source, quantization, options.get("dtype", "auto")
+                config, quantization, options.get("dtype", "auto"), spared_modules(config)
             )
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
         model, report = AutoModelForImageTextToText.from_pretrained(
@@ -115,17 +106,22 @@ def load_named_host(
         return load_host(file.parent, name, quantization, **options)
 
 
-def pick_device(device: str | torch.device | None = None) -> str | torch.device:
-    """The device that is asked for; by default a GPU if there is one."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def place_host(model: PreTrainedModel, device: str | torch.device | None) -> PreTrainedModel:
-    """Bring a host to a device, a GPU if there is one by default.
-
-    A quantised host lies where it was loaded: transformers has placed it.
-    """
-    return model if getattr(model, "is_quantized", False) else model.to(pick_device(device))
+def load_pretrained(
+    directory: str | PathLike,
+    base_model: str | PreTrainedModel | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str = "auto",
+    quantization: str | None = None,
+    allow_download: bool = False,
+) -> ForgeryVLM:
+    """:meth:`llava_forgery.hosts.auto.AutoForgeryModel.from_pretrained` of transformers."""
+    read_adapter_config(directory)
+    with allow_downloads(allow_download):
+        model, processor = load_named_host(
+            Path(directory) / CONFIG, base_model, quantization, dtype=dtype, **placement(device)
+        )
+        return load_adapter(directory, place_host(model, device), processor)
 
 
 @quiet()
@@ -165,38 +161,6 @@ def load_adapter(
     return vlm.eval()
 
 
-def quantization_config(
-    name_or_path: str, kind: str, dtype: torch.dtype | str = "auto"
-) -> BitsAndBytesConfig:
-    """What ``from_pretrained`` takes to quantise a host while it loads.
-
-    Args:
-        name_or_path: The host, whose configuration says which modules to spare.
-        kind: "4bit" (NF4, scales quantised again) or "8bit" (LLM.int8).
-        dtype: In which 4-bit layers compute; "auto" takes the configuration's.
-
-    Raises:
-        ImportError: bitsandbytes is not installed; the message names the extra.
-        ValueError: Another kind.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"quantization must be one of {', '.join(KINDS)} or None, got {kind!r}")
-    require("bitsandbytes", extra="quantization", feature=f"a host in {kind}")
-    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    spared = spared_modules(config)
-    if kind == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=spared)
-    if dtype == "auto":
-        dtype = config.dtype or config.get_text_config().dtype or torch.float32
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=spared,
-    )
-
-
 def spared_modules(config: Any) -> list[str]:
     """Names of the linear layers outside the language model's blocks, for any family."""
     with torch.device("meta"):
@@ -207,15 +171,3 @@ def spared_modules(config: Any) -> list[str]:
         for name, module in host.named_modules()
         if isinstance(module, nn.Linear) and module not in decoder
     ]
-
-
-def leave_unpacked(model: nn.Module) -> None:
-    """Keep bitsandbytes from packing 4-bit weights for a processor's bfloat16 instructions.
-
-    Release 0.50.2 does so at the first pass in eval mode on a CPU that has them. A model that is
-    trained afterwards gets no gradient through such layers, without a word, and layers narrower
-    than 64 fail.
-    """
-    for module in model.modules():
-        if hasattr(module, _PACKS):
-            setattr(module, _PACKS, False)

@@ -8,7 +8,8 @@ E_forgery of each sample's image takes their places at prefill.
 Source: LVLM-DFD, sections 3.2 and 3.3.
 """
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from os import PathLike
@@ -20,15 +21,16 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
 
-from llava_forgery.constants import FORGERY_TOKEN
+from llava_forgery.constants import FORGERY_TOKEN, IGNORE_INDEX
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.adapter import fill_adapter, save_adapter
 from llava_forgery.hosts.families import HostFamily, exclusive, family_of
 from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.kv_cache import cache_in
-from llava_forgery.hosts.lora import LoraSettings, lora_config
+from llava_forgery.hosts.lora import LoraSettings, lora_config, merge_lora
 from llava_forgery.hosts.placeholder import PlaceholderHooks, check_counts, count_placeholders
+from llava_forgery.hosts.transformers.prompts import ProcessorEncoder
 from llava_forgery.hosts.transformers.shared_tower import SharedTower
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_tower import HostEncoder
@@ -36,13 +38,15 @@ from llava_forgery.noise import quiet
 
 
 class ForgeryVLM(nn.Module):
-    """A host with the forgery skill; made by :func:`attach_forgery`.
+    """A :class:`~llava_forgery.hosts.base.ForgeryModel` of transformers; from
+    :func:`attach_forgery`.
 
     Threads and asyncio tasks may call it at once; what a call needs belongs to it alone.
 
     Attributes:
         host: The host, or peft's wrapper around it where LoRA is attached.
         processor: The host's processor, whose tokenizer knows ``<forgery>``.
+        prompts: Conversations to tokens, and tokens to answers.
         kfd: The frozen detector.
         fpl: The learner.
         family: What is known of the host's kind.
@@ -64,13 +68,14 @@ class ForgeryVLM(nn.Module):
         shared: SharedTower | None = None,
     ) -> None:
         super().__init__()
-        self._shared = shared
+        self._shared, self._merged = shared, False
         self.host, self.kfd, self.fpl = host, kfd, fpl
         self.processor = processor
         self.family, self.fingerprint, self.host_name = family, fingerprint, host_name
         self.training_facts: dict[str, Any] = {}
         self._trained_before = trained_before
-        self.token_id = processor.tokenizer.convert_tokens_to_ids(FORGERY_TOKEN)
+        self.prompts = ProcessorEncoder(processor, self.n_forgery)
+        self.token_id = self.prompts.placeholder_id
         self._hooks = PlaceholderHooks(host.get_input_embeddings(), self.token_id)
 
     @property
@@ -162,12 +167,19 @@ class ForgeryVLM(nn.Module):
         ):
             return self.host(input_ids=input_ids, **host_inputs)
 
+    def labelled_logits(
+        self, labels: torch.Tensor, **inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits that predict labelled tokens, and their labels; see the protocol."""
+        return labelled_logits(self, self._bare, labels, **inputs)
+
     def generate(
         self,
         input_ids: torch.Tensor,
         forgery_images: torch.Tensor | None = None,
         detection: KFDOutput | None = None,
         images_per_sample: Sequence[int] | torch.Tensor | None = None,
+        cached_tokens: int | None = None,
         **host_inputs: Any,
     ) -> Any:
         """The host's ``generate`` with E_forgery at the placeholders; never emits a placeholder.
@@ -179,6 +191,7 @@ class ForgeryVLM(nn.Module):
                 cache reaches behind the last placeholder.
             detection: As for :meth:`forward`.
             images_per_sample: As for :meth:`forward`.
+            cached_tokens: How many tokens of ``input_ids`` the cache holds; by default its length.
             host_inputs: What the host's ``generate`` takes.
 
         Raises:
@@ -189,7 +202,7 @@ class ForgeryVLM(nn.Module):
             raise RuntimeError("call eval() before generate()")
         suppressed = [*(host_inputs.pop("suppress_tokens", None) or []), self.token_id]
         cache = cache_in(host_inputs)
-        known = 0 if cache is None else cache.get_seq_length()
+        known = 0 if cache is None else cached_tokens or cache.get_seq_length()
         if known and not any(count_placeholders(input_ids[:, known:], self.token_id)):
             if forgery_images is not None or detection is not None:
                 raise ValueError(
@@ -207,8 +220,24 @@ class ForgeryVLM(nn.Module):
         with skill, exclusive(self._bare):
             return generate(input_ids=input_ids, suppress_tokens=suppressed, **host_inputs)
 
+    def merge_lora(self) -> None:
+        """Add LoRA to the host's weights: calls are faster, but nothing can be saved or detached.
+
+        Raises:
+            ValueError: There is none, or the host is quantised.
+        """
+        if not self.has_lora:
+            raise ValueError("there is no LoRA to merge")
+        self.host, self._merged = merge_lora(self.host), True
+
     def detach(self) -> PreTrainedModel:
-        """Take hooks and LoRA off and return the bare host, as it was."""
+        """Take hooks and LoRA off and return the bare host, as it was.
+
+        Raises:
+            ValueError: LoRA was merged.
+        """
+        if self._merged:
+            raise ValueError("LoRA was merged into the host: load the adapter again")
         self._hooks.remove()
         bare = self.host.unload() if self.has_lora else self.host
         for name, parameter in bare.named_parameters():
@@ -216,7 +245,13 @@ class ForgeryVLM(nn.Module):
         return bare
 
     def save_pretrained(self, directory: str | PathLike) -> None:
-        """Write the forgery adapter; see :mod:`llava_forgery.hosts.adapter`."""
+        """Write the forgery adapter; see :mod:`llava_forgery.hosts.adapter`.
+
+        Raises:
+            ValueError: LoRA was merged, or the folder holds something else.
+        """
+        if self._merged:
+            raise ValueError("LoRA was merged into the host: load the adapter again")
         save_adapter(self, directory)
 
     def load_weights(self, directory: str | PathLike) -> None:
@@ -294,6 +329,33 @@ class ForgeryVLM(nn.Module):
         if self.family.cache_mode == "language_model":
             return bare.language_model.generate(**inputs)
         return self.host.generate(**inputs)
+
+
+def labelled_logits(
+    model: Callable[..., ModelOutput], host: PreTrainedModel, labels: torch.Tensor, **inputs: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:meth:`ForgeryModel.labelled_logits` of what calls a host of transformers.
+
+    Before the first answer stand the image and the question: with a large vocabulary their logits
+    cost a fifth of a small host's training step, and are left out where the host can.
+
+    Args:
+        model: Called with ``inputs``.
+        host: What it calls, without peft's wrapper.
+        labels: (B, T), -100 where nothing is asked.
+        inputs: Of the model.
+
+    Returns:
+        (B, K, V) and (B, K) on the logits' device.
+    """
+    first = int((labels != IGNORE_INDEX).any(dim=0).nonzero()[0])
+    labels = labels[:, first:]
+    # Each token is predicted by the logits of the place before it.
+    kept = labels.shape[1] + 1
+    if "logits_to_keep" in inspect.signature(host.forward).parameters:
+        inputs["logits_to_keep"] = kept
+    logits = model(**inputs).logits[:, -kept:-1]
+    return logits, labels.to(logits.device)
 
 
 @quiet()

@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from llava_forgery.constants import FORGERY_TOKEN, IGNORE_INDEX
+from llava_forgery.hosts.base import CandidateIds
+from llava_forgery.hosts.likelihood import tell_apart
 from llava_forgery.hosts.transformers.chat import (
     Processor,
     Rendered,
-    chat_messages,
     render,
     render_text,
     special_tokens,
@@ -25,16 +27,6 @@ from llava_forgery.hosts.transformers.processors import (
 )
 from llava_forgery.qa.conversation import Conversation, Message
 
-__all__ = [
-    "Rendered",
-    "candidate_ids",
-    "chat_messages",
-    "collate",
-    "encode",
-    "render",
-    "render_text",
-]
-
 
 def encode(
     conversation: Conversation,
@@ -42,6 +34,8 @@ def encode(
     images: Sequence[Image.Image] | None = None,
     n_forgery_tokens: int = 9,
     max_length: int | None = None,
+    *,
+    label_end: bool = True,
 ) -> dict[str, torch.Tensor]:
     """One sample as the host takes it.
 
@@ -57,6 +51,7 @@ def encode(
             them; None leaves them out of the prompt.
         n_forgery_tokens: n_f, behind each image.
         max_length: Most tokens; nothing is ever cut.
+        label_end: Whether the token that ends each turn is supervised.
 
     Returns:
         ``input_ids`` (T,), ``attention_mask`` (T,), ``labels`` (T,) unless it is a prompt, and
@@ -74,7 +69,8 @@ def encode(
     rendered = render(conversation, processor, n_forgery_tokens, n_images=n_images)
     text, spans = rendered.text, rendered.answer_spans
     if not conversation.is_prompt:
-        text, spans = _close_turns(rendered, tokenizer)
+        text, closed = _close_turns(rendered, tokenizer)
+        spans = closed if label_end else spans
     ids, offsets = _tokenise(tokenizer, text)
     suffix = bool(images) and conventions_of(processor).answers_are_suffix
     said = _tokens_of(spans, text, offsets) if suffix or not conversation.is_prompt else []
@@ -116,40 +112,52 @@ def encode(
     return sample
 
 
-def candidate_ids(
-    prompt: Conversation,
-    processor: Processor,
-    n_forgery_tokens: int = 9,
-    *,
-    n_images: int = 1,
-) -> tuple[int, int]:
-    """Ids of the tokens with which "Yes" and "No" begin after a prompt.
-
-    Their likelihoods right after the prompt give P(yes); so they must be what a rendered answer
-    begins with, in whichever way the word goes on.
+class ProcessorEncoder:
+    """The :class:`~llava_forgery.hosts.base.PromptEncoder` of a processor and its chat template.
 
     Args:
-        prompt: A conversation that ends with a question.
-        processor: The host's.
-        n_forgery_tokens: n_f.
-        n_images: Images that the prompt shows.
-
-    Raises:
-        ValueError: The answers do not continue the prompt's tokens with one token that tells
-            them apart.
+        processor: The host's; with placeholders its tokenizer knows ``<forgery>``.
+        n_forgery: n_f, placeholders behind each image; 0 for a host without the skill.
     """
-    if not prompt.is_prompt:
-        raise ValueError("expected a conversation that ends with a question")
-    tokenizer = tokenizer_of(processor)
-    text = render_text(prompt, processor, n_forgery_tokens, n_images=n_images)
-    head, _ = _tokenise(tokenizer, text)
-    special = {tokenizer.convert_tokens_to_ids(token) for token in special_tokens(tokenizer)}
-    found = []
-    for word in ("Yes", "No"):
-        firsts = set()
-        for answer in (word, f"{word}.", f"{word}, it"):
+
+    def __init__(self, processor: Processor, n_forgery: int) -> None:
+        self.processor, self.n_forgery = processor, n_forgery
+        self.tokenizer = tokenizer_of(processor)
+        self.placeholder_id = self.tokenizer.convert_tokens_to_ids(FORGERY_TOKEN)
+
+    def encode(
+        self,
+        conversation: Conversation,
+        images: Sequence[Image.Image] | None = None,
+        *,
+        label_end: bool = True,
+        max_length: int | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """See :func:`encode`."""
+        return encode(
+            conversation, self.processor, images, self.n_forgery, max_length, label_end=label_end
+        )
+
+    def collate(
+        self, samples: Sequence[dict[str, torch.Tensor]], padding_side: str = "right"
+    ) -> dict[str, torch.Tensor]:
+        """See :func:`collate`."""
+        return collate(samples, self.tokenizer.pad_token_id, padding_side)
+
+    def candidate_ids(self, prompt: Conversation, n_images: int = 1) -> CandidateIds:
+        """The tokens that tell "Yes" from "No" behind a prompt; see the protocol.
+
+        Raises:
+            ValueError: It is no prompt, or the answers do not continue its tokens.
+        """
+        if not prompt.is_prompt:
+            raise ValueError("expected a conversation that ends with a question")
+        text = render_text(prompt, self.processor, self.n_forgery, n_images=n_images)
+        head, _ = _tokenise(self.tokenizer, text)
+
+        def continued(answer: str) -> list[int]:
             said = Conversation((*prompt.messages, Message("assistant", answer)), label=None)
-            rendered = render(said, processor, n_forgery_tokens, n_images=n_images)
+            rendered = render(said, self.processor, self.n_forgery, n_images=n_images)
             start, end = rendered.answer_spans[-1]
             if rendered.text[:start] != text:
                 raise ValueError(
@@ -157,24 +165,18 @@ def candidate_ids(
                     f"it ends with {text[-40:]!r}, but before an answer stands "
                     f"{rendered.text[max(start - 40, 0) : start]!r}"
                 )
-            ids, _ = _tokenise(tokenizer, rendered.text[:end])
-            if ids[: len(head)] != head or len(ids) == len(head):
-                raise ValueError(
-                    f"the answer {answer!r} does not continue the tokens of the prompt: they end "
-                    f"with {head[-5:]}, with the answer with {ids[-8:]}"
-                )
-            firsts.add(ids[len(head)])
-        if len(firsts) > 1 or firsts & special:
-            raise ValueError(
-                f"{word!r} does not begin with one ordinary token after the prompt: {firsts}"
-            )
-        found.append(firsts.pop())
-    if found[0] == found[1]:
-        raise ValueError(
-            f"Yes and No begin with the same token {found[0]} after the prompt, so their "
-            "likelihoods cannot be told apart by it"
-        )
-    return found[0], found[1]
+            return _tokenise(self.tokenizer, rendered.text[:end])[0]
+
+        special = special_tokens(self.tokenizer)
+        return tell_apart(head, continued, self.tokenizer.convert_tokens_to_ids(list(special)))
+
+    def decode(self, ids: torch.Tensor) -> str:
+        """The text of an answer's new tokens (T,)."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def stopping(self) -> dict[str, Any]:
+        """Nothing: the host's generation configuration knows the end of a turn."""
+        return {}
 
 
 def collate(

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from llava_forgery.hosts.transformers.chat import special_tokens
-from llava_forgery.hosts.transformers.likelihood import first_token_p_yes
-from llava_forgery.hosts.transformers.model import ForgeryVLM
-from llava_forgery.hosts.transformers.prompts import candidate_ids, collate, encode
+from llava_forgery.hosts.base import ForgeryModel
+from llava_forgery.hosts.likelihood import answer_likelihoods
+from llava_forgery.infer.answering import write_answers
 from llava_forgery.integrations.lmms_eval.prompts import cite_score, is_detection_prompt
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.qa.conversation import Conversation, Message
@@ -97,7 +96,7 @@ class Settings:
 
 
 @torch.inference_mode()
-def answer(vlm: ForgeryVLM, questions: Sequence[Question], settings: Settings) -> list[Answer]:
+def answer(vlm: ForgeryModel, questions: Sequence[Question], settings: Settings) -> list[Answer]:
     """Answer dialogues in one batch.
 
     A first question of training's form gets the detector's result written into it, once; the
@@ -108,77 +107,46 @@ def answer(vlm: ForgeryVLM, questions: Sequence[Question], settings: Settings) -
         questions: About one face each.
         settings: For all of them.
     """
-    detection, scores = _detect(vlm, questions)
-    prompts = _prompts(questions, scores)
-    batch = _batch(vlm, questions, prompts, padding_side="left")
-    length = batch["input_ids"].shape[1]
-    output = vlm.generate(
-        detection=detection,
-        **batch,
-        **settings.for_generate(),
-        return_dict_in_generate=True,
-        output_logits=True,
+    detection, prompts, images = _read(vlm, questions)
+    asked = [len(q.messages) == 1 and is_detection_prompt(q.messages[0].text) for q in questions]
+    written = write_answers(
+        vlm, prompts, images, detection, yes_or_no=asked, **settings.for_generate()
     )
-    # Beams stand together, and in the first step all of a sample's are alike.
-    first = output.logits[0].float()[:: settings.num_beams]
-    texts = vlm.processor.tokenizer.batch_decode(
-        output.sequences[:, length:], skip_special_tokens=True
-    )
-    p_yes = _p_yes(vlm, questions, prompts, first)
     return [
-        Answer(_cut(text.strip(), settings.until).strip(), score, p)
-        for text, score, p in zip(texts, scores, p_yes, strict=True)
+        Answer(_cut(said.text, settings.until).strip(), score, said.p_yes)
+        for said, score in zip(written, detection.score.tolist(), strict=True)
     ]
 
 
-@torch.inference_mode()
 def likelihood(
-    vlm: ForgeryVLM, questions: Sequence[Question], continuations: Sequence[str]
+    vlm: ForgeryModel, questions: Sequence[Question], continuations: Sequence[str]
 ) -> list[tuple[float, bool]]:
     """How likely given answers are.
 
     Args:
         vlm: In eval mode.
         questions: N dialogues.
-        continuations: N answers to them; the token that ends the turn does not count.
+        continuations: N answers to them; what ends the turn does not count.
 
     Returns:
         For each the mean negative log-likelihood of its tokens, and whether it is what the host
         would write. lmms-eval's base class speaks of a log-likelihood, but its models return this
         loss, and its tasks take the smallest.
     """
-    detection, scores = _detect(vlm, questions)
-    prompts = _prompts(questions, scores)
-    said = [
-        Conversation((*prompt.messages, Message("assistant", text.strip())), label=None)
-        for prompt, text in zip(prompts, continuations, strict=True)
-    ]
-    heads = [_encode(vlm, *pair)["input_ids"] for pair in zip(questions, prompts, strict=True)]
-    batch = _batch(vlm, questions, said, padding_side="right")
-    labels = batch.pop("labels")
-    tokenizer = vlm.processor.tokenizer
-    ends = tokenizer.convert_tokens_to_ids(sorted(special_tokens(tokenizer)))
-    labels = labels.masked_fill(torch.isin(labels, torch.tensor(ends, device=labels.device)), -100)
-    log_p = vlm(detection=detection, **batch).logits[:, :-1].float().log_softmax(dim=-1)
-    results = []
-    for row, head in enumerate(heads):
-        start = len(head)
-        if not torch.equal(batch["input_ids"][row, :start].cpu(), head):
-            raise ValueError(
-                f"the answer {continuations[row]!r} does not continue the tokens of its prompt; "
-                "this chat template gives no likelihoods"
-            )
-        places = torch.nonzero(labels[row, start:] >= 0)[:, 0] + start
-        ids = labels[row, places]
-        found = log_p[row, places - 1]
-        loss = -found.gather(1, ids[:, None]).mean()
-        results.append((float(loss), bool((found.argmax(dim=1) == ids).all())))
-    return results
+    detection, prompts, images = _read(vlm, questions)
+    answers = [text.strip() for text in continuations]
+    found = answer_likelihoods(vlm, prompts, answers, images, detection, include_end=False)
+    return [(-one.log_likelihood / one.tokens, one.greedy) for one in found]
 
 
-def _detect(vlm: ForgeryVLM, questions: Sequence[Question]) -> tuple[KFDOutput, list[float]]:
+@torch.inference_mode()
+def _read(
+    vlm: ForgeryModel, questions: Sequence[Question]
+) -> tuple[KFDOutput, list[Conversation], list[Image.Image]]:
+    """Detections, prompts that cite them, and images."""
     detection = vlm.detect(torch.stack([from_bytes(question.face) for question in questions]))
-    return detection, detection.score.tolist()
+    images = [Image.fromarray(question.face) for question in questions]
+    return detection, _prompts(questions, detection.score.tolist()), images
 
 
 def _prompts(questions: Sequence[Question], scores: Sequence[float]) -> list[Conversation]:
@@ -188,43 +156,6 @@ def _prompts(questions: Sequence[Question], scores: Sequence[float]) -> list[Con
         cited = Message(first.role, cite_score(first.text, score))
         prompts.append(Conversation((cited, *others), label=None))
     return prompts
-
-
-def _encode(
-    vlm: ForgeryVLM, question: Question, conversation: Conversation
-) -> dict[str, torch.Tensor]:
-    return encode(
-        conversation,
-        vlm.processor,
-        images=[Image.fromarray(question.face)],
-        n_forgery_tokens=vlm.n_forgery,
-    )
-
-
-def _batch(
-    vlm: ForgeryVLM,
-    questions: Sequence[Question],
-    conversations: Sequence[Conversation],
-    padding_side: str,
-) -> dict[str, torch.Tensor]:
-    encoded = [_encode(vlm, *pair) for pair in zip(questions, conversations, strict=True)]
-    batch = collate(encoded, vlm.processor.tokenizer.pad_token_id, padding_side)
-    return {name: tensor.to(vlm.device) for name, tensor in batch.items()}
-
-
-def _p_yes(
-    vlm: ForgeryVLM,
-    questions: Sequence[Question],
-    prompts: Sequence[Conversation],
-    first_logits: torch.Tensor,
-) -> list[float | None]:
-    """P(yes) of the questions that are training's first one, None for the others."""
-    asked = [len(q.messages) == 1 and is_detection_prompt(q.messages[0].text) for q in questions]
-    if not any(asked):
-        return [None] * len(questions)
-    candidates = candidate_ids(prompts[asked.index(True)], vlm.processor, vlm.n_forgery)
-    values = first_token_p_yes(first_logits, candidates)
-    return [value if known else None for value, known in zip(values, asked, strict=True)]
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

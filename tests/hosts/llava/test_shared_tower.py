@@ -15,9 +15,10 @@ from llava_forgery.hosts.llava.loading import load_llava
 from llava_forgery.hosts.llava.model import attach_to_llava, detach_from_llava, llava_lora_config
 from llava_forgery.hosts.llava.prompts import forgery_prefix, tokenizer_forgery_token
 from llava_forgery.hosts.llava.register import register, unregister
+from llava_forgery.hosts.llava.vlm import LlavaForgeryVLM
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.loading import load_adapter, load_host
-from llava_forgery.infer.llava_predictor import LlavaForgeryPredictor
+from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.llava_flags import parse_arguments
@@ -235,7 +236,7 @@ def test_saved_and_read_by_llavas_loader_whose_tower_comes_later(root):
 
 def test_a_verdict_and_a_dialogue_encode_the_face_once(root):
     words, model = _skilled(root)
-    predictor = LlavaForgeryPredictor(model, words, max_new_tokens=3)
+    predictor = ForgeryPredictor(LlavaForgeryVLM(model, words), max_new_tokens=3)
     counted = Encodings(model)
     face = tiny.picture(0, SIDE)
     verdict = predictor.predict(face, cropped=True)

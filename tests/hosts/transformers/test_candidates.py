@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.hosts import small_llava
 from llava_forgery.hosts.transformers.prompts import (
-    candidate_ids,
+    ProcessorEncoder,
     encode,
 )
 from llava_forgery.qa.build import build_conversation, build_prompt
@@ -31,9 +31,9 @@ def test_candidates(host):
     processor = host.processor()
     if host.template == THINKING:
         with pytest.raises(ValueError, match="generation prompt is not what its answers begin"):
-            candidate_ids(build_prompt(0.93), processor)
+            ProcessorEncoder(processor, 9).candidate_ids(build_prompt(0.93))
         return
-    yes, no = candidate_ids(build_prompt(0.93), processor)
+    _, yes, no = ProcessorEncoder(processor, 9).candidate_ids(build_prompt(0.93))
     decode = processor.tokenizer.convert_ids_to_tokens
     assert "Yes".startswith(decode(yes).strip("▁Ġ"))
     assert "No".startswith(decode(no).strip("▁Ġ"))
@@ -48,18 +48,18 @@ def test_candidates(host):
 
 def test_candidates_need_a_prompt():
     with pytest.raises(ValueError, match="ends with a question"):
-        candidate_ids(conversation(), processor_of("small_llava"))
+        ProcessorEncoder(processor_of("small_llava"), 9).candidate_ids(conversation())
 
 
-def test_candidates_that_cannot_be_told_apart():
+def test_a_token_that_both_answers_begin_with_joins_the_prompt():
     """The space is a token of its own, so the words are only the second to be written."""
     words = HOSTS["vicuna"]().tokenizer
     words.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(), pre_tokenizers.Split("▁", "isolated")]
     )
     processor = Host(VICUNA, "</s>", words).processor()
-    with pytest.raises(ValueError, match="begin with the same token"):
-        candidate_ids(build_prompt(0.5), processor)
+    shared, yes, no = ProcessorEncoder(processor, 9).candidate_ids(build_prompt(0.5))
+    assert words.convert_ids_to_tokens([*shared, yes, no]) == ["▁", "Yes", "No"]
     # Training writes that space all the same.
     sample = encode(conversation(), processor, [IMAGE])
     assert words.convert_ids_to_tokens(supervised_runs(sample)[0])[:2] == ["▁", "Yes"]
@@ -82,5 +82,5 @@ def test_the_real_smollm2():
         runs = supervised_runs(encode(item, processor, [IMAGE]))
         expected = [answer + "<|im_end|>" for answer in answers(item)]
         assert [words.decode(run) for run in runs] == expected
-        yes, no = candidate_ids(build_prompt(0.93), processor)
+        _, yes, no = ProcessorEncoder(processor, 9).candidate_ids(build_prompt(0.93))
         assert words.convert_ids_to_tokens([yes, no]) == ["Yes", "No"]

@@ -3,7 +3,7 @@
 import pytest
 
 from llava_forgery.constants import FORGERY_TOKEN, IMAGE_TOKEN, REAL
-from llava_forgery.hosts.transformers.prompts import (
+from llava_forgery.hosts.transformers.chat import (
     chat_messages,
     render,
     render_text,

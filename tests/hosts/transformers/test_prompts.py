@@ -8,7 +8,7 @@ from transformers import LlavaProcessor
 
 from llava_forgery.constants import FORGERY_TOKEN, IGNORE_INDEX, REAL
 from llava_forgery.hosts.transformers.prompts import (
-    candidate_ids,
+    ProcessorEncoder,
     encode,
 )
 from llava_forgery.qa.build import build_conversation, build_prompt
@@ -176,7 +176,7 @@ def test_answer_glued_to_the_prompt():
     with pytest.raises(ValueError, match="cannot separate the answers"):
         encode(conversation(), host.processor(), [IMAGE])
     with pytest.raises(ValueError, match="does not continue the tokens of the prompt"):
-        candidate_ids(build_prompt(0.5), host.processor())
+        ProcessorEncoder(host.processor(), 9).candidate_ids(build_prompt(0.5))
 
 
 def test_expansion_that_changes_the_answers():

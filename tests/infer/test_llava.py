@@ -9,17 +9,23 @@ from argparse import Namespace
 import pytest
 import torch
 from PIL import Image
+from transformers import DynamicCache
 
 from llava_forgery.cli.app import load_predictor
 from llava_forgery.fpl.config import FPLConfig
+from llava_forgery.hosts.auto import AutoForgeryModel
 from llava_forgery.hosts.llava.checkpoint import save_llava_adapter
+from llava_forgery.hosts.llava.encoder import LlavaEncoder
 from llava_forgery.hosts.llava.hooks import FORGERY_TOKEN_INDEX, IMAGE_TOKEN_INDEX
 from llava_forgery.hosts.llava.loading import merge_llava
 from llava_forgery.hosts.llava.model import attach_to_llava
 from llava_forgery.hosts.llava.names import TEMPLATE_KEY
 from llava_forgery.hosts.llava.prompts import TEMPLATE
 from llava_forgery.hosts.llava.register import register, unregister
-from llava_forgery.infer.llava_predictor import LlavaForgeryPredictor, LlavaSpeaker
+from llava_forgery.hosts.llava.text import render_turns
+from llava_forgery.hosts.llava.vlm import LlavaForgeryVLM
+from llava_forgery.qa.build import build_prompt
+from llava_forgery.qa.conversation import Conversation, Message
 from tests import tiny, tiny_llava
 
 tiny_llava.require_llava()
@@ -46,7 +52,7 @@ def predictor(root):
 
 
 def test_a_verdict(root, predictor):
-    assert isinstance(predictor, LlavaForgeryPredictor)
+    assert isinstance(predictor.vlm, LlavaForgeryVLM)
     verdict = predictor.predict(root / "face.png", cropped=True)
     assert 0 < verdict.p_yes < 1
     assert verdict.mask.shape == (tiny.SIZE, tiny.SIZE)
@@ -56,41 +62,56 @@ def test_a_verdict(root, predictor):
     assert p_yes == pytest.approx([verdict.p_yes] * 2, abs=1e-5)
 
 
+def _said(*turns):
+    roles = ("user", "assistant") * len(turns)
+    messages = tuple(Message(role, text) for role, text in zip(roles, turns, strict=False))
+    return Conversation(messages, label=None)
+
+
 def test_the_prompt_is_the_one_of_training(predictor):
-    speaker = predictor.speaker
-    tokens, (yes, no) = speaker.candidates("Is this a deepfake image?")
+    prompts, picture = predictor.vlm.prompts, [Image.fromarray(tiny.picture())]
+    prompt = _said("Is this a deepfake image?")
+    ids = prompts.encode(prompt, picture)["input_ids"].tolist()
+    shared, yes, no = prompts.candidate_ids(prompt)
     assert yes != no
-    assert [token for token in tokens if token < 0] == (
-        [IMAGE_TOKEN_INDEX] + [FORGERY_TOKEN_INDEX] * 2
-    )
-    text = speaker.prompt(["Is this a deepfake image?"])
+    assert [token for token in ids if token < 0] == [IMAGE_TOKEN_INDEX] + [FORGERY_TOKEN_INDEX] * 2
+    text, _ = render_turns(["<image>\nIs this a deepfake image?"], prompts.style, skill=True)
     assert text.endswith("USER: <image>\n<forgery><forgery>\nIs this a deepfake image? ASSISTANT:")
-    said = speaker.tokens(speaker.prompt(["Is this a deepfake image?", "Yes, at the nose."]))
-    assert said[: len(tokens) + 1] == [*tokens, yes]
+    sample = prompts.encode(_said("Is this a deepfake image?", "Yes, at the nose."), picture)
+    begun = [*ids, *shared, yes]
+    assert sample["input_ids"].tolist()[: len(begun)] == begun
+    said = sample["labels"][sample["labels"] >= 0]
+    assert prompts.tokenizer.decode(said).strip() == "Yes, at the nose.</s>"
+    sample = prompts.encode(_said("Why?", "At the nose."), picture, label_end=False)
+    assert prompts.decode(sample["labels"][sample["labels"] >= 0]) == "At the nose."
+    with pytest.raises(ValueError, match="more than max_length 10"):
+        prompts.encode(prompt, picture, max_length=10)
+    with pytest.raises(ValueError, match="images is empty"):
+        prompts.encode(prompt, [])
 
 
-def test_templates(predictor):
-    model, tokenizer = predictor.vlm, predictor.speaker.tokenizer
-    speaker = LlavaSpeaker(model, tokenizer, TEMPLATE)
-    assert "###Human: <Img><image></Img><forgery><forgery> Why?###Assistant:" in speaker.prompt(
-        ["Why?"]
-    )
-    assert speaker.endings()["stop_strings"] == ["###"]
-    assert predictor.speaker.endings() == {}
+def test_templates(predictor, caplog):
+    prompts = LlavaEncoder(predictor.vlm.host, predictor.vlm.tokenizer, TEMPLATE)
+    assert "was trained with the template 'v1'" in caplog.text
+    text, _ = render_turns(["<image>\nWhy?"], prompts.style, skill=True)
+    assert "###Human: <Img><image></Img><forgery><forgery> Why?###Assistant:" in text
+    assert prompts.stopping()["stop_strings"] == ["###"]
+    assert predictor.vlm.prompts.stopping() == {}
     with pytest.raises(ValueError, match="none of LLaVA's conversation templates"):
-        LlavaSpeaker(model, tokenizer, "v99")
+        LlavaForgeryVLM(predictor.vlm.host, predictor.vlm.tokenizer, "v99")
 
 
-def test_a_dialogue_of_two_turns(root, predictor):
-    dialogue = predictor.dialogue(root / "face.png", cropped=True)
-    assert dialogue.ask("Is this a deepfake image?")
-    assert dialogue.ask("Why?")
-    assert [message.role for message in dialogue.messages] == ["user", "assistant"] * 2
-    assert f"{dialogue.score:.2f}" in dialogue.messages[0].text
-    with pytest.raises(ValueError, match="empty"):
-        dialogue.ask(" ")
-    with pytest.raises(ValueError, match="takes no cache"):
-        predictor.dialogue(root / "face.png", cropped=True, reuse_cache=True)
+def test_a_cache_must_hold_the_image(predictor):
+    ids = predictor.vlm.prompts.encode(build_prompt(), [Image.fromarray(tiny.picture())])
+    with pytest.raises(ValueError, match="must hold all images and placeholders"):
+        predictor.vlm.generate(
+            ids["input_ids"][None], past_key_values=DynamicCache(), cached_tokens=3
+        )
+    with pytest.raises(ValueError, match="needs cached_tokens"):
+        predictor.vlm.generate(torch.tensor([[5, 6]]), past_key_values=DynamicCache())
+    with pytest.raises(RuntimeError, match=r"eval\(\) before generate"):
+        LlavaForgeryVLM(predictor.vlm.host, predictor.vlm.tokenizer).train().generate(None)
+    predictor.vlm.eval()
 
 
 def test_other_hosts_are_refused(root):
@@ -115,7 +136,7 @@ def test_what_the_folder_names_is_not_downloaded_unasked(root, tmp_path, network
     with pytest.raises(FileNotFoundError, match=message):
         load_predictor(folder, base, "cpu")
     with pytest.raises(FileNotFoundError, match="--allow-download"):
-        LlavaForgeryPredictor.from_pretrained(folder, base, "cpu")
+        AutoForgeryModel.from_pretrained(folder, base, device="cpu")
     assert network == []
     with pytest.raises(FileNotFoundError, match="could not be loaded .*'openai/evil'"):
         load_predictor(folder, base, "cpu", None, True)

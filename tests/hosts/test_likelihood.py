@@ -2,8 +2,9 @@ import pytest
 import torch
 from PIL import Image
 
+from llava_forgery.hosts.baseline import BaselineVLM
+from llava_forgery.hosts.likelihood import answer_log_likelihoods, answer_probabilities
 from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.hosts.transformers.likelihood import answer_log_likelihoods, answer_probabilities
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.hosts.transformers.prompts import encode
 from llava_forgery.infer.predictor import ForgeryPredictor
@@ -49,30 +50,26 @@ def one_by_one(model, processor, prompt, answer, n_forgery, detection=None):
 
 def test_whole_answers_in_one_batch_equal_token_by_token(vlm, detection):
     prompt = build_prompt(0.7)
-    together = answer_log_likelihoods(
-        vlm, vlm.processor, prompt, ANSWERS, IMAGE, detection=detection
-    )
+    together = answer_log_likelihoods(vlm, prompt, ANSWERS, IMAGE, detection=detection)
     for answer, found in zip(ANSWERS, together.tolist(), strict=True):
         alone = one_by_one(vlm, vlm.processor, prompt, answer, vlm.n_forgery, detection)
         assert found == pytest.approx(alone, abs=1e-4)
-    single = answer_log_likelihoods(
-        vlm, vlm.processor, prompt, ANSWERS[2:3], IMAGE, detection=detection
-    )
+    single = answer_log_likelihoods(vlm, prompt, ANSWERS[2:3], IMAGE, detection=detection)
     assert float(single[0]) == pytest.approx(float(together[2]), abs=1e-4)
 
 
 def test_bare_host():
     host, processor = tiny.llava()
     prompt = build_prompt()
-    found = answer_log_likelihoods(host, processor, prompt, ANSWERS, IMAGE)
+    found = answer_log_likelihoods(BaselineVLM(host, processor).eval(), prompt, ANSWERS, IMAGE)
     for answer, value in zip(ANSWERS, found.tolist(), strict=True):
         assert value == pytest.approx(one_by_one(host, processor, prompt, answer, 0), abs=1e-4)
     assert found[2] < found[0]
 
 
 def test_prompt_without_an_image():
-    host, processor = tiny.llava()
-    found = answer_log_likelihoods(host, processor, build_prompt(), ["Yes", "No"])
+    bare = BaselineVLM(*tiny.llava()).eval()
+    found = answer_log_likelihoods(bare, build_prompt(), ["Yes", "No"])
     assert found.shape == (2,)
     assert (found < 0).all()
 
@@ -83,7 +80,6 @@ def test_probabilities_of_yes_and_no_are_the_predictors(vlm, detection):
     verdict = predictor.predict(PICTURE, cropped=True)
     found = answer_probabilities(
         vlm,
-        vlm.processor,
         build_prompt(verdict.score),
         ["Yes", "No"],
         IMAGE,
@@ -96,7 +92,7 @@ def test_probabilities_of_yes_and_no_are_the_predictors(vlm, detection):
 
 def test_mean_over_tokens(vlm, detection):
     options = {"detection": detection, "include_end": False}
-    arguments = (vlm, vlm.processor, build_prompt(0.7), ANSWERS, IMAGE)
+    arguments = (vlm, build_prompt(0.7), ANSWERS, IMAGE)
     total = answer_log_likelihoods(*arguments, **options)
     mean = answer_log_likelihoods(*arguments, **options, per_token=True)
     counts = [len(vlm.processor.tokenizer(answer)["input_ids"]) for answer in ANSWERS]
@@ -110,28 +106,26 @@ def test_only_the_last_answer_of_a_dialogue_counts(vlm, detection):
             (*start.messages, Message("assistant", said), Message("user", "Are you sure?")),
             label=None,
         )
-        found = answer_log_likelihoods(
-            vlm, vlm.processor, prompt, ["Yes", "No"], IMAGE, detection=detection
-        )
+        found = answer_log_likelihoods(vlm, prompt, ["Yes", "No"], IMAGE, detection=detection)
         for answer, value in zip(("Yes", "No"), found.tolist(), strict=True):
             alone = one_by_one(vlm, vlm.processor, prompt, answer, vlm.n_forgery, detection)
             assert value == pytest.approx(alone, abs=1e-4)
 
 
 def test_mistakes_are_named(vlm, detection):
-    host, processor = tiny.llava()
+    bare = BaselineVLM(*tiny.llava()).eval()
     prompt = build_prompt(0.7)
     with pytest.raises(ValueError, match="needs the detection"):
-        answer_log_likelihoods(vlm, vlm.processor, prompt, ANSWERS, IMAGE)
+        answer_log_likelihoods(vlm, prompt, ANSWERS, IMAGE)
     with pytest.raises(ValueError, match="takes no detection"):
-        answer_log_likelihoods(host, processor, prompt, ANSWERS, IMAGE, detection=detection)
+        answer_log_likelihoods(bare, prompt, ANSWERS, IMAGE, detection=detection)
     with pytest.raises(ValueError, match="non-empty list"):
-        answer_log_likelihoods(host, processor, prompt, "Yes", IMAGE)
+        answer_log_likelihoods(bare, prompt, "Yes", IMAGE)
     said = Conversation((*prompt.messages, Message("assistant", "Yes")), label=None)
     with pytest.raises(ValueError, match="ends with a question"):
-        answer_log_likelihoods(host, processor, said, ANSWERS, IMAGE)
+        answer_log_likelihoods(bare, said, ANSWERS, IMAGE)
     two = vlm.detect(torch.rand(2, 3, tiny.SIZE, tiny.SIZE))
     with pytest.raises(ValueError, match="one image, got 2"):
-        answer_log_likelihoods(vlm, vlm.processor, prompt, ANSWERS, IMAGE, detection=two)
+        answer_log_likelihoods(vlm, prompt, ANSWERS, IMAGE, detection=two)
     with pytest.raises(ValueError, match=r"call eval\(\)"):
-        answer_log_likelihoods(host.train(), processor, prompt, ANSWERS, IMAGE)
+        answer_log_likelihoods(bare.train(), prompt, ANSWERS, IMAGE)

@@ -1,0 +1,197 @@
+"""Conversations in LLaVA's templates, as the tokens and images that its models take."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from llava_forgery.constants import IGNORE_INDEX, IMAGE_TOKEN
+from llava_forgery.hosts.base import CandidateIds
+from llava_forgery.hosts.likelihood import tell_apart
+from llava_forgery.hosts.llava.hooks import FORGERY_TOKEN_INDEX
+from llava_forgery.hosts.llava.images import HostImages
+from llava_forgery.hosts.llava.names import TEMPLATE_KEY
+from llava_forgery.hosts.llava.prompts import TEMPLATE, paper_template
+from llava_forgery.hosts.llava.register import import_llava
+from llava_forgery.hosts.llava.text import PromptStyle, label_spans, render_turns, tokenise
+from llava_forgery.qa.conversation import Conversation
+
+logger = logging.getLogger(__name__)
+
+# The one that LLaVA 1.5 was tuned with, and that LLaVA's training scripts name.
+DEFAULT_TEMPLATE = "v1"
+
+
+class LlavaEncoder:
+    """The :class:`~llava_forgery.hosts.base.PromptEncoder` of the ``llava`` package.
+
+    Args:
+        model: With the skill and with its vision tower.
+        tokenizer: Its tokenizer; a fast one.
+        template: Name in LLaVA's ``conv_templates``; by default the one that the skill was
+            trained with, or else ``v1``.
+
+    Raises:
+        ValueError: LLaVA has no such template.
+    """
+
+    placeholder_id = FORGERY_TOKEN_INDEX
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None = None,
+    ) -> None:
+        config = model.config
+        self.tokenizer = tokenizer
+        self.style = PromptStyle(
+            find_template(config, template),
+            model.n_forgery,
+            bool(getattr(config, "mm_use_im_start_end", False)),
+        )
+        self._images = HostImages(model.get_vision_tower().image_processor, config)
+
+    def encode(
+        self,
+        conversation: Conversation,
+        images: Sequence[Image.Image] | None = None,
+        *,
+        label_end: bool = True,
+        max_length: int | None = None,
+    ) -> dict[str, Any]:
+        """One sample; see the protocol.
+
+        Returns:
+            ``input_ids`` with -200 for each image and -201 for each placeholder,
+            ``attention_mask`` and ``labels`` (T,); ``images``, (3, H, W) or (tiles, 3, H, W) each,
+            and ``image_sizes``, (width, height) each. A prompt without images has none of both.
+        """
+        if images is not None and not images:
+            raise ValueError("images is empty; give at least one, or None for a prompt without")
+        turns = self._turns(conversation, len(images or ()))
+        text, spans = render_turns(turns, self.style, skill=True)
+        if not label_end:
+            starts = [text.index(turns[2 * i + 1], start) for i, (start, _) in enumerate(spans)]
+            spans = [
+                (start, at + len(answer))
+                for (start, _), at, answer in zip(spans, starts, turns[1::2], strict=True)
+            ]
+        sample: dict[str, Any] = label_spans(text, spans, self.tokenizer)
+        length = len(sample["input_ids"])
+        if max_length is not None and length > max_length:
+            raise ValueError(
+                f"the sample has {length} tokens, more than max_length {max_length}; raise "
+                "max_length or shorten the conversation"
+            )
+        if conversation.is_prompt:
+            del sample["labels"]
+        sample["attention_mask"] = torch.ones_like(sample["input_ids"])
+        if images:
+            sample["images"], sample["image_sizes"] = self._images(images)
+        return sample
+
+    def collate(
+        self, samples: Sequence[dict[str, Any]], padding_side: str = "right"
+    ) -> dict[str, Any]:
+        """See :func:`collate`."""
+        return collate(samples, padding_side=padding_side)
+
+    def candidate_ids(self, prompt: Conversation) -> CandidateIds:
+        """The tokens that tell "Yes" from "No" behind a prompt; see the protocol."""
+        if not prompt.is_prompt:
+            raise ValueError("expected a conversation that ends with a question")
+        turns = self._turns(prompt, 1)
+        return tell_apart(self._ids(turns), lambda answer: self._ids([*turns, answer]))
+
+    def decode(self, ids: torch.Tensor) -> str:
+        """The text of an answer's new tokens (T,), without what ends it."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        for mark in self.stopping().get("stop_strings", []):
+            text = text.removesuffix(mark).strip()
+        return text
+
+    def stopping(self) -> dict[str, Any]:
+        """The template's separator, where it is no special token."""
+        template = self.style.template
+        mark = template.sep2 if template.sep2 else template.sep
+        if not mark or not mark.strip() or mark in self.tokenizer.all_special_tokens:
+            return {}
+        return {"stop_strings": [mark], "tokenizer": self.tokenizer}
+
+    def _turns(self, conversation: Conversation, n_images: int) -> list[str]:
+        first, *others = [message.text for message in conversation.messages]
+        return [f"{IMAGE_TOKEN}\n" * n_images + first, *others]
+
+    def _ids(self, turns: Sequence[str]) -> list[int]:
+        text, _ = render_turns(turns, self.style, skill=True)
+        return tokenise(text, self.tokenizer)[0]
+
+
+def find_template(config: PreTrainedConfig, name: str | None = None) -> Any:
+    """One of LLaVA's ``conv_templates``: by name, or that of the skill's training, or ``v1``.
+
+    Raises:
+        ValueError: LLaVA has no such template.
+    """
+    trained = getattr(config, TEMPLATE_KEY, None)
+    if not (name or trained):
+        logger.warning(
+            "the model's configuration names no conversation template: %s is taken",
+            DEFAULT_TEMPLATE,
+        )
+    if name and trained and name != trained:
+        logger.warning("the skill was trained with the template %r, not %r", trained, name)
+    name = name or trained or DEFAULT_TEMPLATE
+    if name == TEMPLATE:
+        return paper_template()
+    known = import_llava("a prompt", "llava.conversation").conv_templates
+    if name not in known:
+        raise ValueError(
+            f"{name!r} is none of LLaVA's conversation templates: {', '.join(known)}, {TEMPLATE}"
+        )
+    return known[name]
+
+
+def collate(
+    samples: Sequence[dict[str, Any]], pad_id: int = 0, padding_side: str = "right"
+) -> dict[str, Any]:
+    """A batch of samples of a model of the ``llava`` package.
+
+    Args:
+        samples: ``input_ids``, and ``attention_mask`` and ``labels`` if any, (T,) each; ``images``
+            and ``image_sizes`` of each image, if any.
+        pad_id: Fills ``input_ids``; the mask says where, so any id will do.
+        padding_side: "right" or "left".
+
+    Returns:
+        (B, T) for each token; ``images`` (N, 3, H, W), or a list where their shapes differ; and
+        ``image_sizes``, N times (width, height).
+
+    Raises:
+        ValueError: There is no sample, or they differ in keys.
+    """
+    if not samples:
+        raise ValueError("there is no sample to collate")
+    keys = set(samples[0])
+    for i, sample in enumerate(samples):
+        if set(sample) != keys:
+            raise ValueError(f"sample {i} has the keys {sorted(sample)}, sample 0 {sorted(keys)}")
+    masks = [torch.ones(len(sample["input_ids"]), dtype=torch.bool) for sample in samples]
+    fill = {"input_ids": pad_id, "labels": IGNORE_INDEX}
+    batch: dict[str, Any] = {
+        name: pad_sequence([s[name] for s in samples], True, value, padding_side)
+        for name, value in fill.items()
+        if name in keys
+    }
+    batch["attention_mask"] = pad_sequence(masks, True, 0, padding_side)
+    if "images" in keys:
+        images = [image for sample in samples for image in sample["images"]]
+        alike = images[0].ndim == 3 and all(image.shape == images[0].shape for image in images)
+        batch["images"] = torch.stack(images) if alike else images
+        batch["image_sizes"] = [size for sample in samples for size in sample["image_sizes"]]
+    return batch

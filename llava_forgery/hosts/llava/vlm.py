@@ -1,0 +1,301 @@
+"""A model of the ``llava`` package with the skill, as predictor, dialogue and training take it."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+
+from llava_forgery.call_state import in_call
+from llava_forgery.constants import IGNORE_INDEX
+from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.hosts.adapter import FPL
+from llava_forgery.hosts.families import HostFamily, exclusive
+from llava_forgery.hosts.kv_cache import CACHE, cache_in
+from llava_forgery.hosts.llava.checkpoint import TRAINABLES, save_llava_adapter
+from llava_forgery.hosts.llava.encoder import LlavaEncoder
+from llava_forgery.hosts.llava.model import detach_from_llava
+from llava_forgery.hosts.llava.names import PROJECTOR, TOWER
+from llava_forgery.hosts.llava.skill import EXPANDED_LABELS, has_forgery_adapter
+from llava_forgery.hosts.lora import fill_lora, merge_lora
+from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
+from llava_forgery.weights import load_tensors
+
+FAMILY = HostFamily("llava_llama", "LLaVA (the llava package)", "cache")
+
+
+class LlavaForgeryVLM(nn.Module):
+    """A :class:`~llava_forgery.hosts.base.ForgeryModel` of the ``llava`` package.
+
+    The model below can be used by LLaVA's own tools at the same time.
+
+    Args:
+        host: A model with the skill (``attach_to_llava``), or peft's wrapper around it.
+        tokenizer: Its tokenizer.
+        template: Name in LLaVA's ``conv_templates``; see :class:`LlavaEncoder`.
+
+    Attributes:
+        host: As given.
+        prompts: Conversations to tokens, and tokens to answers.
+        family: How the host goes on from a cache.
+
+    Raises:
+        ValueError: The model has no skill, or LLaVA has no such template.
+    """
+
+    family = FAMILY
+
+    def __init__(
+        self,
+        host: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.host, self.tokenizer, self._merged = host, tokenizer, False
+        if not has_forgery_adapter(self._bare):
+            raise ValueError("this model has no forgery skill; attach_to_llava gives it one")
+        self.prompts = LlavaEncoder(self._bare, tokenizer, template)
+        # LLaVA-NeXT's models want to be told of each image that it is no video.
+        self._tells_modalities = "modalities" in inspect.signature(self._bare.forward).parameters
+
+    @property
+    def _bare(self) -> PreTrainedModel:
+        return self.host.get_base_model() if self.has_lora else self.host
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether LoRA is attached; one that was merged is not."""
+        return isinstance(self.host, PeftModel)
+
+    @property
+    def kfd(self) -> KnowledgeGuidedForgeryDetector:
+        """The frozen detector."""
+        return getattr(self._bare.get_model(), TOWER).kfd
+
+    @property
+    def fpl(self) -> ForgeryPromptLearner:
+        """The learner."""
+        return getattr(self._bare.get_model(), PROJECTOR)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the host lies."""
+        return self.host.get_input_embeddings().weight.device
+
+    @property
+    def n_forgery(self) -> int:
+        """n_f: placeholders that a prompt must hold for each of its images."""
+        return self._bare.n_forgery
+
+    @property
+    def takes_forgery_images(self) -> bool:
+        """As the model's."""
+        return self._bare.takes_forgery_images
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Of the bare host."""
+        known = self._bare.config.mm_forgery_host
+        return {name: value for name, value in known.items() if name != "name_or_path"}
+
+    @property
+    def host_name(self) -> str:
+        """Where the bare host came from: a folder or a hub name."""
+        return self._bare.config.mm_forgery_host["name_or_path"]
+
+    def trainable_names(self) -> list[str]:
+        """Names of the parameters that training changes."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def detect(self, forgery_images: torch.Tensor) -> KFDOutput:
+        """The detector's output for images (N, 3, S, S) in [0, 1]."""
+        # In its own precision: mixed precision is for the host.
+        with torch.autocast(forgery_images.device.type, enabled=False):
+            return self._bare.detect(forgery_images)
+
+    @contextmanager
+    def detector_alone(self) -> Iterator[KnowledgeGuidedForgeryDetector]:
+        """The detector for calls without the host, also where it reads the host's tower."""
+        with self._bare.detector_alone() as kfd:
+            yield kfd
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        forgery_images: torch.Tensor | None = None,
+        detection: KFDOutput | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """The host's forward with E_forgery at the placeholders; see the protocol.
+
+        Args:
+            input_ids: (B, T) with -200 for each image and -201 for each placeholder.
+            forgery_images: (N, 3, S, S) in [0, 1]; or
+            detection: the detector's output for them. With neither, the detector sees ``images``.
+            inputs: ``images``, ``image_sizes``, ``attention_mask``, ``labels`` ...
+        """
+        if forgery_images is not None and detection is None and self.takes_forgery_images:
+            forgery_images, detection = None, self.detect(forgery_images)
+        return self.host(
+            input_ids=input_ids,
+            forgery_images=forgery_images,
+            detection=detection,
+            **self._shown(inputs),
+        )
+
+    def labelled_logits(
+        self, labels: torch.Tensor, **inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits that predict labelled tokens, and their labels, as LLaVA's model has put them
+        between its images' embeddings; see the protocol."""
+        expanded: list[torch.Tensor] = []
+        with in_call(EXPANDED_LABELS, expanded):
+            logits = self(**inputs, labels=labels).logits
+        labels = expanded[0].to(logits.device)
+        first = int((labels != IGNORE_INDEX).any(dim=0).nonzero()[0])
+        return logits[:, first - 1 : -1], labels[:, first:]
+
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        forgery_images: torch.Tensor | None = None,
+        detection: KFDOutput | None = None,
+        cached_tokens: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """The host's ``generate`` with E_forgery at the placeholders; see the protocol.
+
+        Raises:
+            RuntimeError: The model is in training mode.
+            ValueError: As :meth:`forward`; or there is a cache, and ``cached_tokens`` is not given,
+                the cache ends before the last placeholder, or the prompts are padded.
+        """
+        if self.training:
+            raise RuntimeError("call eval() before generate()")
+        if cache_in(options) is None:
+            output = self._bare.generate(
+                input_ids,
+                forgery_images=forgery_images,
+                detection=detection,
+                **self._shown(options),
+            )
+            fed = 0
+        else:
+            if forgery_images is not None or detection is not None:
+                raise ValueError(
+                    "the cache reaches behind the placeholders, so that forgery_images or "
+                    "detection would not be read; leave them out, or the cache"
+                )
+            output, fed = self._continue(input_ids, cached_tokens, options)
+        # LLaVA's generate gives new tokens only.
+        new = (output if isinstance(output, torch.Tensor) else output.sequences)[:, fed:]
+        repeats = len(new) // len(input_ids)
+        sequences = torch.cat([input_ids.repeat_interleave(repeats, 0).to(new.device), new], dim=1)
+        if isinstance(output, torch.Tensor):
+            return sequences
+        output.sequences = sequences
+        return output
+
+    def _continue(
+        self, input_ids: torch.Tensor, cached_tokens: int | None, options: dict[str, Any]
+    ) -> tuple[Any, int]:
+        """``generate`` from a cache on, and how many ids it was given.
+
+        LLaVA's own takes no cache, transformers' does: the ids whose keys are known are not read,
+        only counted.
+        """
+        cache, mask = cache_in(options), options.pop("attention_mask", None)
+        known = cache.get_seq_length()
+        if cached_tokens is None or (input_ids[:, cached_tokens:] < 0).any():
+            raise ValueError(
+                "a cache of a model of the llava package needs cached_tokens, and must hold all "
+                f"images and placeholders of the prompt; got cached_tokens={cached_tokens}"
+            )
+        if mask is not None and not bool(mask.bool().all()):
+            raise ValueError("prompts that go on from a cache must not be padded")
+        # An image is one id but as many keys as it has patches.
+        more = known - cached_tokens
+        ids = nn.functional.pad(input_ids.clamp(min=0), (more, 0))
+        options = {name: v for name, v in options.items() if name not in ("images", "image_sizes")}
+        options[CACHE] = cache
+        with exclusive(self._bare):
+            output = GenerationMixin.generate(
+                self._bare, input_ids=ids, attention_mask=torch.ones_like(ids), **options
+            )
+        return output, ids.shape[1]
+
+    def _shown(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs with the images in the host's precision, on its device."""
+        images = inputs.get("images")
+        if images is None:
+            return inputs
+        to = {"device": self.device, "dtype": self._bare.dtype}
+        plain = isinstance(images, torch.Tensor)
+        shown = {"images": images.to(**to) if plain else [image.to(**to) for image in images]}
+        if self._tells_modalities:
+            shown["modalities"] = ["image"] * len(images)
+        return {**inputs, **shown}
+
+    def host_trainables(self) -> dict[str, torch.Tensor]:
+        """The host's own projector where it is trained as well, by the host's names."""
+        module = self._bare.get_model().mm_projector
+        names = {f"model.mm_projector.{name}": p for name, p in module.named_parameters()}
+        return {name: p.detach() for name, p in names.items() if p.requires_grad}
+
+    def merge_lora(self) -> None:
+        """Add LoRA to the host's weights: calls are faster, but nothing can be saved or detached.
+
+        Raises:
+            ValueError: There is none, or the host is quantised.
+        """
+        if not self.has_lora:
+            raise ValueError("there is no LoRA to merge")
+        self.host, self._merged = merge_lora(self.host), True
+
+    def save_pretrained(self, directory: str | PathLike) -> None:
+        """Write the forgery adapter in LLaVA's layout.
+
+        Raises:
+            ValueError: LoRA was merged, or the folder holds something else.
+        """
+        if self._merged:
+            raise ValueError("LoRA was merged into the host: load the adapter again")
+        save_llava_adapter(self.host, directory, self.host_trainables())
+
+    def load_weights(self, directory: str | PathLike) -> None:
+        """Fill what is trained from :meth:`save_pretrained`'s files, strictly.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: It does not fit, or holds weights of the host that are not trained here.
+        """
+        directory = Path(directory)
+        self.fpl.load_state_dict(load_tensors(directory / FPL, self.fpl.state_dict()))
+        if self.has_lora:
+            fill_lora(self.host, directory)
+        projector = self.host_trainables()
+        if not projector and (directory / TRAINABLES).is_file():
+            raise ValueError(
+                f"{directory} holds weights of the host's own projector, which this training "
+                "leaves as they are; give --mm_projector_lr as before, or another --output_dir"
+            )
+        if projector:
+            for name, tensor in load_tensors(directory / TRAINABLES, projector).items():
+                projector[name].copy_(tensor)
+
+    def detach(self) -> PreTrainedModel:
+        """Take skill and LoRA off; returns the bare host as it was.
+
+        Raises:
+            ValueError: LoRA was merged.
+        """
+        if self._merged:
+            raise ValueError("LoRA was merged into the host: load the adapter again")
+        return detach_from_llava(self.host.unload() if self.has_lora else self.host)
