@@ -32,7 +32,7 @@ if [ ! -f "$OUT/trunk.safetensors" ]; then
 fi
 python -m llava_forgery.cli train detector --faces "$OUT/faces" --out "$OUT/kfd" \
     --trunk-weights "$OUT/trunk.safetensors" --recipe "$here/default_recipe.json" \
-    --steps "${STEPS:-4000}" --learning-rate 6e-4 --resume "$@"
+    --steps "${STEPS:-4000}" --learning-rate 8e-4 --resume "$@"
 if [ -n "${REAL:-}" ]; then
     python -m llava_forgery.cli eval real --model "$OUT/kfd" --data "$REAL" --out "$OUT/eval-real"
 fi

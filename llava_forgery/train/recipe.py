@@ -19,6 +19,7 @@ _PARTS = {
     "framing": FramingConfig,
     "degradation": DegradeConfig,
     "weights": LossWeights,
+    "norm_degradation": DegradeConfig,
 }
 
 
@@ -32,6 +33,8 @@ class Stage1Recipe:
     weights: LossWeights = field(default_factory=LossWeights)
     average: float = 0.0
     schedule: str = "cosine"
+    norm_degradation: DegradeConfig | None = None
+    norm_batches: int = 16
 
 
 def read_recipe(path: str | PathLike) -> Stage1Recipe:

@@ -260,6 +260,8 @@ def train_kfd(
     renderer: str = "auto",
     resume: bool = False,
     report_to: str = "none",
+    norm_degradation: DegradeConfig | None = None,
+    norm_batches: int = 16,
     val_faces: datasets.Dataset | None = None,
     eval_steps: int = 100,
     val_pairs: int = 128,
@@ -295,6 +297,10 @@ def train_kfd(
         resume: Continue from the last checkpoint in ``output_dir``: the result is that of a run
             without interruption.
         report_to: ``none``, ``tensorboard`` or ``wandb``.
+        norm_degradation: Changes of quality of the pictures that the trained batch norms are
+            measured on at the end, such as those of videos; None for those of the training. The
+            scores of a detector change a lot with what its batch norms expect.
+        norm_batches: How many such batches.
         val_faces: Real faces of other people. With them the detector is measured as it is trained,
             and the best state is written instead of the last; see :class:`Validation`.
         eval_steps: Steps between two such measurements.
@@ -339,6 +345,7 @@ def train_kfd(
         "weights": describe_weights(detector),
         "losses": asdict(stage.weights),
         "average": average,
+        "norms": [norm_batches, asdict(norm_degradation) if norm_degradation else None],
         "data": pairs.describe(),
     }
     device = rendering_device(renderer, arguments.device)
@@ -347,8 +354,7 @@ def train_kfd(
         settings["renderer"] = "torch"
     validation = None
     if val_faces is not None:
-        del options["length"]
-        held_out = FacePairs(val_faces, length=val_pairs, role="validation", **options)
+        held_out = FacePairs(val_faces, role="validation", **{**options, "length": val_pairs})
         validation = Validation(stage.candidate, held_out, eval_steps, output_dir)
         settings["validation"] = validation.describe()
     run = open_run(arguments, "train detector", settings, Path(output_dir) / CONFIG, resume)
@@ -366,7 +372,11 @@ def train_kfd(
     stage.take_average()
     if validation is not None:
         validation.take_best(detector)
-    recalibrate_batch_norm(detector, pairs, batch_size)
+    measured_on = pairs
+    if norm_degradation is not None:
+        options |= {"length": norm_batches * batch_size, "degradation": norm_degradation}
+        measured_on = FacePairs(faces, role="training", **options)
+    recalibrate_batch_norm(detector, measured_on, batch_size, norm_batches)
     detector.eval()
     trainer.save_model(output_dir)
     run.finish()

@@ -249,6 +249,21 @@ def test_the_best_state_is_written_and_an_interruption_changes_nothing(faces, tm
     assert _same(whole.state_dict(), resumed.state_dict())
 
 
+def test_batch_norms_can_be_measured_on_other_pictures(faces, tmp_path):
+    """What is trained stays as it is; only running statistics change, and the scores with them."""
+    options = {"norm_degradation": DegradeConfig(probability=1.0, video=1.0), "norm_batches": 2}
+    plain = _train_kfd(faces, tmp_path / "plain")
+    other = _train_kfd(faces, tmp_path / "other", **options)
+    assert _same(dict(plain.named_parameters()), dict(other.named_parameters()))
+    changed = {
+        n for n, t in other.state_dict().items() if not torch.equal(t, plain.state_dict()[n])
+    }
+    assert changed
+    assert all("running_" in name or "num_batches" in name for name in changed)
+    with pytest.raises(ValueError, match="norms was"):
+        _train_kfd(faces, tmp_path / "other", resume=True)
+
+
 def test_whom_a_detector_was_trained_on_is_recorded(faces, tmp_path):
     with pytest.raises(ValueError, match="people are both trained and validated on, such as "):
         _train_kfd(faces, tmp_path / "leak", val_faces=faces)
