@@ -108,6 +108,8 @@ class Track:
     def verdict(self, shown: Verdict, reduce: str) -> VideoVerdict:
         """The verdict of the video from that of the frame that is described."""
         score, p_yes = self.pooled(reduce)
+        if p_yes is None:
+            p_yes = shown.p_yes
         face = self.shown(reduce)
         agreed = agree(score, p_yes, shown.answer, shown.thresholds.fake)
         whole = replace(shown, score=score, p_yes=p_yes, agree=agreed)

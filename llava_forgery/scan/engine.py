@@ -134,8 +134,8 @@ def run_scan(
 
     def units_of(entry: Entry) -> list[Unit]:
         parts = collector.folder.parts(entry)
-        reduce, asks = settings.judge.reduce, settings.answers == "flagged"
-        return next_units(entry, parts, settings.read.frames, settings.read.span, reduce, asks)
+        read, reduce = settings.read, settings.judge.reduce
+        return next_units(entry, parts, read.frames, read.span, reduce)
 
     while units := [u for entry in islice(plan.pending(), _WAVE) for u in units_of(entry)]:
         before = collector.files, collector.parts

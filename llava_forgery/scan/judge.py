@@ -1,7 +1,7 @@
 """Judging: from the faces of files to verdicts, in batches that files share."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,13 +13,12 @@ from llava_forgery.infer.batch import error_sentence
 from llava_forgery.infer.batching import BatchLimits, in_batches
 from llava_forgery.infer.overlay import heat_overlay, photograph_overlay
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
-from llava_forgery.infer.verdict import Verdict
+from llava_forgery.infer.verdict import Verdict, agree
 from llava_forgery.infer.video import (
     FrameScore,
     SeenFace,
     VideoVerdict,
     join_tracks,
-    no_face,
     video_overlay,
 )
 from llava_forgery.scan.sources import local_copy
@@ -68,134 +67,133 @@ class Judge:
 
     def __call__(self, items: Sequence[Item]) -> list[Item]:
         """The same items, in order."""
-        kinds: dict[str, list[Item]] = {}
-        for item in items:
-            if item.is_open:
-                kinds.setdefault(_kind(item), []).append(item)
-        self._pictures(kinds.get("picture", ()))
-        self._videos(kinds.get("video", ()))
-        self._rate(kinds.get("asked" if self.flagged_only else "span", ()))
-        self._describe(kinds.get("tracks", ()))
+        open_items = [item for item in items if item.is_open]
+        if self.flagged_only:
+            self._ask(open_items)
+        else:
+            films = [item for item in open_items if item.kind is Kind.VIDEO]
+            self._pictures([item for item in open_items if item.kind is not Kind.VIDEO])
+            self._rate([item for item in films if item.unit.tracks is None])
+            self._describe([item for item in films if item.tracks is not None])
         for item in items:
             try:
                 self._close(item)
             except Exception as error:
-                item.error, item.verdicts = error_sentence(error), []
+                item.error = error_sentence(error)
+                item.verdicts, item.pictures = [], []
         return list(items)
 
-    def _chosen(self, item: Item) -> list[int]:
-        """Which of an item's faces are judged here."""
-        if not self.flagged_only:
-            return list(range(len(item.faces)))
-        if _kind(item) != "video":
-            return [i for i, verdict in enumerate(item.verdicts) if is_flagged(verdict)]
-        tracks = {verdict.track for verdict in item.verdicts if is_flagged(verdict)}
-        return [i for i, seen in enumerate(item.seen) if seen.track in tracks]
-
     def _pictures(self, items: Sequence[Item]) -> None:
-        groups = ((item, [item.faces[i] for i in self._chosen(item)]) for item in items)
+        groups = ((item, item.faces) for item in items)
         for item, verdicts in self._run(groups, self.predictor.predict_faces):
-            if not self.flagged_only:
-                item.verdicts = verdicts
-            else:
-                for i, verdict in zip(self._chosen(item), verdicts, strict=True):
-                    item.verdicts[i] = verdict
-
-    def _videos(self, items: Sequence[Item]) -> None:
-        reduce = self.settings.reduce
-        groups = ((item, [item.faces[i] for i in self._chosen(item)]) for item in items)
-        shown = []
-        for item, rated in self._run(groups, self._scores):
-            seen = [item.seen[i] for i in self._chosen(item)]
-            if not seen and self.flagged_only:
-                continue
-            try:
-                tracks = join_tracks(zip(seen, _scores(seen, rated), strict=True), item.path)
-            except ValueError as error:
-                item.error = str(error)
-                continue
-            faces = [item.faces[item.seen.index(track.shown(reduce))] for track in tracks]
-            shown.append(((item, tracks), faces))
-        for (item, tracks), verdicts in self._run(shown, self.predictor.predict_faces):
-            pairs = zip(tracks, verdicts, strict=True)
-            judged = {t.faces[0].track: t.verdict(verdict, reduce) for t, verdict in pairs}
-            if self.flagged_only:
-                item.verdicts = [judged.get(v.track, v) for v in item.verdicts]
-            else:
-                item.verdicts = list(judged.values())
+            item.verdicts = verdicts
 
     def _rate(self, items: Sequence[Item]) -> None:
-        """Scores alone, of steps of long videos."""
+        """Scores of a video's frames; its tracks, unless others see the rest of it."""
         for item, rated in self._run(((item, item.faces) for item in items), self._scores):
-            item.scores = _scores(item.seen, rated)
-            item.low = self.predictor.kfd.thresholds.low
+            pairs = zip(item.seen, rated, strict=True)
+            item.scores = [
+                FrameScore(f.frame, score, p_yes, f.seconds) for f, (score, p_yes) in pairs
+            ]
+            if item.unit.span is None:
+                try:
+                    item.tracks = join_tracks(zip(item.seen, item.scores, strict=True), item.path)
+                except ValueError as error:
+                    item.error = str(error)
 
     def _describe(self, items: Sequence[Item]) -> None:
-        """The last step of long videos: verdicts of the frames that are shown."""
-        groups = ((item, [item.faces[i] for i in self._chosen(item)]) for item in items)
+        """Verdicts of tracks, by the frame of each that is shown."""
+        reduce = self.settings.reduce
+        groups = ((item, [shown(item, t.shown(reduce)) for t in item.tracks]) for item in items)
         for item, verdicts in self._run(groups, self.predictor.predict_faces):
-            tracks = item.unit.tracks
-            if not tracks:
-                item.error = no_face(item.path)
-                continue
-            judged = dict(enumerate(item.verdicts))
-            for i, verdict in zip(self._chosen(item), verdicts, strict=True):
-                judged[i] = tracks[i].verdict(verdict, self.settings.reduce)
-            item.verdicts = list(judged.values())
+            pairs = zip(item.tracks, verdicts, strict=True)
+            item.verdicts = [track.verdict(verdict, reduce) for track, verdict in pairs]
+
+    def _ask(self, items: Sequence[Item]) -> None:
+        """What the language model says of flagged faces; the rest of their verdicts stays."""
+        asked = {
+            id(item): [i for i, v in enumerate(item.verdicts) if _is_asked(v)] for item in items
+        }
+        groups = ((item, [_face(item, i) for i in asked[id(item)]]) for item in items)
+        for item, answers in self._run(groups, self.predictor.predict_faces):
+            for i, said in zip(asked[id(item)], answers, strict=True):
+                item.verdicts[i] = with_answer(item.verdicts[i], said)
 
     def _scores(self, faces: Sequence[FaceInput]) -> list[tuple[float, float | None]]:
         return list(zip(*self.predictor.predict_scores(faces), strict=True))
 
-    def _run(self, groups, run) -> Iterator[tuple]:
+    def _run(
+        self,
+        groups: Iterable[tuple[Item, Sequence[FaceInput]]],
+        run: Callable[[Sequence[FaceInput]], list],
+    ) -> Iterator[tuple[Item, list]]:
         """Results of the groups none of whose faces failed; the others' items get the error."""
         for key, results in in_batches(groups, run, self.settings.limits):
             failed = next((r for r in results if isinstance(r, Exception)), None)
             if failed is None:
                 yield key, results
             else:
-                (key if isinstance(key, Item) else key[0]).error = error_sentence(failed)
+                key.error = error_sentence(failed)
 
     def _close(self, item: Item) -> None:
+        """Draw what is wanted, and let go what nobody needs."""
         if item.error is not None:
-            item.verdicts = []
-        flagged = any(is_flagged(verdict) for verdict in item.verdicts)
-        if self.is_last:
+            item.verdicts, item.pictures = [], []
+        if not self.flagged_only:
             item.pictures = [
-                face_picture(self._face(item, i), verdict) if is_flagged(verdict) else None
+                face_picture(_face(item, i), verdict) if is_flagged(verdict) else None
                 for i, verdict in enumerate(item.verdicts)
             ]
-            if flagged and self.settings.overlays:
-                item.overlay = _draw(item)
-        if self.is_last or not (flagged or item.unit.is_asked):
+        flagged = any(is_flagged(verdict) for verdict in item.verdicts)
+        drawn = flagged and self.settings.overlays
+        if self.is_last and drawn:
+            item.overlay = _draw(item)
+        if self.is_last or not flagged:
             item.faces = []
-        if self.is_last or not (flagged and self.settings.overlays):
+        if self.is_last or not drawn:
             nothing = np.empty((0, 0), np.float32)
             item.verdicts = [replace(verdict, mask=nothing) for verdict in item.verdicts]
 
-    def _face(self, item: Item, i: int) -> FaceInput:
-        """What the verdict with this number shows."""
-        verdict = item.verdicts[i]
-        if not isinstance(verdict, VideoVerdict):
-            return item.faces[i]
-        places = [(seen.track, seen.frame) for seen in item.seen]
-        return item.faces[places.index((verdict.track, verdict.frame))]
+
+def _face(item: Item, number: int) -> FaceInput:
+    """What the verdict with this number shows."""
+    verdict = item.verdicts[number]
+    return shown(item, verdict) if isinstance(verdict, VideoVerdict) else item.faces[number]
 
 
-def _kind(item: Item) -> str:
-    """Which of the ways through a judge an item takes."""
-    unit = item.unit
-    if item.kind is not Kind.VIDEO:
-        return "picture"
-    if unit.tracks is not None:
-        return "tracks"
-    return "asked" if unit.is_asked else "span" if unit.span is not None else "video"
+def shown(item: Item, face: SeenFace | VideoVerdict) -> FaceInput:
+    """The pixels of a face of a video.
+
+    Args:
+        item: Of the video, with its faces.
+        face: Tells frame and track.
+    """
+    places = [(seen.frame, seen.track) for seen in item.seen]
+    return item.faces[places.index((face.frame, face.track))]
 
 
-def _scores(
-    seen: Sequence[SeenFace], rated: Sequence[tuple[float, float | None]]
-) -> list[FrameScore]:
-    pairs = zip(seen, rated, strict=True)
-    return [FrameScore(face.frame, score, p_yes, face.seconds) for face, (score, p_yes) in pairs]
+def _is_asked(verdict: Verdict) -> bool:
+    """As a predictor decides it: by the score of the picture that the language model would see."""
+    if isinstance(verdict, VideoVerdict):
+        (score,) = (f.score for f in verdict.frames if f.frame == verdict.frame)
+        return score >= verdict.thresholds.low
+    return is_flagged(verdict)
+
+
+# Of a verdict, what the detector says of the picture.
+_DETECTED = ("score", "mask", "box", "thresholds", "warnings", "agree")
+
+
+def with_answer(verdict: Verdict, said: Verdict) -> Verdict:
+    """A verdict by the detector with what the language model says of the same face.
+
+    Args:
+        verdict: Of a picture, or of a video.
+        said: Of the picture that is shown.
+    """
+    words = {name: value for name, value in vars(said).items() if name not in _DETECTED}
+    agreed = agree(verdict.score, said.p_yes, said.answer, verdict.thresholds.fake)
+    return replace(verdict, agree=agreed, **words)
 
 
 def face_picture(face: FaceInput, verdict: Verdict) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 
 from llava_forgery.faces.tracks import PATIENCE
 from llava_forgery.faces.video import FrameChoice
-from llava_forgery.infer.video import FrameScore, SeenFace, Track, join_tracks
+from llava_forgery.infer.video import FrameScore, SeenFace, join_tracks
 from llava_forgery.scan.sources import Entry
 from llava_forgery.scan.units import Span, Unit
 
@@ -75,64 +75,33 @@ def _known(joined: Rows, first: int) -> dict[tuple[int, Any], int]:
 
 
 def next_units(
-    entry: Entry,
-    parts: Mapping[str, bytes],
-    choice: FrameChoice,
-    size: int,
-    reduce: str,
-    asks: bool,
+    entry: Entry, parts: Mapping[str, bytes], choice: FrameChoice, size: int, reduce: str
 ) -> list[Unit]:
     """What is to be done of a file that has no record yet.
 
     Args:
         entry: The file.
-        parts: What earlier units of it gave, by :func:`part_name`.
+        parts: What earlier units of it gave, by name.
         choice: Which frames are looked at.
         size: Most frames of a span.
         reduce: How frames are pooled.
-        asks: Whether the language model is asked about faces that turn out flagged.
     """
     if LONG not in parts:
         return [Unit(entry)]
     known = json.loads(parts[LONG])
     base = Unit(entry, known["sha256"])
-    steps = [replace(base, span=s) for s in list_spans(choice, known["frames"], size)]
-    if missing := [step for step in steps if part_name(step) not in parts]:
-        return missing
-    rated = [_unpack(parts[part_name(step)]) for step in steps]
-    rows, low = join_spans(rows for rows, _ in rated), rated[0][1]
+    spans = list_spans(choice, known["frames"], size)
+    if missing := [span for span in spans if part_name(span) not in parts]:
+        return [replace(base, span=span) for span in missing]
+    rows = join_spans(_unpack(parts[part_name(span)]) for span in spans)
     tracks = join_tracks(rows, entry.path) if rows else []
-    if asks:
-        flagged = [t for t in tracks if t.pooled(reduce)[0] >= low]
-        faces = [face for track in flagged for face in track.faces]
-        steps = [
-            replace(base, faces=tuple(faces[i : i + size]), number=i // size)
-            for i in range(0, len(faces), size)
-        ]
-        if missing := [step for step in steps if part_name(step) not in parts]:
-            return missing
-        told = {
-            (seen.track, seen.frame): score.p_yes
-            for step in steps
-            for seen, score in _unpack(parts[part_name(step)])[0]
-        }
-        tracks = [_with_answers(track, told) for track in tracks]
     shown = tuple(track.shown(reduce) for track in tracks)
-    return [replace(base, faces=shown, tracks=tuple(tracks))]
+    return [replace(base, tracks=tuple(tracks), shown=shown)]
 
 
-def _with_answers(track: Track, told: Mapping[tuple[int, int], float]) -> Track:
-    pairs = zip(track.faces, track.scores, strict=True)
-    scores = [
-        score._replace(p_yes=told.get((face.track, face.frame), score.p_yes))
-        for face, score in pairs
-    ]
-    return replace(track, scores=tuple(scores))
-
-
-def part_name(unit: Unit) -> str:
-    """Under which the folder keeps what a step of a long video gives."""
-    return f"rate {unit.span.number}" if unit.span is not None else f"ask {unit.number}"
+def part_name(span: Span) -> str:
+    """Under which the folder keeps what a span gives."""
+    return f"span {span.number}"
 
 
 def pack_long(sha256: str, frames: int) -> bytes:
@@ -145,26 +114,24 @@ def pack_long(sha256: str, frames: int) -> bytes:
     return json.dumps({"sha256": sha256, "frames": frames}).encode()
 
 
-def pack_part(seen: Sequence[SeenFace], scores: Sequence[FrameScore], low: float) -> bytes:
-    """What a step gives, as JSON.
+def pack_part(seen: Sequence[SeenFace], scores: Sequence[FrameScore]) -> bytes:
+    """What a span gives, as JSON.
 
     Args:
         seen: Faces in the order of their frames.
         scores: As many.
-        low: Score from which on a face is flagged.
     """
     rows = [
         [list(map(float, face.box)), face.frame, face.track, face.area, face.seconds,
          score.score, score.p_yes]
         for face, score in zip(seen, scores, strict=True)
     ]  # fmt: skip
-    return json.dumps({"low": low, "rows": rows}).encode()
+    return json.dumps(rows).encode()
 
 
-def _unpack(part: bytes) -> tuple[Rows, float]:
-    told = json.loads(part)
+def _unpack(part: bytes) -> Rows:
     rows = []
-    for box, frame, track, area, seconds, score, p_yes in told["rows"]:
+    for box, frame, track, area, seconds, score, p_yes in json.loads(part):
         seen = SeenFace(tuple(box), frame, track, area, seconds)
         rows.append((seen, FrameScore(frame, score, p_yes, seconds)))
-    return rows, told["low"]
+    return rows

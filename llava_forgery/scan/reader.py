@@ -12,7 +12,7 @@ from llava_forgery.faces.video import FrameChoice
 from llava_forgery.images import set_pixel_limit
 from llava_forgery.infer.batch import error_sentence
 from llava_forgery.infer.predictor import FaceFinder
-from llava_forgery.infer.video import crop_seen, find_video_faces
+from llava_forgery.infer.video import crop_seen, find_video_faces, no_face
 from llava_forgery.scan.sources import local_copy, read_chunks
 from llava_forgery.scan.units import Item, Unit
 
@@ -105,8 +105,10 @@ class Reader:
         unit = item.unit
         item.sha256 = unit.sha256 or hash_file(str(path))
         item.kind = kind_of(path)
-        if unit.faces is not None:
-            item.seen = list(unit.faces)
+        if unit.tracks is not None:
+            if not unit.tracks:
+                raise ValueError(no_face(path))
+            item.tracks, item.seen = unit.tracks, list(unit.shown)
             item.faces = crop_seen(path, item.seen, self.finder.size)
         elif unit.span is None and not self.registry.claim(item.sha256, item.path):
             item.is_duplicate = True

@@ -43,9 +43,9 @@ def to_result(item: Item, provenance: Mapping[str, str]) -> Result:
         return Result(unit.entry, item.sha256, None)
     if item.long is not None:
         return Result(unit.entry, item.sha256, None, (LONG, pack_long(item.sha256, item.long)))
-    if item.error is None and (unit.span is not None or unit.is_asked):
-        part = pack_part(item.seen, item.scores, item.low)
-        return Result(unit.entry, item.sha256, None, (part_name(unit), part))
+    if item.error is None and unit.span is not None:
+        part = (part_name(unit.span), pack_part(item.seen, item.scores))
+        return Result(unit.entry, item.sha256, None, part)
     judged = FileVerdicts(item.path, error=item.error, faces=item.verdicts).to_dict()
     for face, picture in zip(judged["faces"], item.pictures, strict=True):
         face["picture"] = picture

@@ -1,7 +1,7 @@
 """What passes between the processes of a scan."""
 
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,17 +41,10 @@ class Unit:
     """Of a long video, which was read before."""
     span: Span | None = None
     """Its faces in these frames are found, followed and rated."""
-    faces: tuple[SeenFace, ...] | None = None
-    """The language model is asked about these, or they are what ``tracks`` show."""
-    number: int = 0
-    """Of ``faces``, where they are a part of those that it is asked about."""
     tracks: tuple[Track, ...] | None = None
     """These are described, and the video is done."""
-
-    @property
-    def is_asked(self) -> bool:
-        """Whether P(yes) of ``faces`` is wanted, and nothing else."""
-        return self.faces is not None and self.tracks is None
+    shown: tuple[SeenFace, ...] = ()
+    """The face of each of ``tracks`` that is shown."""
 
     @property
     def path(self) -> str:
@@ -79,9 +72,9 @@ class Item:
     seen: list[SeenFace] = field(default_factory=list)
     """Of a video, where each of ``faces`` was seen."""
     scores: list[FrameScore] = field(default_factory=list)
-    """Of ``seen``, where the unit is a step of a long video that rates."""
-    low: float = 0.0
-    """Score from which on a face is flagged, beside ``scores``."""
+    """Of ``seen``."""
+    tracks: Sequence[Track] | None = None
+    """Of the whole video, once they are known."""
     verdicts: list[Verdict] = field(default_factory=list)
     """The largest face first."""
     pictures: list[bytes | None] = field(default_factory=list)

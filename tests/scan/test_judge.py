@@ -58,12 +58,15 @@ def plain(faces):
     return [{name: v for name, v in face.items() if name != "picture"} for face in faces]
 
 
-def assert_same(record, judged):
+def assert_same(record, judged, asked_once):
     assert record["error"] == judged["error"]
     assert len(record["faces"]) == len(judged["faces"])
     for mine, theirs in zip(plain(record["faces"]), judged["faces"], strict=True):
         assert set(mine) == set(theirs)
         for name in mine:
+            if name in ("p_yes", "frames") and asked_once and "frames" in mine:
+                # One frame is asked about, not all of them.
+                continue
             if name in ("score", "p_yes"):
                 assert mine[name] == pytest.approx(theirs[name], abs=1e-5)
             elif name == "frames":
@@ -92,7 +95,7 @@ def test_records_are_those_of_detect(predictor, model, root, answers):
     judged = [record for record in records if record]
     assert {record["file"] for record in judged} | set(copies) == set(by_file)
     for record in judged:
-        assert_same(record, by_file[record["file"]])
+        assert_same(record, by_file[record["file"]], answers == "flagged")
     flagged = [face for record in judged for face in record["faces"] if record["flagged"]]
     assert flagged
     assert all(face["picture"].startswith(b"\xff\xd8") for face in flagged)
