@@ -69,7 +69,12 @@ def require_ray() -> ModuleType:
 
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[ModuleType]:
-    """Ray, connected to the cluster or to one that is started and ended here."""
+    """Ray, connected to the cluster or to one that is started and ended here.
+
+    Raises:
+        OSError: Ray does not start or answer, or what workers raise that is no fault of a file.
+        ImportError: Ray is not installed (extra ``ray``).
+    """
     # Ray's own lines are about its tasks, not about files; its logs keep them.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
@@ -83,7 +88,11 @@ def connected(cluster: Cluster) -> Iterator[ModuleType]:
         package = os.path.dirname(llava_forgery.__file__)
         options["runtime_env"] = {"py_modules": [package], **cluster.runtime_env}
         options["address"] = cluster.address
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except Exception as error:
+        # Ray raises bare exceptions where its processes do not answer in time.
+        raise OSError(f"Ray could not be started or joined: {_last_line(error)}") from error
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -91,8 +100,15 @@ def connected(cluster: Cluster) -> Iterator[ModuleType]:
         for name in ("ray.data", "ray"):
             logging.getLogger(name).setLevel(logging.ERROR)
         yield ray
+    except ray.exceptions.RayError as error:
+        raise OSError(f"a worker failed, see Ray's logs: {_last_line(error)}") from error
     finally:
         ray.shutdown()
+
+
+def _last_line(error: Exception) -> str:
+    """Of a message with the traceback of another process, what it ends with."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 class SharedRegistry:
@@ -193,14 +209,14 @@ def _blocks(units: Iterable[Unit], size: int) -> Iterator[pa.Table]:
 
 
 def _start_registry(ray: ModuleType, folder: ScanFolder) -> SharedRegistry:
-    judged = folder.index.execute("SELECT sha256, path FROM file WHERE sha256 IS NOT NULL")
+    judged = folder.contents()
     # Where the scan's own process is: it can be lost only together with it.
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
     kind = ray.remote(num_cpus=0, scheduling_strategy=here)(Registry)
     actor = kind.remote()
-    while rows := judged.fetchmany(100_000):
+    while rows := list(islice(judged, 100_000)):
         ray.get(actor.add.remote(rows))
     return SharedRegistry(actor)
 

@@ -100,10 +100,9 @@ class ScanFolder:
             self.index.execute("SELECT 1 FROM file WHERE path = ?", (path,)).fetchone() is not None
         )
 
-    def judged_as(self, sha256: str) -> tuple[str, str] | None:
-        """Path and shard of a record whose file had these bytes, None if there is none."""
-        query = "SELECT path, shard FROM file WHERE sha256 = ? LIMIT 1"
-        return self.index.execute(query, (sha256,)).fetchone()
+    def contents(self) -> Iterator[tuple[str, str]]:
+        """SHA-256 and path of all files that have a record and could be read."""
+        yield from self.index.execute("SELECT sha256, path FROM file WHERE sha256 IS NOT NULL")
 
     def read(self, shard: str, paths: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Records of a shard.

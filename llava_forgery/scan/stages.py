@@ -132,9 +132,16 @@ def list_stages(settings: ScanSettings, registry: Any) -> list[Stage]:
     return stages
 
 
-def judge_here(settings: ScanSettings) -> Callable[[Sequence[Unit]], list[Result]]:
-    """All stages in this process, one after the other: for a few files."""
-    stages = [kind(*arguments) for kind, arguments in list_stages(settings, Registry())]
+def judge_here(
+    settings: ScanSettings, registry: Registry | None = None
+) -> Callable[[Sequence[Unit]], list[Result]]:
+    """All stages in this process, one after the other: for a few files.
+
+    Args:
+        settings: Of the scan.
+        registry: Knows what was judged before; None knows nothing.
+    """
+    stages = [kind(*arguments) for kind, arguments in list_stages(settings, registry or Registry())]
 
     def run(units: Sequence[Unit]) -> list[Result]:
         table = pack(units)

@@ -1,7 +1,8 @@
 """The driver of a scan as a process of its own, whose workers are slow and can be told to die.
 
-``python -m tests.scan.driver ADDRESS ARCHIVE OUT MODEL HOST KILLS``: ADDRESS is a cluster's, or
-``local``; in the folder KILLS, files ``0`` to ``9`` are made by workers that kill themselves.
+``python -m tests.scan.driver ADDRESS ARCHIVE OUT MODEL HOST KILLS [WORKERS]``: ADDRESS is that of
+a cluster, or ``local``; in the folder KILLS, files ``0`` to ``9`` are made by workers that kill
+themselves.
 """
 
 import os
@@ -66,12 +67,12 @@ def settings(model: str, host: str) -> ScanSettings:
     return ScanSettings(ModelSettings(model, host, device="cpu"), "none", read)
 
 
-def main(address, archive, out, model, host, kills) -> None:
+def main(address, archive, out, model, host, kills, workers=1) -> None:
     stages = {ReadStage: MortalRead, DetectStage: MortalDetect}
     engine.list_stages = lambda *given: [
         (stages[kind], (*arguments, kills)) for kind, arguments in list_stages(*given)
     ]
-    cluster = Cluster(None if address == "local" else address, workers=2, block=2)
+    cluster = Cluster(None if address == "local" else address, workers=int(workers), block=2)
     summary = scan_archive(
         [archive], Path(out), settings(model, host), Selection(), cluster, shard_seconds=0
     )

@@ -45,9 +45,9 @@ def undisturbed(scene):
     return {path: found[result.sha256] for path, result in judged.items()}
 
 
-def start(address, scene, out, kills):
+def start(address, scene, out, kills, workers=1):
     folder, model = scene
-    arguments = [address, folder / "archive", out, model.model, model.host, kills]
+    arguments = [address, folder / "archive", out, model.model, model.host, kills, workers]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.scan.driver", *map(str, arguments)],
@@ -59,7 +59,7 @@ def shards(out):
     return len(list((out / "records").glob("*.parquet")))
 
 
-def wait_for(driver, condition, seconds=300):
+def wait_for(driver, condition, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert driver.poll() is None, driver.communicate()[0]
@@ -114,7 +114,7 @@ def test_one_of_two_nodes_is_killed(scene, undisturbed, tmp_path):
     try:
         node = cluster.add_node(num_cpus=1, **memory)
         cluster.wait_for_nodes()
-        driver = start(cluster.address, scene, out, kills)
+        driver = start(cluster.address, scene, out, kills, workers=2)
         wait_for(driver, lambda: shards(out) >= 3)
         cluster.remove_node(node, allow_graceful=False)
         said = driver.communicate(timeout=600)[0]
