@@ -25,6 +25,8 @@ _SURE = 0.0
 _MAX_OVERLAP = 0.5
 # Pixels across the HOG detector's window, the smallest face that it finds.
 _WINDOW = 80
+# The network's vectors of one person lie within this distance, as its author says.
+_SAME_PERSON = 0.6
 # The most that it is given at once: features of more take over 600 MB.
 _MOST_PIXELS = 24e6
 
@@ -72,7 +74,8 @@ class DlibDetector:
                 f"smallest not negative, got {max_side}, {max_enlarge}, {min_face} and {smallest}"
             )
         dlib = require("dlib", extra="faces", feature="face detection")
-        self._rectangle = dlib.rectangle
+        self._rectangle, self._point = dlib.rectangle, dlib.point
+        self._shape = dlib.full_object_detection
         self._finder = dlib.get_frontal_face_detector()
         self._predictor = _shape_predictor()
         self.threshold = threshold
@@ -121,6 +124,30 @@ class DlibDetector:
         ]
         return sorted(faces, key=lambda face: -area(face.box))
 
+    def describe(self, image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+        """Who it is, as dlib's face recognition network sees it.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            landmarks: (68, 2) in its pixels.
+
+        Returns:
+            (128,) float64. Two of one person lie within 1 of each other, those of two people
+            farther apart.
+
+        Raises:
+            FileNotFoundError: The network's file is not installed.
+        """
+        x0, y0, x1, y1 = np.round([*landmarks.min(axis=0), *landmarks.max(axis=0)]).astype(int)
+        # From pixel edges to the pixel centres that dlib counts.
+        places = np.round(landmarks - 0.5).astype(int).tolist()
+        points = [self._point(x, y) for x, y in places]
+        shape = self._shape(self._rectangle(x0, y0, x1, y1), points)
+        network = _recognition_network()
+        with lock_of(_recognition_network):
+            vector = network.compute_face_descriptor(np.ascontiguousarray(image), shape)
+        return np.array(vector) / _SAME_PERSON
+
     def smallest_face(self, height: int, width: int) -> int:
         """Width in pixels from which on faces are looked for in a picture of this size."""
         return max(self.min_face, round(_WINDOW / max(self._scales(height, width))))
@@ -155,6 +182,18 @@ class DlibDetector:
         points = [(shape.part(i).x, shape.part(i).y) for i in range(shape.num_parts)]
         # dlib counts pixel centres, the project counts pixel edges.
         return np.array(points, dtype=np.float32) + np.float32(0.5)
+
+
+@cache
+def _recognition_network() -> Any:
+    weights = packaged_file(
+        "face_recognition_models",
+        "models/dlib_face_recognition_resnet_model_v1.dat",
+        "telling faces apart",
+        "'llava-forgery[faces]'",
+    )
+    dlib = require("dlib", extra="faces", feature="telling faces apart")
+    return dlib.face_recognition_model_v1(str(weights))
 
 
 @cache

@@ -11,9 +11,12 @@ from llava_forgery.faces.crop import Box, crop_box, crop_square, eye_angle
 from llava_forgery.faces.detect import DetectedFace, FaceDetector
 from llava_forgery.faces.records import FaceCrop
 from llava_forgery.faces.sources import MediaSource
-from llava_forgery.faces.tracks import Tracker
+from llava_forgery.faces.tracks import Look, Tracker
 from llava_forgery.faces.video import FrameChoice
 from llava_forgery.images import read_image
+
+# Compressed masks are neither quite black nor quite white.
+_BRIGHT = 127
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class CropSettings:
     align: bool = False
     """Turn each crop until the eyes are level."""
     largest_only: bool = True
-    """Of a photograph the largest face alone; of a video the face whose boxes over all frames are
-    the largest in sum."""
+    """Of a photograph the largest face only; of a video the face whose boxes over all frames are
+    the largest in sum. Of forged ones with a mask, of the faces that it touches."""
     frames: FrameChoice = field(default_factory=FrameChoice)
     """Which frames of a video are looked at."""
 
@@ -50,6 +53,10 @@ class FoundFace:
     """Of the detector's box, in pixels of the frame."""
     seconds: float | None = None
     """Of a video's frame: when it is shown, from the video's beginning."""
+    is_masked: bool = False
+    """Whether the frame has a mask that is bright anywhere."""
+    beside: int = 0
+    """Other faces that were found in the same frame."""
 
 
 def find_faces(
@@ -57,8 +64,8 @@ def find_faces(
 ) -> Iterator[FoundFace]:
     """Cut out the faces of a source, in the order of its frames.
 
-    Of a video all faces come, since which one is the largest shows at the end:
-    :func:`main_track`.
+    Of a video, and of a photograph with a mask, all faces come:
+    :func:`~llava_forgery.faces.choice.choose` decides at the end which are kept.
 
     Args:
         source: What to read.
@@ -73,26 +80,23 @@ def find_faces(
     if not source.is_video:
         image = read_image(source.path)
         mask = read_image(source.mask_path) if source.mask_path else None
-        found = detector.detect(image)[: 1 if settings.largest_only else None]
-        for face in found:
-            yield _cut(source, image, mask, face, settings, source.frame, None)
+        found = detector.detect(image)
+        only = 1 if settings.largest_only and mask is None else None
+        for face in found[:only]:
+            cut = _cut(source, image, mask, face, settings, source.frame)
+            yield replace(cut, beside=len(found) - 1)
         return
     tracker = Tracker()
+    describe = getattr(detector, "describe", None)
     with closing(_frames(source, settings.frames)) as frames:
         for number, seconds, image, mask in frames:
             found = detector.detect(image)
-            tracks = tracker.update([face.box for face in found])
-            for face, track in zip(found, tracks, strict=True):
-                cut = _cut(source, image, mask, face, settings, number, track)
-                yield replace(cut, seconds=seconds)
-
-
-def main_track(tracks: list[int], areas: list[float]) -> int:
-    """The track whose areas have the largest sum; the first of equals."""
-    sums: dict[int, float] = {}
-    for track, area in zip(tracks, areas, strict=True):
-        sums[track] = sums.get(track, 0.0) + area
-    return max(sums, key=lambda track: (sums[track], -track))
+            cuts = [_cut(source, image, mask, face, settings, number) for face in found]
+            looks = [Look(cut.crop.image, cut.crop.landmarks, describe) for cut in cuts]
+            tracks = tracker.update([face.box for face in found], looks)
+            for cut, track in zip(cuts, tracks, strict=True):
+                crop = replace(cut.crop, track=track)
+                yield replace(cut, crop=crop, seconds=seconds, beside=len(found) - 1)
 
 
 def _frames(
@@ -123,18 +127,19 @@ def _cut(
     face: DetectedFace,
     settings: CropSettings,
     frame: int | None,
-    track: int | None,
 ) -> FoundFace:
     angle = eye_angle(face.landmarks) if settings.align else None
     crop, box, landmarks = crop_square(
         image, face.landmarks, settings.size, settings.margin, angle or 0.0
     )
+    is_masked = False
     if mask is not None:
         if mask.shape != image.shape:
             raise ValueError(
                 f"the mask {source.mask_path} has {mask.shape[1]} x {mask.shape[0]} pixels and "
                 f"{source.path} {image.shape[1]} x {image.shape[0]}; expected the same"
             )
+        is_masked = bool((mask > _BRIGHT).any())
         mask = _cut_mask(mask, box, settings.size, angle or 0.0)
     record = FaceCrop(
         image=crop,
@@ -146,17 +151,15 @@ def _cut(
         source=source.name,
         split=source.split,
         frame=frame,
-        track=track,
         method=source.method,
         compression=source.compression,
         angle=angle,
         mask=mask,
     )
     x0, y0, x1, y1 = face.box
-    return FoundFace(record, (x1 - x0) * (y1 - y0))
+    return FoundFace(record, (x1 - x0) * (y1 - y0), is_masked=is_masked)
 
 
 def _cut_mask(mask: np.ndarray, box: Box, size: int, angle: float) -> np.ndarray:
-    # Compressed masks are neither quite black nor quite white.
-    bright = crop_box(mask, box, size, angle).max(axis=2) > 127
+    bright = crop_box(mask, box, size, angle).max(axis=2) > _BRIGHT
     return bright.astype(np.uint8) * 255

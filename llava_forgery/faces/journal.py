@@ -13,7 +13,7 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ except ImportError:  # Not a POSIX system: two runs at once are then not noticed
 
 logger = logging.getLogger(__name__)
 
+UNTOUCHED = "untouched"
+"""Of a row: the number of a real face in a forged file, None for any other."""
 _JOB, _LINES, _LOCK = "job.json", "journal.jsonl", "lock"
 
 
@@ -40,6 +42,8 @@ class Outcome:
     """A row each, its ``image`` and ``mask`` as places that :meth:`Journal.pixels` reads."""
     reason: str | None = None
     """Why there is no face; None if there is one."""
+    people: int = 1
+    """Most faces of one frame, where no mask says which of them are forged."""
 
     def __post_init__(self) -> None:
         if bool(self.faces) == (self.reason is not None):
@@ -87,7 +91,7 @@ class Journal:
 
     def add(self, key: bytes, outcome: Outcome) -> None:
         """Write down what came of a source; its pixels must have been flushed."""
-        entry = {"key": key.hex(), "reason": outcome.reason, "faces": outcome.faces}
+        entry = {"key": key.hex(), **asdict(outcome)}
         self._lines.seek(0, 2)
         offset = self._lines.tell()
         with naming(self._lines.name):
@@ -103,7 +107,7 @@ class Journal:
         """
         self._lines.seek(self._offsets[key])
         entry = json.loads(self._lines.readline())
-        return Outcome(entry["faces"], entry["reason"])
+        return Outcome(entry["faces"], entry["reason"], entry.get("people", 1))
 
     def pixels(self, place: list[Any]) -> bytes:
         """Read what :meth:`PixelFile.add` wrote.
@@ -195,7 +199,8 @@ def open_journal(folder: Path, job: Mapping[str, Any]) -> Iterator[Journal]:
 
 def source_key(source: MediaSource) -> bytes:
     """16 bytes that change when the source's files change, by their sizes and times."""
-    told = [source.frame]
+    # By the mask and the label the faces of a file are told apart.
+    told = [source.frame, source.label if source.mask_path else None]
     for path in (source.path, source.mask_path):
         if path is None:
             told.append(None)

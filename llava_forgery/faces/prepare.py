@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava_forgery.constants import REAL
+from llava_forgery.constants import FAKE, REAL
 from llava_forgery.faces.detect import FaceDetector, detector_factory
 from llava_forgery.faces.extract import CropSettings
 from llava_forgery.faces.identities import (
@@ -23,7 +23,7 @@ from llava_forgery.faces.identities import (
     identities_from_pattern,
     split_identities,
 )
-from llava_forgery.faces.journal import Journal, open_journal, source_key
+from llava_forgery.faces.journal import UNTOUCHED, Journal, open_journal, source_key
 from llava_forgery.faces.records import (
     FACES,
     MANIFEST,
@@ -34,7 +34,7 @@ from llava_forgery.faces.records import (
 from llava_forgery.faces.sources import MediaSource, check_sources, find_media
 from llava_forgery.faces.video import FrameChoice
 from llava_forgery.faces.workers import NO_FACE, find_in_sources
-from llava_forgery.files import is_name, write_json
+from llava_forgery.files import is_name, some_names, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +117,9 @@ def prepare(
         test_share: Share of the identities that go to the test split, at least one if above 0.
         val_share: Likewise for the val split, where steps and thresholds are chosen.
         seed: Of the split.
-        largest_only: Take the largest face of a photograph or video, or all. All faces of one file
-            carry its identity, so that they share a split.
+        largest_only: Take the largest face of a photograph or video, or all; of forged ones with a
+            mask the faces that it touches are the fakes, and the others real or left out. All
+            faces of one file carry its identity, so that they share a split.
         label: 0 real, 1 fake.
         workers: As in :func:`prepare_sources`, as is what happens after an interruption.
 
@@ -289,6 +290,7 @@ class _Result:
         self.faces = {source.split: 0 for source in sources}
         self.people: dict[str, set[str]] = {source.split: set() for source in sources}
         self.skipped: list[SkippedFile] = []
+        unsure = []
         for source, key in zip(sources, keys, strict=True):
             outcome = journal.get(key)
             if outcome.reason is not None:
@@ -298,6 +300,15 @@ class _Result:
             else:
                 self.faces[source.split] += len(outcome.faces)
                 self.people[source.split].add(source.person)
+                if source.label == FAKE and outcome.people > 1:
+                    unsure.append(source.name)
+        if unsure:
+            logger.warning(
+                "%d forged files show several faces, and no mask says which of them are forged "
+                "(%s): every face that is kept counts as a fake",
+                len(unsure),
+                some_names(unsure),
+            )
 
     def check(self, where: str, working: Path) -> None:
         """Raise where nothing was found."""
@@ -333,6 +344,11 @@ class _Result:
                     "method": source.method,
                     "compression": source.compression,
                 }
+                untouched = face.pop(UNTOUCHED, None)
+                if untouched is not None:
+                    # A person beside the forged one is a real video of its own.
+                    video = f"{source.video_id}/untouched-{untouched}"
+                    known |= {"label": REAL, "method": None, "video_id": video}
                 yield {**face, **pixels, **known}
 
 

@@ -1,9 +1,11 @@
-"""Which faces of one video's frames are the same face."""
+"""Which faces of one video's frames are the same face: by their places, and by how they look."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import cv2
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
@@ -15,6 +17,53 @@ _LARGEST_CHANGE = math.log(2.0)
 PATIENCE = 5
 """Frames without a face after which it counts as gone."""
 _NEVER = 1e6
+# Distances of colour histograms. Faces nearer than the first are the same; 0.6 % of neighbouring
+# frames, eight of a video, are farther apart than the second, and no two people of 227 pairs of
+# videos are nearer.
+_ALIKE, _UNLIKE = 0.05, 0.27
+_BINS, _RANGES = (8, 16, 16), (0, 256, 64, 192, 64, 192)
+
+
+class Look:
+    """How a face looks, to be compared with the next frame's.
+
+    Colours tell scenes apart. Where they leave it open, and the finder of faces can describe who
+    it is, the descriptions decide.
+
+    Args:
+        image: (S, S, 3) uint8 RGB, the face with something around it.
+        landmarks: (68, 2) in its pixels.
+        describe: Gives a vector for them that lies within 1 of another one of the same person;
+            None where there is no such thing.
+    """
+
+    def __init__(
+        self,
+        image: np.ndarray,
+        landmarks: np.ndarray,
+        describe: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        small = cv2.resize(image, (96, 96), interpolation=cv2.INTER_AREA)
+        lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB)
+        # Skin and hair lie in the middle of the two colour axes; what lies outside counts as edge.
+        lab[..., 1:] = lab[..., 1:].clip(64, 191)
+        counts = cv2.calcHist([lab], [0, 1, 2], None, list(_BINS), list(_RANGES)).ravel()
+        self._colours = np.sqrt(counts / counts.sum())
+        self._face, self._describe = (image, landmarks), describe
+
+    @cached_property
+    def _person(self) -> np.ndarray:
+        assert self._describe is not None
+        return self._describe(*self._face)
+
+    def differs(self, other: "Look") -> bool:
+        """Whether it is another person's."""
+        apart = 1 - float(self._colours @ other._colours)
+        if apart <= _ALIKE:
+            return False
+        if self._describe is None:
+            return apart > _UNLIKE
+        return float(np.linalg.norm(self._person - other._person)) > 1
 
 
 @dataclass
@@ -22,6 +71,7 @@ class _Track:
     number: int
     box: Box
     last_frame: int
+    look: Look | None = None
 
 
 class Tracker:
@@ -30,8 +80,8 @@ class Tracker:
     Boxes of a frame are assigned to the tracks seen so far such that the sum of distances is
     smallest (Hungarian method). The distance is that of the centres in units of the faces' size
     plus the logarithm of how the size changed; faces farther apart than their own width, or twice
-    as large, start a track of their own. Pixels are not compared: where a cut puts another face
-    into the same place, the track goes on.
+    as large, start a track of their own. So does a face that looks like somebody else's, which a
+    cut has put into the same place; where the first one comes back soon, its track goes on.
     """
 
     def __init__(self) -> None:
@@ -39,11 +89,12 @@ class Tracker:
         self._count = 0
         self._frame = -1
 
-    def update(self, boxes: Sequence[Box]) -> list[int]:
+    def update(self, boxes: Sequence[Box], looks: Sequence[Look] | None = None) -> list[int]:
         """Assign the boxes of the next frame.
 
         Args:
             boxes: (x0, y0, x1, y1) of its faces, in any order.
+            looks: How the faces look, as many; None compares places only.
 
         Returns:
             A track number from 0 for each box; new numbers ascend in the order of the boxes.
@@ -54,6 +105,9 @@ class Tracker:
         for i, box in enumerate(boxes):
             for j, track in enumerate(live):
                 costs[i, j] = _distance(box, track.box)
+                # Looking costs more than measuring.
+                if costs[i, j] < _NEVER and looks and track.look and looks[i].differs(track.look):
+                    costs[i, j] = _NEVER
         rows, columns = linear_sum_assignment(costs)
         found = {i: live[j] for i, j in zip(rows, columns, strict=True) if costs[i, j] < _NEVER}
         numbers = []
@@ -64,6 +118,7 @@ class Tracker:
                 self._count += 1
                 live.append(track)
             track.box, track.last_frame = box, self._frame
+            track.look = looks[i] if looks else None
             numbers.append(track.number)
         self._tracks = live
         return numbers

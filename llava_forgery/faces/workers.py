@@ -15,9 +15,10 @@ from pathlib import Path
 
 import cv2
 
+from llava_forgery.faces.choice import candidate_of, choose
 from llava_forgery.faces.detect import FaceDetector
-from llava_forgery.faces.extract import CropSettings, find_faces, main_track
-from llava_forgery.faces.journal import Outcome, PixelFile
+from llava_forgery.faces.extract import CropSettings, find_faces
+from llava_forgery.faces.journal import UNTOUCHED, Outcome, PixelFile
 from llava_forgery.faces.sources import MediaSource
 from llava_forgery.images import pixel_limit, set_pixel_limit
 
@@ -49,7 +50,8 @@ class Worker:
 
     def run(self, source: MediaSource) -> Outcome:
         """Find the faces of a source; a file that cannot be read is an outcome with a reason."""
-        rows, areas = [], []
+        rows, candidates = [], []
+        is_masked, people = False, 1
         faces = find_faces(source, self._detector, self._settings)
         while True:
             # Around reading alone: a full disk is no fault of the file.
@@ -68,13 +70,27 @@ class Worker:
             for name in ("image", "mask"):
                 if row[name] is not None:
                     row[name] = self._pixels.add(row[name]["bytes"])
+            track = len(rows) if found.crop.track is None else found.crop.track
+            candidates.append(candidate_of(found.crop, track, found.area))
             rows.append(row)
-            areas.append(found.area)
-        if source.is_video and self._settings.largest_only and rows:
-            track = main_track([row["track"] for row in rows], areas)
-            rows = [row for row in rows if row["track"] == track]
+            is_masked |= found.is_masked
+            people = max(people, 1 + found.beside)
         self._pixels.flush()
-        return Outcome(rows, None if rows else f"{NO_FACE} in it")
+        if not rows:
+            return Outcome([], f"{NO_FACE} in it")
+        largest = self._settings.largest_only
+        try:
+            labels = choose(candidates, source.label, is_masked=is_masked, largest_only=largest)
+        except ValueError as error:
+            return Outcome([], str(error))
+        chosen = []
+        for row, face, label in zip(rows, candidates, labels, strict=True):
+            if label is not None and label != source.label:
+                # What its crop shows of the mask is its neighbour's.
+                row |= {"mask": None, UNTOUCHED: face.track}
+            if label is not None:
+                chosen.append(row)
+        return Outcome(chosen, people=1 if is_masked else people)
 
     def close(self) -> None:
         self._pixels.close()
