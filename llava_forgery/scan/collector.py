@@ -16,7 +16,9 @@ OVERLAYS = "overlays"
 
 _WAITING = """
 DROP TABLE IF EXISTS temp.waiting;
-CREATE TEMP TABLE waiting (path TEXT PRIMARY KEY, size INTEGER, modified INTEGER, sha256 TEXT);
+CREATE TEMP TABLE waiting (
+    path TEXT PRIMARY KEY, size INTEGER, modified INTEGER, sha256 TEXT, kind TEXT
+);
 """
 
 
@@ -55,9 +57,9 @@ class Collector:
                 self.parts += 1
                 continue
             if result.record is None:
-                row = (*result.entry[:3], result.sha256)
+                row = (*result.entry[:3], result.sha256, result.kind)
                 with self.folder.index as index:
-                    index.execute("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?)", row)
+                    index.execute("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?)", row)
                 continue
             if result.overlay is not None:
                 self._write_overlay(result)
@@ -93,7 +95,8 @@ class Collector:
         rows = index.execute(
             "SELECT waiting.path, waiting.size, waiting.modified, judged.shard, judged.path "
             "FROM waiting JOIN file AS judged ON judged.path = "
-            "(SELECT path FROM file WHERE sha256 = waiting.sha256 LIMIT 1) "
+            "(SELECT path FROM file WHERE sha256 = waiting.sha256 AND kind IS waiting.kind "
+            "LIMIT 1) "
             "ORDER BY judged.shard LIMIT ?",
             (self.most,),
         ).fetchall()

@@ -42,10 +42,12 @@ SETTINGS = "scan.json"
 _INDEX, _LOCK = "scan.sqlite", ".lock"
 _FORMAT = 1
 
+_TABLES_VERSION = 1
 _TABLES = """
 CREATE TABLE IF NOT EXISTS shard (name TEXT PRIMARY KEY, size INTEGER, modified INTEGER);
 CREATE TABLE IF NOT EXISTS file (
-    path TEXT PRIMARY KEY, size INTEGER, modified INTEGER, sha256 TEXT, failed INTEGER, shard TEXT
+    path TEXT PRIMARY KEY, size INTEGER, modified INTEGER, sha256 TEXT, kind TEXT, failed INTEGER,
+    shard TEXT
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_content ON file (sha256);
 CREATE INDEX IF NOT EXISTS by_shard ON file (shard);
@@ -100,9 +102,10 @@ class ScanFolder:
             self.index.execute("SELECT 1 FROM file WHERE path = ?", (path,)).fetchone() is not None
         )
 
-    def contents(self) -> Iterator[tuple[str, str]]:
-        """SHA-256 and path of all files that have a record and could be read."""
-        yield from self.index.execute("SELECT sha256, path FROM file WHERE sha256 IS NOT NULL")
+    def contents(self) -> Iterator[tuple[str, str | None, str]]:
+        """SHA-256, kind and path of all files that have a record and could be read."""
+        query = "SELECT sha256, kind, path FROM file WHERE sha256 IS NOT NULL"
+        yield from self.index.execute(query)
 
     def read(self, shard: str, paths: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Records of a shard.
@@ -171,16 +174,16 @@ class ScanFolder:
                 return
             with pq.ParquetFile(path) as file:
                 check_layout(file.schema_arrow, str(path))
-                table = file.read(["file", "size", "modified", "sha256", "error"])
+                table = file.read(["file", "size", "modified", "sha256", "kind", "error"])
             times = table["modified"].cast(pa.int64()).fill_null(0).to_pylist()
             failed = table["error"].is_valid().to_pylist()
-            columns = (table[c].to_pylist() for c in ("file", "size", "sha256"))
+            columns = (table[c].to_pylist() for c in ("file", "size", "sha256", "kind"))
             rows = [
-                (file, size, time, sha256, bad, name)
-                for file, size, sha256, time, bad in zip(*columns, times, failed, strict=True)
+                (file, size, time, sha256, kind, bad, name)
+                for file, size, sha256, kind, time, bad in zip(*columns, times, failed, strict=True)
             ]
             try:
-                self.index.executemany("INSERT INTO file VALUES (?, ?, ?, ?, ?, ?)", rows)
+                self.index.executemany("INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             except sqlite3.IntegrityError as error:
                 raise ValueError(
                     f"{path} holds a file that another shard holds as well ({error}); a scan "
@@ -203,14 +206,17 @@ def _open_index(path: Path) -> sqlite3.Connection:
     for attempt in range(2):
         index = sqlite3.connect(path)
         try:
-            index.executescript(_TABLES)
+            empty = not index.execute("SELECT 1 FROM sqlite_master").fetchone()
+            if not empty and index.execute("PRAGMA user_version").fetchone() != (_TABLES_VERSION,):
+                raise sqlite3.DatabaseError("it is of another version")
+            index.executescript(f"{_TABLES}PRAGMA user_version = {_TABLES_VERSION};")
             return index
         except sqlite3.DatabaseError as error:
             index.close()
             # It can be made again, so a damaged one is no reason to stop.
             if attempt:
                 raise OSError(f"{path} cannot be used: {error}") from error
-            logger.warning("%s is damaged and is made again from the shards: %s", path, error)
+            logger.warning("%s is made again from the shards: %s", path, error)
             path.unlink()
     raise AssertionError("unreachable")
 

@@ -12,7 +12,7 @@ import torch
 from llava_forgery.faces.detect import get_detector
 from llava_forgery.files import read_json
 from llava_forgery.hosts.adapter import KFD
-from llava_forgery.infer.predictor import FaceFinder, FaceInput, ForgeryPredictor
+from llava_forgery.infer.predictor import FaceFinder, FaceInput, ForgeryPredictor, Photograph
 from llava_forgery.infer.verdict import Verdict
 from llava_forgery.kfd.checkpoint import CONFIG
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
@@ -84,11 +84,16 @@ class ModelSettings:
         return DetectorAlone(kfd.to(device))
 
 
-class DetectorAlone:
+class DetectorAlone(FaceFinder):
     """Judges as a predictor does, without a language model: there is no P(yes) and no answer."""
 
     def __init__(self, kfd: KnowledgeGuidedForgeryDetector) -> None:
+        super().__init__(kfd.config.encoder.image_size)
         self.kfd = kfd.eval()
+
+    def predict_all(self, image: Photograph, cropped: bool = False) -> list[Verdict]:
+        """Judge every face, the largest first; see :meth:`ForgeryPredictor.predict_all`."""
+        return self.predict_faces(self.find_faces(image, cropped))
 
     @torch.inference_mode()
     def predict_faces(self, faces: Sequence[FaceInput]) -> list[Verdict]:
@@ -107,9 +112,8 @@ class DetectorAlone:
                 mask=mask,
                 box=face.box,
                 thresholds=self.kfd.thresholds,
-                warnings=domain.warnings(face.image, face.box[2] - face.box[0], maps)
-                if domain
-                else (),
+                warnings=face.warnings
+                + (domain.warnings(face.image, face.box[2] - face.box[0], maps) if domain else ()),
             )
             for face, score, mask, maps in zip(
                 faces, found.score.tolist(), masks, found.consistency_maps, strict=True

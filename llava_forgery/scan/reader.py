@@ -29,8 +29,8 @@ class Registry(Protocol):
     def end(self, paths: Sequence[str]) -> None:
         """Say that they were read."""
 
-    def claim(self, sha256: str, path: str) -> bool:
-        """Whether this file is the one that is judged, of all with these bytes."""
+    def claim(self, sha256: str, kind: str | None, path: str) -> bool:
+        """Whether this file is the one that is judged, of all with these bytes and this kind."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Reader:
                 raise ValueError(no_face(path))
             item.tracks, item.seen = unit.tracks, list(unit.shown)
             item.faces = crop_seen(path, item.seen, self.finder.size)
-        elif unit.span is None and not self.registry.claim(item.sha256, item.path):
+        elif unit.span is None and not self.registry.claim(item.sha256, item.kind, item.path):
             item.is_duplicate = True
         elif item.kind is not Kind.VIDEO:
             item.faces = self.finder.find_faces(path, self.settings.cropped)

@@ -7,17 +7,17 @@ class Registry:
     """One for a scan. Calls that are repeated, as after a death, give the same answers."""
 
     def __init__(self) -> None:
-        self._owners: dict[bytes, str] = {}
+        self._owners: dict[tuple[bytes, str | None], str] = {}
         self._begun: dict[tuple[str, ...], int] = {}
 
-    def add(self, judged: Iterable[tuple[str, str]]) -> None:
+    def add(self, judged: Iterable[tuple[str, str | None, str]]) -> None:
         """Tell of files that have a record already.
 
         Args:
-            judged: SHA-256 and path of each.
+            judged: SHA-256, kind and path of each.
         """
-        for sha256, path in judged:
-            self._owners.setdefault(bytes.fromhex(sha256), path)
+        for sha256, kind, path in judged:
+            self.claim(sha256, kind, path)
 
     def begin(self, paths: Sequence[str]) -> int:
         """Say that files are read now.
@@ -33,6 +33,12 @@ class Registry:
         """Say that they were read."""
         self._begun.pop(tuple(paths), None)
 
-    def claim(self, sha256: str, path: str) -> bool:
-        """Whether this file is the one that is judged, of all with these bytes."""
-        return self._owners.setdefault(bytes.fromhex(sha256), path) == path
+    def claim(self, sha256: str, kind: str | None, path: str) -> bool:
+        """Whether this file is the one that is judged, of all with these bytes.
+
+        Args:
+            sha256: Of the bytes.
+            kind: As what they are read: where they do not tell, the file's name decides.
+            path: Of the file.
+        """
+        return self._owners.setdefault((bytes.fromhex(sha256), kind), path) == path

@@ -20,6 +20,8 @@ class Result:
     record: dict[str, Any] | None
     """None of a file whose bytes another file has, which is judged in its place, and where there is
     a ``part``."""
+    kind: str | None = None
+    """``picture`` or ``video``."""
     part: tuple[str, bytes] | None = None
     """Name and value of what a step of a long video gave."""
     overlay: bytes | None = None
@@ -40,12 +42,13 @@ def to_result(item: Item, provenance: Mapping[str, str]) -> Result:
     """
     unit = item.unit
     if item.is_duplicate:
-        return Result(unit.entry, item.sha256, None)
+        return Result(unit.entry, item.sha256, None, item.kind)
     if item.long is not None:
-        return Result(unit.entry, item.sha256, None, (LONG, pack_long(item.sha256, item.long)))
+        part = (LONG, pack_long(item.sha256, item.long))
+        return Result(unit.entry, item.sha256, None, item.kind, part)
     if item.error is None and unit.span is not None:
         part = (part_name(unit.span), pack_part(item.seen, item.scores))
-        return Result(unit.entry, item.sha256, None, part)
+        return Result(unit.entry, item.sha256, None, item.kind, part)
     judged = FileVerdicts(item.path, error=item.error, faces=item.verdicts).to_dict()
     for face, picture in zip(judged["faces"], item.pictures, strict=True):
         face["picture"] = picture
@@ -60,7 +63,7 @@ def to_result(item: Item, provenance: Mapping[str, str]) -> Result:
         "flagged": any(is_flagged(verdict) for verdict in item.verdicts),
         **provenance,
     }
-    return Result(entry, item.sha256, record, overlay=item.overlay)
+    return Result(entry, item.sha256, record, record["kind"], overlay=item.overlay)
 
 
 def stat_columns(entry: Entry) -> dict[str, Any]:

@@ -32,8 +32,8 @@ def result(path: str, *scores: float, sha256: str = "00" * 32, error=None, size=
     return to_result(item, PROVENANCE)
 
 
-def duplicate(path: str, sha256: str) -> Result:
-    return Result(Entry(path, 3, 9), sha256, None)
+def duplicate(path: str, sha256: str, kind: str = "picture") -> Result:
+    return Result(Entry(path, 3, 9), sha256, None, kind)
 
 
 def save_model(folder: Path) -> ModelSettings:

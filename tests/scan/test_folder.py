@@ -52,9 +52,10 @@ def test_results_that_come_twice_are_written_once(tmp_path):
 def test_duplicates_are_copied_whichever_comes_first(tmp_path):
     one, other = "11" * 32, "22" * 32
     collect(tmp_path, duplicate("/b.jpg", one), result("/a.jpg", error="/a.jpg bad", sha256=one))
-    collect(tmp_path, duplicate("/c.jpg", one), duplicate("/d.jpg", other))
+    collect(tmp_path, duplicate("/c.jpg", one), duplicate("/d.jpg", other),
+            duplicate("/e.mp4", one, "video"))  # fmt: skip
     found = records(tmp_path)
-    # Nobody has judged the bytes of /d.jpg yet.
+    # Nobody has judged the bytes of /d.jpg yet, nor those of /e.mp4 as a video.
     assert list(found) == ["/a.jpg", "/b.jpg", "/c.jpg"]
     assert [row["duplicate_of"] for row in found.values()] == [None, "/a.jpg", "/a.jpg"]
     assert found["/c.jpg"]["error"] == "/c.jpg bad"
