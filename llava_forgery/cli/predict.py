@@ -133,4 +133,11 @@ def _lines(result) -> list[str]:
         if face.answer is not None:
             lines.append(f"        {whose}{face.answer}")
         lines += [f"        warning: {warning}" for warning in face.warnings]
+        for part in face.segments if isinstance(face, VideoVerdict) else ():
+            name = face.thresholds.band(part.score)
+            times = f"{part.start:.1f} to {part.end:.1f} s"
+            lines.append(
+                f"        frames {part.first} to {part.last} ({times}): {name}  "
+                f"score {part.score:.3f}"
+            )
     return lines

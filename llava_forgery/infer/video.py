@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,6 +20,7 @@ from llava_forgery.faces.sources import MediaSource
 from llava_forgery.faces.video import FrameChoice
 from llava_forgery.infer.overlay import photograph_overlay
 from llava_forgery.infer.predictor import FaceFinder, FaceInput, ForgeryPredictor
+from llava_forgery.infer.segments import FrameScore, Segment, split_scores
 from llava_forgery.infer.verdict import Verdict, agree
 from llava_forgery.pooling import check_reduction, pool
 
@@ -27,19 +28,6 @@ _JUDGED_AT_ONCE = 8
 # Of a picture of a video's faces: how many, and how wide at most, in pixels.
 _DRAWN = 8
 _DRAWN_WIDTH = 1920
-
-
-class FrameScore(NamedTuple):
-    """What one frame of a track says."""
-
-    frame: int
-    """Its number in the video, from 0."""
-    score: float
-    """The detector's probability of fake."""
-    p_yes: float | None
-    """The language model's probability of "Yes" (fake); None where it was not asked."""
-    seconds: float
-    """When the frame is shown, in seconds from the video's beginning."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +48,17 @@ class VideoVerdict(Verdict):
     frames: tuple[FrameScore, ...]
     """All frames of this face that were judged, in order."""
 
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The parts between which the scores change for good; empty where they do not."""
+        return split_scores(self.frames)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the mask."""
         frames = [score._asdict() for score in self.frames]
         mine = {"frame": self.frame, "seconds": self.seconds, "track": self.track}
-        return {**super().to_dict(), **mine, "frames": frames}
+        segments = [segment._asdict() for segment in self.segments]
+        return {**super().to_dict(), **mine, "frames": frames, "segments": segments}
 
 
 @dataclass(frozen=True)
@@ -112,7 +106,11 @@ class Track:
             p_yes = shown.p_yes
         face = self.shown(reduce)
         agreed = agree(score, p_yes, shown.answer, shown.thresholds.fake)
-        whole = replace(shown, score=score, p_yes=p_yes, agree=agreed)
+        warnings = shown.warnings
+        if split_scores(self.scores):
+            warnings += ("its scores change for good along the video: one score of the whole hides "
+                         "that, see segments",)  # fmt: skip
+        whole = replace(shown, score=score, p_yes=p_yes, agree=agreed, warnings=warnings)
         return VideoVerdict(
             **vars(whole),
             frame=face.frame,

@@ -22,6 +22,15 @@ FRAME = pa.struct(
         ("seconds", pa.float64()),
     ]
 )
+SEGMENT = pa.struct(
+    [
+        ("first", pa.int32()),
+        ("last", pa.int32()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("score", pa.float64()),
+    ]
+)
 FACE = pa.struct(
     [
         ("box", pa.list_(pa.float64())),
@@ -39,6 +48,7 @@ FACE = pa.struct(
         ("seconds", pa.float64()),
         ("track", pa.int32()),
         ("frames", pa.list_(FRAME)),
+        ("segments", pa.list_(SEGMENT)),
         # JPEG of the face beside its map, of flagged faces.
         ("picture", pa.binary()),
     ]
@@ -83,6 +93,7 @@ def to_table(records: Sequence[Mapping[str, Any]]) -> pa.Table:
         check_fields(record["faces"], FACE)
         for face in record["faces"]:
             check_fields(face.get("frames") or (), FRAME)
+            check_fields(face.get("segments") or (), SEGMENT)
     return pa.Table.from_pylist(list(records), SCHEMA)
 
 

@@ -132,7 +132,7 @@ def test_videos_among_pictures(predictor, clip, tmp_path):
     assert [r.error is None for r in results] == [True, True, False]
     assert "c.mp4" in results[2].error
     photograph, film = results[0].to_dict()["faces"][0], results[1].to_dict()["faces"][0]
-    added = {"frame", "seconds", "track", "frames"}
+    added = {"frame", "seconds", "track", "frames", "segments"}
     assert set(film) == set(photograph) | added
     assert set(film["frames"][0]) == {"frame", "score", "p_yes", "seconds"}
     with Image.open(film["overlay"]) as sheet:
