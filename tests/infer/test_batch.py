@@ -20,17 +20,17 @@ from tests import tiny
 
 
 class Failing(ForgeryPredictor):
-    """Raises ``error`` at the call ``at`` of a detector, and where it is given too many faces."""
+    """Raises ``error`` at the ``at``-th batch, and where one holds too many faces."""
 
     at, error, room, calls = -1, None, 99, 0
 
-    def _detect(self, faces):
+    def _answer(self, faces, max_new_tokens):
         self.calls += 1
         if self.calls == self.at:
             raise self.error
         if len(faces) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return super()._detect(faces)
+        return super()._answer(faces, max_new_tokens)
 
 
 @pytest.fixture
