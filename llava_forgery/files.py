@@ -4,6 +4,7 @@ And names that come from data: which are allowed, and where the files they name 
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -395,3 +396,9 @@ def read_json_lines(path: str | os.PathLike) -> list[Any]:
     """
     lines = Path(path).read_bytes().splitlines()
     return [parse_json(line, f"{path}, line {i}") for i, line in enumerate(lines, start=1)]
+
+
+def fingerprint_of(*parts: Any) -> str:
+    """A digest of values that JSON takes; others count by their text."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

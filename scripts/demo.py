@@ -33,8 +33,8 @@ from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
+from llava_forgery.train.adapter import train_adapter
 from llava_forgery.train.stage1 import train_kfd
-from llava_forgery.train.stage2 import train_adapter
 from llava_forgery.train.warmup import further_forgeries
 
 logger = logging.getLogger("demo")
@@ -148,7 +148,7 @@ def main(
             out / "adapter",
             steps=sizes.adapter_steps,
             fpl_warmup_steps=sizes.fpl_warmup_steps,
-            align_more=further_forgeries(train, sizes.fpl_warmup_pairs, detector, SEED),
+            fpl_warmup_pairs=further_forgeries(train, sizes.fpl_warmup_pairs, detector, SEED),
             batch_size=CONVERSATIONS_PER_STEP,
             learning_rate=ADAPTER_LEARNING_RATE,
             seed=SEED,

@@ -12,6 +12,6 @@ if [ $# -lt 3 ]; then
 fi
 kfd="$1" data="$2" out="$3"
 shift 3
-llava-forgery train adapter --host "${HOST:-llava-hf/llava-1.5-7b-hf}" --kfd "$kfd" --data "$data" \
+llava-forgery train adapter --base-model "${HOST:-llava-hf/llava-1.5-7b-hf}" --kfd "$kfd" --data "$data" \
     --out "$out" --quantization 4bit --dtype bfloat16 --lora-r 32 --lora-alpha 32 \
     --gradient-checkpointing --batch-size 4 --accumulate 4 --learning-rate 2e-4 "$@"

@@ -12,6 +12,6 @@ if [ $# -lt 4 ]; then
 fi
 host="$1" train="$2" test="$3" out="$4"
 shift 4
-llava-forgery train pseudo-word --host "$host" --data "$train" --out "$out" "$@"
+llava-forgery train pseudo-word --base-model "$host" --data "$train" --out "$out" "$@"
 llava-forgery eval pseudo-word --word "$out" --host "$host" --data "$test" \
     --out "$out-evaluation"

@@ -82,7 +82,7 @@ def _said(result):
 def test_no_command_says_what_other_packages_have_to_say(folder, faces, tmp_path):
     everybody, out = tmp_path / "faces", tmp_path / "out"
     save_faces((tiny.face(i, "train" if i < 3 else "test") for i in range(5)), everybody, {})
-    host = ["--host", folder / "host"]
+    host = ["--base-model", folder / "host"]
     kfd = ["--kfd", folder / "adapter/kfd"]
     data = ["data", "build-qa", "--faces", everybody, *kfd, "--pairs", 2, "--out", out / "qa"]
     assert _said(_run(*data)) == [f"4 conversations in {out / 'qa'}"]
@@ -226,8 +226,9 @@ def test_a_pseudo_word_from_faces_to_a_table(folder, tmp_path):
         for file in sorted((tmp_path / "train/faces" / name).iterdir())
     )
     (tmp_path / "train/list.csv").write_text(listing)
-    run("train", "pseudo-word", "--host", folder / "host", "--data", tmp_path / "train/list.csv",
-        "--epochs", 1, "--placement", "prefix", "--out", tmp_path / "word")  # fmt: skip
+    run("train", "pseudo-word", "--base-model", folder / "host",
+        "--data", tmp_path / "train/list.csv", "--epochs", 1, "--placement", "prefix",
+        "--out", tmp_path / "word")  # fmt: skip
     table = run("eval", "pseudo-word", "--word", tmp_path / "word",
                 "--data", tmp_path / "test/faces", "--data", tmp_path / "train/list.csv",
                 "--out", tmp_path / "evaluation", "--device", "cpu")  # fmt: skip
@@ -242,8 +243,8 @@ def test_a_pseudo_word_from_faces_to_a_table(folder, tmp_path):
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("adapter", ["--host", "none", "--kfd", "none", "--data", "none"]),
-        ("pseudo-word", ["--host", "none", "--data", "none"]),
+        ("adapter", ["--base-model", "none", "--kfd", "none", "--data", "none"]),
+        ("pseudo-word", ["--base-model", "none", "--data", "none"]),
     ],
 )
 def test_a_folder_of_something_else_is_refused_before_anything_is_loaded(

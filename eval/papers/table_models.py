@@ -49,9 +49,9 @@ from llava_forgery.kfd.config import KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.train.adapter import train_adapter
 from llava_forgery.train.run_record import last_checkpoint
 from llava_forgery.train.stage1 import train_kfd
-from llava_forgery.train.stage2 import train_adapter
 
 logger = logging.getLogger(__name__)
 

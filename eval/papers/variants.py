@@ -46,9 +46,10 @@ from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
 from llava_forgery.tensors import from_bytes, to_bytes
+from llava_forgery.train.adapter import train_adapter
+from llava_forgery.train.dialogues import RowSource
 from llava_forgery.train.stage1 import train_kfd
-from llava_forgery.train.stage2 import train_adapter
-from llava_forgery.train.warmup import warm_up_fpl
+from llava_forgery.train.warmup import WarmUp, warm_up_fpl
 
 logger = logging.getLogger(__name__)
 
@@ -232,13 +233,8 @@ def _adapter(
     )
     vlm = attach_forgery(place_host(model, None), processor, kfd, fpl, LORA, seed)
     if settings.fpl_warmup_steps:
-        warm_up_fpl(
-            vlm,
-            conversations,
-            steps=settings.fpl_warmup_steps,
-            batch_size=settings.align_batch_size,
-            seed=seed,
-        )
+        how = WarmUp(settings.fpl_warmup_steps, seed, batch_size=settings.align_batch_size)
+        warm_up_fpl(vlm, RowSource(conversations, "the conversations"), how)
     learning_rate = 2e-3
     return train_adapter(
         vlm,

@@ -25,25 +25,27 @@ def train_kfd(
     faces: Faces,
     out: Out,
     preset: Annotated[
-        str | None, typer.Option(help="tiny or paper; default: tiny, unless --host is given.")
+        str | None, typer.Option(help="tiny or paper; default: tiny, unless --base-model is given.")
     ] = None,
-    host: Annotated[
+    base_model: Annotated[
         str | None,
         typer.Option(
-            "--host",
+            "--base-model",
             help="Host's folder or hub name: the detector reads that host's own vision tower, so "
             "that an image is encoded once for both.",
         ),
     ] = None,
     taps: Annotated[
         str | None,
-        typer.Option(help="With --host: blocks to read, as 12,18,24; default: 1/2, 3/4, last."),
+        typer.Option(
+            help="With --base-model: blocks to read, as 12,18,24; default: 1/2, 3/4, last."
+        ),
     ] = None,
     text_model: Annotated[
         str | None,
         typer.Option(
-            help="With --host: open_clip model whose text tower reads the descriptions; default: "
-            "a small one that is trained."
+            help="With --base-model: open_clip model whose text tower reads the descriptions; "
+            "default: a small one that is trained."
         ),
     ] = None,
     text_weights: Annotated[
@@ -105,18 +107,18 @@ def train_kfd(
 
     check_training_folder(out, out / CONFIG)
     settings = Stage1Recipe() if recipe is None else read_recipe(recipe)
-    if host is None and (taps or text_model or text_weights):
-        raise ValueError("--taps, --text-model and --text-weights are for --host")
-    if host is not None and preset is not None:
-        raise ValueError("give either --preset or --host: the host decides the detector's sizes")
+    if base_model is None and (taps or text_model or text_weights):
+        raise ValueError("--taps, --text-model and --text-weights are for --base-model")
+    if base_model is not None and preset is not None:
+        raise ValueError("give either --preset or --base-model, which decides the detector's sizes")
     rows = load_real_faces(faces, "train")
     labelled = None if fakes is None else load_faces(fakes, "train")
     val_rows = None if eval_steps is None else load_real_faces(faces, "val")
-    if host is None:
+    if base_model is None:
         detector = KnowledgeGuidedForgeryDetector.from_preset(preset or "tiny", seed)
     else:
         config = host_config(
-            host, taps=parse_taps(taps), text_model=text_model, text_weights=text_weights
+            base_model, taps=parse_taps(taps), text_model=text_model, text_weights=text_weights
         )
         detector = KnowledgeGuidedForgeryDetector.from_config(config, seed)
     if trunk_weights is not None:
@@ -143,17 +145,56 @@ def train_kfd(
 
 
 @train.command("adapter")
-def finetune(
-    host: Annotated[str, typer.Option("--host", help="Host's folder or hub name.")],
+def train_adapter(
+    base_model: Annotated[str, typer.Option("--base-model", help="Host's folder or hub name.")],
     kfd: Annotated[Path, typer.Option("--kfd", help="Folder of a trained detector.")],
-    data: Annotated[Path, typer.Option("--data", help="Folder written by build-qa.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data", help="Folder written by build-qa, LLaVA's JSON or LLaVA-NeXT's YAML."
+        ),
+    ],
     out: Out,
+    backend: Annotated[
+        str,
+        typer.Option(help="transformers, llava, or auto: that of the host's checkpoint."),
+    ] = "auto",
+    image_folder: Annotated[
+        Path | None,
+        typer.Option(help="What paths of images in --data are relative to; default: its folder."),
+    ] = None,
+    general: Annotated[
+        Path | None,
+        typer.Option(help="General instruction data to alternate with, as for --data."),
+    ] = None,
+    general_images: Annotated[
+        Path | None, typer.Option(help="As --image-folder, of --general.")
+    ] = None,
+    general_ratio: Annotated[
+        float, typer.Option(help="With --general: its share, from 0 to under 1.")
+    ] = 0.5,
+    allow_absolute_paths: Annotated[
+        bool, typer.Option(help="Let paths of images lead out of the image folder.")
+    ] = False,
+    validate: Annotated[
+        bool,
+        typer.Option(help="Read and tokenise all of JSON and YAML first; list what is invalid."),
+    ] = True,
+    skip_invalid: Annotated[
+        bool, typer.Option(help="Leave invalid samples out, with a warning.")
+    ] = False,
     lora: Annotated[
         bool, typer.Option(help="Train LoRA beside the FPL; without it prompt tuning alone.")
     ] = True,
     lora_r: Annotated[int, typer.Option(help="LoRA's rank.")] = 32,
     lora_alpha: Annotated[int, typer.Option(help="LoRA's scale.")] = 32,
     lora_dropout: Annotated[float, typer.Option(help="LoRA's dropout.")] = 0.1,
+    train_projector: Annotated[
+        bool, typer.Option("--train-projector", help="Train the host's own projector as well.")
+    ] = False,
+    template: Annotated[
+        str, typer.Option(help="With --backend llava: name in LLaVA's conv_templates.")
+    ] = "v1",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100,
     fpl_warmup_steps: Annotated[
         int, typer.Option(help="Steps of the FPL's warm start without the host; 0: none.")
@@ -170,6 +211,11 @@ def finetune(
     fpl_learning_rate: Annotated[
         float | None, typer.Option(help="The FPL's; by default a tenth of it after a warm start.")
     ] = None,
+    projector_learning_rate: Annotated[
+        float | None,
+        typer.Option(help="With --train-projector: the projector's; default: --learning-rate."),
+    ] = None,
+    max_length: Annotated[int, typer.Option(help="Most tokens of a conversation.")] = 2048,
     accumulate: Annotated[int, typer.Option(help="Passes whose gradients make one step.")] = 1,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     gradient_checkpointing: Annotated[
@@ -184,49 +230,70 @@ def finetune(
     report_to: ReportTo = "none",
 ) -> None:
     """Stage 2: train the forgery adapter of a host on conversations."""
-    from llava_forgery.files import check_output_folder
-    from llava_forgery.hosts.adapter import CONFIG, ENTRIES
+    from llava_forgery.hosts.attach import attach_new, find_backend
     from llava_forgery.hosts.lora import LoraSettings
-    from llava_forgery.hosts.transformers.loading import load_host
-    from llava_forgery.hosts.transformers.model import attach_forgery
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-    from llava_forgery.rows import load_rows
     from llava_forgery.simulate.pairs import load_real_faces
-    from llava_forgery.train.run_record import check_training_folder, training_folder
-    from llava_forgery.train.stage2 import train_adapter
+    from llava_forgery.train.adapter import check_adapter_folder
+    from llava_forgery.train.adapter import train_adapter as run
+    from llava_forgery.train.dialogues import open_sources
+    from llava_forgery.train.run_record import training_folder
+    from llava_forgery.train.samples import valid_dialogues
     from llava_forgery.train.warmup import further_forgeries
 
-    check_output_folder(out, CONFIG, entries=ENTRIES)
-    check_training_folder(training_folder(out), out / CONFIG)
+    check_adapter_folder(out, backend)
     if fpl_warmup_faces is not None and not fpl_warmup_steps:
         raise ValueError(
             "--fpl-warmup-faces is for the warm start, which --fpl-warmup-steps 0 leaves out"
         )
-    # A detector on the host's own tower finds it in the host.
-    detector = KnowledgeGuidedForgeryDetector.from_pretrained(
-        kfd, with_tower=False, allow_download=allow_download
-    )
+    if projector_learning_rate is not None and not train_projector:
+        raise ValueError("--projector-learning-rate is of no use without --train-projector")
+    # Before the host, which takes minutes to load.
     more = None
     if fpl_warmup_faces is not None:
-        # Before the host, which takes minutes to load.
+        detector = KnowledgeGuidedForgeryDetector.from_pretrained(
+            kfd, with_tower=False, allow_download=allow_download
+        )
         faces = load_real_faces(fpl_warmup_faces, "train")
         more = further_forgeries(faces, fpl_warmup_pairs, detector, seed)
-    conversations = load_rows(data)
-    model, processor = load_host(Path.cwd(), host, quantization, dtype=dtype)
-    settings = LoraSettings(r=lora_r, alpha=lora_alpha, dropout=lora_dropout) if lora else None
-    vlm = attach_forgery(model, processor, detector, lora=settings, seed=seed)
-    train_adapter(
+    backend = find_backend(base_model, backend)
+    check_adapter_folder(out, backend)
+    invalid: list[str] | None = [] if validate else None
+    sources = open_sources(
+        data, general, image_folder, general_images, seed, invalid, allow_absolute_paths
+    )
+    vlm = attach_new(
+        base_model,
+        kfd,
+        LoraSettings(r=lora_r, alpha=lora_alpha, dropout=lora_dropout) if lora else None,
+        backend=backend,
+        seed=seed,
+        train_projector=train_projector,
+        quantization=quantization,
+        dtype=dtype,
+        template=template,
+        allow_download=allow_download,
+    )
+    if invalid is not None:
+        sources = valid_dialogues(
+            sources, vlm.prompts, max_length, training_folder(out), invalid, skip_invalid
+        )
+    run(
         vlm,
-        conversations,
+        sources["skill"],
         out,
+        general=sources.get("general"),
+        general_ratio=general_ratio,
         steps=steps,
         fpl_warmup_steps=fpl_warmup_steps,
-        align_more=more,
+        fpl_warmup_pairs=more,
         batch_size=batch_size,
         accumulate=accumulate,
         save_steps=save_steps,
         learning_rate=learning_rate,
         fpl_learning_rate=fpl_learning_rate,
+        projector_learning_rate=projector_learning_rate,
+        max_length=max_length,
         seed=seed,
         resume=resume,
         report_to=report_to,
@@ -237,7 +304,7 @@ def finetune(
 
 @train.command("pseudo-word")
 def train_pseudo_word(
-    host: Annotated[str, typer.Option("--host", help="Host's folder or hub name.")],
+    base_model: Annotated[str, typer.Option("--base-model", help="Host's folder or hub name.")],
     data: Images,
     out: Out,
     question: Annotated[str, typer.Option(help="Without the pseudo-word.")] = "Is this photo real?",
@@ -277,7 +344,7 @@ def train_pseudo_word(
     check_training_folder(training_folder(out), out / CONFIG)
     config = PseudoWordConfig(question, placement, real_answer, fake_answer, initial_word)
     images = read_sources(data)
-    model, processor = load_host(Path.cwd(), host, quantization, dtype=dtype)
+    model, processor = load_host(Path.cwd(), base_model, quantization, dtype=dtype)
     run(
         attach_pseudo_word(model, processor, config, seed),
         images,

@@ -8,8 +8,6 @@ the training's folder, so that a repeated command does not look again::
     invalid.txt         the invalid samples, one a line; only if there are any
 """
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -34,12 +32,6 @@ _CHUNK, _MOST_WORKERS = 64, 16
 
 Check = Callable[[int], Any]
 """Reads and encodes the sample of a row, and raises what is wrong with it."""
-
-
-def fingerprint_of(*parts: Any) -> str:
-    """A digest of values that JSON takes: of all that the outcome of a pass hangs on."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def find_invalid(

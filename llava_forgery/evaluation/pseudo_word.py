@@ -17,10 +17,9 @@ from PIL import Image
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.data.labelled import LabelledFile
-from llava_forgery.data.validation import fingerprint_of
 from llava_forgery.evaluation.metrics import accuracy, auc
 from llava_forgery.evaluation.records import KeptRecords
-from llava_forgery.files import write_json
+from llava_forgery.files import fingerprint_of, write_json
 from llava_forgery.hosts.likelihood import label_log_likelihoods
 from llava_forgery.hosts.pseudo_word import PseudoWordVLM
 from llava_forgery.images import read_image

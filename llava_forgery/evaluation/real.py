@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llava_forgery.constants import FAKE, REAL
-from llava_forgery.data.validation import fingerprint_of
 from llava_forgery.evaluation.checks import OneClassError, same_length
 from llava_forgery.evaluation.figures import COLOURS, new_figure
 from llava_forgery.evaluation.intervals import PATIENCE, Interval, percentiles
@@ -25,7 +24,7 @@ from llava_forgery.evaluation.records import KeptRecords
 from llava_forgery.evaluation.scorers import RECORD_NAMES, Scorer, named_scores
 from llava_forgery.evaluation.video import video_level
 from llava_forgery.faces.crop import crop_box
-from llava_forgery.files import write_json, write_text
+from llava_forgery.files import fingerprint_of, write_json, write_text
 from llava_forgery.images import SUFFIXES, read_image
 from llava_forgery.infer.verdict import P_YES_THRESHOLD
 from llava_forgery.pooling import check_reduction

@@ -6,6 +6,7 @@ Layout::
     fpl.safetensors        the learner
     kfd/                   the detector (llava_forgery.kfd.checkpoint)
     adapter_config.json, adapter_model.safetensors          LoRA, as peft writes it, if there is one
+    host_trainables.safetensors                             the host's projector, if it was trained
     README.md              the model card
 
 ``PeftModel.from_pretrained(host, adapter)`` reads the LoRA alone: a host without detector and
@@ -37,11 +38,12 @@ from llava_forgery.files import (
 )
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, fill_lora, save_lora
+from llava_forgery.hosts.projector import TRAINABLES, fill_projector
 from llava_forgery.weights import load_tensors, save_tensors
 
 CONFIG, FPL, KFD, CARD = "forgery_config.json", "fpl.safetensors", "kfd", "README.md"
 FORMAT = 2
-ENTRIES = (CONFIG, FPL, KFD, LORA_CONFIG, LORA_WEIGHTS, CARD)
+ENTRIES = (CONFIG, FPL, KFD, LORA_CONFIG, LORA_WEIGHTS, TRAINABLES, CARD)
 # Where format 1 kept peft's files.
 _LORA_1 = "lora"
 
@@ -75,6 +77,8 @@ def save_adapter(model: nn.Module, directory: str | PathLike) -> None:
         model.kfd.save_pretrained(temporary / KFD)
         if model.has_lora:
             save_lora(model.host, temporary, name)
+        if model.projector is not None:
+            save_tensors(temporary / TRAINABLES, model.projector.state())
         write_json(temporary / CONFIG, config)
         write_card(temporary, name, model.has_lora, model.training_facts)
 
@@ -164,11 +168,12 @@ def convert_format(source: str | PathLike, directory: str | PathLike) -> None:
 
 
 def fill_adapter(model: nn.Module, directory: str | PathLike) -> None:
-    """Fill an attached FPL and LoRA from an adapter's folder, strictly."""
+    """Fill an attached FPL, LoRA and projector from an adapter's folder, strictly."""
     directory = Path(directory)
     fill_learner(model.fpl, directory)
     if model.has_lora:
         fill_lora(model.host, directory)
+    fill_projector(model.projector, directory)
 
 
 def fill_learner(fpl: ForgeryPromptLearner, directory: Path) -> None:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.families import HostFamily
+from llava_forgery.hosts.projector import TrainedProjector
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.conversation import Conversation
 
@@ -65,6 +66,30 @@ class PromptEncoder(Protocol):
                 the answers.
         """
 
+    def encode_turns(
+        self, turns: Sequence[str], images: Sequence[Image.Image], *, skill: bool, max_length: int
+    ) -> dict[str, Any]:
+        """A training dialogue in LLaVA's form, with labels.
+
+        Args:
+            turns: Question, answer, question, answer ...; one ``<image>`` for each image.
+            images: RGB; none for text alone.
+            skill: Whether n_f placeholders stand behind each image.
+            max_length: Most tokens.
+
+        Raises:
+            ValueError: No token is left to learn from, the host cannot show images where the turns
+                have them, or as :meth:`encode`.
+        """
+
+    def check_turns(
+        self, turns: Sequence[str], images: Sequence[Image.Image], *, skill: bool, max_length: int
+    ) -> dict[str, Any]:
+        """``input_ids`` and ``labels`` of :meth:`encode_turns` with as little as they need."""
+
+    def fingerprint(self) -> str:
+        """Changes with all that decides on a dialogue's tokens."""
+
     def collate(
         self, samples: Sequence[dict[str, Any]], padding_side: str = "right"
     ) -> dict[str, Any]:
@@ -107,6 +132,8 @@ class ForgeryModel(Protocol):
     has_lora: bool
     fingerprint: dict[str, Any]
     """Of the bare host; see :mod:`llava_forgery.hosts.fingerprint`."""
+    projector: TrainedProjector | None
+    """The host's own projector where it was trained as well."""
     host_name: str
     """Where the bare host came from: a folder or a hub name."""
     n_forgery: int

@@ -38,6 +38,8 @@ class HostFamily:
     bidirectional_prefix: bool = False
     """Whether all tokens of the first prompt see each other in both directions: its keys and
     values are then of use as a whole or not at all."""
+    projector: str = "multi_modal_projector"
+    """The module between vision tower and language model, in the host's base model."""
     notes: str = ""
     """What a user should know, for the README's table."""
 
@@ -54,7 +56,12 @@ class HostFamily:
 
 
 # Qwen's positions count an image by its grid; the host keeps the offset of its last prompt.
-_MROPE = {"stateful_attributes": ("rope_deltas",), "cached_turn_inputs": ("image_grid_thw",)}
+_QWEN = {
+    "cache_mode": "cache",
+    "stateful_attributes": ("rope_deltas",),
+    "cached_turn_inputs": ("image_grid_thw",),
+    "projector": "visual.merger",
+}
 _FAMILIES: dict[str, HostFamily] = {}
 
 
@@ -81,12 +88,18 @@ for _family in (
         "cache",
         notes="several images of a prompt are shown at base resolution, one in tiles",
     ),
-    HostFamily("qwen2_vl", "Qwen2-VL", "cache", **_MROPE),
-    HostFamily("qwen2_5_vl", "Qwen2.5-VL", "cache", **_MROPE),
-    HostFamily("qwen3_vl", "Qwen3-VL", "cache", **_MROPE),
+    HostFamily("qwen2_vl", "Qwen2-VL", **_QWEN),
+    HostFamily("qwen2_5_vl", "Qwen2.5-VL", **_QWEN),
+    HostFamily("qwen3_vl", "Qwen3-VL", **_QWEN),
     HostFamily("internvl", "InternVL", "cache"),
-    HostFamily("idefics3", "Idefics3", "cache"),
-    HostFamily("smolvlm", "SmolVLM", "cache", notes="its processor needs `num2words`"),
+    HostFamily("idefics3", "Idefics3", "cache", projector="connector"),
+    HostFamily(
+        "smolvlm",
+        "SmolVLM",
+        "cache",
+        projector="connector",
+        notes="its processor needs `num2words`",
+    ),
     HostFamily("gemma3", "Gemma 3", "cache"),
     HostFamily(
         "paligemma",
@@ -99,6 +112,7 @@ for _family in (
         "instructblip",
         "InstructBLIP",
         "language_model",
+        projector="language_projection",
         notes="no chat template of its own; the Q-Former reads the first question alone",
     ),
 ):

@@ -31,7 +31,6 @@ from llava_forgery.hosts.fingerprint import (
     probe_difference,
 )
 from llava_forgery.hosts.llava.checkpoint import (
-    TRAINABLES,
     holds_model,
     read_skill_config,
     save_llava_adapter,
@@ -40,6 +39,7 @@ from llava_forgery.hosts.llava.model import attach_to_llava, llava_lora_config
 from llava_forgery.hosts.llava.names import TEMPLATE_KEY, TRAINING_KEY
 from llava_forgery.hosts.llava.register import import_llava
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings, lora_state
+from llava_forgery.hosts.projector import TRAINABLES
 from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector

@@ -183,7 +183,7 @@ def check_tower(tower: PreTrainedModel, config: EncoderConfig) -> None:
             raise ValueError(
                 f"the detector was trained on a vision tower with {name} {want}, this host's has "
                 f"{have}: give the host it was trained with ({config.name!r}), or train a detector "
-                "for this one (train detector --host)"
+                "for this one (train detector --base-model)"
             )
 
 

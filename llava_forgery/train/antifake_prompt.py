@@ -1,6 +1,6 @@
 """Train a pseudo-word: the vectors of ``[*]`` and nothing else.
 
-    llava-forgery train pseudo-word --host HOST --data DATA --out WORD
+    llava-forgery train pseudo-word --base-model HOST --data DATA --out WORD
 
 Source: AntifakePrompt (arXiv:2310.17419), sections 3 and 4; nctu-eva-lab/AntifakePrompt at 957c1e1.
 """

@@ -156,6 +156,11 @@ class ForgeryArguments:
     fpl_n_base: int = _flag("n_1, learned base embeddings.", 9)
     fpl_n_forgery: int = _flag("n_f, embeddings that the host receives for each image.", 9)
     fpl_lr: float | None = _flag("Highest learning rate of the FPL; default: --learning_rate.")
+    fpl_warmup_steps: int = _flag(
+        "Steps of the FPL's warm start before the training, without the host; 0: none. --fpl_lr "
+        "is then a tenth of --learning_rate by default.",
+        0,
+    )
     allow_download: bool = _flag(
         "Download what the detector's files name, such as its encoder.", False
     )
@@ -173,10 +178,12 @@ class ForgeryArguments:
             )
         if self.fpl_lr is not None and self.fpl_lr <= 0:
             raise ValueError(f"--fpl_lr must be greater than 0, got {self.fpl_lr}")
+        if self.fpl_warmup_steps < 0:
+            raise ValueError(f"--fpl_warmup_steps must be 0 or more, got {self.fpl_warmup_steps}")
 
 
 @dataclass
-class TrainingArguments(transformers.TrainingArguments):
+class LlavaTrainingArguments(transformers.TrainingArguments):
     """transformers' own, with LLaVA's defaults and additions."""
 
     # LLaVA's choice; transformers' newer default gives other rounding.
@@ -254,7 +261,7 @@ class LlavaArguments:
     model: ModelArguments
     data: DataArguments
     forgery: ForgeryArguments
-    training: TrainingArguments
+    training: LlavaTrainingArguments
 
     def __post_init__(self) -> None:
         if not self.training.lora_enable and not self.model.freeze_backbone:
@@ -293,7 +300,7 @@ def parse_arguments(arguments: Sequence[str]) -> LlavaArguments:
         ValueError: A flag is unknown, or its meaning cannot be honoured.
         FileNotFoundError: There is no such DeepSpeed file.
     """
-    kinds = (ModelArguments, DataArguments, ForgeryArguments, TrainingArguments)
+    kinds = (ModelArguments, DataArguments, ForgeryArguments, LlavaTrainingArguments)
     parser = HfArgumentParser(kinds, allow_abbrev=False)
     *parsed, left = parser.parse_args_into_dataclasses(
         _todays_names(arguments), return_remaining_strings=True

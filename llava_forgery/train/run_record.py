@@ -32,8 +32,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from llava_forgery.data.validation import fingerprint_of
-from llava_forgery.files import read_json, remove_leftovers, write_json
+from llava_forgery.files import fingerprint_of, read_json, remove_leftovers, write_json
 
 logger = logging.getLogger(__name__)
 

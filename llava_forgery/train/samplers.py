@@ -128,16 +128,70 @@ class LengthSampler(EpochSampler):
         self.lengths, self.batch_size, self.window = list(lengths), batch_size, window
 
     def draw(self, generator: torch.Generator) -> list[int]:
-        order = super().draw(generator)
-        size = self.batch_size * self.window
-        batches = []
-        for start in range(0, len(order), size):
-            members = sorted(order[start : start + size], key=self.lengths.__getitem__)
-            batches += [
-                members[i : i + self.batch_size] for i in range(0, len(members), self.batch_size)
-            ]
+        full, part = _batches(
+            super().draw(generator), self.lengths, self.batch_size, self.window, generator
+        )
         # A batch that is not full stays the last one: the Trainer cuts the order by number.
-        full = [batch for batch in batches if len(batch) == self.batch_size]
-        part = [batch for batch in batches if len(batch) < self.batch_size]
-        shuffled = torch.randperm(len(full), generator=generator).tolist()
-        return [i for batch in [full[i] for i in shuffled] + part for i in batch]
+        return [i for batch in full + part for i in batch]
+
+
+class KindSampler(EpochSampler):
+    """Batches of one kind of samples each, of similar lengths, each kind's spread evenly.
+
+    Two kinds of as many batches alternate. What does not fill a batch of its kind is left out of
+    the epoch; a kind that never fills one repeats samples.
+
+    Args:
+        kinds: A number for each sample.
+        lengths: Of each sample, in any unit.
+        batch_size: Samples of a batch.
+        seed: Of the orders.
+        window: As for :class:`LengthSampler`.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[int],
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        window: int = 4,
+    ) -> None:
+        self.members = {
+            kind: [i for i, own in enumerate(kinds) if own == kind] for kind in sorted(set(kinds))
+        }
+        counts = {kind: max(1, len(m) // batch_size) for kind, m in self.members.items()}
+        super().__init__(sum(counts.values()) * batch_size, seed)
+        self.lengths, self.batch_size, self.window = list(lengths), batch_size, window
+        places = (((i + 0.5) / count, kind) for kind, count in counts.items() for i in range(count))
+        self.turns = [kind for _, kind in sorted(places)]
+
+    def draw(self, generator: torch.Generator) -> list[int]:
+        batches = {}
+        for kind, members in self.members.items():
+            drawn = [members[i] for i in torch.randperm(len(members), generator=generator)]
+            while len(drawn) < self.batch_size:
+                drawn += drawn
+            whole = len(drawn) - len(drawn) % self.batch_size
+            full, _ = _batches(drawn[:whole], self.lengths, self.batch_size, self.window, generator)
+            batches[kind] = iter(full)
+        return [i for kind in self.turns for i in next(batches[kind])]
+
+
+def _batches(
+    order: Sequence[int],
+    lengths: Sequence[int],
+    batch_size: int,
+    window: int,
+    generator: torch.Generator,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Full batches in a drawn order, and what is left over."""
+    size = batch_size * window
+    batches = []
+    for start in range(0, len(order), size):
+        members = sorted(order[start : start + size], key=lengths.__getitem__)
+        batches += [members[i : i + batch_size] for i in range(0, len(members), batch_size)]
+    full = [batch for batch in batches if len(batch) == batch_size]
+    part = [batch for batch in batches if len(batch) < batch_size]
+    shuffled = torch.randperm(len(full), generator=generator).tolist()
+    return [full[i] for i in shuffled], part

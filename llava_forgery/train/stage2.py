@@ -1,12 +1,13 @@
 """Stage 2: train the FPL, and LoRA where wanted, on the host; the detector stays frozen.
 
-    llava-forgery train adapter --host HOST --kfd KFD --data CONVERSATIONS --out ADAPTER
+The same on either backend: what differs between them is behind :mod:`llava_forgery.hosts.base`.
+:mod:`llava_forgery.train.adapter` and :mod:`llava_forgery.train.llava_train` are its two ways in.
 
 Source: LVLM-DFD, section 3.2 and equation 5.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,272 +15,317 @@ from typing import Any
 import datasets
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from peft import PeftModel
 from torch import nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, TrainingArguments
 
 from llava_forgery.constants import IGNORE_INDEX
-from llava_forgery.data.build_qa import conversation_of
-from llava_forgery.faces.records import image_pixels
-from llava_forgery.files import check_output_folder
-from llava_forgery.hosts.adapter import CONFIG, ENTRIES
+from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.baseline import BaselineVLM
 from llava_forgery.hosts.fingerprint import host_fingerprint
-from llava_forgery.hosts.lora import LORA_WEIGHTS
-from llava_forgery.hosts.transformers.model import ForgeryVLM
-from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.kfd.checkpoint import detector_digest
-from llava_forgery.noise import quiet
-from llava_forgery.rows import embedded, rows_digest
-from llava_forgery.simulate.pairs import FacePairs
-from llava_forgery.tensors import from_bytes
 from llava_forgery.train.deepspeed import exclude_from_deepspeed
+from llava_forgery.train.dialogues import DialogueSource, RowSource
 from llava_forgery.train.run_record import (
     describe_adapter_weights,
     describe_host,
     describe_lora,
-    describe_tokens,
     open_run,
-    training_folder,
 )
-from llava_forgery.train.samplers import LengthSampler
+from llava_forgery.train.samplers import KindSampler, LengthSampler
+from llava_forgery.train.samples import TrainingSamples
 from llava_forgery.train.trainer import (
     ForgeryTrainer,
     Trainable,
     run_training,
-    training_arguments,
 )
-from llava_forgery.train.warmup import warm_up_fpl
+from llava_forgery.train.warmup import WarmUp, warm_up_fpl
+
+Order = Callable[[TrainingSamples, TrainingArguments], Sampler[int]]
+"""In which order a training draws its samples."""
 
 
 class Stage2(Trainable):
-    """The host with the skill, or with LoRA alone, as the Trainer wants it."""
+    """The host with the skill, or with LoRA alone, as the Trainer wants it.
+
+    Args:
+        vlm: Of either backend.
+        fpl_learning_rate: The FPL's highest learning rate; None takes the common one.
+        projector_learning_rate: The same for the host's own projector, where it is trained.
+    """
 
     def __init__(
-        self, vlm: ForgeryVLM | BaselineVLM, fpl_learning_rate: float | None = None
+        self,
+        vlm: ForgeryModel | BaselineVLM,
+        fpl_learning_rate: float | None = None,
+        projector_learning_rate: float | None = None,
     ) -> None:
         super().__init__()
-        self.vlm, self.fpl_learning_rate = vlm, fpl_learning_rate
+        self.vlm = vlm
+        self.fpl_learning_rate = fpl_learning_rate
+        self.projector_learning_rate = projector_learning_rate
 
-    def forward(self, labels: torch.Tensor, **inputs: Any) -> dict[str, torch.Tensor]:
+    @property
+    def bare(self) -> PreTrainedModel:
+        """The host without peft's wrapper."""
+        host = self.vlm.host
+        return host.get_base_model() if isinstance(host, PeftModel) else host
+
+    def forward(
+        self, labels: torch.Tensor, forgery_images: torch.Tensor | None = None, **inputs: Any
+    ) -> dict[str, torch.Tensor]:
         """Cross-entropy on the answers' tokens (equation 5), the mean over them.
 
         Args:
             labels: (B, T), -100 where nothing is supervised.
+            forgery_images: (M, 3, S, S) in [0, 1], of the samples with placeholders; None where
+                the batch holds general data alone, or the detector sees what the host sees.
             inputs: What the model takes.
         """
-        logits, labels = self.vlm.labelled_logits(labels, **inputs)
+        if forgery_images is not None:
+            # In its own precision, as in use: mixed precision is for the host.
+            with torch.autocast(forgery_images.device.type, enabled=False):
+                inputs["detection"] = self.vlm.detect(forgery_images)
+        logits, targets = self.vlm.labelled_logits(labels, **inputs)
         loss = F.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE_INDEX
+            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX
         )
         return {"loss": loss}
 
-    def saved_parameters(self) -> list[torch.nn.Parameter]:
+    def saved_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.vlm.parameters() if p.requires_grad]
+
+    def learning_rates(self) -> dict[nn.Parameter, float]:
+        rates: dict[nn.Parameter, float] = {}
+        if self.fpl_learning_rate is not None:
+            rates |= dict.fromkeys(self.vlm.fpl.parameters(), self.fpl_learning_rate)
+        if self.projector_learning_rate is not None:
+            parameters = self.vlm.projector.module.parameters()
+            rates |= dict.fromkeys(parameters, self.projector_learning_rate)
+        return rates
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Compute the language model's layers twice to keep less of them in memory."""
+        self.bare.activation_checkpointing_enable(
+            activation_checkpointing_kwargs=activation_checkpointing_kwargs, **options
+        )
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """The same, as earlier releases of transformers call it."""
+        self.bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def save_checkpoint(self, directory: Path) -> None:
         self.vlm.save_pretrained(directory)
-
-    def learning_rates(self) -> dict[nn.Parameter, float]:
-        if self.fpl_learning_rate is None:
-            return {}
-        return dict.fromkeys(self.vlm.fpl.parameters(), self.fpl_learning_rate)
 
     def load_checkpoint(self, directory: Path) -> None:
         self.vlm.load_weights(directory)
 
 
-class EncodedConversations(Dataset):
-    """Rows of conversations as the host's inputs.
+class Stage2Trainer(ForgeryTrainer):
+    """Draws samples in an order of its own, and shows the detector its pictures as they are.
 
     Args:
-        rows: From ``build_conversations``.
-        vlm: Gives the processor, the number of placeholders and whether a detector looks.
-        max_length: Most tokens of a sample; a longer one is an error.
+        order: Of the samples.
+        options: Of the Trainer.
     """
 
-    def __init__(
-        self, rows: datasets.Dataset, vlm: ForgeryVLM | BaselineVLM, max_length: int
-    ) -> None:
-        self.rows = embedded(rows, "the conversations")
-        self.processor, self.n_forgery = vlm.processor, vlm.n_forgery
-        self.takes_forgery_images = vlm.takes_forgery_images
-        self.max_length = max_length
+    train_dataset: TrainingSamples
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def __init__(self, *, order: Order, **options: Any) -> None:
+        self.order = order
+        super().__init__(**options)
 
-    def lengths(self) -> list[int]:
-        """Characters of each conversation: enough to tell long ones from short ones."""
-        return [sum(len(m["text"]) for m in messages) for messages in self.rows["messages"]]
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # Under DeepSpeed the Trainer brings all inputs to half precision.
+        shown = inputs.pop("forgery_images", None)
+        prepared = super()._prepare_inputs(inputs)
+        if shown is not None:
+            prepared["forgery_images"] = shown.to(self.args.device)
+        return prepared
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        row = self.rows[index]
-        image = Image.fromarray(image_pixels(row["image"], "RGB"))
-        sample = encode(
-            conversation_of(row),
-            self.processor,
-            images=[image],
-            n_forgery_tokens=self.n_forgery,
-            max_length=self.max_length,
-        )
-        if bool((sample["labels"] == IGNORE_INDEX).all()):
-            raise ValueError(f"sample {index} has no token to learn from: all labels are masked")
-        if not self.takes_forgery_images:
-            return sample
-        return {**sample, "forgery_images": from_bytes(image)}
+    def _get_train_sampler(self, train_dataset: TrainingSamples | None = None) -> Sampler[int]:
+        return self.order(train_dataset or self.train_dataset, self.args)
 
 
-class Stage2Trainer(ForgeryTrainer):
-    """Draws batches of similar lengths: on the demo's conversations a quarter was padding."""
+def batches_of_a_kind(samples: TrainingSamples, arguments: TrainingArguments) -> Sampler[int]:
+    """Batches of similar lengths: on the demo's conversations a quarter was padding otherwise.
 
-    def _get_train_sampler(self, train_dataset: EncodedConversations | None = None) -> Sampler[int]:
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        return LengthSampler(rows.lengths(), self.args.per_device_train_batch_size, self.args.seed)
+    Each is of the skill, of general data with images, or of text alone, which hosts of transformers
+    take different inputs for.
+    """
+    size = arguments.per_device_train_batch_size
+    words = [abs(length) for length in samples.lengths]
+    if all(samples.is_skill):
+        return LengthSampler(words, size, arguments.seed)
+    kinds = [
+        0 if is_skill else 1 if length > 0 else 2
+        for is_skill, length in zip(samples.is_skill, samples.lengths, strict=True)
+    ]
+    return KindSampler(kinds, words, size, arguments.seed)
 
 
-class StackedCollator:
-    """Pads the texts and stacks the images: the host's, and the detector's where it has its own."""
+class Collator:
+    """Joins samples of :class:`TrainingSamples`.
 
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
+    Args:
+        collate: :meth:`PromptEncoder.collate` of the host.
+    """
 
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __init__(self, collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What ``collate`` gives, and ``forgery_images`` (M, 3, S, S) of the skill's samples."""
         samples = [dict(sample) for sample in samples]
-        images = [sample.pop("forgery_images") for sample in samples if "forgery_images" in sample]
-        batch = collate(samples, pad_id=self.pad_id, padding_side="right")
-        return {**batch, "forgery_images": torch.stack(images)} if images else batch
+        shown = [sample.pop("forgery_images") for sample in samples if "forgery_images" in sample]
+        batch = self.collate(samples)
+        return {**batch, "forgery_images": torch.cat(shown)} if shown else batch
 
 
-@quiet()
-def train_adapter(
-    vlm: ForgeryVLM | BaselineVLM,
-    conversations: datasets.Dataset,
+def run_stage2(
+    stage: Stage2,
+    samples: TrainingSamples,
+    arguments: TrainingArguments,
     output_dir: str | PathLike,
     *,
-    steps: int = 120,
-    fpl_warmup_steps: int = 0,
-    align_more: FacePairs | None = None,
-    batch_size: int = 8,
-    accumulate: int = 1,
-    learning_rate: float = 1e-3,
-    fpl_learning_rate: float | None = None,
-    weight_decay: float = 0.0,
-    seed: int = 0,
-    save_steps: int | None = 50,
-    max_length: int = 2048,
-    workers: int = 0,
-    resume: bool = False,
-    report_to: str = "none",
-    gradient_checkpointing: bool = False,
-    deepspeed: str | PathLike | None = None,
-) -> ForgeryVLM | BaselineVLM:
-    """Train the forgery adapter, or the LoRA of a host without FPL, and write it to ``output_dir``.
+    command: str,
+    result: str,
+    order: Order,
+    settings: Mapping[str, Any],
+    resume: bool | None,
+    warm_up: WarmUp | None = None,
+) -> None:
+    """Train, and write the adapter; the model is in eval mode afterwards.
 
     Args:
-        vlm: From ``attach_forgery``, or a ``BaselineVLM`` with LoRA; what is trainable is trained.
-        conversations: From ``build_conversations``.
-        output_dir: Receives the adapter; ``output_dir`` with ``-training`` behind its name
-            receives ``checkpoint-*``, ``log.json`` and ``training_run.json``. Where they hold this
-            very training, finished, nothing is trained.
-        steps: Optimiser steps.
-        fpl_warmup_steps: Steps of the FPL's warm start (:mod:`llava_forgery.train.warmup`) before
-            them; 0 leaves it out, and so does resuming.
-        align_more: Pairs whose forged images the warm start learns from as well.
-        batch_size: Conversations for each pass and process.
-        accumulate: Passes whose gradients make one step.
-        learning_rate: Highest value of a warmed-up cosine.
-        fpl_learning_rate: The FPL's; by default a tenth of ``learning_rate`` after a warm start,
-            whose words the host's first gradients would undo, else the same.
-        weight_decay: AdamW's.
-        seed: Of order and dropout.
-        save_steps: Steps between checkpoints; None saves none.
-        max_length: Most tokens of a sample.
-        workers: Processes that render and tokenise, and that make ``align_more``.
-        resume: Continue from the last checkpoint.
-        report_to: ``none``, ``tensorboard`` or ``wandb``.
-        gradient_checkpointing: Compute the host's layers twice to keep less of them in memory.
-        deepspeed: DeepSpeed's JSON file, where several processes train.
-
-    Returns:
-        The host with the trained skill, in eval mode. Under ZeRO-3 its weights remain shared out
-        among the processes: load the adapter to use it.
+        stage: What is trained.
+        samples: To learn from.
+        arguments: The Trainer's; their folder receives checkpoints and record.
+        output_dir: Receives the adapter.
+        command: What trains, for the record.
+        result: The file without which ``output_dir`` holds no adapter.
+        order: Of the samples.
+        settings: What decides the result beside all that is found here.
+        resume: As for :func:`~llava_forgery.train.run_record.open_run`.
+        warm_up: The FPL's warm start, which resuming leaves out.
 
     Raises:
-        ValueError: Nothing is trainable; or there lies another training, or an interrupted one and
-            ``resume`` is off, or something else than an adapter.
+        ValueError: The folder holds another training, or results from elsewhere.
     """
-    if not vlm.trainable_names():
-        raise ValueError("the model has nothing to train: attach LoRA or the forgery skill first")
-    output_dir = Path(output_dir)
-    plain = isinstance(vlm, BaselineVLM)
-    if plain:
-        check_output_folder(output_dir, LORA_WEIGHTS)
-    else:
-        check_output_folder(output_dir, CONFIG, entries=ENTRIES)
-    arguments = training_arguments(
-        training_folder(output_dir),
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        seed=seed,
-        save_steps=save_steps,
-        workers=workers,
-        report_to=report_to,
-        deepspeed=deepspeed,
-        gradient_accumulation_steps=accumulate,
-    )
-    if fpl_learning_rate is None and fpl_warmup_steps:
-        fpl_learning_rate = learning_rate / 10
-    samples = EncodedConversations(conversations, vlm, max_length)
-    settings = {
-        **_describe(vlm),
-        "fpl_learning_rate": fpl_learning_rate,
-        "warm_start": {
-            "steps": fpl_warmup_steps,
-            "more": align_more.describe() if fpl_warmup_steps and align_more is not None else None,
-        },
-        "max_length": max_length,
-        "data": rows_digest(conversations),
-        "tokens": describe_tokens(samples[0]),
+    vlm = stage.vlm
+    described = {
+        **describe_stage(stage),
+        **settings,
+        "warm_start": (warm_up or WarmUp(steps=0)).describe(),
+        "data": samples.describe(),
     }
-    result = output_dir / (LORA_WEIGHTS if plain else CONFIG)
-    run = open_run(arguments, "train adapter", settings, result, resume)
+    run = open_run(arguments, command, described, Path(output_dir) / result, resume)
     if run.finished:
-        vlm.load_weights(output_dir)
-        return vlm.eval()
-    if fpl_warmup_steps and run.checkpoint is None:
+        stage.load_checkpoint(Path(output_dir))
+        vlm.eval()
+        return
+    if warm_up is not None and run.checkpoint is None:
         # Every process does the same: it takes seconds, and needs no exchange.
-        warm_up_fpl(
-            vlm, conversations, steps=fpl_warmup_steps, seed=seed, more=align_more, workers=workers
-        )
-    if gradient_checkpointing:
-        vlm.host.gradient_checkpointing_enable()
-    hidden = exclude_from_deepspeed(vlm, "kfd", arguments.device) if deepspeed else nullcontext()
-    with hidden:
-        trainer = Stage2Trainer(
-            model=Stage2(vlm, fpl_learning_rate),
-            args=arguments,
-            train_dataset=samples,
-            data_collator=StackedCollator(vlm.processor.tokenizer.pad_token_id),
-        )
-        run_training(trainer, run)
+        if not (arguments.deepspeed or getattr(stage.bare, "is_quantized", False)):
+            vlm.to(arguments.device)
+        warm_up_fpl(vlm, samples.skill, warm_up)
+    kfd = getattr(vlm, "kfd", None)
+    alone = nullcontext()
+    if arguments.deepspeed and kfd is not None:
+        alone = exclude_from_deepspeed(*owner_of(vlm, kfd), arguments.device)
+    with alone:
+        with _without_cache(stage.bare):
+            trainer = Stage2Trainer(
+                model=stage,
+                args=arguments,
+                train_dataset=samples,
+                data_collator=Collator(vlm.prompts.collate),
+                order=order,
+            )
+            run_training(trainer, run)
         vlm.eval()
         trainer.save_model(output_dir)
+        if trainer.is_world_process_zero() and Path(output_dir) == run.folder:
+            # Beside its result, as LLaVA's training does.
+            trainer.save_state()
         run.finish()
-    return vlm
 
 
-def _describe(vlm: ForgeryVLM | BaselineVLM) -> dict[str, Any]:
+def training_samples(
+    vlm: ForgeryModel | BaselineVLM,
+    skill: datasets.Dataset | DialogueSource,
+    general: DialogueSource | None = None,
+    general_ratio: float = 0.5,
+    *,
+    max_length: int = 2048,
+    seed: int = 0,
+) -> TrainingSamples:
+    """A model's training data.
+
+    Args:
+        vlm: Of either backend.
+        skill: From ``build_conversations``, or from
+            :func:`~llava_forgery.train.dialogues.open_source`.
+        general: General dialogues, if any.
+        general_ratio: Their share in [0, 1).
+        max_length: Most tokens of a sample.
+        seed: Of what is drawn of the general data.
+    """
+    if isinstance(skill, datasets.Dataset):
+        skill = RowSource(skill, "the conversations")
+    return TrainingSamples(
+        skill,
+        general,
+        general_ratio,
+        prompts=vlm.prompts,
+        max_length=max_length,
+        # A detector on the host's tower, or none, is shown no pictures of its own.
+        size=vlm.kfd.config.encoder.image_size if vlm.takes_forgery_images else None,
+        seed=seed,
+    )
+
+
+def describe_stage(stage: Stage2) -> dict[str, Any]:
     """Host, detector and what is trained, for the record."""
-    bare = vlm.host.get_base_model() if vlm.has_lora else vlm.host
-    described = {"lora": describe_lora(vlm.host), "weights": describe_adapter_weights(vlm)}
+    vlm = stage.vlm
+    described = {
+        "lora": describe_lora(vlm.host),
+        "weights": describe_adapter_weights(vlm),
+        "fpl_learning_rate": stage.fpl_learning_rate,
+        "projector_learning_rate": stage.projector_learning_rate,
+    }
     if isinstance(vlm, BaselineVLM):
-        return {"host": describe_host(bare, host_fingerprint(bare)), **described}
+        return {"host": describe_host(stage.bare, host_fingerprint(stage.bare)), **described}
     return {
-        "host": describe_host(bare, vlm.fingerprint),
+        "host": describe_host(stage.bare, vlm.fingerprint),
         "detector": detector_digest(vlm.kfd),
         "fpl": vlm.fpl.config.to_dict(),
         **described,
     }
+
+
+def owner_of(model: nn.Module, part: nn.Module) -> tuple[nn.Module, str]:
+    """The submodule of ``model`` that holds ``part``, and its name there."""
+    return next(
+        (module, name)
+        for module in model.modules()
+        for name, child in module._modules.items()
+        if child is part
+    )
+
+
+@contextmanager
+def _without_cache(host: PreTrainedModel) -> Iterator[None]:
+    """Training needs no keys and values; the checkpoint's configuration keeps its own word."""
+    config = host.config.get_text_config()
+    before = config.use_cache
+    config.use_cache = False
+    try:
+        yield
+    finally:
+        config.use_cache = before

@@ -10,6 +10,9 @@ the paper; stage 2 then trains FPL and LoRA as the paper has it.
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import datasets
 import torch
@@ -18,15 +21,15 @@ from tqdm import tqdm, trange
 from transformers import PreTrainedTokenizerBase
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REGION_NAMES
-from llava_forgery.faces.records import image_pixels
 from llava_forgery.fpl.learner import FPLInput
-from llava_forgery.hosts.transformers.model import ForgeryVLM
+from llava_forgery.hosts.base import ForgeryModel
+from llava_forgery.hosts.llava.tower import KFDImageProcessor
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.templates import join_regions
-from llava_forgery.rows import embedded
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.tensors import from_bytes, to_bytes
+from llava_forgery.train.dialogues import DialogueSource
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +73,11 @@ def opening_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
 
 
 @torch.no_grad()
-def word_vectors(vlm: ForgeryVLM) -> dict[str, torch.Tensor]:
+def word_vectors(vlm: ForgeryModel) -> dict[str, torch.Tensor]:
     """(C,) float32 for each word: the mean of the host's embeddings of its opening tokens."""
     # Through the module, not its weight: Gemma's families multiply the rows.
     embedding = vlm.host.get_input_embeddings()
-    tokens = opening_tokens(vlm.processor.tokenizer)
+    tokens = opening_tokens(vlm.prompts.tokenizer)
     return {
         name: embedding(torch.tensor(ids, device=vlm.device)).float().mean(dim=0)
         for name, ids in tokens.items()
@@ -95,7 +98,7 @@ def further_forgeries(
     detector: KnowledgeGuidedForgeryDetector,
     seed: int = 0,
 ) -> FacePairs:
-    """Forgeries of the detector's size for ``more`` of :func:`warm_up_fpl`.
+    """Forgeries of the detector's size for :attr:`WarmUp.pairs`.
 
     Args:
         faces: Of people who are for training.
@@ -111,52 +114,59 @@ def further_forgeries(
     return FacePairs(faces, count, size, seed, degradation=DegradeConfig(), role="warmup")
 
 
-def warm_up_fpl(
-    vlm: ForgeryVLM,
-    conversations: datasets.Dataset,
-    *,
-    steps: int = 400,
-    batch_size: int = 32,
-    learning_rate: float = 3e-3,
-    seed: int = 0,
-    max_rows: int = 2048,
-    more: FacePairs | None = None,
-    workers: int = 0,
-) -> float:
+@dataclass(frozen=True)
+class WarmUp:
+    """How the FPL is warmed up."""
+
+    steps: int = 400
+    """Optimiser steps, of the FPL alone."""
+    seed: int = 0
+    """Of the batches."""
+    pairs: FacePairs | None = None
+    """Whose forged images are learned from as well, from :func:`further_forgeries`. To name regions
+    well takes more forgeries than stage 2 has time to talk about."""
+    workers: int = 0
+    """Processes that make ``pairs``."""
+    batch_size: int = 32
+    """Images for each step."""
+    learning_rate: float = 3e-3
+    """Highest value of a one-cycle schedule."""
+    max_dialogues: int = 2048
+    """Dialogues whose detections are kept in memory: about 20 KB each for a ``lite`` FPL, half a
+    megabyte for a ``paper`` one."""
+
+    def describe(self) -> dict[str, Any]:
+        """All that the result depends on, as JSON takes it."""
+        more = None if self.pairs is None else self.pairs.describe()
+        return {"steps": self.steps, "more": more}
+
+
+def warm_up_fpl(vlm: ForgeryModel, dialogues: DialogueSource, how: WarmUp | None = None) -> float:
     """Draw the FPL's embeddings to words; see the module.
 
     Args:
-        vlm: From ``attach_forgery``, with a new FPL.
-        conversations: From ``build_conversations``.
-        steps: Optimiser steps, of the FPL alone.
-        batch_size: Images for each step.
-        learning_rate: Highest value of a one-cycle schedule.
-        seed: Of the batches.
-        max_rows: Conversations whose detections are kept in memory: about 20 KB each for a
-            ``lite`` FPL, half a megabyte for a ``paper`` one.
-        more: Pairs whose forged images are learned from as well, from
-            :func:`further_forgeries`. To name regions well takes more forgeries than stage 2 has
-            time to talk about.
-        workers: Processes that make ``more``.
+        vlm: With a new FPL.
+        dialogues: Those with a label are learned from.
+        how: Steps and the like; the defaults if None.
 
     Returns:
         The last loss: weighted mean squared distance as a share of the words' own mean square.
 
     Raises:
-        ValueError: Fewer placeholders than regions and verdict together need; or as
-            :func:`opening_tokens`.
+        ValueError: Fewer placeholders than regions and verdict together need, no labelled dialogue,
+            or as :func:`opening_tokens`.
     """
+    how = how or WarmUp()
     if vlm.n_forgery < SLOTS:
         raise ValueError(
             f"the warm start needs n_forgery of at least {SLOTS}, got {vlm.n_forgery}; leave it "
             "out with 0 steps"
         )
-    rows = conversations.select(range(min(max_rows, len(conversations))))
     vectors = word_vectors(vlm)
-    inputs, labels, regions = _read(vlm, rows, more, workers)
+    inputs, labels, regions = _read(vlm, dialogues, how)
     words = alignment_words(labels, regions)
     targets = torch.stack([torch.stack([vectors[word] for word in row]) for row in words])
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(how.seed)
     # Most regions of most images are untouched: without more weight on the forged ones, all would
     # shrink towards the dash.
     weights = torch.tensor(
@@ -164,13 +174,15 @@ def warm_up_fpl(
         device=targets.device,
     )
     optimiser = torch.optim.AdamW(
-        vlm.fpl.parameters(), lr=learning_rate, weight_decay=0.0, fused=True
+        vlm.fpl.parameters(), lr=how.learning_rate, weight_decay=0.0, fused=True
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, how.learning_rate, total_steps=how.steps
+    )
     scale = targets.pow(2).mean()
     vlm.fpl.train()
-    for _ in (bar := trange(steps, desc="align", unit="step")):
-        chosen = torch.randint(len(words), (min(batch_size, len(words)),), generator=generator)
+    for _ in (bar := trange(how.steps, desc="align", unit="step")):
+        chosen = torch.randint(len(words), (min(how.batch_size, len(words)),), generator=generator)
         batch = FPLInput(*(tensor[chosen].to(vlm.device) for tensor in inputs))
         prompts = vlm.fpl.embed(_mirrored(batch, generator))[:, :SLOTS].float()
         distance = (prompts - targets[chosen]).pow(2) * weights[chosen]
@@ -197,28 +209,42 @@ def _mirrored(inputs: FPLInput, generator: torch.Generator) -> FPLInput:
 
 
 def _read(
-    vlm: ForgeryVLM, rows: datasets.Dataset, more: FacePairs | None, workers: int
+    vlm: ForgeryModel, dialogues: DialogueSource, how: WarmUp
 ) -> tuple[FPLInput, list[int], list[list[str]]]:
     """What the FPL reads of all images, on the CPU, with their labels and forged regions."""
+    pictures = KFDImageProcessor(vlm.kfd.config.encoder.image_size)
+
+    def labelled() -> Iterator[tuple[torch.Tensor, int, list[str]]]:
+        for row in (row for row, general in enumerate(dialogues.general) if not general):
+            dialogue = dialogues[row]
+            if dialogue.label is not None:
+                (image,) = pictures([dialogue.images[0]])["pixel_values"]
+                yield image, dialogue.label, list(dialogue.regions)
 
     def images() -> Iterator[tuple[torch.Tensor, int, list[str]]]:
-        for row in embedded(rows, "the conversations"):
-            yield from_bytes(image_pixels(row["image"], "RGB")), row["label"], row["regions"]
+        yield from islice(labelled(), how.max_dialogues)
         # Whatever the workers, the loader keeps the order.
-        loader = () if more is None else DataLoader(more, batch_size=None, num_workers=workers)
+        more = how.pairs
+        loader = () if more is None else DataLoader(more, batch_size=None, num_workers=how.workers)
         for pair in loader:
             # In eight bits, as the conversations' images are.
             yield from_bytes(to_bytes(pair.forged)), FAKE, list(pair.regions)
 
-    inputs, labels, regions, waiting = [], [], [], []
-    total = len(rows) + (0 if more is None else len(more))
+    inputs, labels, regions = [], [], []
     with torch.no_grad():
-        for image, label, named in tqdm(images(), total=total, desc="detect", unit="image"):
-            waiting.append(image)
-            labels.append(label)
-            regions.append(named)
-            if len(waiting) == _DETECTED_AT_ONCE or len(labels) == total:
-                read = vlm.fpl.read(vlm.detect(torch.stack(waiting)))
-                inputs.append([tensor.cpu() for tensor in read])
-                waiting = []
+        for batch in _batched(iter(tqdm(images(), desc="detect", unit="image"))):
+            stacked = torch.stack([image for image, _, _ in batch])
+            inputs.append([tensor.cpu() for tensor in vlm.fpl.read(vlm.detect(stacked))])
+            labels += [label for _, label, _ in batch]
+            regions += [named for _, _, named in batch]
+    if not labels:
+        raise ValueError(
+            "the warm start needs dialogues with a label and the forged regions, the data have "
+            "none; leave it out with 0 steps"
+        )
     return FPLInput(*(torch.cat(parts) for parts in zip(*inputs, strict=True))), labels, regions
+
+
+def _batched(items: Iterator[Any]) -> Iterator[list[Any]]:
+    while batch := list(islice(items, _DETECTED_AT_ONCE)):
+        yield batch

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from llava_forgery.data.validation import CACHE, LISTED, find_invalid, settle_invalid
-from llava_forgery.train import llava_train
+from llava_forgery.train import llava_train, samples
 from llava_forgery.train.llava_flags import parse_arguments
 from llava_forgery.train.llava_train import main, open_sources
 from tests import tiny, tiny_llava
@@ -129,14 +129,14 @@ def test_all_invalid_samples_of_llavas_training_are_listed(folder, monkeypatch, 
     assert any("general data: sample 'g1'" in line for line in listed)
     # A second run tells the same from what the first one found.
     assert (folder / "llava-lora" / CACHE).is_file()
-    monkeypatch.setattr(llava_train, "DialogueCheck", lambda *_: None)
+    monkeypatch.setattr(samples, "DialogueCheck", lambda *_: None)
     caplog.clear()
     assert main(_words(folder)) == 2
     assert "9 of 12 samples are invalid" in caplog.text
 
 
 def test_invalid_samples_are_left_out_of_llavas_training(folder, caplog):
-    skill, general = open_sources(parse_arguments(_words(folder, "--skip-invalid")))
+    skill, general = open_sources(parse_arguments(_words(folder, "--skip-invalid"))).values()
     assert [skill[row].id for row in range(len(skill))] == ["good", "text"]
     assert skill.general == [False, True]
     assert [length > 0 for length in skill.lengths] == [True, False]
@@ -144,7 +144,7 @@ def test_invalid_samples_are_left_out_of_llavas_training(folder, caplog):
     assert "9 of 12 samples are invalid and left out" in caplog.text
     # A mended image is looked at anew.
     (folder / "html.jpg").write_bytes((folder / "good.jpg").read_bytes())
-    skill, general = open_sources(parse_arguments(_words(folder, "--skip-invalid")))
+    skill, general = open_sources(parse_arguments(_words(folder, "--skip-invalid"))).values()
     assert [skill[row].id for row in range(len(skill))] == ["good", "html", "text"]
     assert len(general) == 2
 
@@ -155,7 +155,7 @@ def test_the_pass_can_be_left_out(folder):
     good = [e for e in json.loads((folder / "mixed.json").read_text()) if e["id"] != "silent"]
     good = [entry for entry in good if entry["id"] != "gone"]
     (folder / "mixed.json").write_text(json.dumps(good))
-    skill, _ = open_sources(parse_arguments(_words(folder, "--no-validate")))
+    skill = open_sources(parse_arguments(_words(folder, "--no-validate")))["skill"]
     assert len(skill) == 8
     assert not (folder / "llava-lora" / CACHE).exists()
     with pytest.raises(ValueError, match="--skip-invalid needs the pass"):

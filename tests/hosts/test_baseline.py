@@ -13,7 +13,7 @@ from llava_forgery.hosts.likelihood import answer_probabilities
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.simulate.pairs import FacePairs
-from llava_forgery.train.stage2 import train_adapter
+from llava_forgery.train.adapter import train_adapter
 from tests import tiny
 
 LORA = LoraSettings(r=2, alpha=4, dropout=0.0)

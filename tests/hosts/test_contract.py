@@ -30,6 +30,7 @@ from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.build import build_prompt, detection_prompt
 from llava_forgery.tensors import from_bytes, to_device
 from tests import tiny, tiny_llava
+from tests.hosts import training_rows
 from tests.hosts.transformers.contract import perturb
 
 PAGE = Path(__file__).parents[2] / "docs/backends.md"
@@ -270,6 +271,15 @@ def converting(backend: Backend, folder: Path) -> None:
     assert vlm.n_forgery == 2
     convert_adapter(moved, back, str(backend.host))
     torch.testing.assert_close(logits_of(backend.load(back)), logits_of(backend.load()))
+
+
+for _what, (_check, _slow) in training_rows.ROWS.items():
+    row(_what, _slow)(_check)
+
+row(
+    "training a pseudo-word",
+    llava="AntifakePrompt's vector is trained on hosts of transformers, to which adapters convert",
+)(training_rows.pseudo_word)
 
 
 def _params() -> list:

@@ -25,10 +25,10 @@ from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.rows import load_rows
 from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.train.adapter import train_adapter
 from llava_forgery.train.antifake_prompt import train_pseudo_word
 from llava_forgery.train.llava_train import main
 from llava_forgery.train.stage1 import train_kfd
-from llava_forgery.train.stage2 import train_adapter
 from tests import tiny, tiny_llava
 
 KINDS = ("detector", "adapter", "pseudo-word", "llava")

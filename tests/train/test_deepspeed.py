@@ -21,6 +21,7 @@ from llava_forgery.hosts.pseudo_word import attach_pseudo_word
 from llava_forgery.hosts.transformers.loading import load_adapter
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.train.adapter import train_adapter
 from llava_forgery.train.antifake_prompt import train_pseudo_word
 from llava_forgery.train.deepspeed import (
     exclude_from_deepspeed,
@@ -29,7 +30,6 @@ from llava_forgery.train.deepspeed import (
     load_engine,
     make_contiguous,
 )
-from llava_forgery.train.stage2 import train_adapter
 from llava_forgery.train.trainer import training_arguments
 from tests import tiny
 
@@ -141,12 +141,12 @@ def folder(tmp_path_factory):
 
 
 FINETUNE = [
-    "train", "adapter", "--host", "host", "--kfd", "kfd", "--data", "qa", "--lora-r", "2",
+    "train", "adapter", "--base-model", "host", "--kfd", "kfd", "--data", "qa", "--lora-r", "2",
     "--lora-alpha", "4", "--lora-dropout", "0", "--steps", "4", "--fpl-warmup-steps", "5",
     "--batch-size", "1", "--save-steps", "2",
 ]  # fmt: skip
 PSEUDO_WORD = [
-    "train", "pseudo-word", "--host", "host", "--data", "photos", "--epochs", "2",
+    "train", "pseudo-word", "--base-model", "host", "--data", "photos", "--epochs", "2",
     "--learning-rate", "0.05", "--batch-size", "1",
 ]  # fmt: skip
 

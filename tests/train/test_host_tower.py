@@ -16,7 +16,7 @@ from llava_forgery.infer.explain import explain, grad_cam
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.tensors import from_bytes
-from llava_forgery.train.stage2 import EncodedConversations, StackedCollator
+from llava_forgery.train.stage2 import Collator, training_samples
 from tests import tiny, tiny_towers
 
 
@@ -34,12 +34,14 @@ def work(tmp_path_factory):
     tiny_towers.saved(work / "host")
     save_faces([tiny.face(i) for i in range(4)], work / "faces", {})
     _run("train", "detector", "--faces", work / "faces", "--out", work / "kfd",
-         "--host", work / "host", "--steps", 3, "--batch-size", 2, "--workers", 0)  # fmt: skip
+         "--base-model", work / "host", "--steps", 3, "--batch-size", 2,
+         "--workers", 0)  # fmt: skip
     _run("data", "build-qa", "--faces", work / "faces", "--kfd", work / "kfd", "--out", work / "qa",
          "--pairs", 4)  # fmt: skip
-    _run("train", "adapter", "--host", work / "host", "--kfd", work / "kfd", "--data", work / "qa",
-         "--out", work / "adapter", "--steps", 3, "--fpl-warmup-steps", 3, "--fpl-warmup-faces",
-         work / "faces", "--fpl-warmup-pairs", 3, "--batch-size", 2, "--lora-r", 2)  # fmt: skip
+    _run("train", "adapter", "--base-model", work / "host", "--kfd", work / "kfd",
+         "--data", work / "qa", "--out", work / "adapter", "--steps", 3, "--fpl-warmup-steps", 3,
+         "--fpl-warmup-faces", work / "faces", "--fpl-warmup-pairs", 3,
+         "--batch-size", 2, "--lora-r", 2)  # fmt: skip
     return work
 
 
@@ -71,8 +73,8 @@ def test_conversations_cite_what_the_host_will_detect(work):
     rows = datasets.load_from_disk(str(work / "qa"))
     model, processor = load_host(work, str(work / "host"))
     vlm = load_adapter(work / "adapter", model, processor)
-    samples = EncodedConversations(rows, vlm, 512)
-    batch = StackedCollator(processor.tokenizer.pad_token_id)([samples[i] for i in range(4)])
+    samples = training_samples(vlm, rows, max_length=512)
+    batch = Collator(vlm.prompts.collate)([samples[i] for i in range(4)])
     assert "forgery_images" not in batch
     scores = vlm.detect(from_bytes(rows[0]["image"])[None]).score
     assert float(scores[0]) == pytest.approx(rows[0]["score"], abs=1e-5)
@@ -93,11 +95,11 @@ def test_no_folder_holds_the_tower(work):
 def test_options_that_contradict_each_other(work, tmp_path):
     common = ("train", "detector", "--faces", work / "faces", "--out", tmp_path / "kfd")
     with pytest.raises(ValueError, match="either --preset or --host"):
-        _run(*common, "--preset", "tiny", "--host", work / "host")
+        _run(*common, "--preset", "tiny", "--base-model", work / "host")
     with pytest.raises(ValueError, match="are for --host"):
         _run(*common, "--taps", "1,2")
     with pytest.raises(ValueError, match=r"1 \.\.\. 4"):
-        _run(*common, "--host", work / "host", "--taps", "2,9")
+        _run(*common, "--base-model", work / "host", "--taps", "2,9")
     assert not (tmp_path / "kfd").exists()
 
 

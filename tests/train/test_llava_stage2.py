@@ -22,19 +22,19 @@ from llava_forgery.faces.records import load_faces
 from llava_forgery.faces.sources import MediaSource
 from llava_forgery.kfd.losses import LossWeights
 from llava_forgery.simulate.pairs import FacePairs
-from llava_forgery.train.llava_data import LlavaCollator
 from llava_forgery.train.llava_flags import parse_arguments
-from llava_forgery.train.llava_stage2 import LlavaStage2, LlavaTrainer
 from llava_forgery.train.llava_train import (
+    LlavaStage2,
     attach_skill,
+    llava_order,
     load_host,
     main,
+    make_stage,
     open_samples,
-    open_vision_tower,
-    prepare_model,
     run,
 )
 from llava_forgery.train.stage1 import Stage1
+from llava_forgery.train.stage2 import Collator, Stage2Trainer
 from tests import tiny, tiny_llava
 from tests.train.interruption import interrupt
 
@@ -97,12 +97,12 @@ def _arguments(folder, out, **changes):
 
 def _prepared(folder, out, **changes):
     arguments = _arguments(folder, out, **changes)
-    tokenizer, model = load_host(arguments)
-    tower = open_vision_tower(model, arguments)
-    attach_skill(model, arguments)
-    samples = open_samples(model, tokenizer, tower.image_processor, arguments)
-    model = prepare_model(model, arguments.training)
-    return arguments, model, samples
+    vlm = attach_skill(*load_host(arguments), arguments)
+    return arguments, vlm, open_samples(vlm, arguments)
+
+
+def _batch(vlm, samples, *rows):
+    return Collator(vlm.prompts.collate)([samples[row] for row in rows])
 
 
 def _trained(model):
@@ -114,7 +114,8 @@ def _named(model, part):
 
 
 def test_lora_and_fpl_are_trained_and_nothing_else(folder):
-    _, model, _ = _prepared(folder, "x-llava-lora")
+    _, vlm, _ = _prepared(folder, "x-llava-lora")
+    model = vlm.host
     prefix = "base_model.model.model"
     lora = {
         f"{prefix}.layers.{layer}.{'mlp' if 'self' not in part else 'self_attn'}."
@@ -130,18 +131,15 @@ def test_lora_and_fpl_are_trained_and_nothing_else(folder):
     assert len(fpl) == len(list(model.get_model().forgery_projector.parameters()))
     assert _trained(model) == lora | fpl
     # LLaVA's own projector only where its flag asks for it.
-    _, model, _ = _prepared(folder, "x-llava-lora", mm_projector_lr=1e-5)
+    _, vlm, _ = _prepared(folder, "x-llava-lora", mm_projector_lr=1e-5)
+    model = vlm.host
     assert _trained(model) == lora | fpl | _named(model, "mm_projector")
 
 
 def test_the_fpl_alone_is_trained_and_nothing_else(folder):
-    _, model, _ = _prepared(folder, "x-llava-fpl")
-    fpl = {f"model.forgery_projector.{n}" for n, _ in tiny_fpl(model).named_parameters()}
-    assert _trained(model) == fpl
-
-
-def tiny_fpl(model):
-    return model.get_model().forgery_projector
+    _, vlm, _ = _prepared(folder, "x-llava-fpl")
+    fpl = {f"model.forgery_projector.{n}" for n, _ in vlm.fpl.named_parameters()}
+    assert _trained(vlm.host) == fpl
 
 
 def test_all_of_a_detector_with_a_small_encoder_is_trained_in_stage_1():
@@ -154,9 +152,11 @@ def test_all_of_a_detector_with_a_small_encoder_is_trained_in_stage_1():
 
 
 def test_groups_have_the_learning_rates_of_their_flags(folder):
-    arguments, model, samples = _prepared(folder, "x-llava-lora", mm_projector_lr=1e-5, fpl_lr=0.5)
-    stage = LlavaStage2(model, arguments.forgery.fpl_lr, arguments.training.mm_projector_lr)
-    trainer = LlavaTrainer(model=stage, args=arguments.training, train_dataset=samples)
+    arguments, vlm, samples = _prepared(folder, "x-llava-lora", mm_projector_lr=1e-5, fpl_lr=0.5)
+    model, stage = vlm.host, make_stage(vlm, arguments)
+    trainer = Stage2Trainer(
+        model=stage, args=arguments.training, train_dataset=samples, order=llava_order
+    )
     rates = {
         id(p): group["lr"] for group in trainer.create_optimizer().param_groups
         for p in group["params"]
@@ -174,7 +174,7 @@ def test_groups_have_the_learning_rates_of_their_flags(folder):
 
 @pytest.fixture(scope="module")
 def lora(folder):
-    """The arguments and the model of a training with general data and the host's projector."""
+    """The arguments and the result of a training with general data and the host's projector."""
     arguments = _arguments(
         folder, "whole-llava-lora", general_data_path=folder / "general.json",
         mm_projector_lr=1e-3, gradient_checkpointing=True,
@@ -192,7 +192,7 @@ def _same(one, two):
 
 
 def test_training_changes_what_it_should_and_writes_llavas_layout(folder, lora):
-    _, model = lora
+    model = lora[1].host
     out = folder / "whole-llava-lora"
     names = {path.name for path in out.iterdir()}
     assert {
@@ -247,7 +247,8 @@ def test_the_same_flags_add_no_step_and_others_are_refused(folder, lora, caplog)
         ("general_data_path", folder / "qa", "data.general"),
         ("lora_alpha", 5, "lora.alpha"),
         ("model_max_length", 1024, "model_max_length"),
-        ("fpl_lr", 0.5, "fpl_lr"),
+        ("fpl_lr", 0.5, "fpl_learning_rate"),
+        ("fpl_warmup_steps", 5, "warm_start.steps"),
     ):
         caplog.clear()
         assert main([*words, f"--{flag}", str(value)]) == 2
@@ -268,9 +269,9 @@ def test_checkpoints_from_elsewhere_are_refused_before_anything_is_loaded(folder
     assert {path.name for path in out.iterdir()} == {"checkpoint-2"}
 
 
-def _logits(model, samples):
+def _logits(model, vlm, samples):
     """Of the first two samples, in float32."""
-    batch = LlavaCollator(0)([samples[i] for i in (0, 1)])
+    batch = _batch(vlm, samples, 0, 1)
     labels = batch.pop("labels")
     with torch.no_grad():
         output = model.eval()(**batch)
@@ -298,43 +299,39 @@ def _agree(before, after):
 
 
 def test_llavas_loader_gives_the_answers_of_before(folder, lora):
-    arguments, model = lora
-    bare = model.get_base_model()
-    tokenizer, _ = load_host(arguments)
-    samples = open_samples(bare, tokenizer, bare.get_vision_tower().image_processor, arguments)
-    before, _ = _logits(model, samples)
+    arguments, vlm = lora
+    samples = open_samples(vlm, arguments)
+    before, _ = _logits(vlm, vlm, samples)
     loaded = _loaded(folder / "whole-llava-lora", folder / "tiny-llava")
-    after, _ = _logits(loaded, samples)
+    after, _ = _logits(loaded, vlm, samples)
     _agree(before, after)
     # Without what was trained the logits are others: the comparison can fail.
     with torch.no_grad():
-        for parameter in tiny_fpl(loaded).parameters():
+        for parameter in loaded.get_model().forgery_projector.parameters():
             parameter.zero_()
     with pytest.raises(AssertionError):
-        _agree(before, _logits(loaded, samples)[0])
+        _agree(before, _logits(loaded, vlm, samples)[0])
 
 
 def test_the_fpl_alone_is_read_by_llavas_loader_and_the_host_is_untouched(folder):
     arguments = _arguments(folder, "whole-llava-fpl", max_steps=2, group_by_modality_length=True)
-    model = run(arguments)
+    vlm = run(arguments)
     host = load_file(folder / "tiny-llava/model.safetensors")
-    state = model.state_dict()
+    state = vlm.host.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in host.items())
-    tokenizer, _ = load_host(arguments)
-    samples = open_samples(model, tokenizer, model.get_vision_tower().image_processor, arguments)
-    before, _ = _logits(model, samples)
-    after, _ = _logits(_loaded(folder / "whole-llava-fpl", folder / "tiny-llava"), samples)
+    samples = open_samples(vlm, arguments)
+    before, _ = _logits(vlm, vlm, samples)
+    after, _ = _logits(_loaded(folder / "whole-llava-fpl", folder / "tiny-llava"), vlm, samples)
     _agree(before, after)
 
 
 def _general(folder, out, **changes):
     """A prepared training, a batch of general data alone and one with a face."""
-    _, model, samples = _prepared(
+    _, vlm, samples = _prepared(
         folder, out, general_data_path=folder / "general.json", **changes
     )  # fmt: skip
-    kinds = samples.is_skill
-    batches = [LlavaCollator(0)([samples[kinds.index(kind)]]) for kind in (False, True)]
-    return LlavaStage2(model).train(), *batches
+    batches = [_batch(vlm, samples, samples.is_skill.index(kind)) for kind in (False, True)]
+    return LlavaStage2(vlm).train(), *batches
 
 
 @pytest.mark.parametrize("kind", ["lite", "paper"])
@@ -343,10 +340,10 @@ def test_general_data_alone_leaves_gradients_of_zero_not_none_and_no_trace(folde
     assert "forgery_images" not in general
     before = {name: buffer.clone() for name, buffer in stage.named_buffers()}
     stage(**general)["loss"].backward()
-    for name, parameter in tiny_fpl(stage.bare).named_parameters():
+    for name, parameter in stage.vlm.fpl.named_parameters():
         assert parameter.grad is not None, name
         assert not parameter.grad.any(), name
-    assert tiny_fpl(stage.bare).training
+    assert stage.vlm.fpl.training
     assert any("running_mean" in name for name in before)
     for name, buffer in stage.named_buffers():
         assert torch.equal(buffer, before[name]), name
@@ -386,24 +383,25 @@ def test_general_data_runs_the_modules_of_the_skill_in_the_same_order(folder, ki
     assert _order(stage, general) == expected
 
 
-def test_the_detector_sees_in_full_precision_what_it_sees_in_use(folder):
-    _, model, samples = _prepared(folder, "x-llava-lora")
-    stage = LlavaStage2(model)
-    images = samples[0]["forgery_images"]
+def test_the_detector_sees_in_full_precision_what_it_sees_in_use(folder, monkeypatch):
+    _, vlm, samples = _prepared(folder, "x-llava-lora")
+    batch, seen, detect = _batch(vlm, samples, 0), [], vlm.detect
+    monkeypatch.setattr(vlm, "detect", lambda images: seen.append(detect(images)) or seen[-1])
     with torch.autocast("cpu", torch.bfloat16):
-        seen = stage._detect(images)
-    assert torch.equal(seen.class_logits, tiny.kfd()(images).class_logits)
+        LlavaStage2(vlm)(**batch)
+    assert torch.equal(seen[0].class_logits, tiny.kfd()(batch["forgery_images"]).class_logits)
 
 
 def test_lora_is_trained_on_a_language_model_of_four_bits(folder):
     pytest.importorskip("bitsandbytes", reason="needs the extra quantization")
-    _, model, samples = _prepared(folder, "x-llava-lora", bits=4)
+    _, vlm, samples = _prepared(folder, "x-llava-lora", bits=4)
+    model = vlm.host
     inner = model.get_base_model().get_model()
     assert type(inner.layers[0].mlp.up_proj.base_layer).__name__ == "Linear4bit"
     assert type(inner.mm_projector[0]) is torch.nn.Linear
     _, plain, _ = _prepared(folder, "x-llava-lora")
-    assert _trained(model) == _trained(plain)
-    LlavaStage2(model)(**LlavaCollator(0)([samples[0]]))["loss"].backward()
+    assert _trained(model) == _trained(plain.host)
+    LlavaStage2(vlm)(**_batch(vlm, samples, 0))["loss"].backward()
     # B begins at zero, so A has no gradient yet.
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_A" not in name:
@@ -414,7 +412,7 @@ def test_lora_is_trained_on_a_language_model_of_four_bits(folder):
 def test_wrong_hosts_and_templates_are_one_line_on_the_command_line(folder, tmp_path, caplog):
     words = _words(folder, "x-llava-lora")
     assert main([*words, "--version", "v9"]) == 2
-    assert "--version v9 is none of LLaVA's conversation templates" in caplog.text
+    assert "'v9' is none of LLaVA's conversation templates" in caplog.text
     assert main([*words, "--model_name_or_path", str(tmp_path / "none")]) == 2
     assert "could not be read" in caplog.text
     assert main([*words, "--forgery_tower", str(tmp_path)]) == 2
@@ -475,12 +473,10 @@ def test_two_processes_from_the_shell_and_llavas_loader(folder, one_process, sta
         assert set(tensors) == set(two[file])
         for name, tensor in tensors.items():
             torch.testing.assert_close(two[file][name], tensor, atol=1e-4, rtol=1e-3)
-    arguments, model = one_process
-    bare = model.get_base_model()
-    tokenizer, _ = load_host(arguments)
-    samples = open_samples(bare, tokenizer, bare.get_vision_tower().image_processor, arguments)
-    before, _ = _logits(model, samples)
-    after, _ = _logits(_loaded(folder / out, folder / "tiny-llava"), samples)
+    arguments, vlm = one_process
+    samples = open_samples(vlm, arguments)
+    before, _ = _logits(vlm, vlm, samples)
+    after, _ = _logits(_loaded(folder / out, folder / "tiny-llava"), vlm, samples)
     _agree(before, after)
 
 

@@ -17,6 +17,7 @@ from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.simulate.config import SimulatorConfig
 from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.train.adapter import train_adapter
 from llava_forgery.train.run_record import (
     RECORD,
     describe_adapter_weights,
@@ -25,7 +26,6 @@ from llava_forgery.train.run_record import (
     last_checkpoint,
 )
 from llava_forgery.train.stage1 import train_kfd
-from llava_forgery.train.stage2 import train_adapter
 from tests import tiny
 from tests.train.interruption import interrupt
 
@@ -197,11 +197,11 @@ def test_an_adapter_of_another_detector_host_or_data_is_refused(conversations, t
     state = vlm.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in again.state_dict().items())
     for changes, name in (
-        ({"conversations": two}, "data"),
+        ({"conversations": two}, "data.skill"),
         ({"kfd_seed": 1}, "detector"),
         ({"host_seed": 1}, "host.embedding_probe"),
         ({"dtype": torch.bfloat16}, "host.dtype"),
-        ({"greeting": "Hello. "}, "tokens"),
+        ({"greeting": "Hello. "}, "data.tokens"),
         ({"lora": {"alpha": 8}}, "lora.alpha"),
         ({"lora": {"dropout": 0.1}}, "lora.dropout"),
         ({"fpl_learning_rate": 1e-5}, "fpl_learning_rate"),

@@ -6,6 +6,7 @@ import torch
 from llava_forgery.train.samplers import (
     AlternatingSampler,
     EpochSampler,
+    KindSampler,
     LengthSampler,
     ModalitySampler,
 )
@@ -95,3 +96,23 @@ def test_order_of_lengths_follows_seed_and_epoch():
 def test_sizes_below_one_are_refused():
     with pytest.raises(ValueError, match="batch_size and window must be at least 1, got 0 and 4"):
         LengthSampler([1, 2], batch_size=0, seed=0)
+
+
+def test_batches_are_of_one_kind_and_alternate():
+    kinds, lengths = [0, 1] * 6 + [0] * 5, list(range(17))
+    sampler = KindSampler(kinds, lengths, 3, seed=0)
+    order = list(sampler)
+    assert len(order) == len(sampler) == 15
+    batches = [order[i : i + 3] for i in range(0, 15, 3)]
+    assert [{kinds[i] for i in batch} for batch in batches] == [{0}, {1}] * 2 + [{0}]
+    assert len(set(order)) == 15
+    assert list(sampler) == order
+    sampler.set_epoch(1)
+    assert list(sampler) != order
+
+
+def test_a_kind_of_fewer_samples_than_a_batch_repeats_them():
+    sampler = KindSampler([0] * 8 + [1], [1] * 9, 4, seed=0)
+    order = list(sampler)
+    assert sorted(order) == [*range(8), 8, 8, 8, 8]
+    assert len({order.index(8) // 4, (11 - order[::-1].index(8)) // 4}) == 1

@@ -25,14 +25,10 @@ from llava_forgery.qa import templates
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.tensors import from_bytes
+from llava_forgery.train.adapter import train_adapter
 from llava_forgery.train.run_record import last_checkpoint
 from llava_forgery.train.stage1 import Stage1, collate_pairs, recalibrate_batch_norm, train_kfd
-from llava_forgery.train.stage2 import (
-    EncodedConversations,
-    StackedCollator,
-    Stage2,
-    train_adapter,
-)
+from llava_forgery.train.stage2 import Collator, Stage2, training_samples
 from llava_forgery.train.trainer import ForgeryTrainer, fill_statistics, running_statistics
 from llava_forgery.train.validation import measure
 from tests import tiny
@@ -359,8 +355,8 @@ def test_the_fpl_can_have_a_learning_rate_of_its_own(conversations, tmp_path, ra
 def test_stage_2_loss_is_the_hosts_own(conversations):
     """Logits of the answers alone give the loss that the host computes from all of them."""
     vlm = _vlm(False)
-    samples = EncodedConversations(conversations, vlm, 512)
-    batch = StackedCollator(vlm.processor.tokenizer.pad_token_id)([samples[i] for i in range(4)])
+    samples = training_samples(vlm, conversations, max_length=512)
+    batch = Collator(vlm.prompts.collate)([samples[i] for i in range(4)])
     with torch.no_grad():
         expected = vlm(**batch).loss
         torch.testing.assert_close(Stage2(vlm)(**batch)["loss"], expected)
@@ -368,9 +364,9 @@ def test_stage_2_loss_is_the_hosts_own(conversations):
 
 def test_samples_hold_what_host_and_detector_see(conversations):
     vlm = _vlm(False)
-    sample = EncodedConversations(conversations, vlm, 512)[0]
+    sample = training_samples(vlm, conversations, max_length=512)[0]
     assert sample["pixel_values"].shape == (1, 3, 32, 32)
-    assert sample["forgery_images"].shape == (3, tiny.SIZE, tiny.SIZE)
+    assert sample["forgery_images"].shape == (1, 3, tiny.SIZE, tiny.SIZE)
     assert int((sample["input_ids"] == vlm.token_id).sum()) == vlm.n_forgery
     answers = vlm.processor.tokenizer.decode(sample["labels"][sample["labels"] != -100])
     assert conversation_of(conversations[0]).messages[1].text in answers
@@ -378,7 +374,7 @@ def test_samples_hold_what_host_and_detector_see(conversations):
 
 def test_too_long_samples_are_an_error(conversations):
     with pytest.raises(ValueError, match="max_length"):
-        EncodedConversations(conversations, _vlm(False), 20)[0]
+        training_samples(_vlm(False), conversations, max_length=20)[0]
 
 
 def test_statistics_of_several_processes_are_those_of_one():

@@ -12,9 +12,11 @@ from llava_forgery.faces.records import FEATURES
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.train.dialogues import RowSource
 from llava_forgery.train.warmup import (
     ABSENT,
     SLOTS,
+    WarmUp,
     alignment_words,
     further_forgeries,
     opening_tokens,
@@ -32,7 +34,8 @@ def faces():
 @pytest.fixture(scope="module")
 def conversations(faces, tmp_path_factory):
     folder = tmp_path_factory.mktemp("align") / "qa"
-    return build_conversations(FacePairs(faces, 4, size=tiny.SIZE), tiny.kfd(), folder)
+    rows = build_conversations(FacePairs(faces, 4, size=tiny.SIZE), tiny.kfd(), folder)
+    return RowSource(rows, "the conversations")
 
 
 def _vlm(**fpl):
@@ -86,8 +89,8 @@ def test_vectors_are_the_hosts_own():
 def test_warm_start_moves_the_learner_alone_towards_the_words(conversations):
     vlm = _vlm()
     before = {name: tensor.clone() for name, tensor in vlm.state_dict().items()}
-    first = warm_up_fpl(vlm, conversations, steps=2)
-    last = warm_up_fpl(vlm, conversations, steps=40)
+    first = warm_up_fpl(vlm, conversations, WarmUp(2))
+    last = warm_up_fpl(vlm, conversations, WarmUp(40))
     assert last < 0.7 * first
     changed = {n for n, t in vlm.state_dict().items() if not torch.equal(t, before[n])}
     assert changed
@@ -96,7 +99,7 @@ def test_warm_start_moves_the_learner_alone_towards_the_words(conversations):
 
 def test_too_few_placeholders_are_an_error(conversations):
     with pytest.raises(ValueError, match="n_forgery of at least 8, got 3"):
-        warm_up_fpl(_vlm(n_forgery=3), conversations, steps=1)
+        warm_up_fpl(_vlm(n_forgery=3), conversations, WarmUp(1))
 
 
 def test_further_forgeries_are_learned_from_as_well(conversations, faces, monkeypatch):
@@ -109,7 +112,7 @@ def test_further_forgeries_are_learned_from_as_well(conversations, faces, monkey
 
     monkeypatch.setattr(vlm, "detect", watched)
     more = further_forgeries(faces, 20, vlm.kfd)
-    warm_up_fpl(vlm, conversations, steps=1, more=more)
+    warm_up_fpl(vlm, conversations, WarmUp(1, pairs=more))
     assert len(seen) == len(conversations) + 20
     # Forged images as the detector sees those of conversations: in eight bits, at its size.
     for image, pair in zip(seen[len(conversations) :], more, strict=True):
@@ -122,7 +125,7 @@ def test_further_forgeries_change_the_learner_and_workers_do_not(conversations, 
     for count, workers in ((None, 0), (6, 0), (6, 1)):
         vlm = _vlm()
         more = None if count is None else further_forgeries(faces, count, vlm.kfd)
-        warm_up_fpl(vlm, conversations, steps=3, more=more, workers=workers)
+        warm_up_fpl(vlm, conversations, WarmUp(3, pairs=more, workers=workers))
         learned.append(torch.nn.utils.parameters_to_vector(vlm.fpl.parameters()).detach())
     assert not torch.equal(learned[0], learned[1])
     assert torch.equal(learned[1], learned[2])
@@ -139,7 +142,7 @@ def test_further_forgeries_are_not_those_of_conversations(faces):
 def test_their_faces_are_looked_at_before_the_host(tmp_path):
     """Nothing is loaded for a mistake that can be seen before."""
     tiny.kfd().save_pretrained(tmp_path / "kfd")
-    arguments = ["train", "adapter", "--host", "no-such-host", "--kfd", str(tmp_path / "kfd"),
+    arguments = ["train", "adapter", "--base-model", "no-such-host", "--kfd", str(tmp_path / "kfd"),
                  "--data", "qa", "--out", "adapter",
                  "--fpl-warmup-faces", str(tmp_path / "no-faces")]  # fmt: skip
     result = CliRunner().invoke(app, arguments)

@@ -37,26 +37,30 @@ from llava_forgery.files import (
 )
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.adapter import FORMAT, FPL, write_card
+from llava_forgery.hosts.adapter import CARD, FORMAT, FPL, KFD, write_card
 from llava_forgery.hosts.fingerprint import check_fingerprint, check_parts
 from llava_forgery.hosts.llava.model import attach_to_llava
 from llava_forgery.hosts.llava.names import (
     CONFIG_KEYS,
     FORMAT_KEY,
+    HOST_PROJECTOR,
     PREFIX,
     PROJECTOR_TYPE,
     TRAINING_KEY,
 )
 from llava_forgery.hosts.llava.saving import save_modules, saved_config
 from llava_forgery.hosts.llava.skill import has_forgery_adapter
-from llava_forgery.hosts.lora import LORA_CONFIG, check_lora, save_lora
-from llava_forgery.weights import compare_tensors, load_tensors, read_tensors, save_tensors
+from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, check_lora, save_lora
+from llava_forgery.hosts.projector import TRAINABLES, TrainedProjector
+from llava_forgery.weights import load_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 NON_LORA, NO_LORA = "non_lora_trainables.bin", "mm_projector.bin"
-TRAINABLES = "host_trainables.safetensors"
+# What an adapter holds beside fpl.safetensors and kfd/, the configuration first.
+FILES = (CONFIG, LORA_CONFIG, LORA_WEIGHTS, NON_LORA, NO_LORA, TRAINABLES)
+ENTRIES = (*FILES, FPL, KFD, CARD)
 
 
 def read_skill_config(directory: str | PathLike) -> dict[str, Any] | None:
@@ -141,24 +145,24 @@ def load_skill(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
             f"mm_forgery_projector_type must be {PROJECTOR_TYPE}, got "
             f"{values['mm_forgery_projector_type']!r}"
         )
-    # Weights of the host that were trained beside LoRA.
-    trained = read_tensors(directory / TRAINABLES) if (directory / TRAINABLES).is_file() else {}
+    trained = (directory / TRAINABLES).is_file()
     # Loaders fill the tower later, and call check_tower then.
     skip = set() if model.get_vision_tower().is_loaded else {"vision tower"}
-    if any("mm_projector" in name for name in trained):
+    if trained:
+        # LLaVA's loader has filled it already.
         skip.add("projector")
     check_fingerprint(model, values["mm_forgery_host"], str(directory), skip)
     learner = ForgeryPromptLearner(FPLConfig.from_dict(values["mm_forgery_fpl"]))
     learner.load_state_dict(load_tensors(directory / FPL, learner.state_dict()))
     if (directory / LORA_CONFIG).is_file():
         check_lora(model, directory)
+    projector = None
     if trained:
-        state = model.state_dict()
-        known = {name: tensor for name, tensor in state.items() if name in trained}
-        compare_tensors(trained, known, str(directory / TRAINABLES))
-        model.load_state_dict({**state, **trained})
+        projector = TrainedProjector(model, HOST_PROJECTOR)
+        projector.fill(directory)
     tower = resolve_name(values["mm_forgery_tower"].removeprefix(PREFIX), directory)
     attach_to_llava(model, tower, learner.requires_grad_(False).eval())
+    model._forgery_projector = projector
     name = resolve_name(values["mm_forgery_host"]["name_or_path"], directory)
     config.mm_forgery_host = {**values["mm_forgery_host"], "name_or_path": name}
     return model

@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from llava_forgery.constants import IGNORE_INDEX, IMAGE_TOKEN
+from llava_forgery.files import fingerprint_of
 from llava_forgery.hosts.base import CandidateIds
 from llava_forgery.hosts.likelihood import tell_apart
 from llava_forgery.hosts.llava.hooks import FORGERY_TOKEN_INDEX
@@ -17,7 +19,13 @@ from llava_forgery.hosts.llava.images import HostImages
 from llava_forgery.hosts.llava.names import TEMPLATE_KEY
 from llava_forgery.hosts.llava.prompts import TEMPLATE, paper_template
 from llava_forgery.hosts.llava.register import import_llava
-from llava_forgery.hosts.llava.text import PromptStyle, label_spans, render_turns, tokenise
+from llava_forgery.hosts.llava.text import (
+    PromptStyle,
+    encode_turns,
+    label_spans,
+    render_turns,
+    tokenise,
+)
 from llava_forgery.qa.conversation import Conversation
 
 logger = logging.getLogger(__name__)
@@ -30,10 +38,12 @@ class LlavaEncoder:
     """The :class:`~llava_forgery.hosts.base.PromptEncoder` of the ``llava`` package.
 
     Args:
-        model: With the skill and with its vision tower.
+        config: Of a model or a checkpoint.
         tokenizer: Its tokenizer; a fast one.
+        n_forgery: n_f, placeholders behind each image.
         template: Name in LLaVA's ``conv_templates``; by default the one that the skill was
             trained with, or else ``v1``.
+        image_processor: Of its vision tower; without one :meth:`check_turns` alone works.
 
     Raises:
         ValueError: LLaVA has no such template.
@@ -43,18 +53,61 @@ class LlavaEncoder:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        config: PreTrainedConfig,
         tokenizer: PreTrainedTokenizerBase,
+        n_forgery: int,
         template: str | None = None,
+        image_processor: Any | None = None,
     ) -> None:
-        config = model.config
-        self.tokenizer = tokenizer
+        self.config, self.tokenizer = config, tokenizer
         self.style = PromptStyle(
             find_template(config, template),
-            model.n_forgery,
+            n_forgery,
             bool(getattr(config, "mm_use_im_start_end", False)),
         )
-        self._images = HostImages(model.get_vision_tower().image_processor, config)
+        self._images = HostImages(image_processor, config)
+
+    @cached_property
+    def image_tokens(self) -> int:
+        """Least tokens that the model makes of an image."""
+        if getattr(self.config, "mm_resampler_type", None):
+            # LLaVA-NeXT's resamplers make fewer of them than the tower has patches.
+            return 1
+        builder = import_llava("a prompt", "llava.model.multimodal_encoder.builder")
+        return int(builder.build_vision_tower(self.config, delay_load=True).num_patches)
+
+    def check_turns(
+        self, turns: Sequence[str], images: Sequence[Image.Image], *, skill: bool, max_length: int
+    ) -> dict[str, torch.Tensor]:
+        """The tokens and labels of :meth:`encode_turns`, which do not depend on the images."""
+        return encode_turns(
+            turns,
+            self.tokenizer,
+            self.style,
+            skill=skill,
+            max_length=max_length,
+            image_tokens=self.image_tokens,
+        )
+
+    def encode_turns(
+        self, turns: Sequence[str], images: Sequence[Image.Image], *, skill: bool, max_length: int
+    ) -> dict[str, Any]:
+        """A training dialogue with the ids of LLaVA's own training; see the protocol.
+
+        What is longer than ``max_length`` is cut off, as in LLaVA. A dialogue without an image
+        has one empty one, on which LLaVA's model counts.
+        """
+        sample = self.check_turns(turns, images, skill=skill, max_length=max_length)
+        sample["images"], sample["image_sizes"] = self._images(images)
+        return sample
+
+    def fingerprint(self) -> str:
+        """Changes with all that decides on the tokens of a dialogue."""
+        return fingerprint_of(
+            self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else None,
+            repr(self.style.template),
+            [self.style.n_forgery, self.style.im_start_end, self.image_tokens],
+        )
 
     def encode(
         self,

@@ -58,7 +58,7 @@ def attach_to_llava(
     Returns:
         The same model; its ``forward`` and ``generate`` take ``forgery_images`` (N, 3, S, S) in
         [0, 1], one for each image of the prompts with placeholders, in their order; or none, where
-        the detector reads the model's own vision tower (``train detector --host``).
+        the detector reads the model's own vision tower (``train detector --base-model``).
 
     Raises:
         FileNotFoundError: The folder holds no detector.
@@ -125,7 +125,9 @@ def detach_from_llava(model: PreTrainedModel) -> PreTrainedModel:
     for key in (*CONFIG_KEYS, TEMPLATE_KEY, FORMAT_KEY, VERSIONS_KEY, TRAINING_KEY):
         if hasattr(model.config, key):
             delattr(model.config, key)
-    model._forgery_shared = None
+    if model._forgery_projector is not None:
+        model._forgery_projector.restore()
+    model._forgery_shared = model._forgery_projector = None
     model.__class__ = type(model).__mro__[2]
     return model
 

@@ -9,6 +9,8 @@ PREFIX = "kfd:"
 PROJECTOR_TYPE = "forgery_prompt_learner"
 # Attributes of LLaVA's inner model.
 TOWER, PROJECTOR = "forgery_tower", "forgery_projector"
+# The host's own, beside them.
+HOST_PROJECTOR = "mm_projector"
 
 # What a model's configuration says of the skill.
 CONFIG_KEYS = (

@@ -27,6 +27,7 @@ from llava_forgery.hosts.llava.images import pictures_of
 from llava_forgery.hosts.llava.saving import save_full
 from llava_forgery.hosts.llava.shared_tower import LlavaSharedTower
 from llava_forgery.hosts.placeholder import count_placeholders
+from llava_forgery.hosts.projector import TrainedProjector
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class LlavaForgeryMixin:
 
     _forgery_derived = False
     _forgery_shared: LlavaSharedTower | None = None
+    _forgery_projector: TrainedProjector | None = None
 
     @property
     def n_forgery(self) -> int:

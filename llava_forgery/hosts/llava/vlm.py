@@ -8,26 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava_forgery.call_state import in_call
 from llava_forgery.constants import IGNORE_INDEX
+from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.adapter import FPL
 from llava_forgery.hosts.families import HostFamily, exclusive
 from llava_forgery.hosts.kv_cache import CACHE, cache_in
-from llava_forgery.hosts.llava.checkpoint import TRAINABLES, save_llava_adapter
-from llava_forgery.hosts.llava.encoder import LlavaEncoder
-from llava_forgery.hosts.llava.model import detach_from_llava
-from llava_forgery.hosts.llava.names import PROJECTOR, TOWER
+from llava_forgery.hosts.llava.checkpoint import save_llava_adapter
+from llava_forgery.hosts.llava.encoder import DEFAULT_TEMPLATE, LlavaEncoder, find_template
+from llava_forgery.hosts.llava.model import (
+    attach_to_llava,
+    detach_from_llava,
+    llava_lora_config,
+)
+from llava_forgery.hosts.llava.names import HOST_PROJECTOR, PROJECTOR, TEMPLATE_KEY, TOWER
 from llava_forgery.hosts.llava.skill import EXPANDED_LABELS, has_forgery_adapter
-from llava_forgery.hosts.lora import fill_lora, merge_lora
+from llava_forgery.hosts.lora import LoraSettings, fill_lora, merge_lora
+from llava_forgery.hosts.projector import TrainedProjector, fill_projector
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
+from llava_forgery.noise import quiet
 from llava_forgery.weights import load_tensors
 
-FAMILY = HostFamily("llava_llama", "LLaVA (the llava package)", "cache")
+FAMILY = HostFamily("llava_llama", "LLaVA (the llava package)", "cache", projector=HOST_PROJECTOR)
 
 
 class LlavaForgeryVLM(nn.Module):
@@ -61,7 +68,14 @@ class LlavaForgeryVLM(nn.Module):
         self.host, self.tokenizer, self._merged = host, tokenizer, False
         if not has_forgery_adapter(self._bare):
             raise ValueError("this model has no forgery skill; attach_to_llava gives it one")
-        self.prompts = LlavaEncoder(self._bare, tokenizer, template)
+        bare = self._bare
+        self.prompts = LlavaEncoder(
+            bare.config,
+            tokenizer,
+            bare.n_forgery,
+            template,
+            bare.get_vision_tower().image_processor,
+        )
         # LLaVA-NeXT's models want to be told of each image that it is no video.
         self._tells_modalities = "modalities" in inspect.signature(self._bare.forward).parameters
 
@@ -83,6 +97,11 @@ class LlavaForgeryVLM(nn.Module):
     def fpl(self) -> ForgeryPromptLearner:
         """The learner."""
         return getattr(self._bare.get_model(), PROJECTOR)
+
+    @property
+    def projector(self) -> TrainedProjector | None:
+        """The host's own projector, where it is or was trained."""
+        return self._bare._forgery_projector
 
     @property
     def device(self) -> torch.device:
@@ -159,7 +178,8 @@ class LlavaForgeryVLM(nn.Module):
         with in_call(EXPANDED_LABELS, expanded):
             logits = self(**inputs, labels=labels).logits
         labels = expanded[0].to(logits.device)
-        first = int((labels != IGNORE_INDEX).any(dim=0).nonzero()[0])
+        # Nothing predicts the first token.
+        first = 1 + int((labels[:, 1:] != IGNORE_INDEX).any(dim=0).nonzero()[0])
         return logits[:, first - 1 : -1], labels[:, first:]
 
     def generate(
@@ -243,12 +263,6 @@ class LlavaForgeryVLM(nn.Module):
             shown["modalities"] = ["image"] * len(images)
         return {**inputs, **shown}
 
-    def host_trainables(self) -> dict[str, torch.Tensor]:
-        """The host's own projector where it is trained as well, by the host's names."""
-        module = self._bare.get_model().mm_projector
-        names = {f"model.mm_projector.{name}": p for name, p in module.named_parameters()}
-        return {name: p.detach() for name, p in names.items() if p.requires_grad}
-
     def merge_lora(self) -> None:
         """Add LoRA to the host's weights: calls are faster, but nothing can be saved or detached.
 
@@ -267,7 +281,7 @@ class LlavaForgeryVLM(nn.Module):
         """
         if self._merged:
             raise ValueError("LoRA was merged into the host: load the adapter again")
-        save_llava_adapter(self.host, directory, self.host_trainables())
+        save_llava_adapter(self.host, directory, self.projector and self.projector.state())
 
     def load_weights(self, directory: str | PathLike) -> None:
         """Fill what is trained from :meth:`save_pretrained`'s files, strictly.
@@ -280,15 +294,7 @@ class LlavaForgeryVLM(nn.Module):
         self.fpl.load_state_dict(load_tensors(directory / FPL, self.fpl.state_dict()))
         if self.has_lora:
             fill_lora(self.host, directory)
-        projector = self.host_trainables()
-        if not projector and (directory / TRAINABLES).is_file():
-            raise ValueError(
-                f"{directory} holds weights of the host's own projector, which this training "
-                "leaves as they are; give --mm_projector_lr as before, or another --output_dir"
-            )
-        if projector:
-            for name, tensor in load_tensors(directory / TRAINABLES, projector).items():
-                projector[name].copy_(tensor)
+        fill_projector(self.projector, directory)
 
     def detach(self) -> PreTrainedModel:
         """Take skill and LoRA off; returns the bare host as it was.
@@ -299,3 +305,57 @@ class LlavaForgeryVLM(nn.Module):
         if self._merged:
             raise ValueError("LoRA was merged into the host: load the adapter again")
         return detach_from_llava(self.host.unload() if self.has_lora else self.host)
+
+
+@quiet()
+def attach_llava(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    forgery_tower: str | PathLike,
+    fpl: ForgeryPromptLearner | FPLConfig | None = None,
+    lora: LoraSettings | None = None,
+    seed: int = 0,
+    train_projector: bool = False,
+    template: str = DEFAULT_TEMPLATE,
+) -> LlavaForgeryVLM:
+    """Give a loaded model of the ``llava`` package the forgery skill, to be trained.
+
+    The host's and the detector's weights are frozen; what remains trainable are the FPL, LoRA and,
+    where wanted, the host's projector, in full precision whatever the host's: an update is far
+    smaller than what half precision tells apart.
+
+    Args:
+        model: With its vision tower loaded.
+        tokenizer: Its tokenizer.
+        forgery_tower: The detector, ``kfd:DIR`` or DIR.
+        fpl: As for :func:`~llava_forgery.hosts.llava.model.attach_to_llava`.
+        lora: Sizes of a new LoRA on the language model; None leaves the language model as it is.
+        seed: Of the new weights.
+        train_projector: Train the host's own projector as well.
+        template: Name in LLaVA's ``conv_templates``, with which the adapter is then asked.
+
+    Raises:
+        FileNotFoundError: The folder holds no detector.
+        ValueError: As ``attach_to_llava``, or LLaVA has no such template.
+    """
+    find_template(model.config, template)
+    model.requires_grad_(False)
+    attach_to_llava(model, forgery_tower, fpl, seed)
+    setattr(model.config, TEMPLATE_KEY, template)
+    learner = getattr(model.get_model(), PROJECTOR)
+    getattr(model.get_model(), TOWER).float()
+    host: PreTrainedModel | PeftModel = model
+    if lora is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            host = get_peft_model(model, llava_lora_config(model, lora))
+    # peft freezes all it did not make.
+    learner.requires_grad_(True)
+    if train_projector:
+        model._forgery_projector = TrainedProjector(model, HOST_PROJECTOR)
+        model._forgery_projector.unfreeze()
+    for parameter in host.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    learner.float()
+    return LlavaForgeryVLM(host, tokenizer)

@@ -21,6 +21,7 @@ from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.adapter import CONFIG, KFD, fill_learner, read_adapter_config
 from llava_forgery.hosts.fingerprint import check_fingerprint
 from llava_forgery.hosts.lora import load_lora
+from llava_forgery.hosts.projector import TRAINABLES, TrainedProjector
 from llava_forgery.hosts.quantized import leave_unpacked, place_host, placement, quantization_config
 from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
@@ -157,6 +158,11 @@ def load_adapter(
     if config["lora"]:
         vlm.host = load_lora(model, directory, trainable)
     fpl.requires_grad_(trainable)
+    if (directory / TRAINABLES).is_file():
+        vlm.projector = TrainedProjector(model, vlm.family.projector)
+        vlm.projector.fill(directory)
+        if trainable:
+            vlm.projector.unfreeze()
     vlm.training_facts = config["training"]
     return vlm.eval()
 

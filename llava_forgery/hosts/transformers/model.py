@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
@@ -30,11 +31,16 @@ from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.kv_cache import cache_in
 from llava_forgery.hosts.lora import LoraSettings, lora_config, merge_lora
 from llava_forgery.hosts.placeholder import PlaceholderHooks, check_counts, count_placeholders
+from llava_forgery.hosts.projector import TrainedProjector
 from llava_forgery.hosts.transformers.prompts import ProcessorEncoder
 from llava_forgery.hosts.transformers.shared_tower import SharedTower
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_tower import HostEncoder
 from llava_forgery.noise import quiet
+from llava_forgery.qa.conversation import Conversation, Message
+
+# Of the picture that stands in where a step shows none; every processor takes it.
+_GREY_SIDE = 64
 
 
 class ForgeryVLM(nn.Module):
@@ -53,6 +59,7 @@ class ForgeryVLM(nn.Module):
         fingerprint: Of the bare host.
         host_name: Where the bare host came from: a folder or a hub name.
         training_facts: What the model card says of the training, such as ``{"steps": 140}``.
+        projector: The host's own projector, where it is or was trained.
     """
 
     def __init__(
@@ -66,9 +73,10 @@ class ForgeryVLM(nn.Module):
         host_name: str,
         trained_before: frozenset[str] = frozenset(),
         shared: SharedTower | None = None,
+        projector: TrainedProjector | None = None,
     ) -> None:
         super().__init__()
-        self._shared, self._merged = shared, False
+        self._shared, self.projector, self._merged = shared, projector, False
         self.host, self.kfd, self.fpl = host, kfd, fpl
         self.processor = processor
         self.family, self.fingerprint, self.host_name = family, fingerprint, host_name
@@ -104,7 +112,7 @@ class ForgeryVLM(nn.Module):
         return self._shared is None
 
     def trainable_names(self) -> list[str]:
-        """Names of the parameters that training changes: the FPL's and LoRA's."""
+        """Names of the parameters that training changes: the FPL's, LoRA's, the projector's."""
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def train(self, mode: bool = True) -> "ForgeryVLM":
@@ -147,7 +155,8 @@ class ForgeryVLM(nn.Module):
             input_ids: (B, T), each row with n_f placeholders for each of its images.
             forgery_images: (N, 3, S, S) in [0, 1] for the detector: the images of all samples in
                 their order; none where it reads the host's own tower, and so ``pixel_values``; or
-            detection: the detector's output for them, where it is known already.
+            detection: the detector's output for them, where it is known already. Without both,
+                and without placeholders, the host answers as it would without the skill.
             images_per_sample: How many of the N images belong to each of the B samples; one each
                 by default.
             host_inputs: What the host takes: ``attention_mask``, ``pixel_values``, ``labels`` ...
@@ -159,12 +168,17 @@ class ForgeryVLM(nn.Module):
             ValueError: A sample's placeholders or images are not as many as they must be, or
                 neither or both of ``forgery_images`` and ``detection`` are given.
         """
+        general = forgery_images is None and detection is None
+        general = general and not any(count_placeholders(input_ids, self.token_id))
+        shows_images = host_inputs.get("pixel_values") is not None
         if self._shared is not None:
             detection, host_inputs = self._shared.prepare(forgery_images, detection, host_inputs)
-        with (
-            self._skilled(input_ids, forgery_images, detection, images_per_sample),
-            exclusive(self._bare),
-        ):
+        skill = (
+            self._idle(input_ids, shows_images)
+            if general
+            else self._skilled(input_ids, forgery_images, detection, images_per_sample)
+        )
+        with skill, exclusive(self._bare):
             return self.host(input_ids=input_ids, **host_inputs)
 
     def labelled_logits(
@@ -239,6 +253,8 @@ class ForgeryVLM(nn.Module):
         if self._merged:
             raise ValueError("LoRA was merged into the host: load the adapter again")
         self._hooks.remove()
+        if self.projector is not None:
+            self.projector.restore()
         bare = self.host.unload() if self.has_lora else self.host
         for name, parameter in bare.named_parameters():
             parameter.requires_grad_(name in self._trained_before)
@@ -281,6 +297,46 @@ class ForgeryVLM(nn.Module):
         vectors = self.fpl(detection).split(counts)
         with self._hooks.use([sample.flatten(0, 1) for sample in vectors]):
             yield
+
+    @contextmanager
+    def _idle(self, input_ids: torch.Tensor, shows_images: bool) -> Iterator[None]:
+        """Let a training step on general data run what one of the skill runs, with gradients of 0.
+
+        Processes that train together exchange gradients, under ZeRO-3 weights as well, in the order
+        in which each computes them, so all must run the same modules in the same order: the FPL
+        before the host, and the vision tower behind the input embedding, where hosts run it, also
+        for text alone. Both are tied to the embedding's output.
+        """
+        if not (self.training and torch.is_grad_enabled()):
+            yield
+            return
+        zeros = []
+        if not shows_images and self._shared is not None:
+            zeros.append(self._encode_nothing())
+        zeros.append(self.fpl.idle(input_ids.device))
+
+        def add(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+            if not shows_images and self._shared is None:
+                zeros.append(self._encode_nothing())
+            return output + sum(zero.to(output.device, output.dtype) for zero in zeros)
+
+        handle = self.host.get_input_embeddings().register_forward_hook(add)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _encode_nothing(self) -> torch.Tensor:
+        """Zero, (), from the host's features of a grey picture."""
+        grey = Image.new("RGB", (_GREY_SIDE, _GREY_SIDE), "grey")
+        question = Conversation((Message("user", "?"),), label=None)
+        sample = self.prompts.encode(question, [grey])
+        encode_images = self._bare.base_model.get_image_features
+        taken = inspect.signature(encode_images).parameters
+        shown = {name: value.to(self.device) for name, value in sample.items() if name in taken}
+        shown["pixel_values"] = shown["pixel_values"].to(self._bare.dtype)
+        features = encode_images(**shown, return_dict=True)
+        return sum(tensor.flatten()[:0].sum() for tensor in _tensors(features.pooler_output))
 
     def _count_images(
         self,
@@ -331,6 +387,10 @@ class ForgeryVLM(nn.Module):
         return self.host.generate(**inputs)
 
 
+def _tensors(features: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [features] if isinstance(features, torch.Tensor) else list(features)
+
+
 def labelled_logits(
     model: Callable[..., ModelOutput], host: PreTrainedModel, labels: torch.Tensor, **inputs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -348,7 +408,8 @@ def labelled_logits(
     Returns:
         (B, K, V) and (B, K) on the logits' device.
     """
-    first = int((labels != IGNORE_INDEX).any(dim=0).nonzero()[0])
+    # Nothing predicts the first token.
+    first = 1 + int((labels[:, 1:] != IGNORE_INDEX).any(dim=0).nonzero()[0])
     labels = labels[:, first:]
     # Each token is predicted by the logits of the place before it.
     kept = labels.shape[1] + 1
@@ -366,6 +427,7 @@ def attach_forgery(
     fpl: ForgeryPromptLearner | FPLConfig | None = None,
     lora: LoraSettings | LoraConfig | None = None,
     seed: int = 0,
+    train_projector: bool = False,
 ) -> ForgeryVLM:
     """Give a loaded host the forgery skill.
 
@@ -382,6 +444,7 @@ def attach_forgery(
             names is taken to be of the language model; None leaves the language model as it is
             (prompt tuning only).
         seed: Of the new weights.
+        train_projector: Train the host's own projector as well.
 
     Returns:
         The module that takes ``forgery_images`` beside the host's own inputs.
@@ -437,6 +500,10 @@ def attach_forgery(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             host = get_peft_model(model, lora_config(model, lora))
+    projector = None
+    if train_projector:
+        projector = TrainedProjector(model, family.projector)
+        projector.unfreeze()
     device = model.get_input_embeddings().weight.device
     return ForgeryVLM(
         host,
@@ -448,4 +515,5 @@ def attach_forgery(
         name,
         trained,
         shared,
+        projector,
     )

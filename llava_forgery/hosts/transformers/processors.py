@@ -106,12 +106,16 @@ class Conventions:
     answers_are_suffix: bool = False
     """``token_type_ids`` are 0 where tokens see each other in both directions, and must be 1 from
     the first answer on, or each token of it would see the next."""
+    takes_text_alone: bool = True
+    """Whether the host answers prompts that show no image."""
 
 
 # By the processor's class name; subclasses inherit.
 _CONVENTIONS = {
     "PaliGemmaProcessor": Conventions(PLAIN_TEMPLATE, process_with_line_break, True),
-    "InstructBlipProcessor": Conventions(PLAIN_TEMPLATE, process_for_qformer),
+    "InstructBlipProcessor": Conventions(
+        PLAIN_TEMPLATE, process_for_qformer, takes_text_alone=False
+    ),
 }
 
 

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from llava_forgery.constants import FORGERY_TOKEN, IGNORE_INDEX
+from llava_forgery.constants import FORGERY_TOKEN, IGNORE_INDEX, IMAGE_TOKEN
+from llava_forgery.files import fingerprint_of
 from llava_forgery.hosts.base import CandidateIds
 from llava_forgery.hosts.likelihood import tell_apart
 from llava_forgery.hosts.transformers.chat import (
@@ -25,7 +26,7 @@ from llava_forgery.hosts.transformers.processors import (
     conventions_of,
     join,
 )
-from llava_forgery.qa.conversation import Conversation, Message
+from llava_forgery.qa.conversation import ROLES, Conversation, Message
 
 
 def encode(
@@ -136,6 +137,48 @@ class ProcessorEncoder:
         """See :func:`encode`."""
         return encode(
             conversation, self.processor, images, self.n_forgery, max_length, label_end=label_end
+        )
+
+    def encode_turns(
+        self, turns: Sequence[str], images: Sequence[Image.Image], *, skill: bool, max_length: int
+    ) -> dict[str, torch.Tensor]:
+        """A training dialogue in LLaVA's form; see the protocol.
+
+        Images are shown before the first question's text, as chat templates have them.
+
+        Raises:
+            ValueError: An image stands in a later turn, the host takes no text without one, or as
+                :func:`encode`.
+        """
+        if any(IMAGE_TOKEN in turn for turn in turns[1:]):
+            raise ValueError(
+                f"{IMAGE_TOKEN} stands behind the first question; hosts of transformers are shown "
+                "images there only"
+            )
+        if not (images or conventions_of(self.processor).takes_text_alone):
+            raise ValueError("this host takes no text without an image; leave such dialogues out")
+        texts = [turns[0].replace(IMAGE_TOKEN, ""), *turns[1:]]
+        messages = [Message(ROLES[i % 2], text.strip()) for i, text in enumerate(texts)]
+        conversation = Conversation(tuple(messages), label=None)
+        if conversation.is_prompt:
+            raise ValueError(f"expected a question and an answer each, got {len(turns)} turns")
+        count = self.n_forgery if skill else 0
+        sample = encode(conversation, self.processor, images or None, count, max_length)
+        if bool((sample["labels"] == IGNORE_INDEX).all()):
+            raise ValueError("no token is left to learn from: all labels are masked")
+        return sample
+
+    # How many tokens an image takes depends on it.
+    check_turns = encode_turns
+
+    def fingerprint(self) -> str:
+        """Changes with all that decides on a dialogue's tokens."""
+        fast = self.tokenizer.is_fast
+        return fingerprint_of(
+            self.tokenizer.backend_tokenizer.to_str() if fast else None,
+            getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template,
+            repr(getattr(self.processor, "image_processor", None)),
+            self.n_forgery,
         )
 
     def collate(

@@ -84,7 +84,7 @@ class SharedVisionTower(ABC):
             raise ValueError(
                 "the detector was trained on a vision tower of the same sizes but with other "
                 f"weights than this host's; give the host it was trained with ({config.name!r}), "
-                "or train a detector for this one (train detector --host)"
+                "or train a detector for this one (train detector --base-model)"
             )
 
     def attached(self) -> AbstractContextManager[None]:

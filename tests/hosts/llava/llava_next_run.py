@@ -185,7 +185,7 @@ def _trained(folder, kfd, out):
     }  # fmt: skip
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
     with torch.enable_grad():
-        peft = run(parse_arguments(words)).eval()
+        peft = run(parse_arguments(words)).host
     adapter = out / "run-llava-qwen-lora"
     loaded = load_qwen(folder, config=AutoConfig.from_pretrained(adapter))
     again = PeftModel.from_pretrained(loaded, adapter).eval()

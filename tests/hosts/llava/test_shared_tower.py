@@ -22,8 +22,8 @@ from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.llava_flags import parse_arguments
-from llava_forgery.train.llava_stage2 import LlavaStage2
 from llava_forgery.train.llava_train import run
+from llava_forgery.train.stage2 import Stage2
 from tests import tiny, tiny_llava, tiny_towers
 from tests.tiny_llava import SIDE
 
@@ -136,7 +136,7 @@ def test_training_encodes_once_and_reaches_the_fpl(root):
     words, model = _skilled(root)
     model.requires_grad_(False)
     model.get_model().forgery_projector.requires_grad_(True)
-    stage = LlavaStage2(model).train()
+    stage = Stage2(LlavaForgeryVLM(model, words)).train()
     inputs, _ = _inputs(words, model)
     labels = inputs["input_ids"].clone()
     labels[:, :-4] = -100

@@ -8,12 +8,12 @@ import torch
 from llava_forgery.constants import FAKE, IGNORE_INDEX
 from llava_forgery.hosts.transformers.chat import special_tokens
 from llava_forgery.hosts.transformers.loading import load_adapter
-from llava_forgery.hosts.transformers.model import ForgeryVLM
+from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
 from llava_forgery.hosts.transformers.prompts import collate, encode
 from llava_forgery.qa.build import build_conversation, build_prompt
 from llava_forgery.qa.conversation import Conversation, Message
 from llava_forgery.train.stage2 import Stage2
-from tests import tiny_hosts
+from tests import tiny, tiny_hosts
 from tests.hosts.transformers.contract import (
     LORA,
     N_FORGERY,
@@ -107,6 +107,77 @@ def test_loss_of_stage_2_is_the_hosts_own(vlm):
         expected = vlm(**batch, **images).loss
         found = Stage2(vlm)(**batch, **images)["loss"]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def _general(vlm: ForgeryVLM, images: bool) -> dict[str, torch.Tensor]:
+    """A batch of general data, with an image or of text alone."""
+    question = "<image>\nWhat is this?" if images else "Who are you?"
+    shown = PHOTOGRAPHS[0] if images else ()
+    turns = (question, "I am a model.")
+    sample = vlm.prompts.encode_turns(turns, shown, skill=False, max_length=512)
+    return vlm.prompts.collate([sample])
+
+
+def _order(vlm: ForgeryVLM, batch: dict[str, torch.Tensor]) -> list[str]:
+    """The modules as a training step runs them, then the weights as their gradients come; the
+    detector has a copy of its own in each process."""
+    order, handles = [], []
+    for name, module in vlm.named_modules():
+        if not name.startswith("kfd"):
+            handles.append(module.register_forward_pre_hook(lambda *_, n=name: order.append(n)))
+    for name, parameter in vlm.named_parameters():
+        if parameter.requires_grad:
+            hook = parameter.register_post_accumulate_grad_hook
+            handles.append(hook(lambda _, n=name: order.append(n)))
+    Stage2(vlm)(**batch)["loss"].backward()
+    for handle in handles:
+        handle.remove()
+    return order
+
+
+@pytest.mark.parametrize("images", [True, False], ids=["image", "text"])
+def test_general_data_is_the_bare_hosts_and_runs_what_the_skill_runs(model_type, images):
+    """DeepSpeed counts on it: ZeRO-2 adds gradients up as they come, ZeRO-3 gathers weights as the
+    modules run."""
+    vlm = perturb(attach(model_type)).train()
+    if model_type == "instructblip" and not images:
+        with pytest.raises(ValueError, match="takes no text without an image"):
+            _general(vlm, images)
+        return
+    general = _general(vlm, images)
+    found = _order(vlm, general)
+    for name, parameter in vlm.fpl.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+    with torch.no_grad():
+        expected = vlm.host(**general).loss
+        torch.testing.assert_close(Stage2(vlm)(**general)["loss"], expected, atol=1e-5, rtol=1e-5)
+    turns = ("<image>\nIs this fake?", "Yes.")
+    sample = vlm.prompts.encode_turns(turns, PHOTOGRAPHS[0], skill=True, max_length=512)
+    skill = {**vlm.prompts.collate([sample]), "forgery_images": faces()[:1]}
+    assert found == _order(vlm, skill)
+
+
+def test_the_hosts_projector_is_trained_saved_and_given_back(model_type, tmp_path):
+    host, processor = tiny_hosts.build(model_type)
+    before = {name: p.clone() for name, p in host.named_parameters()}
+    vlm = attach_forgery(host, processor, tiny.kfd(), train_projector=True)
+    own = set(vlm.projector.state())
+    assert own
+    assert set(vlm.trainable_names()) == {f"host.{name}" for name in own} | {
+        f"fpl.{name}" for name, _ in vlm.fpl.named_parameters()
+    }
+    perturb(vlm).eval().save_pretrained(tmp_path / "adapter")
+    again = load_adapter(tmp_path / "adapter", *tiny_hosts.build(model_type))
+    for name, tensor in vlm.projector.state().items():
+        assert torch.equal(again.projector.state()[name], tensor)
+        assert not torch.equal(before[name], tensor)
+    batch = batch_of(vlm)
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, vlm(**batch).logits)
+    for model in (vlm, again):
+        bare = model.detach()
+        assert all(torch.equal(p, before[name]) for name, p in bare.named_parameters())
 
 
 def test_exactly_fpl_and_the_language_models_lora_are_trained(model_type):

@@ -10,7 +10,7 @@ from llava_forgery.images import read_image
 from llava_forgery.integrations.lmms_eval.model import LlavaForgery
 from llava_forgery.qa.conversation import Message
 from llava_forgery.qa.llava_json import LlavaSample, Turn
-from llava_forgery.train.llava_data import JsonSource
+from llava_forgery.train.dialogues import JsonSource
 from tests import tiny
 from tests.test_images import DISPLAY_P3, from_display_p3, profile
 

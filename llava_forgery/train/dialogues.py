@@ -1,4 +1,4 @@
-"""Training samples for a model of the ``llava`` package, from any of three formats.
+"""Training dialogues for either backend, read from any of three formats.
 
 LLaVA's JSON; a Hugging Face data set that ``data build-qa`` wrote; or LLaVA-NeXT's YAML, which
 draws from several JSON files::
@@ -8,10 +8,6 @@ draws from several JSON files::
         sampling_strategy: all            # or first:500, end:10%, random:2000
       - json_path: more.json
         sampling_strategy: random:25%
-
-What comes from ``--data_path`` teaches the skill: its images get placeholders and are shown to the
-detector. General data keeps what the host can do and stays as it is: what comes from
-``--general_data_path``, what ``data mix`` marked as general, and text without an image.
 """
 
 import logging
@@ -24,24 +20,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
-import torch
 import yaml
 from PIL import Image
-from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from llava_forgery.constants import IMAGE_TOKEN
-from llava_forgery.data.validation import fingerprint_of
 from llava_forgery.faces.records import image_pixels
-from llava_forgery.hosts.llava.encoder import collate
-from llava_forgery.hosts.llava.images import HostImages
-from llava_forgery.hosts.llava.text import PromptStyle, encode_turns
+from llava_forgery.files import fingerprint_of
 from llava_forgery.images import read_image
 from llava_forgery.qa.llava_json import LlavaSample, image_file, read_llava_json
-from llava_forgery.qa.mixing import mix_general
 from llava_forgery.rows import embedded, load_rows, rows_digest
 from llava_forgery.tables import read_text
-from llava_forgery.train.run_record import describe_tokens, spread
+from llava_forgery.train.run_record import spread
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +38,7 @@ STRATEGIES = ("all", "first", "end", "random")
 
 
 @dataclass(frozen=True)
-class Dialogue:
+class TrainingDialogue:
     """One sample, before template and tokens."""
 
     id: str
@@ -59,14 +48,16 @@ class Dialogue:
     """RGB."""
     label: int | None = None
     """0 real, 1 fake; None where nothing is said of it."""
+    regions: tuple[str, ...] = ()
+    """Forged regions of a fake, if they are known."""
 
 
-class Source(Protocol):
+class DialogueSource(Protocol):
     """Something that dialogues are read from."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Dialogue: ...
+    def __getitem__(self, index: int) -> TrainingDialogue: ...
 
     @property
     def lengths(self) -> list[int]:
@@ -107,12 +98,12 @@ class JsonSource:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Dialogue:
+    def __getitem__(self, index: int) -> TrainingDialogue:
         sample = self.samples[index]
         files = [self._file(name) for name in sample.images]
         images = (Image.fromarray(read_image(file)) for file in files)
         turns = tuple(turn.value for turn in sample.turns)
-        return Dialogue(sample.id, turns, tuple(images), sample.label)
+        return TrainingDialogue(sample.id, turns, tuple(images), sample.label, sample.regions)
 
     @property
     def lengths(self) -> list[int]:
@@ -177,14 +168,15 @@ class RowSource:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Dialogue:
+    def __getitem__(self, index: int) -> TrainingDialogue:
         row = self.rows[index]
         if row["image"] is None or not row["messages"]:
             raise ValueError("the row has no image or no messages")
         first, *others = (message["text"] for message in row["messages"])
         turns = (f"{IMAGE_TOKEN}\n{first}", *others)
         image = Image.fromarray(image_pixels(row["image"], "RGB"))
-        return Dialogue(self.name(index), turns, (image,))
+        label, regions = row.get("label"), tuple(row.get("regions") or ())
+        return TrainingDialogue(self.name(index), turns, (image,), label, regions)
 
     @property
     def lengths(self) -> list[int]:
@@ -212,13 +204,13 @@ class Selection:
         rows: Which of it.
     """
 
-    def __init__(self, source: Source, rows: Sequence[int]) -> None:
+    def __init__(self, source: DialogueSource, rows: Sequence[int]) -> None:
         self.source, self.rows = source, list(rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Dialogue:
+    def __getitem__(self, index: int) -> TrainingDialogue:
         return self.source[self.rows[index]]
 
     @property
@@ -241,31 +233,14 @@ class Selection:
         return fingerprint_of(self.source.content(), self.rows)
 
 
-class DialogueCheck:
-    """Whether a training could read and encode a dialogue; a check of ``find_invalid``.
-
-    Args:
-        source: The dialogues.
-        is_skill: Whether they teach the skill, but for those that the source tells to be general.
-        encoding: What :func:`encode_dialogue` takes beside them.
-    """
-
-    def __init__(self, source: Source, is_skill: bool, encoding: "Encoding") -> None:
-        self.source, self.encoding = source, encoding
-        self.is_skill = [is_skill and not general for general in source.general]
-
-    def __call__(self, row: int) -> None:
-        encode_dialogue(self.source[row], self.encoding, self.is_skill[row])
-
-
 def open_source(
     path: str | PathLike,
     image_folder: str | PathLike | None = None,
     seed: int = 0,
     invalid: list[str] | None = None,
     allow_absolute_paths: bool = False,
-) -> Source:
-    """Read ``--data_path`` or ``--general_data_path``.
+) -> DialogueSource:
+    """Read training dialogues.
 
     Args:
         path: JSON, JSONL, YAML, or a data set's folder.
@@ -282,7 +257,7 @@ def open_source(
     """
     path = Path(path)
     if path.is_dir():
-        source: Source = RowSource(load_rows(path), path.name)
+        source: DialogueSource = RowSource(load_rows(path), path.name)
     elif not path.is_file():
         raise FileNotFoundError(
             f"there is no {path}; give LLaVA's JSON, LLaVA-NeXT's YAML or a data set's folder"
@@ -298,6 +273,37 @@ def open_source(
     if not len(source):
         raise ValueError(f"{path} holds no samples")
     return source
+
+
+def open_sources(
+    data: str | PathLike,
+    general: str | PathLike | None = None,
+    image_folder: str | PathLike | None = None,
+    general_images: str | PathLike | None = None,
+    seed: int = 0,
+    invalid: list[str] | None = None,
+    allow_absolute_paths: bool = False,
+) -> dict[str, DialogueSource]:
+    """The dialogues of the skill and, if any, general ones, by "skill" and "general".
+
+    Args:
+        data: As ``path`` of :func:`open_source`.
+        general: Likewise.
+        image_folder: Of ``data``.
+        general_images: Of ``general``; by default ``image_folder``.
+        seed: As for :func:`open_source`, as are the other options and errors.
+        invalid: Likewise.
+        allow_absolute_paths: Likewise.
+
+    Raises:
+        FileNotFoundError: See :func:`open_source`.
+        ValueError: Likewise.
+    """
+    options = (seed, invalid, allow_absolute_paths)
+    sources = {"skill": open_source(data, image_folder, *options)}
+    if general is not None:
+        sources["general"] = open_source(general, general_images or image_folder, *options)
+    return sources
 
 
 def read_yaml(
@@ -374,147 +380,6 @@ def choose(samples: list[Any], strategy: str, rng: random.Random) -> list[Any]:
     return samples[:count] if kind == "first" else samples[len(samples) - count :]
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """How dialogues become tokens."""
-
-    tokenizer: PreTrainedTokenizerBase
-    """The checkpoint's."""
-    style: PromptStyle
-    """Template and placeholders."""
-    max_length: int
-    """Most tokens of a sample."""
-    image_tokens: int = 1
-    """Least tokens that the model makes of an image, before it cuts off at ``max_length``."""
-
-    def fingerprint(self) -> str:
-        """Changes with all that decides on the tokens of a dialogue."""
-        style = self.style
-        return fingerprint_of(
-            self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else None,
-            repr(style.template),
-            [style.n_forgery, style.im_start_end, self.max_length, self.image_tokens],
-        )
-
-
-def encode_dialogue(
-    dialogue: Dialogue, encoding: Encoding, is_skill: bool
-) -> dict[str, torch.Tensor]:
-    """Tokens and labels, as :func:`~llava_forgery.hosts.llava.text.encode_turns` gives them.
-
-    Raises:
-        ValueError: An answer is empty, no token is left to learn from, or there is nothing to
-            detect.
-    """
-    if is_skill and not dialogue.images:
-        raise ValueError(
-            "it has a label and no image, so there is nothing to detect; give it its image, or "
-            "leave the label out"
-        )
-    if not all(turn.strip() for turn in dialogue.turns[1::2]):
-        raise ValueError("an answer is empty, so there is nothing to learn from it")
-    return encode_turns(
-        dialogue.turns,
-        encoding.tokenizer,
-        encoding.style,
-        skill=is_skill,
-        max_length=encoding.max_length,
-        image_tokens=encoding.image_tokens,
-    )
-
-
-class TrainingSamples(Dataset):
-    """Dialogues as the model's inputs, skill and general data mixed.
-
-    Args:
-        skill: Dialogues that teach the skill, but for those that it tells to be general.
-        general: General dialogues, if any.
-        general_ratio: Share of the general ones; at 0.5 the two alternate.
-        encoding: How dialogues become tokens.
-        images: Prepares images for the host.
-        forgery_images: Prepares images for the detector; None where it reads the host's tower.
-        seed: Of what is drawn of the general data.
-    """
-
-    def __init__(
-        self,
-        skill: Source,
-        general: Source | None,
-        general_ratio: float,
-        *,
-        encoding: "Encoding",
-        images: HostImages,
-        forgery_images: Any | None,
-        seed: int = 0,
-    ) -> None:
-        self.skill, self.general = skill, general
-        self.order = _mixed_order(len(skill), len(general or ()), general_ratio, seed)
-        marked = skill.general
-        self._is_skill = [of_skill and not marked[row] for of_skill, row in self.order]
-        if not any(self._is_skill):
-            raise ValueError(
-                f"all {len(skill)} samples of the skill's data are general ones or texts without "
-                "an image, so nothing would teach the skill; give --data_path its conversations"
-            )
-        self.encoding = encoding
-        self.images, self.forgery_images = images, forgery_images
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def describe(self) -> dict[str, Any]:
-        """All that the samples depend on but the host's image processor, as JSON takes it."""
-        is_skill, row = self.order[0]
-        first = (self.skill if is_skill else self.general)[row]
-        return {
-            "skill": self.skill.content(),
-            "general": None if self.general is None else self.general.content(),
-            "order": fingerprint_of(self.order),
-            "tokens": describe_tokens(encode_dialogue(first, self.encoding, self._is_skill[0])),
-        }
-
-    @property
-    def is_skill(self) -> list[bool]:
-        """Which samples teach the skill."""
-        return list(self._is_skill)
-
-    @property
-    def lengths(self) -> list[int]:
-        """As :attr:`Source.lengths`."""
-        skill = self.skill.lengths
-        general = self.general.lengths if self.general else []
-        return [(skill if of_skill else general)[row] for of_skill, row in self.order]
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        of_skill, row = self.order[index]
-        is_skill = self._is_skill[index]
-        dialogue = (self.skill if of_skill else self.general)[row]
-        try:
-            sample: dict[str, Any] = encode_dialogue(dialogue, self.encoding, is_skill)
-        except ValueError as error:
-            raise ValueError(f"sample {dialogue.id!r}: {error}") from error
-        sample["images"], sample["image_sizes"] = self.images(dialogue.images)
-        if is_skill and self.forgery_images is not None:
-            pixels = self.forgery_images.preprocess(list(dialogue.images))["pixel_values"]
-            sample["forgery_images"] = pixels
-        return sample
-
-
-class LlavaCollator:
-    """Joins samples of :class:`TrainingSamples`; see
-    :func:`llava_forgery.hosts.llava.encoder.collate`."""
-
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
-
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """``forgery_images`` (M, 3, S, S) are of the skill's samples, where they have any."""
-        samples = [dict(sample) for sample in samples]
-        shown = [sample.pop("forgery_images") for sample in samples if "forgery_images" in sample]
-        batch = collate(samples, self.pad_id)
-        return {**batch, "forgery_images": torch.cat(shown)} if shown else batch
-
-
 def rows_fingerprint(rows: datasets.Dataset) -> list[Any]:
     """Changes with a data set's rows, also where its files were replaced in place."""
     return [rows._fingerprint, [_state(Path(file["filename"])) for file in rows.cache_files]]
@@ -544,15 +409,3 @@ def _warn_of_unmarked(path: Path, samples: Sequence[LlavaSample]) -> None:
 def _length(texts: Sequence[str], has_image: bool) -> int:
     words = sum(len(text.split()) for text in texts)
     return words if has_image else -words
-
-
-def _mixed_order(skill: int, general: int, ratio: float, seed: int) -> list[tuple[bool, int]]:
-    """(whether of the skill's source, row) of each sample."""
-
-    def rows(is_skill: bool, count: int) -> datasets.Dataset:
-        return datasets.Dataset.from_dict({"skill": [is_skill] * count, "row": list(range(count))})
-
-    if not general:
-        return [(True, row) for row in range(skill)]
-    mixed = mix_general(rows(True, skill), rows(False, general), ratio, seed)
-    return list(zip(mixed["skill"], mixed["row"], strict=True))

@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 from types import SimpleNamespace
 
 import datasets
@@ -10,17 +11,11 @@ import torch
 from PIL import Image
 
 from llava_forgery.constants import IGNORE_INDEX
-from llava_forgery.hosts.llava.images import HostImages
-from llava_forgery.hosts.llava.text import PromptStyle
-from llava_forgery.hosts.llava.tower import KFDImageProcessor
+from llava_forgery.hosts.llava.encoder import LlavaEncoder, collate
 from llava_forgery.qa.mixing import mix_llava_json
-from llava_forgery.train.llava_data import (
-    Encoding,
-    LlavaCollator,
-    TrainingSamples,
-    choose,
-    open_source,
-)
+from llava_forgery.train.dialogues import choose, open_source
+from llava_forgery.train.samples import TrainingSamples
+from llava_forgery.train.stage2 import Collator
 from tests import tiny, tiny_llava
 
 
@@ -50,20 +45,24 @@ def folder(tmp_path):
     return tmp_path
 
 
+def _collator(pad_id=0):
+    return Collator(partial(collate, pad_id=pad_id))
+
+
 def _samples(skill, general=None, max_length=2048, aspect="pad", ratio=0.5):
     tiny_llava.require_llava()
-    from llava.conversation import conv_templates
     from transformers import CLIPImageProcessor
 
     clip = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    config = SimpleNamespace(image_aspect_ratio=aspect, image_grid_pinpoints=tiny_llava.PINPOINTS)
+    config = SimpleNamespace(
+        image_aspect_ratio=aspect,
+        image_grid_pinpoints=tiny_llava.PINPOINTS,
+        # With it no tower is asked how many tokens it makes.
+        mm_resampler_type="any",
+    )
+    prompts = LlavaEncoder(config, tiny_llava.tokenizer(), 3, "v1", clip)
     return TrainingSamples(
-        skill,
-        general,
-        ratio,
-        encoding=Encoding(tiny_llava.tokenizer(), PromptStyle(conv_templates["v1"], 3), max_length),
-        images=HostImages(clip, config),
-        forgery_images=KFDImageProcessor(tiny.SIZE),
+        skill, general, ratio, prompts=prompts, max_length=max_length, size=tiny.SIZE
     )
 
 
@@ -179,7 +178,7 @@ def test_what_mix_wrote_trains_as_it_is(folder):
         assert bool((sample["labels"] != IGNORE_INDEX).any())
         kinds.add((is_skill, shown))
     assert kinds == {(True, True), (False, True), (False, False)}
-    assert LlavaCollator(0)([samples[i] for i in range(6)])["forgery_images"].shape[0] == 3
+    assert _collator()([samples[i] for i in range(6)])["forgery_images"].shape[0] == 3
 
 
 def test_unmarked_general_data_among_labelled_is_told(folder, caplog):
@@ -209,7 +208,7 @@ def test_text_alone_trains_without_a_mark(folder):
 def test_a_batch_is_padded_masked_and_keeps_its_images_in_order(folder):
     samples = _samples(open_source(folder / "skill.json"), open_source(folder / "general.json"))
     members = [samples[i] for i in range(4)]
-    batch = LlavaCollator(pad_id=7)(members)
+    batch = _collator(7)(members)
     for row, member in enumerate(members):
         length = len(member["input_ids"])
         assert batch["attention_mask"][row].tolist() == [
@@ -224,12 +223,12 @@ def test_a_batch_is_padded_masked_and_keeps_its_images_in_order(folder):
     assert torch.equal(batch["forgery_images"], torch.cat(shown))
     assert batch["forgery_images"].shape == (2, 3, tiny.SIZE, tiny.SIZE)
     general = [sample for sample in members if "forgery_images" not in sample]
-    assert "forgery_images" not in LlavaCollator(7)(general)
+    assert "forgery_images" not in _collator(7)(general)
 
 
 def test_tiles_stay_a_list(folder):
     samples = _samples(open_source(folder / "skill.json"), aspect="anyres")
-    batch = LlavaCollator(0)([samples[0], samples[1]])
+    batch = _collator()([samples[0], samples[1]])
     assert isinstance(batch["images"], list)
     assert batch["images"][0].ndim == 4
     assert batch["image_sizes"] == [(40, 40), (40, 40)]
@@ -239,7 +238,7 @@ def test_text_alone_has_a_tile_where_images_have_tiles(folder):
     # LLaVA's model then takes the same way, on which it reads its weight for the ends of rows.
     (folder / "texts.json").write_text(json.dumps([_entry("s0", "0.png"), _entry("t0")]))
     samples = _samples(open_source(folder / "texts.json"), aspect="anyres")
-    batch = LlavaCollator(0)([samples[1]])
+    batch = _collator()([samples[1]])
     assert [image.shape for image in batch["images"]] == [(1, 3, 32, 32)]
     assert isinstance(batch["images"], list)
 

@@ -1,0 +1,94 @@
+"""A host of either backend with a new skill, from a name, ready to be trained."""
+
+from os import PathLike
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig
+
+from llava_forgery.downloads import allow_downloads
+from llava_forgery.hosts.base import ForgeryModel
+from llava_forgery.hosts.llava.encoder import DEFAULT_TEMPLATE
+from llava_forgery.hosts.llava.host import SPARED, load_llava_host, read_checkpoint
+from llava_forgery.hosts.llava.vlm import attach_llava
+from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.quantized import pick_device, quantization_config
+from llava_forgery.hosts.transformers.loading import load_host
+from llava_forgery.hosts.transformers.model import attach_forgery
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+
+BACKENDS = ("auto", "transformers", "llava")
+
+
+def find_backend(base_model: str, backend: str = "auto") -> str:
+    """Which backend a checkpoint is of: LLaVA's configurations name a ``mm_vision_tower``.
+
+    Args:
+        base_model: Folder or hub name.
+        backend: What the user gives; "auto" looks at the checkpoint's configuration.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: Another backend.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend != "auto":
+        return backend
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(base_model)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"the host {base_model!r} could not be loaded ({str(error).splitlines()[0]}); give its "
+            "folder or hub name (--base-model)"
+        ) from error
+    return "llava" if "mm_vision_tower" in values else "transformers"
+
+
+def attach_new(
+    base_model: str,
+    kfd: str | PathLike,
+    lora: LoraSettings | None = None,
+    *,
+    backend: str = "auto",
+    seed: int = 0,
+    train_projector: bool = False,
+    quantization: str | None = None,
+    dtype: torch.dtype | str = "auto",
+    template: str = DEFAULT_TEMPLATE,
+    allow_download: bool = False,
+) -> ForgeryModel:
+    """Load a host and give it the skill.
+
+    Args:
+        base_model: Folder or hub name.
+        kfd: Folder of a trained detector.
+        lora: Sizes of a new LoRA on the language model; None leaves the language model as it is.
+        backend: As for :func:`find_backend`.
+        seed: Of the new weights.
+        train_projector: Train the host's own projector as well.
+        quantization: "4bit" or "8bit" for the language model's linear layers.
+        dtype: Of the host's weights.
+        template: With the ``llava`` package: name in LLaVA's ``conv_templates``.
+        allow_download: Whether what the detector's files name may be downloaded.
+
+    Raises:
+        FileNotFoundError: Host or detector is missing.
+        ImportError: A package is not installed; the message says which.
+        ValueError: Host and detector do not fit, or as the backend's own functions.
+    """
+    if find_backend(base_model, backend) == "transformers":
+        # A detector on the host's own tower finds it in the host.
+        detector = KnowledgeGuidedForgeryDetector.from_pretrained(
+            kfd, with_tower=False, allow_download=allow_download
+        )
+        host, processor = load_host(Path.cwd(), base_model, quantization, dtype=dtype)
+        return attach_forgery(host, processor, detector, None, lora, seed, train_projector)
+    options = {}
+    if quantization is not None:
+        _, config, _ = read_checkpoint(base_model)
+        options["quantization"] = quantization_config(config, quantization, dtype, SPARED)
+        options["device"] = pick_device()
+    tokenizer, model = load_llava_host(base_model, dtype=dtype, **options)
+    with allow_downloads(allow_download):
+        return attach_llava(model, tokenizer, kfd, None, lora, seed, train_projector, template)

@@ -1,0 +1,100 @@
+"""The host's own projector, from vision tower to language model, where it is trained as well."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from llava_forgery.weights import load_tensors
+
+# Of an adapter that holds a trained projector, by the host's names of its weights.
+TRAINABLES = "host_trainables.safetensors"
+
+
+class TrainedProjector:
+    """A host's projector that is trained, or that an adapter has trained, and what it was before.
+
+    Args:
+        host: The bare host.
+        name: Of the projector in the host's base model (``HostFamily.projector``).
+
+    Attributes:
+        module: The projector.
+
+    Raises:
+        ValueError: The host has none of that name.
+    """
+
+    def __init__(self, host: PreTrainedModel, name: str) -> None:
+        try:
+            self.module = host.base_model.get_submodule(name)
+        except AttributeError as error:
+            raise ValueError(
+                f"this {type(host).__name__} has no projector {name} to train; leave it as it is"
+            ) from error
+        self._prefix = next(path for path, one in host.named_modules() if one is self.module)
+        self._before = {
+            name: p.detach().to("cpu", copy=True) for name, p in self.module.named_parameters()
+        }
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def unfreeze(self) -> None:
+        """Train it, in full precision whatever the host's: an update is far smaller than what half
+        precision tells apart."""
+        dtype = next(self.module.parameters()).dtype
+        self.module.requires_grad_(True).float()
+        if dtype != torch.float32 and not self._handles:
+            self._handles = [
+                self.module.register_forward_pre_hook(
+                    lambda _, inputs: tuple(_cast(value, torch.float32) for value in inputs)
+                ),
+                self.module.register_forward_hook(lambda _, __, output: _cast(output, dtype)),
+            ]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Its weights by the host's names."""
+        named = self.module.named_parameters()
+        return {f"{self._prefix}.{name}": p.detach() for name, p in named}
+
+    @torch.no_grad()
+    def fill(self, directory: Path) -> None:
+        """Fill it from an adapter's folder, strictly.
+
+        Raises:
+            FileNotFoundError: The adapter holds no trained projector.
+            ValueError: It does not fit.
+        """
+        own = self.state()
+        for name, tensor in load_tensors(directory / TRAINABLES, own).items():
+            own[name].copy_(tensor)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """The projector as it was before."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        for name, parameter in self.module.named_parameters():
+            before = self._before[name]
+            parameter.data = before.to(parameter.device, copy=True)
+
+
+def fill_projector(projector: TrainedProjector | None, directory: Path) -> None:
+    """Fill what is trained of a host's projector from an adapter's folder, strictly.
+
+    Raises:
+        FileNotFoundError: It is trained, and the adapter holds none.
+        ValueError: It does not fit; or it is not trained, and the adapter holds one.
+    """
+    if projector is not None:
+        projector.fill(directory)
+    elif (directory / TRAINABLES).is_file():
+        raise ValueError(
+            f"{directory} holds weights of the host's own projector, which this training leaves as "
+            "they are; train the projector as before, or give another output folder"
+        )
+
+
+def _cast(value: object, dtype: torch.dtype) -> object:
+    floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.to(dtype) if floating else value

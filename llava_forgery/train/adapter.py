@@ -1,0 +1,170 @@
+"""Train a forgery adapter: stage 2 as a function, and what the command line calls.
+
+llava-forgery train adapter --base-model HOST --kfd KFD --data CONVERSATIONS --out ADAPTER
+"""
+
+from os import PathLike
+from pathlib import Path
+
+import datasets
+
+from llava_forgery.files import check_output_folder
+from llava_forgery.hosts.adapter import CONFIG, ENTRIES
+from llava_forgery.hosts.base import ForgeryModel
+from llava_forgery.hosts.baseline import BaselineVLM
+from llava_forgery.hosts.llava import checkpoint as llava_checkpoint
+from llava_forgery.hosts.llava.names import in_llava_layout
+from llava_forgery.hosts.llava.vlm import LlavaForgeryVLM
+from llava_forgery.hosts.lora import LORA_WEIGHTS
+from llava_forgery.noise import quiet
+from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.train.dialogues import DialogueSource
+from llava_forgery.train.run_record import check_training_folder, training_folder
+from llava_forgery.train.stage2 import Stage2, batches_of_a_kind, run_stage2, training_samples
+from llava_forgery.train.trainer import training_arguments
+from llava_forgery.train.warmup import WarmUp
+
+
+@quiet()
+def train_adapter(
+    vlm: ForgeryModel | BaselineVLM,
+    conversations: datasets.Dataset | DialogueSource,
+    output_dir: str | PathLike,
+    *,
+    general: DialogueSource | None = None,
+    general_ratio: float = 0.5,
+    steps: int = 120,
+    fpl_warmup_steps: int = 0,
+    fpl_warmup_pairs: FacePairs | None = None,
+    batch_size: int = 8,
+    accumulate: int = 1,
+    learning_rate: float = 1e-3,
+    fpl_learning_rate: float | None = None,
+    projector_learning_rate: float | None = None,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    save_steps: int | None = 50,
+    max_length: int = 2048,
+    workers: int = 0,
+    resume: bool = False,
+    report_to: str = "none",
+    gradient_checkpointing: bool = False,
+    deepspeed: str | PathLike | None = None,
+) -> ForgeryModel | BaselineVLM:
+    """Train the forgery adapter, or the LoRA of a host without FPL, and write it to ``output_dir``.
+
+    Args:
+        vlm: From ``attach_forgery`` or ``attach_llava``, or a ``BaselineVLM`` with LoRA; what is
+            trainable is trained.
+        conversations: From ``build_conversations``, or from
+            :func:`~llava_forgery.train.dialogues.open_source`.
+        output_dir: Receives the adapter; ``output_dir`` with ``-training`` behind its name
+            receives ``checkpoint-*``, ``log.json`` and ``training_run.json``. Where they hold this
+            very training, finished, nothing is trained.
+        general: General instruction data, whose batches alternate with the conversations'.
+        general_ratio: Its share in [0, 1).
+        steps: Optimiser steps.
+        fpl_warmup_steps: Steps of the FPL's warm start (:mod:`llava_forgery.train.warmup`) before
+            them; 0 leaves it out, and so does resuming.
+        fpl_warmup_pairs: Pairs whose forged images the warm start learns from as well.
+        batch_size: Conversations for each pass and process.
+        accumulate: Passes whose gradients make one step.
+        learning_rate: Highest value of a warmed-up cosine.
+        fpl_learning_rate: The FPL's; by default a tenth of ``learning_rate`` after a warm start,
+            whose words the host's first gradients would undo, else the same.
+        projector_learning_rate: Of the host's own projector, where it is trained; by default
+            ``learning_rate``.
+        weight_decay: AdamW's.
+        seed: Of order and dropout.
+        save_steps: Steps between checkpoints; None saves none.
+        max_length: Most tokens of a sample.
+        workers: Processes that render and tokenise, and that make ``fpl_warmup_pairs``.
+        resume: Continue from the last checkpoint.
+        report_to: ``none``, ``tensorboard`` or ``wandb``.
+        gradient_checkpointing: Compute the host's layers twice to keep less of them in memory.
+        deepspeed: DeepSpeed's JSON file, where several processes train.
+
+    Returns:
+        The host with the trained skill, in eval mode. Under ZeRO-3 its weights remain shared out
+        among the processes: load the adapter to use it.
+
+    Raises:
+        ValueError: Nothing is trainable; or there lies another training, or an interrupted one and
+            ``resume`` is off, or something else than an adapter.
+    """
+    if not vlm.trainable_names():
+        raise ValueError("the model has nothing to train: attach LoRA or the forgery skill first")
+    output_dir = Path(output_dir)
+    result, entries = adapter_layout(_backend_of(vlm))
+    check_output_folder(output_dir, result, entries=entries)
+    arguments = training_arguments(
+        training_folder(output_dir),
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        seed=seed,
+        save_steps=save_steps,
+        workers=workers,
+        report_to=report_to,
+        deepspeed=deepspeed,
+        gradient_accumulation_steps=accumulate,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    if fpl_learning_rate is None and fpl_warmup_steps:
+        fpl_learning_rate = learning_rate / 10
+    samples = training_samples(
+        vlm, conversations, general, general_ratio, max_length=max_length, seed=seed
+    )
+    run_stage2(
+        Stage2(vlm, fpl_learning_rate, projector_learning_rate),
+        samples,
+        arguments,
+        output_dir,
+        command="train adapter",
+        result=result,
+        order=batches_of_a_kind,
+        settings={"max_length": max_length},
+        resume=resume,
+        warm_up=WarmUp(fpl_warmup_steps, seed, fpl_warmup_pairs, workers)
+        if fpl_warmup_steps
+        else None,
+    )
+    return vlm
+
+
+def check_adapter_folder(directory: str | PathLike, backend: str = "auto") -> None:
+    """Refuse a folder that holds something else than an adapter; before anything is loaded.
+
+    Args:
+        directory: To be written.
+        backend: Of the adapter; "auto" takes any.
+
+    Raises:
+        ValueError: It holds something else, or a training of which no record tells.
+    """
+    directory = Path(directory)
+    if backend == "auto":
+        backend = "llava" if in_llava_layout(directory) else "transformers"
+    result, entries = adapter_layout(backend)
+    check_output_folder(directory, result, entries=entries)
+    check_training_folder(training_folder(directory), directory / result)
+
+
+def adapter_layout(backend: str) -> tuple[str, tuple[str, ...] | None]:
+    """The file by which an adapter's folder is known, and all that it may hold.
+
+    Args:
+        backend: "transformers", "llava", or "lora" of a host with LoRA only.
+    """
+    return {
+        "transformers": (CONFIG, ENTRIES),
+        "llava": (llava_checkpoint.CONFIG, llava_checkpoint.ENTRIES),
+        "lora": (LORA_WEIGHTS, None),
+    }[backend]
+
+
+def _backend_of(vlm: ForgeryModel | BaselineVLM) -> str:
+    if isinstance(vlm, BaselineVLM):
+        return "lora"
+    return "llava" if isinstance(vlm, LlavaForgeryVLM) else "transformers"

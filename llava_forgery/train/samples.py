@@ -1,0 +1,201 @@
+"""Stage 2's data set on either backend: dialogues of the skill and general ones as a host's inputs.
+
+Dialogues of the skill get placeholders, and the detector sees their images. General data keeps what
+the host can do and stays as it is: what is given as general, what ``data mix`` marked as such, and
+text without an image.
+"""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import datasets
+from torch.utils.data import Dataset
+
+from llava_forgery.data.validation import LISTED, find_invalid, settle_invalid
+from llava_forgery.files import fingerprint_of
+from llava_forgery.hosts.base import PromptEncoder
+from llava_forgery.hosts.llava.tower import KFDImageProcessor
+from llava_forgery.qa.mixing import mix_general
+from llava_forgery.train.dialogues import DialogueSource, Selection, TrainingDialogue
+from llava_forgery.train.run_record import describe_tokens
+
+
+class TrainingSamples(Dataset):
+    """Dialogues as the model's inputs, skill and general data mixed.
+
+    Args:
+        skill: Dialogues that teach the skill, but for those that it tells to be general.
+        general: General dialogues, if any.
+        general_ratio: Share of the general ones in [0, 1); at 0.5 the two alternate.
+        prompts: The host's.
+        max_length: Most tokens of a sample.
+        size: Side S of the detector's pictures in pixels; None where it sees what the host sees,
+            or where there is none.
+        seed: Of what is drawn of the general data.
+
+    Raises:
+        ValueError: No dialogue would teach the skill.
+    """
+
+    def __init__(
+        self,
+        skill: DialogueSource,
+        general: DialogueSource | None = None,
+        general_ratio: float = 0.5,
+        *,
+        prompts: PromptEncoder,
+        max_length: int,
+        size: int | None,
+        seed: int = 0,
+    ) -> None:
+        self.skill, self.general = skill, general
+        self.order = _mixed_order(len(skill), len(general or ()), general_ratio, seed)
+        marked = skill.general
+        self.is_skill = [of_skill and not marked[row] for of_skill, row in self.order]
+        if not any(self.is_skill):
+            raise ValueError(
+                f"all {len(skill)} samples of the skill's data are general ones or texts without "
+                "an image, so nothing would teach the skill; give its conversations as data "
+                "(--data, --data_path)"
+            )
+        self.prompts, self.max_length = prompts, max_length
+        self._pictures = None if size is None else KFDImageProcessor(size)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def lengths(self) -> list[int]:
+        """As :attr:`DialogueSource.lengths`."""
+        skill = self.skill.lengths
+        general = self.general.lengths if self.general else []
+        return [(skill if of_skill else general)[row] for of_skill, row in self.order]
+
+    def describe(self) -> dict[str, Any]:
+        """All that the samples depend on but the host's image processor, as JSON takes it."""
+        first = self._dialogue(0)
+        tokens = self.prompts.check_turns(
+            first.turns, first.images, skill=self.is_skill[0], max_length=self.max_length
+        )
+        return {
+            "skill": self.skill.content(),
+            "general": None if self.general is None else self.general.content(),
+            "order": fingerprint_of(self.order),
+            "tokens": describe_tokens(tokens),
+        }
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        dialogue, is_skill = self._dialogue(index), self.is_skill[index]
+        try:
+            check_dialogue(dialogue, is_skill)
+            sample = self.prompts.encode_turns(
+                dialogue.turns, dialogue.images, skill=is_skill, max_length=self.max_length
+            )
+        except ValueError as error:
+            raise ValueError(f"sample {dialogue.id!r}: {error}") from error
+        if is_skill and self._pictures is not None:
+            pictures = self._pictures(list(dialogue.images))
+            sample["forgery_images"] = pictures["pixel_values"]
+        return sample
+
+    def _dialogue(self, index: int) -> TrainingDialogue:
+        of_skill, row = self.order[index]
+        return (self.skill if of_skill else self.general)[row]
+
+
+def check_dialogue(dialogue: TrainingDialogue, is_skill: bool) -> None:
+    """What no encoder needs to see.
+
+    Raises:
+        ValueError: An answer is empty, or there is nothing to detect.
+    """
+    if is_skill and not dialogue.images:
+        raise ValueError(
+            "it has a label and no image, so there is nothing to detect; give it its image, or "
+            "leave the label out"
+        )
+    if not all(turn.strip() for turn in dialogue.turns[1::2]):
+        raise ValueError("an answer is empty, so there is nothing to learn from it")
+
+
+class DialogueCheck:
+    """Whether a training could read and encode a dialogue; a check of ``find_invalid``.
+
+    Args:
+        source: The dialogues.
+        is_skill: Whether they teach the skill, but for those that the source tells to be general.
+        prompts: The host's.
+        max_length: Most tokens of a sample.
+    """
+
+    def __init__(
+        self, source: DialogueSource, is_skill: bool, prompts: PromptEncoder, max_length: int
+    ) -> None:
+        self.source, self.prompts, self.max_length = source, prompts, max_length
+        self.is_skill = [is_skill and not general for general in source.general]
+
+    def __call__(self, row: int) -> None:
+        dialogue, is_skill = self.source[row], self.is_skill[row]
+        check_dialogue(dialogue, is_skill)
+        self.prompts.check_turns(
+            dialogue.turns, dialogue.images, skill=is_skill, max_length=self.max_length
+        )
+
+
+def valid_dialogues(
+    sources: dict[str, DialogueSource],
+    prompts: PromptEncoder,
+    max_length: int,
+    folder: str | PathLike,
+    invalid: Sequence[str] = (),
+    skip_invalid: bool = False,
+) -> dict[str, DialogueSource]:
+    """What is valid of each source, by one pass over all dialogues (:mod:`data.validation`).
+
+    Args:
+        sources: By "skill" and "general".
+        prompts: The host's; its weights are not needed.
+        max_length: Most tokens of a sample.
+        folder: The training's.
+        invalid: What was wrong already with the entries of their files.
+        skip_invalid: Whether invalid dialogues are left out, listed and counted.
+
+    Raises:
+        ValueError: Some are invalid and are not to be left out, or none of a source is valid.
+    """
+    checks = {
+        name: (DialogueCheck(source, name == "skill", prompts, max_length), len(source))
+        for name, source in sources.items()
+    }
+    parts = {name: source.fingerprint() for name, source in sources.items()}
+    found = find_invalid(checks, fingerprint_of(parts, prompts.fingerprint(), max_length), folder)
+    listed = [
+        *invalid,
+        *(
+            f"{name} data: sample {source.name(row)!r}: {reason}"
+            for name, source in sources.items()
+            for row, reason in sorted(found[name].items())
+        ),
+    ]
+    count = len(invalid) + sum(len(source) for source in sources.values())
+    settle_invalid(listed, count, folder, skip_invalid)
+    left: dict[str, DialogueSource] = {}
+    for name, source in sources.items():
+        rows = [row for row in range(len(source)) if row not in found[name]]
+        if not rows:
+            raise ValueError(f"no sample of the {name} data is valid; see {folder}/{LISTED}")
+        left[name] = source if len(rows) == len(source) else Selection(source, rows)
+    return left
+
+
+def _mixed_order(skill: int, general: int, ratio: float, seed: int) -> list[tuple[bool, int]]:
+    """(whether of the skill's source, row) of each sample."""
+
+    def rows(is_skill: bool, count: int) -> datasets.Dataset:
+        return datasets.Dataset.from_dict({"skill": [is_skill] * count, "row": list(range(count))})
+
+    if not general:
+        return [(True, row) for row in range(skill)]
+    mixed = mix_general(rows(True, skill), rows(False, general), ratio, seed)
+    return list(zip(mixed["skill"], mixed["row"], strict=True))
