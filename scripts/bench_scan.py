@@ -153,6 +153,8 @@ def child(spec: dict[str, Any]) -> None:
         plan = Plan(folder, list_entries([spec["archive"]]))
         due = spec.get("shard_seconds", 20)
         with connected(cluster) as ray, Collector(folder, seconds=due) as collector:
+            # All of its processes are there when the first file is given out.
+            ray.data.DataContext.get_current().wait_for_min_actors_s = 600
             run_scan(ray, cluster, settings, plan, collector, progress)
     (begun, first, busy), (ended, files, busy_end) = points[0], points[-1]
     print(

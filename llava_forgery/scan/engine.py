@@ -89,7 +89,8 @@ def connected(cluster: Cluster) -> Iterator[ModuleType]:
         options["runtime_env"] = {"py_modules": [package], **cluster.runtime_env}
         options["address"] = cluster.address
     try:
-        ray.init(**options)
+        with _no_native_lines():
+            ray.init(**options)
     except Exception as error:
         # Ray raises bare exceptions where its processes do not answer in time.
         raise OSError(f"Ray could not be started or joined: {_last_line(error)}") from error
@@ -104,6 +105,20 @@ def connected(cluster: Cluster) -> Iterator[ModuleType]:
         raise OSError(f"a worker failed, see Ray's logs: {_last_line(error)}") from error
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _no_native_lines() -> Iterator[None]:
+    """Ray's C++ tells on stderr which level of its own log it was given."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _last_line(error: Exception) -> str:
