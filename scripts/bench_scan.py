@@ -249,7 +249,7 @@ def bench_scaling(arguments: argparse.Namespace, folder: Path) -> None:
         cpu = sum(one["cpu"] for one in found) / 2
         print(f"| {answers} | two scans of half, 1 worker each | {rate:.2f} | {1000 * cpu:.0f} |")
         print(f"| {answers} | 2 workers | {both['rate']:.2f} | {1000 * both['cpu']:.0f} |")
-        print(f"ratio for {answers}: {both['rate'] / rate:.2f}")
+        print(f"ratio for {answers}: {both['rate'] / rate:.2f}, by CPU {cpu / both['cpu']:.2f}")
 
 
 def bench_memory(arguments: argparse.Namespace, folder: Path) -> None:
