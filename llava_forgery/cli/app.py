@@ -37,6 +37,8 @@ def load_predictor(
     device: str | None,
     face_detector: str | None = None,
     allow_download: bool = False,
+    dtype: str = "auto",
+    max_new_tokens: int | None = None,
 ):
     """The predictor for an adapter: through the ``llava`` package where it is in LLaVA's layout.
 
@@ -46,6 +48,8 @@ def load_predictor(
         device: Where to.
         face_detector: Name of what finds the faces; None: dlib's, once one is needed.
         allow_download: Whether what the adapter's files name may be downloaded.
+        dtype: Of the host's weights.
+        max_new_tokens: Most tokens of an answer; None: the predictor's own number.
     """
     from llava_forgery.faces.detect import get_detector
     from llava_forgery.infer.predictor import ForgeryPredictor
@@ -55,8 +59,10 @@ def load_predictor(
     kind, _, name = (host or "").partition(":")
     backend, base = ("llava", name or None) if kind == "llava" else ("auto", host)
     predictor = ForgeryPredictor.from_pretrained(
-        model, base, device, allow_download=allow_download, backend=backend
+        model, base, device, dtype, allow_download=allow_download, backend=backend
     )
+    if max_new_tokens is not None:
+        predictor.max_new_tokens = max_new_tokens
     if finder is not None:
         predictor.face_detector = finder
     return predictor

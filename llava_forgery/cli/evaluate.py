@@ -164,7 +164,7 @@ def evaluate_pseudo_word(
     read_pseudo_word_config(word)
     with allow_downloads(allow_download):
         model, processor = load_named_host(word / CONFIG, host, quantization, dtype=dtype)
-    vlm = load_pseudo_word(word, place_host(model, device), processor)
+    vlm = load_pseudo_word(word, place_host(model, device, dtype), processor)
     typer.echo(table_of(run(vlm, images, out, batch_size=batch_size)))
 
 

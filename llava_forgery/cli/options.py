@@ -68,6 +68,10 @@ Frames = Annotated[
 Every = Annotated[
     int | None, typer.Option("--every", help="Every so many-th frame of a video instead.")
 ]
+MaxNewTokens = Annotated[
+    int,
+    typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer; a longer one is cut."),
+]
 MaxPixels = Annotated[
     int | None,
     typer.Option(

@@ -10,15 +10,19 @@ from llava_forgery.cli.options import (
     AllowDownload,
     Cropped,
     Device,
+    Dtype,
     Every,
     FaceFinder,
     Frames,
     Host,
+    MaxNewTokens,
     MaxPixels,
     Model,
     writable_folder,
 )
 from llava_forgery.files import to_json
+
+CUT = "(the answer was cut off: --max-new-tokens)"
 
 
 @app.command()
@@ -46,6 +50,8 @@ def detect(
     detector: FaceFinder = None,
     host: Host = None,
     device: Device = None,
+    dtype: Dtype = "auto",
+    max_new_tokens: MaxNewTokens = 64,
     allow_download: AllowDownload = False,
 ) -> None:
     """Judge the faces in photographs and videos.
@@ -61,7 +67,7 @@ def detect(
         raise ValueError("give either --json, one document, or --jsonl, a line for each file")
     check_reduction(pool)
     choice = frame_choice(frames, every)
-    predictor = load_predictor(model, host, device, detector, allow_download)
+    predictor = load_predictor(model, host, device, detector, allow_download, dtype, max_new_tokens)
     results, interrupted = [], False
     judged = judge_files(
         predictor, paths, cropped=cropped, overlay_dir=overlay, frames=choice, reduce=pool
@@ -97,10 +103,12 @@ def chat(
     detector: FaceFinder = None,
     host: Host = None,
     device: Device = None,
+    dtype: Dtype = "auto",
+    max_new_tokens: MaxNewTokens = 64,
     allow_download: AllowDownload = False,
 ) -> None:
     """Talk about the largest face of a photograph; an empty line or Ctrl-D ends it."""
-    predictor = load_predictor(model, host, device, detector, allow_download)
+    predictor = load_predictor(model, host, device, detector, allow_download, dtype, max_new_tokens)
     dialogue = predictor.dialogue(image, cropped)
     typer.echo(f"Score of the detector: {dialogue.score:.3f} (0 real, 1 fake). Ask a question.")
     while True:
@@ -111,15 +119,22 @@ def chat(
         if not question:
             break
         typer.echo(dialogue.ask(question))
+        if dialogue.truncated:
+            typer.echo(CUT, err=True)
+
+
+def printable(text: str) -> str:
+    """A text whose control characters, as in names of files, are written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _lines(result) -> list[str]:
     """A result for people."""
     if result.error:
-        return [f"{result.file}: not judged: {result.error}"]
+        return [f"{printable(result.file)}: not judged: {printable(result.error)}"]
     from llava_forgery.infer.video import VideoVerdict
 
-    lines = [f"{result.file}:"]
+    lines = [f"{printable(result.file)}:"]
     for face in result.faces:
         agree = "  (detector and answer disagree)" if face.agree is False else ""
         if face.agree is None and face.answer is not None:
@@ -131,7 +146,9 @@ def _lines(result) -> list[str]:
         said = "" if face.p_yes is None else f"  P(yes) {face.p_yes:.3f}"
         lines.append(f"  {face.band}  score {face.score:.3f}{said}{what}{agree}")
         if face.answer is not None:
-            lines.append(f"        {whose}{face.answer}")
+            lines.append(f"        {whose}{printable(face.answer)}")
+        if face.truncated:
+            lines.append(f"        {CUT}; it may name more regions")
         lines += [f"        warning: {warning}" for warning in face.warnings]
         for part in face.segments if isinstance(face, VideoVerdict) else ():
             name = face.thresholds.band(part.score)

@@ -5,11 +5,16 @@ of it, and its embedding, by which an adapter knows its host, its head and its v
 they are. Adapters are trained on top in full precision (QLoRA, arXiv:2305.14314).
 """
 
+import logging
+
+import psutil
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from llava_forgery.optional import require
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("4bit", "8bit")
 # Of bitsandbytes' Linear4bit.
@@ -21,13 +26,30 @@ def pick_device(device: str | torch.device | None = None) -> str | torch.device:
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def place_host(model: PreTrainedModel, device: str | torch.device | None) -> PreTrainedModel:
+def place_host(
+    model: PreTrainedModel,
+    device: str | torch.device | None,
+    dtype: torch.dtype | str = "auto",
+) -> PreTrainedModel:
     """Bring a host to a device, a GPU if there is one by default.
 
     A quantised host and one that is spread over devices lie where transformers has placed them.
+
+    Args:
+        model: The host.
+        device: Where to.
+        dtype: What was asked for; with "auto" float16, for which processors have no arithmetic,
+            becomes float32 on a CPU, or bfloat16 where memory has no room for that.
     """
-    placed = device == "auto" or getattr(model, "is_quantized", False)
-    return model if placed else model.to(pick_device(device))
+    if device == "auto" or getattr(model, "is_quantized", False):
+        return model
+    device = torch.device(pick_device(device))
+    if device.type == "cpu" and dtype == "auto" and model.dtype == torch.float16:
+        size = 4 * sum(parameter.numel() for parameter in model.parameters())
+        found = torch.float32 if size < psutil.virtual_memory().available else torch.bfloat16
+        logger.info("the host's float16 weights run in %s on the CPU; --dtype keeps another", found)
+        model = model.to(found)
+    return model.to(device)
 
 
 def placement(device: str | torch.device | None) -> dict[str, str]:

@@ -20,6 +20,8 @@ class WrittenAnswer(NamedTuple):
     p_yes: float | None
     """Probability of "Yes" against "No" as the answer's first word, in [0, 1]; None where it was
     not asked for."""
+    truncated: bool
+    """Whether it was cut off at the most tokens: what it would have gone on to say is not known."""
 
 
 @torch.inference_mode()
@@ -81,9 +83,29 @@ def write_answers(
         for place, value in zip(places, values, strict=True):
             p_yes[place] = value
     return [
-        WrittenAnswer(model.prompts.decode(ids), value)
+        WrittenAnswer(model.prompts.decode(ids), value, was_cut(model, ids, max_new_tokens))
         for ids, value in zip(said, p_yes, strict=True)
     ]
+
+
+def was_cut(model: ForgeryModel, ids: torch.Tensor, max_new_tokens: int) -> bool:
+    """Whether an answer ended only because no more tokens were allowed.
+
+    Args:
+        model: Whose answer it is.
+        ids: (T,) new tokens; of a batch, an answer that ended early is padded.
+        max_new_tokens: How many were allowed.
+    """
+    if len(ids) < max_new_tokens:
+        return False
+    config = model.host.generation_config
+    ends = config.eos_token_id
+    ends = {config.pad_token_id, *(ends if isinstance(ends, (list, tuple)) else [ends])}
+    if int(ids[-1]) in ends:
+        return False
+    stopping = model.prompts.stopping()
+    marks = stopping.get("stop_strings", [])
+    return not (marks and stopping["tokenizer"].decode(ids).strip().endswith(tuple(marks)))
 
 
 def _begun(sample: dict[str, Any], shared: Sequence[int]) -> dict[str, Any]:

@@ -42,10 +42,15 @@ class FileVerdicts:
         faces = [{**face.to_dict(), "overlay": self.overlay} for face in self.faces]
         return {
             "schema_version": SCHEMA_VERSION,
-            "file": self.file,
-            "error": self.error,
+            "file": _text(self.file),
+            "error": None if self.error is None else _text(self.error),
             "faces": faces,
         }
+
+
+def _text(name: str) -> str:
+    """What may hold a file's name whose bytes are no text, as UTF-8 can have it."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def list_media(paths: Iterable[str | Path]) -> Iterator[tuple[Path, str | None]]:

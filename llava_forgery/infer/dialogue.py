@@ -13,6 +13,7 @@ from llava_forgery.call_state import lock_of
 from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.kv_cache import CACHE
 from llava_forgery.hosts.transformers.processors import TOKEN_PAD_VALUES
+from llava_forgery.infer.answering import was_cut
 from llava_forgery.qa.build import detection_prompt
 from llava_forgery.qa.conversation import Conversation, Message
 from llava_forgery.tensors import from_bytes, to_device
@@ -41,6 +42,7 @@ class Dialogue:
     Attributes:
         score: The detector's score of the face.
         messages: What was said so far.
+        truncated: Whether the last answer was cut off at ``max_new_tokens``.
         reused_tokens: Tokens of the last turn's prompt that were not computed again.
     """
 
@@ -56,6 +58,7 @@ class Dialogue:
         self._detection = vlm.detect(from_bytes(image)[None])
         self.score = float(self._detection.score[0])
         self.messages: tuple[Message, ...] = ()
+        self.truncated = False
         self.reused_tokens = 0
         self._cache: Any = None
         self._cached_ids = torch.empty(0, dtype=torch.long)
@@ -138,6 +141,7 @@ class Dialogue:
             self._cache, self._cached_ids = getattr(output, CACHE), said[:-1]
         # A host may end its turn at once; the next prompt needs words in every turn.
         answer = prompts.decode(said[len(ids) :]) or NOTHING_SAID
+        self.truncated = was_cut(self.vlm, said[len(ids) :], self.max_new_tokens)
         self.messages = (*messages, Message("assistant", answer))
         return answer
 

@@ -278,6 +278,7 @@ class ForgeryPredictor(FaceFinder):
                 mask=masks[i],
                 box=face.box,
                 thresholds=thresholds,
+                truncated=said.truncated,
                 warnings=self._warnings(face, detection.consistency_maps[i]),
             )
             for i, (face, said) in enumerate(zip(faces, answers, strict=True))

@@ -50,7 +50,7 @@ class Verdict:
     answer: str | None
     """The answer that the language model wrote; None where it was not asked."""
     regions: tuple[str, ...]
-    """Regions that the answer names as forged."""
+    """Regions that the answer names as forged; where it is ``truncated`` there may be more."""
     agree: bool | None
     """Whether score and P(yes) call the face the same; None where :func:`agree` cannot tell, such
     as for an answer that says neither."""
@@ -61,6 +61,8 @@ class Verdict:
     outside."""
     thresholds: Thresholds = field(default=Thresholds(), kw_only=True)
     """Of the score, from the detector's calibration."""
+    truncated: bool = field(default=False, kw_only=True)
+    """Whether the answer was cut off at the most tokens."""
     warnings: tuple[str, ...] = field(default=(), kw_only=True)
     """How the face differs from what the detector was calibrated on; the score says less then."""
 
@@ -84,6 +86,7 @@ class Verdict:
             "warnings": list(self.warnings),
             "p_yes": self.p_yes,
             "answer": self.answer,
+            "truncated": self.truncated,
             "regions": list(self.regions),
             "agree": self.agree,
         }

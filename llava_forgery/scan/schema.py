@@ -40,6 +40,7 @@ FACE = pa.struct(
         ("warnings", pa.list_(pa.string())),
         ("p_yes", pa.float64()),
         ("answer", pa.string()),
+        ("truncated", pa.bool_()),
         ("regions", pa.list_(pa.string())),
         ("agree", pa.bool_()),
         ("overlay", pa.string()),

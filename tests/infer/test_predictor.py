@@ -264,8 +264,8 @@ def test_files_that_cannot_be_read_do_not_stop_the_others(predictor, tmp_path):
     entry = results[1].to_dict()
     assert set(entry) == {"schema_version", "file", "error", "faces"}
     assert set(entry["faces"][0]) == {
-        "box", "score", "band", "threshold", "warnings", "p_yes", "answer", "regions", "agree",
-        "overlay",
+        "box", "score", "band", "threshold", "warnings", "p_yes", "answer", "truncated",
+        "regions", "agree", "overlay",
     }  # fmt: skip
     with Image.open(entry["faces"][0]["overlay"]) as picture:
         assert picture.text["Software"] == "llava-forgery"

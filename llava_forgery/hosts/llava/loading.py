@@ -90,7 +90,7 @@ def load_llava(
     with allow_downloads(allow_download), _known_by_user(directory, values, source, base):
         tokenizer, model = _load(directory, source, quantization, dtype=dtype, **placement(device))
     check_tower(model, directory)
-    place_host(model, device)
+    place_host(model, device, dtype)
     model.get_vision_tower().to(model.device, model.dtype)
     if (directory / LORA_CONFIG).is_file():
         model = PeftModel.from_pretrained(model, directory)

@@ -122,7 +122,7 @@ def load_pretrained(
         model, processor = load_named_host(
             Path(directory) / CONFIG, base_model, quantization, dtype=dtype, **placement(device)
         )
-        return load_adapter(directory, place_host(model, device), processor)
+        return load_adapter(directory, place_host(model, device, dtype), processor)
 
 
 @quiet()
