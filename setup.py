@@ -38,7 +38,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["llava_forgery", "llava_forgery.*"]),
-    package_data={"llava_forgery": ["py.typed", "default/*", "default/kfd/*"]},
+    package_data={"llava_forgery": ["py.typed", "default/*", "default/kfd/*", "serve/page/*"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.11",

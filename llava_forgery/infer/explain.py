@@ -29,13 +29,9 @@ SIMULATED_NOTE = f"{NOTE}; the face is a simulated forgery, not a real photograp
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """What a detector looked at in one face."""
+class ExplanationMaps:
+    """Where a detector looked in one face."""
 
-    image: np.ndarray
-    """(S, S, 3) uint8, the face as the detector sees it."""
-    verdict: Verdict
-    """What was said of it."""
     grad_cam: np.ndarray
     """(S, S) float32 in [0, 1]: what speaks for "fake" in the last tapped layer. Scaled so that
     its highest value is 1: it shows places, not amounts."""
@@ -44,6 +40,15 @@ class Explanation:
     text than to the real one (softmax over the two channels)."""
     taps: tuple[int, ...]
     """Names of the L layers, as in the detector's configuration."""
+
+
+@dataclass(frozen=True)
+class Explanation(ExplanationMaps):
+    """What a detector looked at in one face, and what was said of it."""
+
+    image: np.ndarray
+    """(S, S, 3) uint8, the face as the detector sees it."""
+    verdict: Verdict
 
 
 class _FromTaps(nn.Module):
@@ -105,8 +110,8 @@ def grad_cam(
     return maps.astype(np.float32)
 
 
-def explain(predictor: ForgeryPredictor, faces: list[FaceInput]) -> list[Explanation]:
-    """Verdicts of faces with what the detector looked at.
+def explain_maps(predictor: ForgeryPredictor, faces: list[FaceInput]) -> list[ExplanationMaps]:
+    """What the detector looked at in faces; the language model is not asked.
 
     Args:
         predictor: The skill.
@@ -124,10 +129,25 @@ def explain(predictor: ForgeryPredictor, faces: list[FaceInput]) -> list[Explana
         maps = predictor.vlm.detect(images).consistency_maps
     nearer_to_fake = maps.float().softmax(dim=2)[:, :, FAKE].cpu().numpy()
     return [
-        Explanation(face.image, verdict, cam, layers, kfd.config.encoder.taps)
-        for face, verdict, cam, layers in zip(
-            faces, predictor.predict_faces(faces), cams, nearer_to_fake, strict=True
-        )
+        ExplanationMaps(cam, layers, kfd.config.encoder.taps)
+        for cam, layers in zip(cams, nearer_to_fake, strict=True)
+    ]
+
+
+def explain(predictor: ForgeryPredictor, faces: list[FaceInput]) -> list[Explanation]:
+    """Verdicts of faces with what the detector looked at.
+
+    Args:
+        predictor: The skill.
+        faces: From ``predictor.find_faces``.
+
+    Raises:
+        ImportError: grad-cam is missing.
+    """
+    every = zip(faces, explain_maps(predictor, faces), predictor.predict_faces(faces), strict=True)
+    return [
+        Explanation(**vars(maps), image=face.image, verdict=verdict)
+        for face, maps, verdict in every
     ]
 
 

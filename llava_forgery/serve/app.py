@@ -17,6 +17,7 @@ from llava_forgery.serve.guard import Guard
 from llava_forgery.serve.metrics import Metrics
 from llava_forgery.serve.requests import read_upload, unless_gone
 from llava_forgery.serve.service import DetectOptions, Service
+from llava_forgery.serve.site import add_page
 
 
 def create_app(service: Service) -> FastAPI:
@@ -44,6 +45,7 @@ def create_app(service: Service) -> FastAPI:
     _add_state(app, service)
     _add_detection(app, service)
     add_chat(app, service)
+    add_page(app, service)
     # The last one added is the first to see a request.
     app.add_middleware(_Measured, metrics=service.metrics)
     app.add_middleware(Guard, settings=service.settings)

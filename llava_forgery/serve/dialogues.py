@@ -217,7 +217,7 @@ class Dialogues:
         if dialogue is None:
             dialogue = self._predictor.dialogue(face.image, cropped=True)
             dialogue.recall((asked, said or NOTHING_SAID) for asked, said in turns)
-        stream = AnswerStream(decode_of(dialogue), options.stop, on_text, gone)
+        stream = AnswerStream(dialogue.vlm.prompts.decode, options.stop, on_text, gone)
         try:
             dialogue.ask(
                 question,
@@ -236,11 +236,6 @@ class Dialogues:
     @staticmethod
     def _turn(stream: AnswerStream, reason: str, dialogue: Any) -> Turn:
         return Turn(stream.text, reason, stream.prompt_tokens, stream.count, dialogue.reused_tokens)
-
-
-def decode_of(dialogue: Dialogue) -> Callable[[torch.Tensor], str]:
-    tokenizer = dialogue.vlm.prompts.tokenizer
-    return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _key(face: FaceInput, turns: Turns) -> str:

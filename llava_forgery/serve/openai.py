@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from llava_forgery.qa.conversation import Message
 from llava_forgery.serve.dialogues import Turn, TurnOptions, Turns
 from llava_forgery.serve.errors import ApiError
 from llava_forgery.serve.settings import Settings
@@ -118,6 +119,11 @@ class ChatRequest(_Strict):
         # The model may have written nothing; whoever asks must ask something.
         if not all(texts[::2]):
             raise _wrong("a question has no text")
+        for text in filter(None, texts):
+            try:
+                Message("user", text)
+            except ValueError as error:
+                raise _wrong(str(error)[:300]) from None
         turns = tuple(zip(texts[0:-1:2], texts[1::2], strict=True))
         return images[0], turns, texts[-1]
 

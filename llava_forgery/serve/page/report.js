@@ -1,0 +1,43 @@
+// A report that needs nothing else: one HTML file without scripts, every text escaped.
+
+import { BANDS, agreement, figures } from "./words.js";
+
+const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
+const text = (value) => String(value).replace(/[&<>"']/g, (letter) => ESCAPES[letter]);
+const rows = (pairs) =>
+  `<dl>${pairs.map(([term, what]) => `<dt>${text(term)}</dt><dd>${text(what)}</dd>`).join("")}</dl>`;
+
+const STYLE = `body{font:1rem/1.5 system-ui,sans-serif;max-width:60rem;margin:1rem auto;padding:0 1rem;color:#16181d;
+background:#fff;overflow-wrap:anywhere}img{max-width:100%}dt{color:#4b5160}dd{margin:0 0 .4rem}
+article{border-top:1px solid #7a8191;margin-top:1rem}li{white-space:pre-wrap}`;
+
+export function report({ record, info, pictures, dialogue }) {
+  const faces = record.faces.map((face, i) => `<article><h2>Face ${i + 1}: ${text(BANDS[face.band])}</h2>
+<p>${text(agreement(face))}</p>${rows(figures(face))}
+${face.warnings.length ? `<ul>${face.warnings.map((w) => `<li>${text(w)}</li>`).join("")}</ul>` : ""}
+${pictures[i] ? `<img alt="The picture with the map of the forged area of face ${i + 1}" src="${text(pictures[i])}">` : ""}
+</article>`).join("");
+  const said = dialogue.map((m) => `<li><b>${m.role === "user" ? "Question" : "Answer"}:</b> ${text(m.text)}</li>`);
+  const provenance = record.provenance
+    ? `<h2>Provenance (C2PA)</h2><p>Stated by the file itself, and no part of the score.</p>${rows(
+      Object.entries(record.provenance).map(([k, v]) => [k, typeof v === "string" ? v : JSON.stringify(v)]))}`
+    : "";
+  return `<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>Report on ${text(record.file)}</title><style>${STYLE}</style></head><body>
+<h1>Report on ${text(record.file)}</h1>
+${rows([["SHA-256 of the file", record.sha256], ["Judged", new Date().toISOString()], ["Model", record.model],
+    ...Object.entries(info.versions)])}
+<h2>What this is, and is not</h2>
+<ul>${info.limits.map((line) => `<li>${text(line)}</li>`).join("")}</ul>
+${faces}${provenance}
+${said.length ? `<h2>Dialogue</h2><ul>${said.join("")}</ul>` : ""}</body></html>`;
+}
+
+export function download(name, html) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([html], { type: "text/html" }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}

@@ -1,0 +1,35 @@
+// A verdict in words: what the figures mean, and what it means when they differ.
+
+export const BANDS = {
+  real: "The detector sees no forgery",
+  fake: "The detector calls it forged",
+  uncertain: "Uncertain: the detector cannot tell",
+};
+
+export function agreement(face) {
+  const detector = face.score >= face.threshold ? "forged" : "not forged";
+  if (face.p_yes === null) return "The language model was not asked.";
+  if (face.agree === null) {
+    return "The written answer says neither yes nor no, so the two cannot be compared.";
+  }
+  if (face.agree) return `Detector and language model agree: ${detector}.`;
+  const model = face.p_yes >= 0.5 ? "forged" : "not forged";
+  return `They disagree: the detector says ${detector}, the language model says ${model}. Take neither for granted; `
+    + "the score is measured more often than the words.";
+}
+
+const percent = (value) => (value === null ? "not asked" : `${(100 * value).toFixed(1)} %`);
+
+// Term and description, as text.
+export function figures(face) {
+  const rows = [
+    ["Score", `${face.score.toFixed(3)} (forged from ${face.threshold.toFixed(3)} on)`],
+    ["P(yes)", `${percent(face.p_yes)}: how likely the language model says that it is forged`],
+    ["Regions", face.regions.length ? face.regions.join(", ") : "none named"],
+    ["Answer", face.answer ?? "not asked"],
+  ];
+  if (face.frames) {
+    rows.push(["Frames", `${face.frames.length} judged; described: frame ${face.frame}, ${face.seconds.toFixed(1)} s`]);
+  }
+  return rows;
+}
