@@ -178,10 +178,8 @@ def test_evaluate_judges_fakes_as_they_are(folder, tmp_path, model):
 
 
 def test_evaluate_says_what_it_cannot_measure(folder, faces, tmp_path):
-    save_faces([replace(tiny.face(0, "test"), label=1)], tmp_path / "fakes", {})
     for model, given, more, message in [
         ("adapter/kfd", faces, [], "detector alone"),
-        ("adapter", tmp_path / "fakes", [], "fakes alone"),
         ("adapter", faces, ["--pool", "max"], "no fakes"),
     ]:
         arguments = ["eval", "run", "--model", folder / model, "--faces", given,

@@ -31,8 +31,10 @@ def test_detection(load):
         metric.add_batch(predictions=scores[start : start + 15],
                          references=labels[start : start + 15])  # fmt: skip
     assert metric.compute(resamples=20, seed=1) == found
-    with pytest.raises(ValueError, match="needs real and fake images"):
-        metric.compute(predictions=[0.1, 0.2], references=[1, 1])
+    # Of one class there is nothing to rank.
+    fakes = metric.compute(predictions=[0.1, 0.7], references=[1, 1], resamples=0)
+    assert fakes == detection_report([1, 1], [0.1, 0.7], resamples=0)
+    assert fakes["frame"]["auc"] is None
 
 
 def test_detection_of_videos(load):

@@ -192,6 +192,6 @@ def test_regions_are_checked(predicted, true, message):
 
 def test_agreement():
     assert agreement([0.2, 0.5, 0.9, 0.9], [0.4, 0.7, 0.1, 0.6]) == 0.75
-    assert agreement([0.2], [0.4], threshold=0.3) == 0.0
+    assert agreement([0.35, 0.2], [0.4, 0.4], threshold=0.3) == 0.5
     with pytest.raises(ValueError, match=r"p_yes must lie in \[0, 1\], got 2 to 2"):
         agreement([0.5], [2])

@@ -90,7 +90,7 @@ def test_figures_by_hand(folder, tmp_path):
     table = (tmp_path / "out/table.md").read_text()
     assert table == real_table(metrics)
     assert "| detector | c23 | swap | 2 / 2 | 0.750" in table
-    assert "| detector | talk | all | 1 / 0 | - | - | - | 0.000 | - |" in table
+    assert "| detector | talk | all | 1 / 0 | - | - | - | 0.5 | 0.000 | - |" in table
 
 
 def test_the_threshold_is_the_one_given(folder, tmp_path):
