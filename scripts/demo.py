@@ -1,218 +1,175 @@
-"""The embedded default, from faces to an answer, on two CPU cores.
+"""The shipped model on photographs, forgeries of them, and short videos, in two minutes.
 
-    bash scripts/demo.sh [--faces DIR] [--out DIR]
+    bash scripts/demo.sh [--out DIR] [--reduced]
 
-Finds the faces of photographs (of samples/ by default), splits them by identity, trains a tiny
-detector and the forgery adapter of a small LLaVA, evaluates both on people who were not in
-training, and prints a table. Each step calls what a command calls: data prepare, convert
-efficientnet, train detector, convert small-llava, data build-qa, train adapter, eval run.
+Takes photographs of samples/, forges some of them, makes six short H.264 videos of them, judges all
+with the model that the package ships, and writes OUT/report.html. Prints a table. The figures are
+of simulated forgeries: how the model does on real ones is in its card, llava_forgery/default.
 """
 
-import logging
-import re
+import importlib.metadata
 import time
-from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import cv2
+import numpy as np
 import typer
 
+import llava_forgery
 from llava_forgery.cli.app import run
 from llava_forgery.cli.options import writable_folder
-from llava_forgery.convert.sources import import_efficientnet, load_trunk
-from llava_forgery.data.build_qa import build_conversations
-from llava_forgery.evaluation.simulated import evaluate_simulated
 from llava_forgery.faces.prepare import prepare
 from llava_forgery.faces.records import load_faces
-from llava_forgery.files import write_json
-from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.hosts.small_llava import build_small_llava
-from llava_forgery.hosts.transformers.loading import load_host
-from llava_forgery.hosts.transformers.model import attach_forgery
+from llava_forgery.faces.video import FrameChoice
+from llava_forgery.files import atomic_path
+from llava_forgery.images import save_png
+from llava_forgery.infer.batch import judge_files
 from llava_forgery.infer.predictor import ForgeryPredictor
-from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-from llava_forgery.simulate.degrade import DegradeConfig
-from llava_forgery.simulate.pairs import CENTRED, FacePairs
-from llava_forgery.train.adapter import train_adapter
-from llava_forgery.train.stage1 import train_kfd
-from llava_forgery.train.warmup import further_forgeries
+from llava_forgery.infer.report import ReportEntry, write_report
+from llava_forgery.optional import require
+from llava_forgery.qa.templates import join_regions
+from llava_forgery.simulate.config import SimulatorConfig
+from llava_forgery.simulate.pairs import FacePairs, FramingConfig
+from llava_forgery.tensors import to_bytes
 
-logger = logging.getLogger("demo")
-
-SEED = 0
-TEST_SHARE = 0.25
 SAMPLES = Path(__file__).parents[1] / "samples"
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much of everything."""
-
-    kfd_steps: int
-    qa_pairs: int
-    fpl_warmup_pairs: int
-    fpl_warmup_steps: int
-    adapter_steps: int
-    test_pairs: int
-
-
-# The warm start is cheap and learns the regions: it gets most of the forgeries.
-FULL = Sizes(
-    kfd_steps=340, qa_pairs=350, fpl_warmup_pairs=1800, fpl_warmup_steps=900,
-    adapter_steps=140, test_pairs=60,
-)  # fmt: skip
-REDUCED = Sizes(
-    kfd_steps=12, qa_pairs=16, fpl_warmup_pairs=8, fpl_warmup_steps=20, adapter_steps=4,
-    test_pairs=8,
-)  # fmt: skip
-# On two cores a step's time grows with its tokens, and more steps learn more: small batches of
-# conversations that are mostly short.
-CONVERSATIONS_PER_STEP = 4
-WORDING = {"follow_ups": 0.15, "max_turns": 3, "task_descriptions": 0.25, "kfd_results": 0.75}
-ADAPTER_LEARNING_RATE = 2e-3
-# Dropout in front of every LoRA is an eighth of a step's time here.
-LORA = LoraSettings(r=32, alpha=64, dropout=0.0)
+SIDE = 288
+# Room around the face, so that it has to be found.
+FRAMING = FramingConfig(margin=(0.55, 0.55), jitter=0.0, angle=0.0)
+# All kinds of forgery.
+SIMULATOR = SimulatorConfig(swap=0.25, reenactment=0.25)
+FPS, FRAMES, CRF = 25, 30, 23
+QUESTIONS = ("Is this a deepfake image?", "Where was the face changed?", "How sure are you?")
+NOTE = "simulated forgery made by llava-forgery's demo; not a real photograph"
 
 
 def main(
-    faces: Annotated[
-        Path, typer.Option(help="Folder of photographs.", show_default="samples/")
-    ] = SAMPLES,
     out: Annotated[Path, typer.Option(help="Folder to write.", callback=writable_folder)] = Path(
         "demo-out"
     ),
-    identity_pattern: Annotated[
-        str,
-        typer.Option(
-            help="Regular expression over a photograph's file name; its group is the identity. By "
-            "default what stands before the first underscore."
-        ),
-    ] = r"^([^_]+)_",
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of an adapter; default: the shipped model.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for the language model; default: ~/.cache.")
+    ] = None,
     reduced: Annotated[
-        bool, typer.Option("--reduced", help="Tiny sizes, to see that everything runs.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Keep the finished steps of an interrupted demo.")
+        bool, typer.Option("--reduced", help="Fewer pictures, to see that everything runs.")
     ] = False,
 ) -> None:
-    """Run the demo and write summary.json, overlays/, dialogue.md and adapter/ into OUT."""
+    """Judge photographs and forgeries, and write report.html, pictures/, videos/ and maps/."""
     started = time.monotonic()
-    sizes = REDUCED if reduced else FULL
-    if out.exists() and any(out.iterdir()) and not resume:
-        raise ValueError(f"{out} is not empty; give another --out, or --resume to go on in it")
-    work = out / "work"
-
-    step("faces")
-    if not (work / "faces/faces").is_dir():
-        check_identities(faces, identity_pattern)
-        prepare(
-            faces,
-            work / "faces",
-            identity_pattern=identity_pattern,
-            test_share=TEST_SHARE,
-            seed=SEED,
-        )
-    train, test = (load_faces(work / "faces", split=split) for split in ("train", "test"))
-
-    step("detector (stage 1)")
-    if not (out / "kfd/kfd_config.json").is_file():
-        detector = KnowledgeGuidedForgeryDetector.from_preset("tiny", SEED)
-        import_efficientnet(work / "trunk.safetensors")
-        load_trunk(detector, work / "trunk.safetensors")
-        train_kfd(detector, train, out / "kfd", steps=sizes.kfd_steps, seed=SEED, resume=resume)
-    detector = KnowledgeGuidedForgeryDetector.from_pretrained(out / "kfd")
-    side = detector.config.encoder.image_size
-
-    step("host")
-    if not (out / "host").is_dir():
-        build_small_llava(out / "host", SEED)
-
-    step("forgery adapter (stage 2)")
-    if not (out / "adapter").is_dir():
-        pairs = FacePairs(
-            train,
-            sizes.qa_pairs,
-            size=side,
-            seed=SEED,
-            degradation=DegradeConfig(),
-            role="stage2",
-        )
-        conversations = build_conversations(
-            pairs, detector, work / "conversations", seed=SEED, **WORDING
-        )
-        model, processor = load_host(Path.cwd(), str(out / "host"))
-        vlm = attach_forgery(model, processor, detector, lora=LORA, seed=SEED)
-        train_adapter(
-            vlm,
-            conversations,
-            out / "adapter",
-            steps=sizes.adapter_steps,
-            fpl_warmup_steps=sizes.fpl_warmup_steps,
-            fpl_warmup_pairs=further_forgeries(train, sizes.fpl_warmup_pairs, detector, SEED),
-            batch_size=CONVERSATIONS_PER_STEP,
-            learning_rate=ADAPTER_LEARNING_RATE,
-            seed=SEED,
-            resume=resume,
-        )
-
-    step("evaluation on people who were not in training")
-    predictor = ForgeryPredictor.from_pretrained(out / "adapter")
-    pairs = FacePairs(test, sizes.test_pairs, size=side, seed=SEED, framing=CENTRED, role="test")
-    metrics = evaluate_simulated(predictor, pairs, out)
-    summary = {
-        "faces": len(train) + len(test),
-        "train_identities": len(set(train["identity"])),
-        "test_identities": len(set(test["identity"])),
-        **metrics,
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    write_json(out / "summary.json", summary)
-    print_table(summary, out)
-
-
-def step(name: str) -> None:
-    """Say what comes next."""
-    logger.info("--- %s", name)
-
-
-def check_identities(faces: Path, pattern: str) -> None:
-    """People must be told apart, or the same face stands in training and in test.
-
-    Raises:
-        ValueError: The pattern finds fewer than four people.
-    """
-    names = [path.name for path in faces.rglob("*") if path.is_file()] if faces.is_dir() else []
-    found = {match.group(1) for name in names if (match := re.search(pattern, name))}
-    if names and len(found) < 4:
-        raise ValueError(
-            f"{pattern!r} finds {len(found)} people in the file names of {faces}, at least 4 are "
-            "needed; give --identity-pattern, such as '^(.*)\\.' where every file is another person"
-        )
-
-
-def print_table(summary: dict[str, Any], out: Path) -> None:
-    """The summary for people."""
-    kfd, text = summary["kfd"], summary["text"]
-    rows = [
-        ("detector: AUC", kfd["auc"]),
-        ("detector: average precision", kfd["ap"]),
-        ("detector: mask IoU", kfd["mask_iou"]),
-        ("answer: AUC of P(yes)", text["auc"]),
-        ("answer: average precision", text["ap"]),
-        ("answer: accuracy", text["accuracy"]),
-        ("answer: region F1", summary["regions_f1"]),
-        ("detector and answer agree", summary["agreement"]),
+    count = 3 if reduced else 8
+    prepare(SAMPLES, out / "faces", size=SIDE, margin=0.65, identity_pattern=r"^(\d+)_",
+            test_share=0.5)  # fmt: skip
+    rows = load_faces(out / "faces")
+    pairs = FacePairs(rows, count, size=SIDE, simulator=SIMULATOR, framing=FRAMING, role="preview")
+    predictor = ForgeryPredictor.from_pretrained(model, cache=cache, answers="flagged")
+    truths = make_pictures(pairs, out / "pictures")
+    truths |= make_videos(pairs, 1 if reduced else 3, out / "videos")
+    results = [
+        *judge_files(predictor, [out / "pictures"], overlay_dir=out / "maps"),
+        *judge_files(
+            predictor, [out / "videos"], overlay_dir=out / "maps", frames=FrameChoice(count=6)
+        ),
     ]
-    people = (
-        f"{summary['train_identities']} people in training, {summary['test_identities']} in test"
+    entries = [ReportEntry(result, truths[Path(result.file).name]) for result in results]
+    forged = out / "pictures/forged_00.png"
+    dialogue = () if predictor.vlm is None else talk(predictor, forged)
+    write_report(
+        out / "report.html",
+        "llava-forgery: what the shipped model says",
+        "Photographs of samples/, forgeries that the simulator made of them, and videos of both. "
+        "The people may be among those that the model was trained on: these figures show what it "
+        "gives, not how good it is.",
+        entries,
+        dialogue=dialogue,
+        facts=facts(predictor),
+        video=out / "videos/forged_00.mp4",
     )
-    print(f"\n{summary['faces']} faces, {people}, {summary['images']} test images")
-    for name, value in rows:
-        print(f"  {name:<30}{value:8.3f}")
-    print(f"  {'answer: not understood':<30}{text['unparsed']:8d}")
-    print(f"  {'seconds':<30}{summary['seconds']:8.0f}")
-    print(f"\nPictures in {out / 'overlays'}, a dialogue in {out / 'dialogue.md'}. Try:")
-    print(f"  llava-forgery detect PHOTO --model {out / 'adapter'} --overlay maps")
+    print_table(entries)
+    print(f"\n{out / 'report.html'}: all of it with pictures; {time.monotonic() - started:.0f} s")
+
+
+def make_pictures(pairs: FacePairs, folder: Path) -> dict[str, str]:
+    """Real and forged photographs; what is known of each, by file name."""
+    truths = {}
+    for i in range(len(pairs)):
+        pair = pairs[i]
+        save_png(to_bytes(pair.pristine), folder / f"real_{i:02}.png")
+        save_png(to_bytes(pair.forged), folder / f"forged_{i:02}.png", NOTE)
+        truths[f"real_{i:02}.png"] = "real"
+        truths[f"forged_{i:02}.png"] = f"forged: {join_regions(pair.regions)}"
+    return truths
+
+
+def make_videos(pairs: FacePairs, count: int, folder: Path) -> dict[str, str]:
+    """So many real and so many forged videos: a camera that moves over the photograph."""
+    truths = {}
+    for i in range(count):
+        pair = pairs[i]
+        for name, image in (("real", pair.pristine), ("forged", pair.forged)):
+            write_video(to_bytes(image), folder / f"{name}_{i:02}.mp4")
+            truths[f"{name}_{i:02}.mp4"] = name
+    return truths
+
+
+def write_video(image: np.ndarray, path: Path) -> None:
+    """(S, S, 3) uint8 as a second of H.264."""
+    av = require("av", extra="video", feature="making videos")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = image.shape[0]
+    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width = stream.height = side
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": str(CRF)}
+        stream.time_base = Fraction(1, FPS)
+        for number in range(FRAMES):
+            turn = 2 * np.pi * number / FRAMES
+            matrix = cv2.getRotationMatrix2D(
+                (side / 2, side / 2), 2 * np.sin(turn), 1.03 + 0.02 * np.cos(turn)
+            )
+            matrix[:, 2] += 3 * np.cos(turn), 3 * np.sin(turn)
+            moved = cv2.warpAffine(image, matrix, (side, side), borderMode=cv2.BORDER_REPLICATE)
+            frame = av.VideoFrame.from_ndarray(moved, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def talk(predictor: ForgeryPredictor, picture: Path):
+    """A dialogue about one picture."""
+    dialogue = predictor.dialogue(picture)
+    for question in QUESTIONS:
+        dialogue.ask(question)
+    return dialogue.messages
+
+
+def facts(predictor: ForgeryPredictor) -> dict[str, str]:
+    """What the report says of itself."""
+    thresholds = predictor.kfd.thresholds
+    return {
+        "llava-forgery": llava_forgery.__version__,
+        "torch, transformers": ", ".join(
+            importlib.metadata.version(name) for name in ("torch", "transformers")
+        ),
+        "fake from a score of": f"{thresholds.fake:.3f}",
+        "uncertain between": f"{thresholds.low:.3f} and {thresholds.high:.3f}",
+        "videos": f"H.264, CRF {CRF}, {FRAMES} frames",
+    }
+
+
+def print_table(entries: list[ReportEntry]) -> None:
+    """The verdicts for people."""
+    print(f"\n{'file':<18}{'known':<38}{'verdict':<11}{'score':>6}{'P(yes)':>8}")
+    for entry in entries:
+        name = Path(entry.result.file).name
+        if entry.result.error is not None:
+            print(f"{name:<18}{entry.truth:<38}not judged: {entry.result.error}")
+        for face in entry.result.faces[:1]:
+            said = "-" if face.p_yes is None else f"{face.p_yes:.2f}"
+            print(f"{name:<18}{entry.truth[:36]:<38}{face.band:<11}{face.score:6.2f}{said:>8}")
 
 
 if __name__ == "__main__":
