@@ -32,24 +32,28 @@ convert = _group("convert", "Convert adapters, and weights from elsewhere.")
 
 
 def load_predictor(
-    model: Path,
+    model: Path | None,
     host: str | None,
     device: str | None,
     face_detector: str | None = None,
     allow_download: bool = False,
     dtype: str = "auto",
     max_new_tokens: int | None = None,
+    answers: str | None = None,
+    cache: Path | None = None,
 ):
     """The predictor for an adapter: through the ``llava`` package where it is in LLaVA's layout.
 
     Args:
-        model: The adapter's folder.
+        model: The adapter's or a detector's folder; None: the shipped model.
         host: Folder or hub name of its host; "llava" and "llava:HOST" insist on LLaVA's layout.
         device: Where to.
         face_detector: Name of what finds the faces; None: dlib's, once one is needed.
         allow_download: Whether what the adapter's files name may be downloaded.
         dtype: Of the host's weights.
         max_new_tokens: Most tokens of an answer; None: the predictor's own number.
+        answers: As for the predictor.
+        cache: Of the shipped model's host.
     """
     from llava_forgery.faces.detect import get_detector
     from llava_forgery.infer.predictor import ForgeryPredictor
@@ -59,7 +63,14 @@ def load_predictor(
     kind, _, name = (host or "").partition(":")
     backend, base = ("llava", name or None) if kind == "llava" else ("auto", host)
     predictor = ForgeryPredictor.from_pretrained(
-        model, base, device, dtype, allow_download=allow_download, backend=backend
+        model,
+        base,
+        device,
+        dtype,
+        allow_download=allow_download,
+        backend=backend,
+        answers=answers,
+        cache=cache,
     )
     if max_new_tokens is not None:
         predictor.max_new_tokens = max_new_tokens

@@ -34,6 +34,26 @@ def pixel_limit(pixels: int | None) -> int | None:
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.", callback=writable_folder)]
 Faces = Annotated[Path, typer.Option("--faces", help="Folder written by prepare.")]
 Model = Annotated[Path, typer.Option("--model", help="Folder of a forgery adapter.")]
+JudgingModel = Annotated[
+    Path | None,
+    typer.Option(
+        "--model", help="Folder of a forgery adapter or of a detector; default: the shipped model."
+    ),
+]
+Answers = Annotated[
+    str | None,
+    typer.Option(
+        "--answers",
+        help="Faces that the language model is asked about: all (default), flagged (those that are "
+        "not certainly real) or none (it is not loaded).",
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache", help="Folder for the shipped model's language model; default: ~/.cache."
+    ),
+]
 Host = Annotated[
     str | None,
     typer.Option(

@@ -8,6 +8,8 @@ import typer
 from llava_forgery.cli.app import app, load_predictor
 from llava_forgery.cli.options import (
     AllowDownload,
+    Answers,
+    Cache,
     Cropped,
     Device,
     Dtype,
@@ -15,9 +17,9 @@ from llava_forgery.cli.options import (
     FaceFinder,
     Frames,
     Host,
+    JudgingModel,
     MaxNewTokens,
     MaxPixels,
-    Model,
     writable_folder,
 )
 from llava_forgery.files import to_json
@@ -28,7 +30,8 @@ CUT = "(the answer was cut off: --max-new-tokens)"
 @app.command()
 def detect(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")],
-    model: Model,
+    model: JudgingModel = None,
+    answers: Answers = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document instead of lines.")
     ] = False,
@@ -53,6 +56,7 @@ def detect(
     dtype: Dtype = "auto",
     max_new_tokens: MaxNewTokens = 64,
     allow_download: AllowDownload = False,
+    cache: Cache = None,
 ) -> None:
     """Judge the faces in photographs and videos.
 
@@ -67,7 +71,17 @@ def detect(
         raise ValueError("give either --json, one document, or --jsonl, a line for each file")
     check_reduction(pool)
     choice = frame_choice(frames, every)
-    predictor = load_predictor(model, host, device, detector, allow_download, dtype, max_new_tokens)
+    predictor = load_predictor(
+        model,
+        host,
+        device,
+        detector,
+        allow_download,
+        dtype,
+        max_new_tokens,
+        answers,
+        cache,
+    )
     results, interrupted = [], False
     judged = judge_files(
         predictor, paths, cropped=cropped, overlay_dir=overlay, frames=choice, reduce=pool
@@ -97,7 +111,7 @@ def detect(
 @app.command()
 def chat(
     image: Annotated[Path, typer.Argument(help="Photograph.")],
-    model: Model,
+    model: JudgingModel = None,
     cropped: Cropped = False,
     max_pixels: MaxPixels = None,
     detector: FaceFinder = None,
@@ -106,9 +120,19 @@ def chat(
     dtype: Dtype = "auto",
     max_new_tokens: MaxNewTokens = 64,
     allow_download: AllowDownload = False,
+    cache: Cache = None,
 ) -> None:
     """Talk about the largest face of a photograph; an empty line or Ctrl-D ends it."""
-    predictor = load_predictor(model, host, device, detector, allow_download, dtype, max_new_tokens)
+    predictor = load_predictor(
+        model,
+        host,
+        device,
+        detector,
+        allow_download,
+        dtype,
+        max_new_tokens,
+        cache=cache,
+    )
     dialogue = predictor.dialogue(image, cropped)
     typer.echo(f"Score of the detector: {dialogue.score:.3f} (0 real, 1 fake). Ask a question.")
     while True:

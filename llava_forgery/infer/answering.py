@@ -16,7 +16,8 @@ from llava_forgery.tensors import to_device
 class WrittenAnswer(NamedTuple):
     """What a host says to one prompt."""
 
-    text: str
+    text: str | None
+    """None where nothing was asked."""
     p_yes: float | None
     """Probability of "Yes" against "No" as the answer's first word, in [0, 1]; None where it was
     not asked for."""

@@ -1,10 +1,15 @@
-"""The shipped model: its weights in the package, its host built once and kept in a cache."""
+"""The shipped model: its weights in the package, its host built once and kept in a cache.
+
+And detectors by themselves, whether they lie in a folder of their own or in an adapter's.
+"""
 
 import logging
 import os
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+from llava_forgery.files import read_json
 from llava_forgery.hosts.adapter import CONFIG, KFD
 from llava_forgery.hosts.small_llava import (
     RECIPE,
@@ -13,6 +18,7 @@ from llava_forgery.hosts.small_llava import (
     missing_packages,
 )
 from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 
 logger = logging.getLogger(__name__)
 
@@ -70,3 +76,59 @@ def default_host(cache: str | PathLike | None = None) -> Path:
         logger.info("building the default's language model in %s, once", folder)
         build_small_llava(folder)
     return folder
+
+
+def shipped_model(
+    host: Any, answers: str | None, cache: str | PathLike | None
+) -> tuple[Path, Any, str | None]:
+    """The shipped model's folder, its host, and which answers it can give.
+
+    Args:
+        host: Instead of the default's own; None builds that where answers are wanted.
+        answers: As for the predictor; ``none`` comes back where something is missing for answers,
+            and a warning says what.
+        cache: As for :func:`cache_folder`.
+
+    Raises:
+        FileNotFoundError: This installation ships no model.
+    """
+    folder = default_model()
+    if answers == "none":
+        return folder, host, answers
+    missing = missing_for_answers() if host is None else None
+    if missing is not None:
+        logger.warning("scores without answers: %s", missing)
+        return folder, host, "none"
+    return folder, host or str(default_host(cache)), answers
+
+
+def is_detector(directory: str | PathLike) -> bool:
+    """Whether a folder holds a detector and no adapter."""
+    return (Path(directory) / KFD_CONFIG).is_file()
+
+
+def load_detector_of(
+    directory: str | PathLike, host: Any = None, allow_download: bool = False
+) -> KnowledgeGuidedForgeryDetector:
+    """A detector's folder, or the detector of an adapter without its host.
+
+    Args:
+        directory: The folder.
+        host: Folder or hub name of the host whose vision tower the detector reads; by default the
+            one it names. Detectors with an encoder of their own need none.
+        allow_download: Whether what the folder's files name may be downloaded.
+
+    Raises:
+        FileNotFoundError: There is no detector.
+        ValueError: A file is damaged.
+    """
+    folder = Path(directory)
+    if not is_detector(folder):
+        folder = folder / KFD
+    config = folder / KFD_CONFIG
+    if not config.is_file():
+        raise FileNotFoundError(f"{directory} holds neither a detector nor an adapter with one")
+    reads_host = read_json(config)["config"]["encoder"]["kind"] == "host"
+    return KnowledgeGuidedForgeryDetector.from_pretrained(
+        folder, host=host if reads_host else None, allow_download=allow_download
+    )

@@ -25,8 +25,10 @@ from llava_forgery.faces.detect import FaceDetector, get_detector
 from llava_forgery.faces.detected import nothing_found
 from llava_forgery.hosts.auto import AutoForgeryModel
 from llava_forgery.hosts.base import ForgeryModel
+from llava_forgery.hosts.quantized import pick_device
 from llava_forgery.images import read_image, to_rgb
 from llava_forgery.infer.answering import WrittenAnswer, write_answers
+from llava_forgery.infer.default import is_detector, load_detector_of, shipped_model
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.infer.halving import in_halves
 from llava_forgery.infer.verdict import Verdict, agree
@@ -39,6 +41,10 @@ from llava_forgery.tensors import from_bytes
 _CROP_SIDE = 1024
 
 logger = logging.getLogger(__name__)
+
+ANSWERS = ("none", "flagged", "all")
+"""For which faces the language model is asked."""
+NOT_ASKED = WrittenAnswer(None, None, False)
 
 Photograph = str | PathLike | np.ndarray | Image.Image
 
@@ -173,35 +179,52 @@ class ForgeryPredictor(FaceFinder):
     """Judges photographs with a host that has the forgery skill; threads may share it.
 
     Args:
-        vlm: A host with the skill, of either backend.
+        vlm: A host with the skill, of either backend; or a detector alone, which gives no answers.
         detector: Finds faces; dlib's, when it is first needed, if None.
         max_new_tokens: Most tokens of an answer.
+        answers: Which faces the language model is asked about: ``all``; ``flagged``, those whose
+            score is not certainly real; ``none``. By default all where there is one.
+
+    Raises:
+        ValueError: Answers are wanted of a detector alone, or ``answers`` is another word.
     """
 
     def __init__(
-        self, vlm: ForgeryModel, detector: FaceDetector | None = None, max_new_tokens: int = 64
+        self,
+        vlm: ForgeryModel | KnowledgeGuidedForgeryDetector,
+        detector: FaceDetector | None = None,
+        max_new_tokens: int = 64,
+        answers: str | None = None,
     ) -> None:
-        self.vlm = vlm.eval()
+        alone = isinstance(vlm, KnowledgeGuidedForgeryDetector)
+        self.vlm: ForgeryModel | None = None if alone else vlm.eval()
+        self.kfd: KnowledgeGuidedForgeryDetector = vlm.eval() if alone else vlm.kfd
+        """The detector."""
+        self.answers = _checked_answers(answers, alone)
         self.max_new_tokens = max_new_tokens
         self._face_detector = detector
 
     @classmethod
     def from_pretrained(
         cls,
-        adapter_dir: str | PathLike,
+        adapter_dir: str | PathLike | None = None,
         host: str | PreTrainedModel | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str = "auto",
         quantization: str | None = None,
         allow_download: bool = False,
         backend: str = "auto",
+        answers: str | None = None,
+        cache: str | PathLike | None = None,
         **options: Any,
     ) -> "ForgeryPredictor":
         """Load an adapter and its host.
 
         Args:
             adapter_dir: Written by ``save_pretrained`` or ``llava-forgery train adapter``; or a
-                whole model in LLaVA's layout.
+                whole model in LLaVA's layout; or a detector's folder. By default the model that is
+                shipped; where the packages of its host are missing, it gives scores and a warning
+                that says what brings the answers.
             host: Folder or hub name of the bare host; by default the one the adapter names.
             device: Where to; a GPU if there is one by default.
             dtype: Of the host's weights, as transformers takes it.
@@ -209,12 +232,23 @@ class ForgeryPredictor(FaceFinder):
             allow_download: Whether what the adapter's files name, its host and the detector's
                 encoder, may be downloaded. A host that is given here always may.
             backend: As for :meth:`.AutoForgeryModel.from_pretrained`, as are the options.
+            answers: As for the class. With ``none`` no host is loaded.
+            cache: Folder for the shipped model's host; by default $LLAVA_FORGERY_CACHE or
+                ~/.cache/llava-forgery.
             options: Of the backend alone.
 
         Raises:
             FileNotFoundError: Adapter or host is missing.
-            ValueError: The host is not the one the adapter was trained for, or a file is damaged.
+            ValueError: The host is not the one the adapter was trained for, a file is damaged, or
+                answers are wanted of a detector.
         """
+        if adapter_dir is None:
+            adapter_dir, host, answers = shipped_model(host, answers, cache)
+        alone = is_detector(adapter_dir)
+        answers = _checked_answers(answers, alone)
+        if answers == "none":
+            kfd = load_detector_of(adapter_dir, host, allow_download)
+            return cls(kfd.to(pick_device(device)))
         return cls(
             AutoForgeryModel.from_pretrained(
                 adapter_dir,
@@ -225,13 +259,9 @@ class ForgeryPredictor(FaceFinder):
                 quantization=quantization,
                 allow_download=allow_download,
                 **options,
-            )
+            ),
+            answers=answers,
         )
-
-    @property
-    def kfd(self) -> KnowledgeGuidedForgeryDetector:
-        """The detector."""
-        return self.vlm.kfd
 
     @property
     def size(self) -> int:
@@ -257,15 +287,16 @@ class ForgeryPredictor(FaceFinder):
     def predict_faces(self, faces: Sequence[FaceInput]) -> list[Verdict]:
         """Verdicts of faces, in one batch, or in halves of it where memory runs out.
 
-        Detector and prompt are evaluated once: the first token's likelihoods give P(yes), the
-        same pass goes on to write the answer.
+        The prompt is evaluated once: the first token's likelihoods give P(yes), the same pass goes
+        on to write the answer.
         """
         return in_halves(self._predict_faces, faces) if faces else []
 
     @torch.inference_mode()
     def _predict_faces(self, faces: Sequence[FaceInput]) -> list[Verdict]:
-        detection, answers = self._answer(faces, self.max_new_tokens)
+        detection = self._detect(faces)
         scores = detection.score.tolist()
+        answers = self._answers(faces, detection, self.max_new_tokens)
         masks = detection.mask[:, 0].float().cpu().numpy()
         thresholds = self.kfd.thresholds
         return [
@@ -273,7 +304,7 @@ class ForgeryPredictor(FaceFinder):
                 score=scores[i],
                 p_yes=said.p_yes,
                 answer=said.text,
-                regions=parse_answer(said.text).regions,
+                regions=() if said.text is None else parse_answer(said.text).regions,
                 agree=agree(scores[i], said.p_yes, said.text, thresholds.fake),
                 mask=masks[i],
                 box=face.box,
@@ -291,32 +322,60 @@ class ForgeryPredictor(FaceFinder):
         side = face.box[2] - face.box[0]
         return face.warnings + calibration.domain.warnings(face.image, side, maps)
 
-    def _answer(
-        self, faces: Sequence[FaceInput], max_new_tokens: int
-    ) -> tuple[KFDOutput, list[WrittenAnswer]]:
-        """What detector and language model say of faces, in one batch."""
-        detection = self.vlm.detect(torch.stack([from_bytes(face.image) for face in faces]))
+    def _detect(self, faces: Sequence[FaceInput]) -> KFDOutput:
+        pixels = torch.stack([from_bytes(face.image) for face in faces])
+        if self.vlm is not None:
+            return self.vlm.detect(pixels)
+        return self.kfd(pixels.to(self.kfd.text_features.device))
+
+    def _answers(
+        self, faces: Sequence[FaceInput], detection: KFDOutput, max_new_tokens: int
+    ) -> list[WrittenAnswer]:
+        """What the language model says of faces, in one batch; nothing of those not asked about."""
+        if self.answers == "all":
+            return self._write(faces, detection, max_new_tokens)
+        answers = [NOT_ASKED] * len(faces)
+        if self.answers == "none":
+            return answers
+        low = self.kfd.thresholds.low
+        asked = [i for i, score in enumerate(detection.score.tolist()) if score >= low]
+        if asked:
+            # A detection may hold the host's features, which cannot be picked from in general.
+            flagged = [faces[i] for i in asked]
+            said = self._write(flagged, self._detect(flagged), max_new_tokens)
+            for i, answer in zip(asked, said, strict=True):
+                answers[i] = answer
+        return answers
+
+    def _write(
+        self, faces: Sequence[FaceInput], detection: KFDOutput, max_new_tokens: int
+    ) -> list[WrittenAnswer]:
         prompts = [build_prompt(score) for score in detection.score.tolist()]
         images = [Image.fromarray(face.image) for face in faces]
-        answers = write_answers(self.vlm, prompts, images, detection, max_new_tokens=max_new_tokens)
-        return detection, answers
+        return write_answers(self.vlm, prompts, images, detection, max_new_tokens=max_new_tokens)
 
-    def predict_scores(self, faces: Sequence[FaceInput]) -> tuple[list[float], list[float]]:
+    def predict_scores(
+        self, faces: Sequence[FaceInput]
+    ) -> tuple[list[float], list[float] | list[None]]:
         """Scores and P(yes) of faces in one forward pass, without writing the answers.
 
         Where memory runs out, the faces are halved.
 
         Returns:
             The detector's scores and the language model's P(yes), each in [0, 1]; the same that
-            :meth:`predict_faces` gives, at a fraction of its time.
+            :meth:`predict_faces` gives, at a fraction of its time. Unless all are asked about,
+            P(yes) is None for each.
         """
         rated = in_halves(self._predict_scores, faces) if faces else []
         return [score for score, _ in rated], [p_yes for _, p_yes in rated]
 
     @torch.inference_mode()
-    def _predict_scores(self, faces: Sequence[FaceInput]) -> list[tuple[float, float]]:
-        detection, answers = self._answer(faces, max_new_tokens=1)
-        p_yes = [said.p_yes for said in answers]
+    def _predict_scores(self, faces: Sequence[FaceInput]) -> list[tuple[float, float | None]]:
+        detection = self._detect(faces)
+        said = [NOT_ASKED] * len(faces)
+        if self.answers == "all":
+            said = self._write(faces, detection, max_new_tokens=1)
+        p_yes = [answer.p_yes for answer in said]
         return list(zip(detection.score.tolist(), p_yes, strict=True))
 
     def dialogue(
@@ -330,7 +389,25 @@ class ForgeryPredictor(FaceFinder):
             reuse_cache: False computes every turn anew.
 
         Raises:
-            ValueError: As :meth:`predict`.
+            ValueError: As :meth:`predict`; or there is no language model to talk to.
         """
+        if self.vlm is None:
+            raise ValueError(
+                "there is no language model to talk to: this is a detector alone, or it was loaded "
+                "without answers"
+            )
         face = self.largest_face(image, cropped)
         return Dialogue(self.vlm, face.image, self.max_new_tokens, reuse_cache)
+
+
+def _checked_answers(answers: str | None, alone: bool) -> str:
+    """Which faces are asked about, by default as many as can be."""
+    chosen = answers or ("none" if alone else "all")
+    if chosen not in ANSWERS:
+        raise ValueError(f"answers must be one of {', '.join(ANSWERS)}, got {answers!r}")
+    if alone and chosen != "none":
+        raise ValueError(
+            f"answers={chosen!r} needs a language model, and this is a detector alone; give an "
+            'adapter, or answers="none"'
+        )
+    return chosen

@@ -34,7 +34,8 @@ _DRAWN_WIDTH = 1920
 class VideoVerdict(Verdict):
     """What detector and language model say of one face along a video.
 
-    ``score`` and ``p_yes`` are pooled over the frames. Answer, regions, mask and box are those of
+    ``score`` and ``p_yes`` are pooled over the frames; where not all faces are asked about
+    (``answers``), ``p_yes`` is that of ``frame``. Answer, regions, mask and box are those of
     ``frame``, whose own score is the closest to the pooled one: the video as it mostly is, not its
     most striking moment.
     """
