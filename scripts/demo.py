@@ -42,6 +42,7 @@ FRAMING = FramingConfig(margin=(0.55, 0.55), jitter=0.0, angle=0.0)
 SIMULATOR = SimulatorConfig(swap=0.25, reenactment=0.25)
 FPS, FRAMES, CRF = 25, 30, 23
 QUESTIONS = ("Is this a deepfake image?", "Where was the face changed?", "How sure are you?")
+REAL_NOTE = "photograph of samples/, cut to the face"
 NOTE = "simulated forgery made by llava-forgery's demo; not a real photograph"
 
 
@@ -98,7 +99,7 @@ def make_pictures(pairs: FacePairs, folder: Path) -> dict[str, str]:
     truths = {}
     for i in range(len(pairs)):
         pair = pairs[i]
-        save_png(to_bytes(pair.pristine), folder / f"real_{i:02}.png")
+        save_png(to_bytes(pair.pristine), folder / f"real_{i:02}.png", REAL_NOTE)
         save_png(to_bytes(pair.forged), folder / f"forged_{i:02}.png", NOTE)
         truths[f"real_{i:02}.png"] = "real"
         truths[f"forged_{i:02}.png"] = f"forged: {join_regions(pair.regions)}"

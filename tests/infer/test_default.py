@@ -4,12 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from llava_forgery.cli import app
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.model import attach_forgery
-from llava_forgery.images import save_png
 from llava_forgery.infer import default
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.calibration import Calibration, Thresholds
@@ -31,7 +31,7 @@ def folder(tmp_path_factory, vlm):
     host.save_pretrained(folder / "host")
     processor.save_pretrained(folder / "host")
     vlm.save_pretrained(folder / "adapter")
-    save_png(IMAGES[0], folder / "face.png")
+    Image.fromarray(IMAGES[0]).save(folder / "face.png")
     return folder
 
 
