@@ -12,6 +12,7 @@ model card and NOTICE are written from them.
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,6 +84,9 @@ def detector(
         _halve_detector(model, temporary / KFD)
         loaded = KnowledgeGuidedForgeryDetector.from_pretrained(temporary / KFD)
         chosen = video_recipe() if recipe is None else read_recipe(recipe)
+        # Calibrated on what the batch norms were measured on: pictures as videos have them.
+        if chosen.norm_degradation is not None:
+            chosen = replace(chosen, degradation=chosen.norm_degradation)
         size = loaded.config.encoder.image_size
         images = calibration_images(rows, size, pairs=pairs, recipe=chosen)
         smallest = size * chosen.degradation.video_scale[0]
@@ -95,7 +99,7 @@ def detector(
     write_json(RECORDS / "calibration.json", calibration)
     note = "Reliability of the default detector on simulated forgeries"
     save_figure(reliability_figure(calibration), ROOT / "docs/default_reliability.png", note)
-    write_json(RECORDS / "training.json", _training(model, commit))
+    write_json(RECORDS / "training.json", _training(model, commit, recipe))
     if real is not None:
         loaded = KnowledgeGuidedForgeryDetector.from_pretrained(FOLDER / KFD)
         metrics = evaluate_real(
@@ -169,7 +173,7 @@ def _halve(source: Path, target: Path) -> None:
     )
 
 
-def _training(model: Path, commit: str | None) -> dict[str, Any]:
+def _training(model: Path, commit: str | None, recipe: Path | None) -> dict[str, Any]:
     """What is known of a detector's training: settings of its run, and the state of the code."""
     path = model / "training_run.json"
     settings = read_json(path)["settings"] if path.is_file() else {}
@@ -182,7 +186,8 @@ def _training(model: Path, commit: str | None) -> dict[str, Any]:
         )
         commit = head.stdout.strip()
     kept = {name: settings[name] for name in SETTINGS if name in settings}
-    return {"commit": commit, "torch": torch.__version__, **kept}
+    used = {} if recipe is None else {"recipe": read_json(recipe)}
+    return {"commit": commit, "torch": torch.__version__, **used, **kept}
 
 
 def _finish() -> None:
