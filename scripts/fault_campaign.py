@@ -25,7 +25,6 @@ from fault_data import FACES_FAULTS, MODEL_FAULTS, base_faces, evaluated, tiny_p
 from fault_inputs import PASSED_BY, REFUSED, SAME, WITHOUT_FACE, Input
 from fault_pictures import broken_pictures, odd_names, other_files, whole_pictures
 from fault_videos import broken_videos, whole_videos
-from llava_forgery.train.llava_data import open_source
 from PIL import Image
 
 from llava_forgery.data.validation import find_invalid
@@ -39,6 +38,7 @@ from llava_forgery.faces.video import FrameChoice
 from llava_forgery.files import write_json
 from llava_forgery.infer.batch import judge_files
 from llava_forgery.infer.predictor import ForgeryPredictor
+from llava_forgery.train.dialogues import open_source
 
 ROOT = Path(__file__).parent.parent
 PHOTOGRAPH = ROOT / "samples/001_03.jpg"

@@ -1,5 +1,6 @@
 """Training in two real processes, on the CPU: the same adapter as in one process."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -30,6 +32,7 @@ from llava_forgery.train.deepspeed import (
     load_engine,
     make_contiguous,
 )
+from llava_forgery.train.dialogues import open_source
 from llava_forgery.train.trainer import training_arguments
 from tests import tiny
 
@@ -213,6 +216,36 @@ def test_two_processes_give_the_adapter_of_one(folder, one_process, stage):
     shutil.rmtree(folder / out)
     _two_processes(folder, *command, "--resume")
     _compare_adapters(one_process, folder / out)
+
+
+@pytest.fixture(scope="module")
+def one_process_mixed(folder):
+    """As ``one_process``, with general data of which some show no image."""
+    Image.fromarray(tiny.picture(3, 40)).save(folder / "cat.png")
+    entries = []
+    for i in range(4):
+        image = {"image": "cat.png"} if i % 2 else {}
+        question = "<image>\nWhat is this?" if image else "Who are you?"
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "A cat."}]
+        entries.append({"id": f"g{i}", "conversations": turns, **image})
+    (folder / "general.json").write_text(json.dumps(entries))
+    vlm = attach_forgery(*tiny.llava(), tiny.kfd(), lora=LoraSettings(r=2, alpha=4, dropout=0.0))
+    rows = datasets.load_from_disk(str(folder / "qa"))
+    train_adapter(vlm, rows, folder / "one-mixed", general=open_source(folder / "general.json"),
+                  steps=4, batch_size=1, accumulate=2, save_steps=None)  # fmt: skip
+    return folder / "one-mixed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_two_processes_of_which_one_shows_no_face_train_as_one(folder, one_process_mixed, stage):
+    out = f"mixed{stage}"
+    command = [*FINETUNE, "--fpl-warmup-steps", 0, "--general", "general.json", "--out", out]
+    if stage:
+        pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
+        command += ["--deepspeed", ROOT / f"scripts/zero{stage}.json"]
+    _two_processes(folder, *command)
+    _compare_adapters(one_process_mixed, folder / out)
 
 
 def _trainable():
