@@ -1,7 +1,7 @@
 // A video's scores over time: a line, the uncertain band behind it, a button for each frame.
 
 const NS = "http://www.w3.org/2000/svg";
-const [WIDTH, HEIGHT, LEFT, BOTTOM, TOP] = [640, 180, 34, 26, 10];
+const [HEIGHT, LEFT, BOTTOM, TOP] = [180, 34, 26, 10];
 
 function element(name, attributes, parent) {
   const made = document.createElementNS(NS, name);
@@ -12,25 +12,27 @@ function element(name, attributes, parent) {
 
 export function plot(box, face, onChoose) {
   const { frames, threshold } = face;
+  // As wide as its place, so that letters keep their size on a phone.
+  const width = Math.max(box.clientWidth, 240);
   const last = Math.max(frames.at(-1).seconds, 1e-3);
-  const x = (seconds) => LEFT + ((WIDTH - LEFT - 10) * seconds) / last;
+  const x = (seconds) => LEFT + ((width - LEFT - 10) * seconds) / last;
   const y = (score) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - score);
   const svg = element("svg", {
-    viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group", "aria-labelledby": "plot-title",
+    viewBox: `0 0 ${width} ${HEIGHT}`, role: "group", "aria-labelledby": "plot-title",
   });
   if (face.uncertain) {
     const [low, high] = face.uncertain;
     element("rect", {
-      class: "zone", x: LEFT, y: y(high), width: WIDTH - LEFT - 10, height: y(low) - y(high),
+      class: "zone", x: LEFT, y: y(high), width: width - LEFT - 10, height: y(low) - y(high),
     }, svg);
   }
   for (const score of [0, threshold, 1]) {
-    element("line", { class: "axis", x1: LEFT, x2: WIDTH - 10, y1: y(score), y2: y(score),
+    element("line", { class: "axis", x1: LEFT, x2: width - 10, y1: y(score), y2: y(score),
       "stroke-dasharray": score === threshold ? "4 4" : "" }, svg);
     element("text", { x: 2, y: y(score) + 4 }, svg).textContent = score.toFixed(2);
   }
   element("text", { x: LEFT, y: HEIGHT - 6 }, svg).textContent = "0 s";
-  element("text", { x: WIDTH - 10, y: HEIGHT - 6, "text-anchor": "end" }, svg).textContent =
+  element("text", { x: width - 10, y: HEIGHT - 6, "text-anchor": "end" }, svg).textContent =
     `${last.toFixed(1)} s`;
   const points = frames.map((frame) => `${x(frame.seconds)},${y(frame.score)}`).join(" ");
   element("polyline", { class: "track", points }, svg);
