@@ -94,9 +94,9 @@ def test_no_folder_holds_the_tower(work):
 
 def test_options_that_contradict_each_other(work, tmp_path):
     common = ("train", "detector", "--faces", work / "faces", "--out", tmp_path / "kfd")
-    with pytest.raises(ValueError, match="either --preset or --host"):
+    with pytest.raises(ValueError, match="either --preset or --base-model"):
         _run(*common, "--preset", "tiny", "--base-model", work / "host")
-    with pytest.raises(ValueError, match="are for --host"):
+    with pytest.raises(ValueError, match="are for --base-model"):
         _run(*common, "--taps", "1,2")
     with pytest.raises(ValueError, match=r"1 \.\.\. 4"):
         _run(*common, "--base-model", work / "host", "--taps", "2,9")
