@@ -25,6 +25,7 @@ from llava_forgery.evaluation.calibration import (
     calibration_images,
     calibration_table,
     reliability_figure,
+    undegraded,
     video_recipe,
 )
 from llava_forgery.evaluation.figures import save_figure
@@ -37,6 +38,7 @@ from llava_forgery.hosts.adapter import CARD, CONFIG, FPL, KFD, read_adapter_con
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS
 from llava_forgery.infer.default import FOLDER, default_host
 from llava_forgery.infer.predictor import ForgeryPredictor
+from llava_forgery.kfd.calibration import Calibration
 from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
 from llava_forgery.kfd.checkpoint import WEIGHTS, detector_digest, write_calibration
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
@@ -89,9 +91,17 @@ def detector(
             chosen = replace(chosen, degradation=chosen.norm_degradation)
         size = loaded.config.encoder.image_size
         images = calibration_images(rows, size, pairs=pairs, recipe=chosen)
+        photographs = calibration_images(
+            rows, size, pairs=min(len(rows), 150), recipe=undegraded(chosen), seed=1
+        )
         smallest = size * chosen.degradation.video_scale[0]
         fitted, calibration = calibrate(
-            loaded, images, work / "calibration", fpr=fpr, smallest=smallest
+            loaded,
+            images,
+            work / "calibration",
+            fpr=fpr,
+            smallest=smallest,
+            photographs=photographs,
         )
         write_calibration(temporary / KFD, fitted)
     if RECORDS.is_dir():
@@ -124,11 +134,7 @@ def adapter(
 ) -> None:
     """Ship an adapter beside the detector."""
     config = read_adapter_config(model)
-    digests = [
-        detector_digest(KnowledgeGuidedForgeryDetector.from_pretrained(folder / KFD))
-        for folder in (FOLDER, model)
-    ]
-    if digests[0] != digests[1]:
+    if _scores_of(FOLDER / KFD) != _scores_of(model / KFD):
         raise ValueError(
             f"{model} was trained on another detector than the one in {FOLDER / KFD}; train the "
             "adapter on that folder"
@@ -150,6 +156,13 @@ def adapter(
         metrics = evaluate_simulated(predictor, held_out, work / "simulated")
         write_json(RECORDS / "simulated.json", metrics)
     _finish()
+
+
+def _scores_of(folder: Path) -> tuple[str, float, float]:
+    """What decides a detector's scores; thresholds and warnings may differ."""
+    loaded = KnowledgeGuidedForgeryDetector.from_pretrained(folder)
+    own, loaded.calibration = loaded.calibration or Calibration(), None
+    return detector_digest(loaded), own.temperature, own.offset
 
 
 def _halve_detector(source: Path, target: Path) -> None:

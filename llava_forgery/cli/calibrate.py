@@ -58,6 +58,7 @@ def calibrate(
         calibration_images,
         calibration_table,
         reliability_figure,
+        undegraded,
         video_recipe,
     )
     from llava_forgery.evaluation.figures import save_figure
@@ -82,9 +83,14 @@ def calibrate(
     images = calibration_images(rows, size, pairs=pairs, recipe=chosen, seed=seed)
     forged = images.source == "simulated forgeries"
     smallest = size * chosen.degradation.video_scale[0] if forged else 0.0
+    photographs = None
+    if forged:
+        photographs = calibration_images(
+            rows, size, pairs=min(len(rows), 150), recipe=undegraded(chosen), seed=seed + 1
+        )
     fitted, metrics = calibrate(
         detector, images, out, fpr=fpr, keep_scores=not alone, batch_size=batch_size,
-        smallest=smallest,
+        smallest=smallest, photographs=photographs,
     )  # fmt: skip
     if plot:
         note = f"Reliability of {model} on the faces of {faces}"

@@ -231,6 +231,11 @@ def calibration_images(
     )
 
 
+def undegraded(recipe: Stage1Recipe) -> Stage1Recipe:
+    """The same forgeries in photographs that nothing has happened to."""
+    return replace(recipe, degradation=DegradeConfig(probability=0, before=0, video=0))
+
+
 def calibrate(
     detector: KnowledgeGuidedForgeryDetector,
     images: ManifestImages | PairImages,
@@ -240,6 +245,7 @@ def calibrate(
     keep_scores: bool = False,
     batch_size: int = 16,
     smallest: float = 0.0,
+    photographs: ManifestImages | PairImages | None = None,
 ) -> tuple[Calibration, dict[str, Any]]:
     """Fit a calibration; the detector keeps the one it has.
 
@@ -254,6 +260,8 @@ def calibrate(
             trained on its detector's scores.
         batch_size: Images that are judged at once.
         smallest: Side of the smallest squares that the images stand for, in pixels.
+        photographs: Further images that no warning is to be given of, such as the same faces
+            without compression; scores and thresholds are not fitted to them.
 
     Returns:
         The calibration, and its figures: ``images``, ``people``, ``auc``, ``ece_before``,
@@ -268,6 +276,10 @@ def calibrate(
     plain, detector.calibration = detector.calibration, None
     try:
         records = _records(detector, images, output_dir, batch_size)
+        known = list(records)
+        if photographs is not None:
+            folder = Path(output_dir) / "photographs"
+            known += _records(detector, photographs, folder, batch_size)
     finally:
         detector.calibration = plain
     before = (plain or Calibration()) if keep_scores else None
@@ -275,7 +287,7 @@ def calibrate(
     logits = np.array([record["logit"] for record in records])
     people = [record["person"] for record in records]
     fitted = _fit(labels, logits, fpr, before)
-    domain = _domain(records, smallest)
+    domain = _domain(known, smallest)
     calibration = replace(fitted, domain=domain)
     metrics = _figures(labels, logits, people, fpr, before)
     metrics["calibration"] = calibration.to_dict()
