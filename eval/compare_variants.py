@@ -1,6 +1,6 @@
 """`lite` heads and FPL against the `paper` sizes, trained the same way, over several seeds.
 
-    python -m eval.compare_variants --faces FACES --host HOST --out OUT [--reduced]
+    python -m eval.compare_variants --faces FACES --base-model HOST --out OUT [--reduced]
 
 FACES is a folder of prepare, HOST such as convert small-llava writes. OUT gets variants.csv and
 variants.md, which grow with every cell; the same command goes on after an interruption. Times of
@@ -37,7 +37,7 @@ REDUCED = VariantSettings(
 
 def main(
     faces: Annotated[Path, typer.Option(help="Folder written by prepare.")],
-    host: Annotated[str, typer.Option(help="Host's folder or hub name.")],
+    base_model: Annotated[str, typer.Option(help="Host's folder or hub name.")],
     out: Annotated[
         Path, typer.Option(help="Folder for cells and the table.", callback=writable_folder)
     ],
@@ -72,7 +72,9 @@ def main(
         ) from error
     rows = tuple(load_faces(faces, split=split) for split in ("train", "test"))
     trunk = None if trunk_weights is None else str(trunk_weights)
-    compare_variants(wanted, chosen, VariantData(str(faces), host, trunk), settings, rows, out)
+    compare_variants(
+        wanted, chosen, VariantData(str(faces), base_model, trunk), settings, rows, out
+    )
     print((out / "variants.md").read_text(encoding="utf-8"))
     print(f"{time.monotonic() - started:.0f} s in all")
 

@@ -23,8 +23,9 @@ _PUBLIC = {
     "MediaSource": "llava_forgery.faces.sources",
     "prepare_sources": "llava_forgery.faces.prepare",
     "LoraSettings": "llava_forgery.hosts.lora",
-    "AutoForgeryModel": "llava_forgery.hosts.auto",
     "attach_forgery": "llava_forgery.hosts.transformers.model",
+    "AutoForgeryModel": "llava_forgery.hosts.auto",
+    "ForgeryProcessor": "llava_forgery.hosts.auto",
     "HostFamily": "llava_forgery.hosts.families",
     "register_family": "llava_forgery.hosts.families",
     "attach_to_llava": "llava_forgery.hosts.llava.model",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from llava_forgery.fpl.config import FPLConfig as FPLConfig
     from llava_forgery.fpl.learner import ForgeryPromptLearner as ForgeryPromptLearner
     from llava_forgery.hosts.auto import AutoForgeryModel as AutoForgeryModel
+    from llava_forgery.hosts.auto import ForgeryProcessor as ForgeryProcessor
     from llava_forgery.hosts.families import HostFamily as HostFamily
     from llava_forgery.hosts.families import register_family as register_family
     from llava_forgery.hosts.llava.compat import patch_llava_next as patch_llava_next

@@ -1,7 +1,7 @@
 """Estimate the GPU memory of training an adapter, without loading the host.
 
     python scripts/estimate_memory.py                       # LLaVA-1.5-7B, scripts/finetune_24gb.sh
-    python scripts/estimate_memory.py --host HOST --quantization none --batch-size 1
+    python scripts/estimate_memory.py --base-model HOST --quantization none --batch-size 1
 
 An estimate: what is counted and what is granted stands in llava_forgery/hosts/memory.py.
 """
@@ -33,7 +33,7 @@ def llava_1_5_7b() -> LlavaConfig:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--host", help="folder or hub name; default: LLaVA-1.5-7B's sizes")
+    parser.add_argument("--base-model", help="folder or hub name; default: LLaVA-1.5-7B's sizes")
     parser.add_argument("--quantization", default="4bit", choices=["4bit", "8bit", "none"])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--lora-r", type=int, default=32, help="LoRA's rank; 0: no LoRA")
@@ -48,8 +48,8 @@ def main() -> None:
     parser.add_argument("--detector", type=int, default=640_000_000, help="its parameters")
     arguments = parser.parse_args()
     config = (
-        AutoConfig.from_pretrained(arguments.host, trust_remote_code=False)
-        if arguments.host
+        AutoConfig.from_pretrained(arguments.base_model, trust_remote_code=False)
+        if arguments.base_model
         else llava_1_5_7b()
     )
     with torch.device("meta"):

@@ -13,5 +13,5 @@ fi
 host="$1" train="$2" test="$3" out="$4"
 shift 4
 llava-forgery train pseudo-word --base-model "$host" --data "$train" --out "$out" "$@"
-llava-forgery eval pseudo-word --word "$out" --host "$host" --data "$test" \
+llava-forgery eval pseudo-word --word "$out" --base-model "$host" --data "$test" \
     --out "$out-evaluation"

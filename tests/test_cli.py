@@ -116,7 +116,7 @@ def test_exit_status_1_when_a_file_was_not_judged(folder, tmp_path):
     ("arguments", "message"),
     [
         (["--model", "nowhere"], "no folder nowhere"),
-        (["--model", "ADAPTER", "--host", "OTHER"], "other weights"),
+        (["--model", "ADAPTER", "--base-model", "OTHER"], "other weights"),
         ([], "Missing option '--model'"),
     ],
 )

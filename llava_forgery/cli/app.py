@@ -32,9 +32,10 @@ convert = _group("convert", "Convert adapters, and weights from elsewhere.")
 
 
 def load_predictor(
-    model: Path | None,
-    host: str | None,
-    device: str | None,
+    model: Path | None = None,
+    base_model: str | None = None,
+    backend: str = "auto",
+    device: str | None = None,
     face_detector: str | None = None,
     allow_download: bool = False,
     dtype: str = "auto",
@@ -42,12 +43,13 @@ def load_predictor(
     answers: str | None = None,
     cache: Path | None = None,
 ):
-    """The predictor for an adapter: through the ``llava`` package where it is in LLaVA's layout.
+    """The predictor for an adapter.
 
     Args:
         model: The adapter's or a detector's folder; None: the shipped model.
-        host: Folder or hub name of its host; "llava" and "llava:HOST" insist on LLaVA's layout.
-        device: Where to.
+        base_model: Folder or hub name of its host; None for the one that it names.
+        backend: "transformers", "llava" or "auto".
+        device: Device to load onto.
         face_detector: Name of what finds the faces; None: dlib's, once one is needed.
         allow_download: Whether what the adapter's files name may be downloaded.
         dtype: Of the host's weights.
@@ -60,15 +62,13 @@ def load_predictor(
 
     # Before the host, which takes long to read.
     finder = None if face_detector is None else get_detector(face_detector)
-    kind, _, name = (host or "").partition(":")
-    backend, base = ("llava", name or None) if kind == "llava" else ("auto", host)
     predictor = ForgeryPredictor.from_pretrained(
         model,
-        base,
-        device,
-        dtype,
+        base_model,
+        backend,
+        device=device,
+        dtype=dtype,
         allow_download=allow_download,
-        backend=backend,
         answers=answers,
         cache=cache,
     )

@@ -6,7 +6,15 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import convert
-from llava_forgery.cli.options import AllowDownload, Dtype, Model, Out, Seed, writable_file
+from llava_forgery.cli.options import (
+    AllowDownload,
+    BaseModel,
+    Dtype,
+    Model,
+    Out,
+    Seed,
+    writable_file,
+)
 
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Written by torch.save.")]
 
@@ -15,20 +23,17 @@ Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Written by tor
 def merge_llava(
     model: Model,
     out: Out,
-    host: Annotated[
-        str | None,
-        typer.Option("--host", help="Its host's folder or hub name; default: the one it names."),
-    ] = None,
+    base_model: BaseModel = None,
     dtype: Dtype = "auto",
     allow_download: AllowDownload = False,
 ) -> None:
     """Write a whole LLaVA model: the host with LoRA in its weights, and the skill beside it.
 
-    LLaVA's load_pretrained_model reads it after llava_forgery.hosts.llava.register.register().
+    LLaVA's load_pretrained_model reads it after llava_forgery.register().
     """
     from llava_forgery.hosts.llava.loading import merge_llava as merge
 
-    merge(model, out, host, dtype, allow_download)
+    merge(model, out, base_model, dtype, allow_download)
     typer.echo(f"Wrote {out}")
 
 

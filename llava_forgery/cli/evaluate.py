@@ -8,12 +8,13 @@ import typer
 from llava_forgery.cli.app import app, evaluation, load_predictor
 from llava_forgery.cli.options import (
     AllowDownload,
+    Backend,
+    BaseModel,
     Cropped,
     Device,
     Dtype,
     FaceFinder,
     Faces,
-    Host,
     Images,
     MaxPixels,
     Model,
@@ -55,7 +56,8 @@ def evaluate(
     roc: Annotated[
         bool, typer.Option("--roc", help="Draw roc.png too, the ROC curves with intervals.")
     ] = False,
-    host: Host = None,
+    base_model: BaseModel = None,
+    backend: Backend = "auto",
     device: Device = None,
     allow_download: AllowDownload = False,
     seed: Seed = 2,
@@ -69,6 +71,7 @@ def evaluate(
     """
     from llava_forgery.constants import FAKE
     from llava_forgery.evaluation.labelled import evaluate_labelled
+    from llava_forgery.evaluation.scorers import load_scorer
     from llava_forgery.evaluation.simulated import draw_roc, evaluate_simulated
     from llava_forgery.evaluation.summary import summary_table
     from llava_forgery.faces.records import load_faces
@@ -88,7 +91,9 @@ def evaluate(
             )
         reduce = pool or "mean"
         check_reduction(reduce)
-        scorer = load_any_scorer(model, host, device, allow_download)
+        scorer = load_scorer(
+            model, base_model, backend, device=device, allow_download=allow_download
+        )
         metrics = evaluate_labelled(
             scorer,
             rows,
@@ -110,7 +115,7 @@ def evaluate(
                 f"own, and {faces} holds real ones alone; give --as-is for its false-positive "
                 "rate, or an adapter, or see `eval robustness`"
             )
-        predictor = load_predictor(model, host, device, None, allow_download)
+        predictor = load_predictor(model, base_model, backend, device, None, allow_download)
         count = 2 * len(rows) if pairs is None else pairs
         source = FacePairs(
             rows, count, size=predictor.size, seed=seed, framing=CENTRED, role="test"
@@ -123,25 +128,13 @@ def evaluate(
     typer.echo(summary_table(metrics), nl=False)
 
 
-def load_any_scorer(
-    model: Path, host: str | None, device: str | None, allow_download: bool = False
-):
-    """A detector alone, or an adapter of either layout with its host."""
-    from llava_forgery.evaluation.scorers import AdapterScorer, load_scorer
-    from llava_forgery.hosts.llava.names import in_llava_layout
-
-    if (host or "").partition(":")[0] == "llava" or in_llava_layout(model):
-        return AdapterScorer(load_predictor(model, host, device, None, allow_download))
-    return load_scorer(model, host, device, allow_download)
-
-
 @evaluation.command("pseudo-word")
 def evaluate_pseudo_word(
     word: Word,
     data: Images,
     out: Out,
     batch_size: Annotated[int, typer.Option(help="Photos at once.")] = 8,
-    host: Host = None,
+    base_model: BaseModel = None,
     device: Device = None,
     allow_download: AllowDownload = False,
     dtype: Dtype = "auto",
@@ -163,7 +156,7 @@ def evaluate_pseudo_word(
     images = read_sources(data)
     read_pseudo_word_config(word)
     with allow_downloads(allow_download):
-        model, processor = load_named_host(word / CONFIG, host, quantization, dtype=dtype)
+        model, processor = load_named_host(word / CONFIG, base_model, quantization, dtype=dtype)
     vlm = load_pseudo_word(word, place_host(model, device, dtype), processor)
     typer.echo(table_of(run(vlm, images, out, batch_size=batch_size)))
 
@@ -183,7 +176,8 @@ def robustness(
         typer.Option("--only", help="Kind of change, may be repeated; default: all."),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 16,
-    host: Host = None,
+    base_model: BaseModel = None,
+    backend: Backend = "auto",
     device: Device = None,
     allow_download: AllowDownload = False,
     seed: Seed = 2,
@@ -196,11 +190,12 @@ def robustness(
     from llava_forgery.evaluation.images import evaluation_images
     from llava_forgery.evaluation.perturb import choose_perturbations
     from llava_forgery.evaluation.robustness import measure_robustness, write_robustness
+    from llava_forgery.evaluation.scorers import load_scorer
     from llava_forgery.faces.records import load_faces
 
     kinds = choose_perturbations(only)
     rows = load_faces(faces, split=split)
-    scorer = load_any_scorer(model, host, device, allow_download)
+    scorer = load_scorer(model, base_model, backend, device=device, allow_download=allow_download)
     images = evaluation_images(rows, scorer.size, pairs=pairs, seed=seed)
     points = measure_robustness(
         scorer, images, kinds, seed=seed, batch_size=batch_size, output_dir=out
@@ -234,7 +229,8 @@ def explain(
     cropped: Cropped = False,
     max_pixels: MaxPixels = None,
     detector: FaceFinder = None,
-    host: Host = None,
+    base_model: BaseModel = None,
+    backend: Backend = "auto",
     device: Device = None,
     allow_download: AllowDownload = False,
     seed: Seed = 2,
@@ -250,11 +246,11 @@ def explain(
     if faces is not None and detector is not None:
         raise ValueError("the faces of --faces are found already; leave --face-detector out")
     if image is not None:
-        predictor = load_predictor(model, host, device, detector, allow_download)
+        predictor = load_predictor(model, base_model, backend, device, detector, allow_download)
         written = explain_photograph(predictor, image, out, cropped)
     else:
         rows = load_faces(faces, split="test")
-        predictor = load_predictor(model, host, device, None, allow_download)
+        predictor = load_predictor(model, base_model, backend, device, None, allow_download)
         # The forgeries that `eval run` judges under the same seed.
         pairs = FacePairs(
             rows, pair + 1, size=predictor.size, seed=seed, framing=CENTRED, role="test"

@@ -54,12 +54,17 @@ Cache = Annotated[
         "--cache", help="Folder for the shipped model's language model; default: ~/.cache."
     ),
 ]
-Host = Annotated[
+BaseModel = Annotated[
     str | None,
     typer.Option(
-        "--host",
-        help="Host's folder or hub name; default: the one the adapter names. llava, or llava:HOST: "
-        "through the llava package.",
+        "--base-model", help="Host's folder or hub name; default: the one the adapter names."
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="transformers, llava (the package), or auto: the one in whose layout the folder is.",
     ),
 ]
 Device = Annotated[

@@ -9,6 +9,8 @@ from llava_forgery.cli.app import app, load_predictor
 from llava_forgery.cli.options import (
     AllowDownload,
     Answers,
+    Backend,
+    BaseModel,
     Cache,
     Cropped,
     Device,
@@ -16,7 +18,6 @@ from llava_forgery.cli.options import (
     Every,
     FaceFinder,
     Frames,
-    Host,
     JudgingModel,
     MaxNewTokens,
     MaxPixels,
@@ -51,7 +52,8 @@ def detect(
         str, typer.Option(help="From a video's frames to its figures: mean, median, max or top_k.")
     ] = "mean",
     detector: FaceFinder = None,
-    host: Host = None,
+    base_model: BaseModel = None,
+    backend: Backend = "auto",
     device: Device = None,
     dtype: Dtype = "auto",
     max_new_tokens: MaxNewTokens = 64,
@@ -73,7 +75,8 @@ def detect(
     choice = frame_choice(frames, every)
     predictor = load_predictor(
         model,
-        host,
+        base_model,
+        backend,
         device,
         detector,
         allow_download,
@@ -115,7 +118,8 @@ def chat(
     cropped: Cropped = False,
     max_pixels: MaxPixels = None,
     detector: FaceFinder = None,
-    host: Host = None,
+    base_model: BaseModel = None,
+    backend: Backend = "auto",
     device: Device = None,
     dtype: Dtype = "auto",
     max_new_tokens: MaxNewTokens = 64,
@@ -125,7 +129,8 @@ def chat(
     """Talk about the largest face of a photograph; an empty line or Ctrl-D ends it."""
     predictor = load_predictor(
         model,
-        host,
+        base_model,
+        backend,
         device,
         detector,
         allow_download,

@@ -56,10 +56,10 @@ def build_qa(
     vary: Annotated[
         bool, typer.Option(help="Vary the wordings; without it the paper's alone.")
     ] = True,
-    host: Annotated[
+    base_model: Annotated[
         str | None,
         typer.Option(
-            "--host",
+            "--base-model",
             help="For a detector on a host's vision tower: that host's folder or hub name; "
             "default: where it was trained.",
         ),
@@ -85,7 +85,7 @@ def build_qa(
     detector = None
     if kfd is not None:
         detector = KnowledgeGuidedForgeryDetector.from_pretrained(
-            kfd, host=host, allow_download=allow_download
+            kfd, base_model=base_model, allow_download=allow_download
         ).to(pick_device())
         needed = detector.config.encoder.image_size
         if size not in (None, needed):

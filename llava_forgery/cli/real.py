@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import evaluation
-from llava_forgery.cli.evaluate import AnyModel, load_any_scorer
-from llava_forgery.cli.options import AllowDownload, Device, Host, Out
+from llava_forgery.cli.evaluate import AnyModel
+from llava_forgery.cli.options import AllowDownload, Backend, BaseModel, Device, Out
 
 
 @evaluation.command("real")
@@ -50,7 +50,8 @@ def real(
     plot: Annotated[
         bool, typer.Option("--plot", help="Draw histograms.png too, the scores by set.")
     ] = False,
-    host: Host = None,
+    base_model: BaseModel = None,
+    backend: Backend = "auto",
     device: Device = None,
     allow_download: AllowDownload = False,
 ) -> None:
@@ -63,6 +64,7 @@ def real(
     from llava_forgery.evaluation.paired import compare_real
     from llava_forgery.evaluation.real import evaluate_real, real_figure, real_table
     from llava_forgery.evaluation.records import RECORDS
+    from llava_forgery.evaluation.scorers import load_scorer
     from llava_forgery.files import read_json_lines
     from llava_forgery.optional import require
     from llava_forgery.pooling import check_reduction
@@ -76,7 +78,7 @@ def real(
         others[name] = read_json_lines(Path(folder) / RECORDS)
     if plot:
         require("matplotlib", extra="eval", feature="--plot")
-    scorer = load_any_scorer(model, host, device, allow_download)
+    scorer = load_scorer(model, base_model, backend, device=device, allow_download=allow_download)
     chosen = scorer.thresholds.fake if threshold is None else threshold
     metrics = evaluate_real(scorer, data, out, threshold=chosen, batch_size=batch_size, reduce=pool)
     if plot:

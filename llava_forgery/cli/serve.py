@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import app, load_predictor
-from llava_forgery.cli.options import AllowDownload, Device, FaceFinder
+from llava_forgery.cli.options import AllowDownload, Backend, Device, FaceFinder
 from llava_forgery.optional import require
 
 
@@ -55,6 +55,7 @@ def serve(
         typer.Option("--base-model", help="Folder or hub name of the host, as detect takes it."),
     ] = None,
     detector: FaceFinder = None,
+    backend: Backend = "auto",
     device: Device = None,
     allow_download: AllowDownload = False,
 ) -> None:
@@ -89,7 +90,7 @@ def serve(
         set_pixel_limit(max_pixels)
     limits = BatchLimits(faces=batch_size)
     predictors = {
-        name: load_predictor(folder, base_model, device, detector, allow_download)
+        name: load_predictor(folder, base_model, backend, device, detector, allow_download)
         for name, folder in named_models(model or []).items()
     }
     server = Server(Service(predictors, settings, limits, batch_wait))

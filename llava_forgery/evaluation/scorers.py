@@ -11,6 +11,7 @@ from torch import nn
 
 from llava_forgery.evaluation.checks import probabilities
 from llava_forgery.hosts.adapter import CONFIG as ADAPTER_CONFIG
+from llava_forgery.hosts.llava.names import in_llava_layout
 from llava_forgery.hosts.quantized import pick_device
 from llava_forgery.infer.halving import in_halves
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
@@ -99,16 +100,20 @@ class AdapterScorer:
 
 def load_scorer(
     directory: str | PathLike,
-    host: str | None = None,
+    base_model: str | None = None,
+    backend: str = "auto",
+    *,
     device: str | torch.device | None = None,
     allow_download: bool = False,
 ) -> DetectorScorer | AdapterScorer:
     """Load a detector's folder, or a forgery adapter's with its host.
 
     Args:
-        directory: Written by ``train detector`` or by ``train adapter``.
-        host: For an adapter: folder or hub name of the host; by default the one it names.
-        device: Where to; a GPU if there is one by default.
+        directory: Written by ``train detector`` or by ``train adapter``; or a whole model in
+            LLaVA's layout.
+        base_model: For an adapter: folder or hub name of the host; by default the one it names.
+        backend: For an adapter: "transformers", "llava", or "auto".
+        device: Device to load onto; a GPU if there is one by default.
         allow_download: Whether what the folder's files name may be downloaded.
 
     Raises:
@@ -116,16 +121,20 @@ def load_scorer(
         ValueError: A file is damaged, or a host is given for a detector.
     """
     directory = Path(directory)
-    if (directory / ADAPTER_CONFIG).is_file():
-        return AdapterScorer(
-            ForgeryPredictor.from_pretrained(directory, host, device, allow_download=allow_download)
+    if (directory / KFD_CONFIG).is_file():
+        if base_model is not None:
+            raise ValueError(f"{directory} is a detector, which needs no host: no --base-model")
+        kfd = KnowledgeGuidedForgeryDetector.from_pretrained(
+            directory, allow_download=allow_download
         )
-    if not (directory / KFD_CONFIG).is_file():
+        return DetectorScorer(kfd.to(pick_device(device)))
+    if not (directory / ADAPTER_CONFIG).is_file() and not in_llava_layout(directory):
         raise FileNotFoundError(
             f"{directory} holds neither {ADAPTER_CONFIG} (a forgery adapter) nor {KFD_CONFIG} (a "
             "detector); give a folder that `llava-forgery train adapter` or `train detector` wrote"
         )
-    if host is not None:
-        raise ValueError(f"{directory} is a detector, which needs no host; leave host out")
-    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(directory, allow_download=allow_download)
-    return DetectorScorer(kfd.to(pick_device(device)))
+    return AdapterScorer(
+        ForgeryPredictor.from_pretrained(
+            directory, base_model, backend, device=device, allow_download=allow_download
+        )
+    )

@@ -1,14 +1,28 @@
-"""A forgery adapter with its host, by whichever backend reads it."""
+"""A forgery adapter with its host, by whichever backend reads it; pictures and words as its inputs.
+
+model = AutoForgeryModel.from_pretrained("ADAPTER")
+processor = ForgeryProcessor(model)
+inputs = processor(images="face.png", text="Is this a deepfake image?")
+ids = model.generate(**inputs, **processor.stopping(), max_new_tokens=64)
+processor.decode(ids, inputs)
+"""
 
 import importlib
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import PreTrainedModel
+from PIL import Image, ImageOps
 
 from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.llava.names import in_llava_layout
+from llava_forgery.images import read_image, to_rgb
+from llava_forgery.qa.conversation import Conversation, Message
+from llava_forgery.tensors import from_bytes, to_device
+
+Picture = str | PathLike | np.ndarray | Image.Image
 
 # Imported when one is used: neither needs the other, and a prediction is to load no more than it
 # needs. Each function takes the arguments of `AutoForgeryModel.from_pretrained` but `backend`.
@@ -24,7 +38,7 @@ class AutoForgeryModel:
     @staticmethod
     def from_pretrained(
         directory: str | PathLike,
-        base_model: str | PreTrainedModel | None = None,
+        base_model: str | None = None,
         backend: str = "auto",
         *,
         device: str | torch.device | None = None,
@@ -45,7 +59,7 @@ class AutoForgeryModel:
             quantization: "4bit" or "8bit"; None leaves the weights as they are.
             allow_download: Whether what the adapter's files name, its host and the detector's
                 encoder, may be downloaded. A host that is given here always may.
-            options: Of the backend alone: ``template`` for the ``llava`` package.
+            options: Of the backend only: ``template`` for the ``llava`` package.
 
         Returns:
             The host with the skill, in eval mode.
@@ -70,3 +84,91 @@ class AutoForgeryModel:
             allow_download=allow_download,
             **options,
         )
+
+
+class ForgeryProcessor:
+    """Face crops and questions as what ``forward`` and ``generate`` of a model take.
+
+    The words are taken as they are. :class:`~llava_forgery.infer.predictor.ForgeryPredictor` finds
+    faces and asks as the model was trained, with the detector's score in the prompt.
+
+    Args:
+        model: A host with the skill, of either backend.
+    """
+
+    def __init__(self, model: ForgeryModel) -> None:
+        self._model = model
+
+    def __call__(
+        self,
+        images: Picture | Sequence[Picture],
+        text: str | Conversation | Sequence[str | Conversation],
+        *,
+        max_length: int | None = None,
+    ) -> dict[str, Any]:
+        """A batch of prompts, each about one face.
+
+        Args:
+            images: N face crops: paths, PIL images or arrays (H, W, 3) uint8 RGB; or one. They
+                are brought to the detector's size; what is not square is padded.
+            text: N questions, or conversations; or one. Conversations that end with an answer
+                give ``labels``, on the answers only.
+            max_length: Most tokens of a prompt; nothing is ever cut.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` (N, T), padded in front; with answers padded
+            behind, and ``labels`` (N, T). ``forgery_images`` (N, 3, S, S) in [0, 1], unless the
+            detector reads the host's own vision tower. What the host takes of the images. All on
+            the model's device.
+
+        Raises:
+            FileNotFoundError: A picture is missing.
+            ValueError: There are not as many images as texts, prompts and answered conversations
+                are mixed, a picture is broken, or a text is longer than ``max_length``.
+        """
+        pictures = [self._square(image) for image in _listed(images)]
+        conversations = [
+            Conversation((Message("user", one),), label=None) if isinstance(one, str) else one
+            for one in _listed(text)
+        ]
+        if len(pictures) != len(conversations):
+            raise ValueError(
+                f"got {len(pictures)} images and {len(conversations)} texts; give one image for "
+                "each text"
+            )
+        kinds = {conversation.is_prompt for conversation in conversations}
+        if len(kinds) != 1:
+            raise ValueError("expected prompts or answered conversations, got both or neither")
+        prompts = self._model.prompts
+        samples = [
+            prompts.encode(conversation, [picture], max_length=max_length)
+            for conversation, picture in zip(conversations, pictures, strict=True)
+        ]
+        batch = prompts.collate(samples, padding_side="left" if kinds == {True} else "right")
+        if self._model.takes_forgery_images:
+            batch["forgery_images"] = torch.stack([from_bytes(picture) for picture in pictures])
+        return to_device(batch, self._model.device)
+
+    def stopping(self) -> dict[str, Any]:
+        """Arguments of ``generate`` for what ends an answer beside the host's own end token."""
+        return self._model.prompts.stopping()
+
+    def decode(self, sequences: torch.Tensor, inputs: Mapping[str, Any]) -> list[str]:
+        """The answers of what ``generate`` wrote.
+
+        Args:
+            sequences: (N, T + new tokens).
+            inputs: The prompts (N, T), from the call.
+        """
+        start = inputs["input_ids"].shape[1]
+        return [self._model.prompts.decode(ids) for ids in sequences[:, start:]]
+
+    def _square(self, image: Picture) -> Image.Image:
+        pixels = read_image(image) if isinstance(image, (str, PathLike)) else to_rgb(image)
+        side = self._model.kfd.config.encoder.image_size
+        picture = Image.fromarray(pixels)
+        return picture if picture.size == (side, side) else ImageOps.pad(picture, (side, side))
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]

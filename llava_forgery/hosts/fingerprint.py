@@ -20,7 +20,7 @@ MATRICES, VALUES = 8, 8
 # bfloat16 keeps about three digits.
 TOLERANCE = 1e-2
 
-REMEDY = "give the host that the adapter was trained with (host=..., or --host)"
+REMEDY = "give the host that the adapter was trained with (base_model=..., or --base-model)"
 
 # How the hosts call their parts; others, such as a Q-Former, keep their own names.
 _NAMES = {

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PreTrainedModel
 
 from llava_forgery.call_state import lock_of
 from llava_forgery.faces.crop import (
@@ -208,12 +207,13 @@ class ForgeryPredictor(FaceFinder):
     def from_pretrained(
         cls,
         adapter_dir: str | PathLike | None = None,
-        host: str | PreTrainedModel | None = None,
+        base_model: str | None = None,
+        backend: str = "auto",
+        *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str = "auto",
         quantization: str | None = None,
         allow_download: bool = False,
-        backend: str = "auto",
         answers: str | None = None,
         cache: str | PathLike | None = None,
         **options: Any,
@@ -225,17 +225,17 @@ class ForgeryPredictor(FaceFinder):
                 whole model in LLaVA's layout; or a detector's folder. By default the model that is
                 shipped; where the packages of its host are missing, it gives scores and a warning
                 that says what brings the answers.
-            host: Folder or hub name of the bare host; by default the one the adapter names.
-            device: Where to; a GPU if there is one by default.
+            base_model: Folder or hub name of the bare host; by default the one the adapter names.
+            backend: "transformers", "llava", or "auto" for the one in whose layout the folder is.
+            device: Device to load onto; a GPU if there is one by default.
             dtype: Of the host's weights, as transformers takes it.
             quantization: "4bit" or "8bit"; None leaves the weights as they are.
             allow_download: Whether what the adapter's files name, its host and the detector's
                 encoder, may be downloaded. A host that is given here always may.
-            backend: As for :meth:`.AutoForgeryModel.from_pretrained`, as are the options.
             answers: As for the class. With ``none`` no host is loaded.
             cache: Folder for the shipped model's host; by default $LLAVA_FORGERY_CACHE or
                 ~/.cache/llava-forgery.
-            options: Of the backend alone.
+            options: Of the backend only, as for :meth:`.AutoForgeryModel.from_pretrained`.
 
         Raises:
             FileNotFoundError: Adapter or host is missing.
@@ -243,16 +243,16 @@ class ForgeryPredictor(FaceFinder):
                 answers are wanted of a detector.
         """
         if adapter_dir is None:
-            adapter_dir, host, answers = shipped_model(host, answers, cache)
+            adapter_dir, base_model, answers = shipped_model(base_model, answers, cache)
         alone = is_detector(adapter_dir)
         answers = _checked_answers(answers, alone)
         if answers == "none":
-            kfd = load_detector_of(adapter_dir, host, allow_download)
+            kfd = load_detector_of(adapter_dir, base_model, allow_download)
             return cls(kfd.to(pick_device(device)))
         return cls(
             AutoForgeryModel.from_pretrained(
                 adapter_dir,
-                host,
+                base_model,
                 backend,
                 device=device,
                 dtype=dtype,

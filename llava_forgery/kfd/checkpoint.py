@@ -145,7 +145,7 @@ def load_detector(
     directory: str | PathLike,
     with_knowledge: bool = False,
     with_tower: bool = True,
-    host: str | None = None,
+    base_model: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Detector:
     """Read a detector, in eval mode on the CPU.
@@ -155,7 +155,7 @@ def load_detector(
         directory: Written by :func:`save_detector`.
         with_knowledge: Read what further training needs as well.
         with_tower: For a detector on a host's vision tower: load the tower.
-        host: Folder or hub name of that host, where it is no longer the one that was saved.
+        base_model: Folder or hub name of that host, where it is no longer the one that was saved.
         dtype: In which it is built and filled, without ever being larger; None for torch's default.
             A host's tower keeps its own.
 
@@ -176,18 +176,18 @@ def load_detector(
     if meta.get("format") != FORMAT:
         raise ValueError(f"{directory / CONFIG} has format {meta.get('format')}, not {FORMAT}")
     config = KFDConfig.from_dict(meta["config"])
-    if config.encoder.kind != "host" and host is not None:
+    if config.encoder.kind != "host" and base_model is not None:
         raise ValueError(
             f"{directory} holds a detector with an encoder of its own ({config.encoder.name}); it "
             "takes no host"
         )
-    name = _moved(config.encoder, host or config.encoder.name, resolve_name, directory)
+    name = _moved(config.encoder, base_model or config.encoder.name, resolve_name, directory)
     config = replace(config, encoder=replace(config.encoder, name=name))
     with named_by(directory / CONFIG, _named(config.encoder)), default_dtype(dtype):
         detector = build(config)
     if with_tower and isinstance(detector.encoder, HostEncoder):
         named = {"host of the vision tower": name}
-        with nullcontext() if host is not None else named_by(directory / CONFIG, named):
+        with nullcontext() if base_model is not None else named_by(directory / CONFIG, named):
             detector.encoder.adopt(load_tower(name))
     load_weights(detector, directory, with_knowledge)
     detector.calibration = _calibration(meta, directory)

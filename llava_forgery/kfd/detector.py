@@ -154,7 +154,7 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
         directory: str | PathLike,
         with_knowledge: bool = False,
         with_tower: bool = True,
-        host: str | None = None,
+        base_model: str | None = None,
         dtype: torch.dtype | None = None,
         allow_download: bool = False,
     ) -> "KnowledgeGuidedForgeryDetector":
@@ -166,7 +166,7 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
                 not built.
             with_tower: For a detector on a host's vision tower: load the tower. Without it the
                 detector is only good for attach_forgery, which finds the tower in the host.
-            host: Folder or hub name of that host, where it is no longer the one that was saved.
+            base_model: Folder or hub name of that host, where it is not the one that was saved.
             dtype: In which it is built and filled; None for torch's default.
             allow_download: Whether what the folder's files name, such as an encoder of open_clip,
                 may be downloaded. A host that is given here always may.
@@ -176,7 +176,7 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
             return cls(config, with_knowledge, with_tower=False)
 
         with allow_downloads(allow_download):
-            return load_detector(build, directory, with_knowledge, with_tower, host, dtype)
+            return load_detector(build, directory, with_knowledge, with_tower, base_model, dtype)
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write configuration and weights; see :mod:`llava_forgery.kfd.checkpoint`."""

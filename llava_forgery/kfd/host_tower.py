@@ -272,7 +272,7 @@ def load_tower(host: str) -> PreTrainedModel:
     except OSError as error:
         raise FileNotFoundError(
             f"the vision tower of {host!r} could not be loaded ({str(error).splitlines()[0]}); "
-            "give the host's folder or hub name (--host)"
+            "give the host's folder or hub name (--base-model)"
         ) from error
     lacking = [*report["missing_keys"], *report["mismatched_keys"]]
     if lacking:

@@ -134,7 +134,7 @@ def test_detector_and_adapter_are_told_apart(folder):
     with pytest.raises(FileNotFoundError, match="holds neither"):
         load_scorer(folder / "host")
     with pytest.raises(ValueError, match="needs no host"):
-        load_scorer(folder / "kfd", host="x")
+        load_scorer(folder / "kfd", base_model="x")
 
 
 def test_files_of_an_adapter(folder, tmp_path):

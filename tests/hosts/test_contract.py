@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from PIL import Image
 
 from llava_forgery.fpl.config import FPLConfig
-from llava_forgery.hosts.auto import BACKENDS, AutoForgeryModel
+from llava_forgery.hosts.auto import BACKENDS, AutoForgeryModel, ForgeryProcessor
 from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.layouts import convert_adapter
 from llava_forgery.hosts.likelihood import answer_likelihoods, answer_probabilities
@@ -28,6 +28,7 @@ from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.build import build_prompt, detection_prompt
+from llava_forgery.qa.conversation import Conversation, Message
 from llava_forgery.tensors import from_bytes, to_device
 from tests import tiny, tiny_llava
 from tests.hosts import training_rows
@@ -246,6 +247,42 @@ def saving(backend: Backend, folder: Path) -> None:
     assert not torch.equal(logits_of(again), logits_of(vlm))
     again.load_weights(backend.adapter)
     assert torch.equal(logits_of(again), logits_of(vlm))
+
+
+@row("pictures and words as inputs (`ForgeryProcessor`)")
+def processing(backend: Backend, folder: Path) -> None:
+    vlm = backend.load()
+    processor = ForgeryProcessor(vlm)
+    Image.fromarray(FACES[1]).save(folder / "face.png")
+    words = detection_prompt(0.3)
+    inputs = processor(images=[FACES[0], folder / "face.png"], text=[words, QUESTIONS[2]])
+    with torch.no_grad():
+        torch.testing.assert_close(vlm(**inputs).logits[0, -1], logits_of(vlm)[0, -1])
+        ids = vlm.generate(**inputs, **processor.stopping(), max_new_tokens=8, do_sample=False)
+        (alone,) = backend.predictor().predict_faces(faces(backend.predictor())[:1])
+    answers = processor.decode(ids, inputs)
+    assert len(answers) == 2
+    assert answers != [alone.answer] * 2
+    said = Conversation((Message("user", words), Message("assistant", "No.")), label=0)
+    inputs = processor(images=Image.fromarray(FACES[0]), text=said)
+    assert math.isfinite(float(vlm(**inputs).loss))
+    for wrong in ((FACES[0], [words, words]), (list(FACES[:2]), [words, said])):
+        with pytest.raises(ValueError, match="one image for each text|got both or neither"):
+            processor(*wrong)
+
+
+@row("peft reads the LoRA, and only it (`PeftModel.from_pretrained`)")
+def peft_reads(backend: Backend, folder: Path) -> None:
+    vlm = backend.load()
+    bare = backend.load().detach()
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        without = bare(input_ids=ids).logits
+        alone = PeftModel.from_pretrained(bare, backend.adapter).eval()
+        found = alone(input_ids=ids).logits
+        torch.testing.assert_close(found, vlm.host(input_ids=ids).logits)
+    assert not torch.equal(found, without)
+    assert not any("forgery" in name for name, _ in alone.named_modules())
 
 
 @row("detaching")

@@ -46,7 +46,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predictor(root):
-    predictor = load_predictor(root / "tiny-llava-fpl", "llava", "cpu")
+    predictor = load_predictor(root / "tiny-llava-fpl", backend="llava", device="cpu")
     predictor.max_new_tokens = 6
     return predictor
 
@@ -116,39 +116,39 @@ def test_a_cache_must_hold_the_image(predictor):
 
 def test_other_hosts_are_refused(root):
     with pytest.raises(ValueError, match="no forgery adapter in LLaVA's layout"):
-        load_predictor(root / "tiny-llava", "llava", "cpu")
+        load_predictor(root / "tiny-llava", backend="llava", device="cpu")
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_predictor(root / "tiny-llava-fpl", "llava:nowhere", "cpu")
+        load_predictor(root / "tiny-llava-fpl", "nowhere", device="cpu")
 
 
 def test_what_the_folder_names_is_not_downloaded_unasked(root, tmp_path, network):
     folder = shutil.copytree(root / "tiny-llava-fpl", tmp_path / "tiny-llava-fpl")
     base = str(root / "tiny-llava")
-    load_predictor(folder, base, "cpu")
+    load_predictor(folder, base, device="cpu")
     tiny.edit_json(folder / "config.json", mm_forgery_host__name_or_path="evil/host")
     with pytest.raises(FileNotFoundError, match="names the host 'evil/host' and the vision tower"):
-        load_predictor(folder, None, "cpu")
+        load_predictor(folder, None, device="cpu")
     # The user's host, with its own tower.
-    load_predictor(folder, base, "cpu")
+    load_predictor(folder, base, device="cpu")
     # A tower that stands in the adapter alone is not the user's choice.
     tiny.edit_json(folder / "config.json", mm_vision_tower="openai/evil")
     message = r"config\.json names the vision tower 'openai/evil', which is not on this machine"
     with pytest.raises(FileNotFoundError, match=message):
-        load_predictor(folder, base, "cpu")
+        load_predictor(folder, base, device="cpu")
     with pytest.raises(FileNotFoundError, match="--allow-download"):
         AutoForgeryModel.from_pretrained(folder, base, device="cpu")
     assert network == []
     with pytest.raises(FileNotFoundError, match="could not be loaded .*'openai/evil'"):
-        load_predictor(folder, base, "cpu", None, True)
+        load_predictor(folder, base, device="cpu", allow_download=True)
     assert set(network) == {"huggingface.co"}
 
 
 def test_a_whole_models_tower_is_not_downloaded_unasked(root, tmp_path, network):
     merge_llava(root / "tiny-llava-fpl", tmp_path / "tiny-llava")
-    load_predictor(tmp_path / "tiny-llava", None, "cpu")
+    load_predictor(tmp_path / "tiny-llava", None, device="cpu")
     tiny.edit_json(tmp_path / "tiny-llava/config.json", mm_vision_tower="openai/evil")
     with pytest.raises(FileNotFoundError, match="names the vision tower 'openai/evil', which is"):
-        load_predictor(tmp_path / "tiny-llava", None, "cpu")
+        load_predictor(tmp_path / "tiny-llava", None, device="cpu")
     assert network == []
 
 
@@ -159,11 +159,11 @@ def test_the_detectors_encoder_is_not_downloaded_unasked(root, tmp_path, network
     tiny.edit_json(folder / "kfd/kfd_config.json", **changes)
     message = r"kfd_config\.json names the encoder 'RN50' and the weights 'openai', which is not"
     with pytest.raises(FileNotFoundError, match=message):
-        load_predictor(folder, str(root / "tiny-llava"), "cpu")
+        load_predictor(folder, str(root / "tiny-llava"), device="cpu")
     assert network == []
     # Allowed, it is read inside LLaVA's own loading.
     with pytest.raises(RuntimeError, match="no network in tests"):
-        load_predictor(folder, str(root / "tiny-llava"), "cpu", None, True)
+        load_predictor(folder, str(root / "tiny-llava"), device="cpu", allow_download=True)
     assert network
 
 
@@ -199,7 +199,8 @@ def test_llavas_command_line_answers_other_questions(root, layout, monkeypatch, 
 def test_the_command_prints_json(root):
     result = subprocess.run(
         [sys.executable, "-m", "llava_forgery.cli", "detect", str(root / "face.png"), "--cropped",
-         "--json", "--model", str(root / "tiny-llava-fpl"), "--host", "llava", "--device", "cpu"],
+         "--json", "--model", str(root / "tiny-llava-fpl"), "--backend", "llava",
+         "--device", "cpu"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -153,23 +153,23 @@ def test_another_tower_is_refused(hosts, tmp_path):
     tiny_towers.kfd(hosts["clip"]).save_pretrained(tmp_path / "kfd")
     other = tiny_towers.saved(tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match="trained on other weights"):
-        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", host=other)
+        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", base_model=other)
     wide = tiny_towers.saved(tmp_path / "wide", hidden_size=32)
     with pytest.raises(ValueError, match="width 24, this host's has 32"):
-        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", host=wide)
+        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", base_model=wide)
     deep = tiny_towers.saved(tmp_path / "deep", num_hidden_layers=5)
     with pytest.raises(ValueError, match="layers 4, this host's has 5"):
-        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", host=deep)
+        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", base_model=deep)
     large = tiny_towers.saved(tmp_path / "large", image_size=40)
     with pytest.raises(ValueError, match="image_size 32, this host's has 40"):
-        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", host=large)
+        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", base_model=large)
     with pytest.raises(ValueError, match="siglip"):
-        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", host=hosts["siglip"])
+        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", base_model=hosts["siglip"])
     with pytest.raises(FileNotFoundError, match="'nowhere'"):
-        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", host="nowhere")
+        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", base_model="nowhere")
     tiny.kfd().save_pretrained(tmp_path / "own")
     with pytest.raises(ValueError, match="takes no host"):
-        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "own", host=other)
+        KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "own", base_model=other)
 
 
 def test_the_same_tower_in_another_dtype_is_recognised(tmp_path):
@@ -184,7 +184,7 @@ def test_the_same_tower_in_another_dtype_is_recognised(tmp_path):
     host.bfloat16().save_pretrained(tmp_path / "half")
     processor.save_pretrained(tmp_path / "half")
     loaded = KnowledgeGuidedForgeryDetector.from_pretrained(
-        tmp_path / "kfd", host=str(tmp_path / "half")
+        tmp_path / "kfd", base_model=str(tmp_path / "half")
     )
     assert loaded.encoder.tower.dtype == torch.bfloat16
     assert loaded(_images()).score.dtype == torch.float32

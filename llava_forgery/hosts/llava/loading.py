@@ -78,8 +78,8 @@ def load_llava(
     if values is None:
         raise ValueError(
             f"{directory} is no forgery adapter in LLaVA's layout: its config.json names no "
-            "mm_forgery_tower; an adapter of transformers is read without --host llava, and moved "
-            "with llava-forgery convert adapter"
+            "mm_forgery_tower; one of transformers is read by that backend, and moved here with "
+            "llava-forgery convert adapter"
         )
     whole = holds_model(directory)
     source = str(directory) if whole else base or values["mm_forgery_host"]["name_or_path"]
@@ -182,7 +182,7 @@ def _known_by_user(
 def _no_host(source: str, error: OSError) -> FileNotFoundError:
     return FileNotFoundError(
         f"the host {source!r} could not be loaded ({str(error).splitlines()[0]}); give its folder "
-        "or hub name (--host)"
+        "or hub name (--base-model)"
     )
 
 

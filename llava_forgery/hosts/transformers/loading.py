@@ -65,7 +65,7 @@ def load_host(
     except OSError as error:
         raise FileNotFoundError(
             f"the host {name_or_path!r} could not be loaded ({str(error).splitlines()[0]}); give "
-            "its folder or hub name (host=..., or --host)"
+            "its folder or hub name (base_model=..., or --base-model)"
         ) from error
     except ValueError as error:
         if "custom code" not in str(error):
@@ -109,7 +109,7 @@ def load_named_host(
 
 def load_pretrained(
     directory: str | PathLike,
-    base_model: str | PreTrainedModel | None = None,
+    base_model: str | None = None,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = "auto",

@@ -40,7 +40,8 @@ class LlavaForgery(_api.lmms):
 
     Args:
         adapter: Folder of a forgery adapter.
-        host: Folder or hub name of its host; by default the one that the adapter names.
+        base_model: Folder or hub name of its host; by default the one that the adapter names.
+        backend: "transformers", "llava", or "auto".
         device: cpu, cuda ...; by default a GPU if there is one, each rank's own under torchrun.
         dtype: Of the host's weights, as transformers takes it.
         cropped: The pictures are face crops already; otherwise faces are looked for.
@@ -58,7 +59,8 @@ class LlavaForgery(_api.lmms):
     def __init__(
         self,
         adapter: str,
-        host: str | None = None,
+        base_model: str | None = None,
+        backend: str = "auto",
         device: str | None = None,
         dtype: str = "auto",
         cropped: bool = True,
@@ -84,9 +86,14 @@ class LlavaForgery(_api.lmms):
         if device is None or (device == "cuda" and self._world_size > 1):
             device = self.accelerator.device
         # lmms-eval reads numbers out of --model_args, so a folder may arrive as one.
-        host = None if host is None else str(host)
+        base_model = None if base_model is None else str(base_model)
         self.predictor = ForgeryPredictor.from_pretrained(
-            str(adapter), host, device, dtype, allow_download=allow_download
+            str(adapter),
+            base_model,
+            backend,
+            device=device,
+            dtype=dtype,
+            allow_download=allow_download,
         )
 
     @property
