@@ -9,12 +9,12 @@ import typer
 from llava_forgery.cli.app import app
 from llava_forgery.cli.options import (
     AllowDownload,
+    BaseModel,
     Cropped,
     Device,
     Every,
     FaceFinder,
     Frames,
-    Host,
     MaxPixels,
     Out,
     Seed,
@@ -94,7 +94,7 @@ def scan(
     ] = None,
     max_pixels: MaxPixels = None,
     face_detector: FaceFinder = None,
-    host: Host = None,
+    base_model: BaseModel = None,
     device: Device = None,
     allow_download: AllowDownload = False,
 ) -> None:
@@ -125,10 +125,12 @@ def scan(
         if answers != "none" and (missing := missing_for_answers()):
             typer.echo(f"no answers: {missing}", err=True)
             answers = "none"
-        if answers != "none" and host is None:
-            host = str(default_host())
+        if answers != "none" and base_model is None:
+            base_model = str(default_host())
     settings = ScanSettings(
-        ModelSettings(str(model.resolve()), host, device, face_detector or "dlib", allow_download),
+        ModelSettings(
+            str(model.resolve()), base_model, device, face_detector or "dlib", allow_download
+        ),
         answers,
         ReadSettings(frame_choice(frames, every), cropped, max_pixels),
         JudgeSettings(pool, BatchLimits(batch_size), overlays),

@@ -28,7 +28,7 @@ class ModelSettings:
 
     model: str
     """Folder of a forgery adapter, which every worker can read."""
-    host: str | None = None
+    base_model: str | None = None
     """Folder or hub name of its host; None: the one that the adapter names."""
     device: str | None = None
     """None: a GPU if the worker has one."""
@@ -71,15 +71,18 @@ class ModelSettings:
     def predictor(self) -> ForgeryPredictor:
         """Detector and language model."""
         return ForgeryPredictor.from_pretrained(
-            self.model, self.host, self.device, allow_download=self.allow_download
+            self.model,
+            self.base_model,
+            device=self.device,
+            allow_download=self.allow_download,
         )
 
     def detector(self) -> "DetectorAlone":
         """The detector, without the language model."""
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        host = self.host if self._encoder()["kind"] == "host" else None
+        base_model = self.base_model if self._encoder()["kind"] == "host" else None
         kfd = KnowledgeGuidedForgeryDetector.from_pretrained(
-            Path(self.model) / KFD, host=host, allow_download=self.allow_download
+            Path(self.model) / KFD, base_model=base_model, allow_download=self.allow_download
         )
         return DetectorAlone(kfd.to(device))
 

@@ -44,7 +44,7 @@ class ScanSettings:
         """What must be the same when a scan is resumed, as JSON takes it."""
         return {
             "weights": self.model.weights,
-            "host": self.model.host,
+            "base_model": self.model.base_model,
             "face_detector": self.model.face_detector,
             "answers": self.answers,
             "frames": asdict(self.read.frames),

@@ -38,7 +38,7 @@ def scene(tmp_path_factory):
 def undisturbed(scene):
     """Its records by file, made in this process."""
     folder, model = scene
-    run = judge_here(settings(model.model, model.host))
+    run = judge_here(settings(model.model, model.base_model))
     units = [Unit(entry) for entry in list_entries([str(folder / "archive")])]
     judged = {result.path: result for result in run(units)}
     found = {result.sha256: result.record for result in judged.values() if result.record}
@@ -47,7 +47,7 @@ def undisturbed(scene):
 
 def start(address, scene, out, kills, workers=1):
     folder, model = scene
-    arguments = [address, folder / "archive", out, model.model, model.host, kills, workers]
+    arguments = [address, folder / "archive", out, model.model, model.base_model, kills, workers]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.scan.driver", *map(str, arguments)],
