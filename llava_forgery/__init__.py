@@ -28,6 +28,7 @@ _PUBLIC = {
     "ForgeryProcessor": "llava_forgery.hosts.auto",
     "HostFamily": "llava_forgery.hosts.families",
     "register_family": "llava_forgery.hosts.families",
+    "add_figures": "llava_forgery.hosts.adapter",
     "attach_to_llava": "llava_forgery.hosts.llava.model",
     "forgery_prefix": "llava_forgery.hosts.llava.prompts",
     "tokenizer_forgery_token": "llava_forgery.hosts.llava.prompts",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from llava_forgery.faces.sources import MediaSource as MediaSource
     from llava_forgery.fpl.config import FPLConfig as FPLConfig
     from llava_forgery.fpl.learner import ForgeryPromptLearner as ForgeryPromptLearner
+    from llava_forgery.hosts.adapter import add_figures as add_figures
     from llava_forgery.hosts.auto import AutoForgeryModel as AutoForgeryModel
     from llava_forgery.hosts.auto import ForgeryProcessor as ForgeryProcessor
     from llava_forgery.hosts.families import HostFamily as HostFamily

@@ -56,6 +56,9 @@ def evaluate(
     roc: Annotated[
         bool, typer.Option("--roc", help="Draw roc.png too, the ROC curves with intervals.")
     ] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write the figures into the adapter's model card.")
+    ] = False,
     base_model: BaseModel = None,
     backend: Backend = "auto",
     device: Device = None,
@@ -70,15 +73,19 @@ def evaluate(
     figures are in OUT/metrics.json. An interrupted run resumes when it is repeated.
     """
     from llava_forgery.constants import FAKE
+    from llava_forgery.evaluation.card import write_figures
     from llava_forgery.evaluation.labelled import evaluate_labelled
     from llava_forgery.evaluation.scorers import load_scorer
     from llava_forgery.evaluation.simulated import draw_roc, evaluate_simulated
     from llava_forgery.evaluation.summary import summary_table
     from llava_forgery.faces.records import load_faces
+    from llava_forgery.hosts.adapter import CARD
     from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
     from llava_forgery.pooling import check_reduction
     from llava_forgery.simulate.pairs import CENTRED, FacePairs
 
+    if card and not (model / CARD).is_file():
+        raise ValueError(f"{model} holds no {CARD}, the model card of an adapter; drop --card")
     rows = load_faces(faces, split=None if split == "all" else split)
     labels = set(rows["label"])
     if FAKE in labels or as_is:
@@ -125,6 +132,8 @@ def evaluate(
         groups, of = "identity", "simulated forgeries"
     if roc:
         draw_roc(out, groups, of)
+    if card:
+        write_figures(model, metrics, of)
     typer.echo(summary_table(metrics), nl=False)
 
 
