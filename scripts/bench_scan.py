@@ -349,7 +349,7 @@ def spec_of(
     """What a child is told."""
     return {
         "archive": str(archive), "out": str(out), "answers": answers, "workers": workers,
-        "model": str(arguments.model.resolve()), "host": arguments.host,
+        "model": str(arguments.model.resolve()), "host": arguments.base_model,
     }  # fmt: skip
 
 
@@ -366,7 +366,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bench", choices=BENCHES)
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--host")
+    parser.add_argument("--base-model")
     parser.add_argument("--files", type=int, nargs="+", default=[500])
     parser.add_argument("--videos", type=int, default=0)
     parser.add_argument("--answers", nargs="+", default=["none"])
