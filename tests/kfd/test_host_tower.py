@@ -139,7 +139,7 @@ def test_its_host_is_not_downloaded_unasked(hosts, tmp_path, network):
     with pytest.raises(FileNotFoundError, match=message):
         KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd")
     # The host that the user gives needs no permission, the text encoder of the file does.
-    given = {"host": hosts["clip"]}
+    given = {"base_model": hosts["clip"]}
     KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd", **given)
     tiny.edit_json(config, config__encoder__text_model="RN50", config__encoder__pretrained="openai")
     with pytest.raises(
