@@ -51,7 +51,8 @@ def scan(model, tmp_path, monkeypatch):
 
     def invoke(*more, archive=tmp_path / "archive"):
         arguments = ["scan", archive, "--out", tmp_path / "out", "--model", model.model,
-                     "--base-model", model.base_model, "--answers", "none", "--cropped", *more]  # fmt: skip
+                     "--base-model", model.base_model, "--answers", "none", "--cropped",
+                     *more]  # fmt: skip
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
     invoke.stop = -1
