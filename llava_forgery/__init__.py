@@ -41,6 +41,7 @@ _PUBLIC = {
     "ForgeryPredictor": "llava_forgery.infer.predictor",
     "Verdict": "llava_forgery.infer.verdict",
     "judge_video": "llava_forgery.infer.video",
+    "photograph_overlay": "llava_forgery.infer.overlay",
     "detection_report": "llava_forgery.evaluation.report",
     "group_table": "llava_forgery.evaluation.groups",
 }
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from llava_forgery.hosts.pseudo_word import attach_pseudo_word as attach_pseudo_word
     from llava_forgery.hosts.pseudo_word import load_pseudo_word as load_pseudo_word
     from llava_forgery.hosts.transformers.model import attach_forgery as attach_forgery
+    from llava_forgery.infer.overlay import photograph_overlay as photograph_overlay
     from llava_forgery.infer.predictor import ForgeryPredictor as ForgeryPredictor
     from llava_forgery.infer.verdict import Verdict as Verdict
     from llava_forgery.infer.video import judge_video as judge_video

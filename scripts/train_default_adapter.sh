@@ -24,7 +24,7 @@ if [ ! -d "$OUT/qa" ]; then
     python -m llava_forgery.cli data build-qa --faces "$FACES" --kfd "$kfd" --out "$OUT/qa" \
         --pairs 350 --follow-ups 0.15 --max-turns 3 --task-descriptions 0.25 --kfd-results 0.75
 fi
-python -m llava_forgery.cli train adapter --host "$OUT/host" --kfd "$kfd" --data "$OUT/qa" \
+python -m llava_forgery.cli train adapter --base-model "$OUT/host" --kfd "$kfd" --data "$OUT/qa" \
     --out "$OUT/adapter" --lora-alpha 64 --lora-dropout 0 --steps 140 --batch-size 4 \
     --learning-rate 2e-3 --fpl-warmup-steps 900 --fpl-warmup-faces "$FACES" \
     --fpl-warmup-pairs 1800 --resume "$@"

@@ -130,5 +130,5 @@ def load_detector_of(
         raise FileNotFoundError(f"{directory} holds neither a detector nor an adapter with one")
     reads_host = read_json(config)["config"]["encoder"]["kind"] == "host"
     return KnowledgeGuidedForgeryDetector.from_pretrained(
-        folder, host=host if reads_host else None, allow_download=allow_download
+        folder, base_model=host if reads_host else None, allow_download=allow_download
     )

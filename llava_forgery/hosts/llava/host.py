@@ -37,10 +37,11 @@ def read_checkpoint(
         ImportError: The ``llava`` package is not installed.
         ValueError: It is no checkpoint of LLaVA's that sees images.
     """
-    options: dict[str, Any] = {"cache_dir": cache_dir, "trust_remote_code": False}
     length = {} if max_length is None else {"model_max_length": max_length}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right", **length, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, padding_side="right", cache_dir=cache_dir, trust_remote_code=False, **length
+        )
         values, _ = PreTrainedConfig.get_config_dict(path, cache_dir=cache_dir)
     except OSError as error:
         raise FileNotFoundError(
