@@ -90,7 +90,8 @@ def train_adapter(
 
     Raises:
         ValueError: Nothing is trainable; or there lies another training, or an interrupted one and
-            ``resume`` is off, or something else than an adapter.
+            ``resume`` is off, or something else than an adapter; or general data under ZeRO-3 on
+            a host of transformers.
     """
     if not vlm.trainable_names():
         raise ValueError("the model has nothing to train: attach LoRA or the forgery skill first")
@@ -111,6 +112,14 @@ def train_adapter(
         gradient_accumulation_steps=accumulate,
         gradient_checkpointing=gradient_checkpointing,
     )
+    zero = arguments.hf_deepspeed_config
+    shared_out = zero is not None and zero.is_zero3()
+    if general is not None and shared_out and not isinstance(vlm, LlavaForgeryVLM):
+        # Processes whose batches are of different kinds gather weights in different orders.
+        raise ValueError(
+            "general data cannot be mixed in under ZeRO-3 on hosts of transformers; use "
+            "scripts/zero2.json"
+        )
     if fpl_learning_rate is None and fpl_warmup_steps:
         fpl_learning_rate = learning_rate / 10
     samples = training_samples(
