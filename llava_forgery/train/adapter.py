@@ -112,7 +112,7 @@ def train_adapter(
         gradient_accumulation_steps=accumulate,
         gradient_checkpointing=gradient_checkpointing,
     )
-    zero = arguments.hf_deepspeed_config
+    zero = getattr(arguments, "hf_deepspeed_config", None)
     shared_out = zero is not None and zero.is_zero3()
     if general is not None and shared_out and not isinstance(vlm, LlavaForgeryVLM):
         # Processes whose batches are of different kinds gather weights in different orders.
