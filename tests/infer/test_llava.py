@@ -91,7 +91,8 @@ def test_the_prompt_is_the_one_of_training(predictor):
 
 
 def test_templates(predictor, caplog):
-    prompts = LlavaEncoder(predictor.vlm.host, predictor.vlm.tokenizer, TEMPLATE)
+    host = predictor.vlm.host
+    prompts = LlavaEncoder(host.config, predictor.vlm.tokenizer, host.n_forgery, TEMPLATE)
     assert "was trained with the template 'v1'" in caplog.text
     text, _ = render_turns(["<image>\nWhy?"], prompts.style, skill=True)
     assert "###Human: <Img><image></Img><forgery><forgery> Why?###Assistant:" in text
