@@ -404,7 +404,7 @@ def detect(setting: Setting) -> None:
     for answers in ("none", "all"):
         command = [
             sys.executable, "-m", "llava_forgery.cli", "detect", *map(str, photographs),
-            "--answers", answers, "--device", setting.device, "--jsonl", os.devnull,
+            "--answers", answers, "--device", setting.device, "--jsonl",
         ]  # fmt: skip
         start = time.perf_counter()
         result = subprocess.run(command, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Print the README's table of hosts from the records of hosts/families.py.
+"""Print the table of hosts in docs/transformers.md from the records of hosts/families.py.
 
 python scripts/make_host_table.py
 """

@@ -1,5 +1,6 @@
 """The documentation's site is whole."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -31,3 +32,22 @@ def test_site_is_built_without_a_warning(tmp_path):
     result = subprocess.run([*command, DOCS, tmp_path], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "api.html").is_file()
+
+
+def test_messages_on_the_page_of_errors_are_those_of_the_code():
+    """Each part in quotation marks stands in a string of the package, or of what it needs."""
+    texts = []
+    for path in (ROOT / "llava_forgery").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (p.value if isinstance(p, ast.Constant) else "\0" for p in node.values)
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith('| "')]
+    quoted = [part for row in rows for part in re.findall(r'"([^"]+)"', row)]
+    assert len(quoted) > 15
+    for message in quoted:
+        pieces = [piece.strip() for piece in message.split("...") if piece.strip()]
+        assert any(all(piece in text for piece in pieces) for text in texts), message

@@ -41,7 +41,7 @@ class HostFamily:
     projector: str = "multi_modal_projector"
     """The module between vision tower and language model, in the host's base model."""
     notes: str = ""
-    """What a user should know, for the README's table."""
+    """What a user should know, for the table in docs/transformers.md."""
 
     def __post_init__(self) -> None:
         if not self.model_type or not self.name:
