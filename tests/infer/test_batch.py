@@ -24,13 +24,13 @@ class Failing(ForgeryPredictor):
 
     at, error, room, calls = -1, None, 99, 0
 
-    def _answer(self, faces, max_new_tokens):
+    def _predict_faces(self, faces):
         self.calls += 1
         if self.calls == self.at:
             raise self.error
         if len(faces) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return super()._answer(faces, max_new_tokens)
+        return super()._predict_faces(faces)
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def test_float16_hosts_run_in_float32_on_a_cpu(tmp_path, asked, found):
     vlm = attach_forgery(host.float(), processor, tiny.kfd(), lora=LoraSettings(r=2, alpha=4))
     vlm.save_pretrained(tmp_path / "adapter")
     loaded = ForgeryPredictor.from_pretrained(
-        tmp_path / "adapter", str(tmp_path / "host"), "cpu", dtype=asked
+        tmp_path / "adapter", str(tmp_path / "host"), device="cpu", dtype=asked
     )
     assert loaded.vlm.host.get_input_embeddings().weight.dtype == found
 

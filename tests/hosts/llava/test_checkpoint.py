@@ -66,8 +66,9 @@ def lora(root):
     """A LoRA folder, and the logits of the model before it was saved."""
     words, model = _skilled(root)
     peft = _with_lora(model)
-    trained = {"model.mm_projector.0.bias": model.get_model().mm_projector[0].bias.data + 0.5}
-    model.get_model().mm_projector[0].bias.data.copy_(trained["model.mm_projector.0.bias"])
+    projector = model.get_model().mm_projector
+    projector[0].bias.data.add_(0.5)
+    trained = {f"model.mm_projector.{name}": p.data for name, p in projector.named_parameters()}
     folder = root / "tiny-llava-lora"
     save_llava_adapter(peft, folder, trained)
     inputs = _inputs(words)
