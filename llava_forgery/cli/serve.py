@@ -16,7 +16,8 @@ def serve(
         list[str] | None,
         typer.Option(
             "--model",
-            help="Folder of a forgery adapter, or NAME=FOLDER; repeatable.",
+            help="Folder of a forgery adapter, or NAME=FOLDER; repeatable; default: the shipped "
+            "model.",
             metavar="DIR",
         ),
     ] = None,
@@ -100,17 +101,16 @@ def serve(
         raise typer.Exit(1)
 
 
-def named_models(values: list[str]) -> dict[str, Path]:
+def named_models(values: list[str]) -> dict[str, Path | None]:
     """Names and folders from ``NAME=FOLDER`` or ``FOLDER``, which is named after itself.
 
+    Returns:
+        Without values the shipped model, as None, under the name "default".
+
     Raises:
-        ValueError: None is given, or a name twice.
+        ValueError: A name is empty or given twice.
     """
-    if not values:
-        raise ValueError(
-            "give the folder of a forgery adapter: --model DIR (written by train adapter)"
-        )
-    found: dict[str, Path] = {}
+    found: dict[str, Path | None] = {} if values else {"default": None}
     for value in values:
         name, equals, folder = value.partition("=")
         path = Path(folder if equals else value)

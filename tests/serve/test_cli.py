@@ -10,8 +10,7 @@ from llava_forgery.serve.settings import Settings
 
 def test_models_by_name():
     assert named_models(["a/b", "c=d"]) == {"b": Path("a/b"), "c": Path("d")}
-    with pytest.raises(ValueError, match="--model DIR"):
-        named_models([])
+    assert named_models([]) == {"default": None}
     with pytest.raises(ValueError, match="given twice"):
         named_models(["a=x", "a=y"])
 
