@@ -30,7 +30,7 @@ LINES = {
     r"|(?s:(?!.*(MISSING|MISMATCH|CONVERSION)).*LOAD REPORT)",
 }
 # Category, the beginning of its message, and the module that it is attributed to.
-WARNINGS = ((FutureWarning, r"`is_gradient_checkpointing` is deprecated", r"transformers\."),)
+WARNINGS = ((FutureWarning, r"`(is_)?gradient_checkpointing` is deprecated", r"transformers\."),)
 # transformers' progress bars of reading and writing files on this disk.
 BARS = ("Loading weights", "Writing model shards")
 # Unless it is set, tokenizers warns in every process that is forked after its first use.
