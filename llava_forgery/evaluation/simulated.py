@@ -27,6 +27,7 @@ from llava_forgery.evaluation.report import agreement_report
 from llava_forgery.evaluation.scorers import RECORD_NAMES
 from llava_forgery.files import read_json_lines, write_json, write_text
 from llava_forgery.images import save_png
+from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.infer.overlay import caption_of, heat_overlay, side_by_side
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict
@@ -210,7 +211,8 @@ def _draw(pair: FacePair, verdicts: tuple[Verdict, Verdict], path: Path) -> None
 
 def _dialogue(predictor: ForgeryPredictor, pair: FacePair) -> str:
     """A dialogue of two turns about a forged face, as Markdown."""
-    dialogue = predictor.dialogue(to_bytes(pair.forged), cropped=True)
+    # As it is: a finder of faces has no part in the pair's framing.
+    dialogue = Dialogue(predictor.vlm, to_bytes(pair.forged), predictor.max_new_tokens)
     for question in ("Is this a deepfake image?", "Where is the artifact?"):
         dialogue.ask(question)
     lines = [
