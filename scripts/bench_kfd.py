@@ -272,7 +272,6 @@ def our_heads(kind: str) -> KnowledgeGuidedForgeryDetector:
     detector = KnowledgeGuidedForgeryDetector.__new__(KnowledgeGuidedForgeryDetector)
     nn.Module.__init__(detector)
     detector.config, detector.knowledge = replace(PRESETS["paper"], heads=kind), None
-    detector.calibration = None
     detector.consistency = ConsistencyMaps([WIDTH] * LAYERS, TEXT_WIDTH, 100.0)
     detector.locator, detector.classifier = make_heads(kind, LAYERS)
     return detector

@@ -86,9 +86,9 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
     """
 
     text_features: torch.Tensor
-    calibration: Calibration | None
+    calibration: Calibration | None = None
     """Of the scores that are given in eval mode; None leaves the logits as they are."""
-    training_people: frozenset[str]
+    training_people: frozenset[str] = frozenset()
     """Whom it was trained on, by :func:`llava_forgery.faces.identities.identity_digest`; empty
     where that is not known."""
 
@@ -96,7 +96,7 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
         self, config: KFDConfig, with_knowledge: bool = True, with_tower: bool = True
     ) -> None:
         super().__init__()
-        self.config, self.calibration, self.training_people = config, None, frozenset()
+        self.config = config
         self.encoder, text_encoder = _build_encoders(config, with_knowledge)
         if with_tower and isinstance(self.encoder, HostEncoder):
             self.encoder.adopt(load_tower(config.encoder.name))

@@ -237,7 +237,12 @@ def run_stage2(
     kfd = getattr(vlm, "kfd", None)
     alone = nullcontext()
     if arguments.deepspeed and kfd is not None:
-        alone = exclude_from_deepspeed(*owner_of(vlm, kfd), arguments.device)
+        owner, name = owner_of(vlm, kfd)
+        if list(owner._modules) == [name]:
+            # The llava package's tower around it runs in steps that show a face only: under ZeRO-3
+            # processes would count other modules than each other.
+            owner, name = owner_of(vlm, owner)
+        alone = exclude_from_deepspeed(owner, name, arguments.device)
     with alone:
         with _without_cache(stage.bare):
             trainer = Stage2Trainer(
