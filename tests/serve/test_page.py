@@ -95,14 +95,15 @@ def test_a_person_uses_the_page(browser, predictor, tmp_path):
         _shot(page, "verdict")
         before = page.evaluate("document.querySelector('#canvas').toDataURL()")
         page.select_option("#map", "none")
-        assert page.evaluate("document.querySelector('#canvas').toDataURL()") != before
+        page.wait_for_function("b => document.querySelector('#canvas').toDataURL() !== b", arg=before)
         page.click("#explain")
         page.wait_for_selector("#map option[value='grad-cam']", state="attached")
         expect(page.locator("#map")).to_have_value("grad-cam")
-        for question in ("Is this a deepfake image?", "<b>Why?</b>"):
+        for turn, question in enumerate(("Is this a deepfake image?", "<b>Why?</b>"), start=1):
             page.fill("#question", question)
             page.keyboard.press("Enter")
-            page.wait_for_selector("#stop", state="hidden")
+            # Both lines first: until the page has begun, its buttons are those of the last answer.
+            expect(page.locator("#log li")).to_have_count(2 * turn)
             expect(page.locator("#send")).to_be_enabled()
         log = page.inner_text("#log")
         assert "<b>Why?</b>" in log
@@ -130,10 +131,10 @@ def test_a_person_uses_the_page(browser, predictor, tmp_path):
         page.set_input_files("#file", tmp_path / "v.mp4")
         page.wait_for_selector("#plot .dot")
         page.wait_for_selector("#result:not([hidden])")
-        assert page.locator("#plot .dot").count() == 24
+        expect(page.locator("#plot .dot")).to_have_count(24)
         page.locator("#plot .dot").nth(20).focus()
         page.keyboard.press("Enter")
-        assert page.locator("#plot .dot").nth(20).get_attribute("aria-pressed") == "true"
+        expect(page.locator("#plot .dot").nth(20)).to_have_attribute("aria-pressed", "true")
         assert _serious(page) == []
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         _shot(page, "video")
@@ -150,6 +151,6 @@ def test_the_page_asks_for_a_token(browser, predictor):
         page.wait_for_selector("#token-form:not([hidden])")
         page.fill("#token", "secret")
         page.keyboard.press("Enter")
+        expect(page.locator("#token-form")).to_be_hidden()
         expect(page.locator("#problem")).to_be_empty()
-        assert page.is_hidden("#token-form")
         page.close()

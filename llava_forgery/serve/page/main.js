@@ -201,19 +201,20 @@ function line(role, text) {
 async function ask(question) {
   state.answer?.abort();
   const answer = (state.answer = new AbortController());
-  if (!state.dialogue.length) {
-    state.picture = await dataUrl(isFilm() ? await shownFrame() : state.file);
-  }
-  line("question", question);
-  const said = line("answer", "");
+  // Before anything is awaited: a second question cannot be sent in between.
   $("send").disabled = true;
   $("stop").hidden = false;
+  line("question", question);
+  const said = line("answer", "");
   const turns = [...state.dialogue, { role: "user", text: question }];
-  const messages = turns.map(({ role, text }, i) => ({ role, content: i ? text : [
-    { type: "text", text }, { type: "image_url", image_url: { url: state.picture } }] }));
-  const body = { model: state.record.model, messages,
-    forgery: { face: isFilm() ? 0 : state.chosen, cropped: $("cropped").checked } };
   try {
+    if (!state.dialogue.length) {
+      state.picture = await dataUrl(isFilm() ? await shownFrame() : state.file);
+    }
+    const messages = turns.map(({ role, text }, i) => ({ role, content: i ? text : [
+      { type: "text", text }, { type: "image_url", image_url: { url: state.picture } }] }));
+    const body = { model: state.record.model, messages,
+      forgery: { face: isFilm() ? 0 : state.chosen, cropped: $("cropped").checked } };
     for await (const piece of api.chat(body, answer.signal)) said.textContent += piece;
     state.dialogue = [...turns, { role: "assistant", text: said.textContent }];
     if (!said.textContent) said.textContent = "(no answer)";
@@ -222,8 +223,11 @@ async function ask(question) {
     said.textContent ||= error.name === "AbortError" ? "(stopped)" : "(failed)";
     failed(error);
   } finally {
-    $("send").disabled = false;
-    $("stop").hidden = true;
+    // A newer question may have stopped this one: the buttons are then its own.
+    if (state.answer === answer) {
+      $("send").disabled = false;
+      $("stop").hidden = true;
+    }
   }
 }
 
