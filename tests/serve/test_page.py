@@ -95,7 +95,8 @@ def test_a_person_uses_the_page(browser, predictor, tmp_path):
         _shot(page, "verdict")
         before = page.evaluate("document.querySelector('#canvas').toDataURL()")
         page.select_option("#map", "none")
-        page.wait_for_function("b => document.querySelector('#canvas').toDataURL() !== b", arg=before)
+        drawn = "document.querySelector('#canvas').toDataURL()"
+        page.wait_for_function(f"before => {drawn} !== before", arg=before)
         page.click("#explain")
         page.wait_for_selector("#map option[value='grad-cam']", state="attached")
         expect(page.locator("#map")).to_have_value("grad-cam")
