@@ -3,10 +3,11 @@
     python -m eval.real_baselines --model KFD --data REAL --faces FACES --recipe RECIPE --out OUT
 
 Both are EfficientNet-Lite0 with cross-entropy on real and forged, from the same ImageNet weights,
-for as many steps, with as many pairs a step and the same framing and degradation as the recipe has:
+for as many steps, with as many pairs a step, and with the framing, degradation, schedule, averaging
+of the weights and measuring of the batch norms that the recipe has:
 
 - ``classifier`` learns the recipe's forgeries. Of three learning rates it takes the one with the
-  highest AUC on forgeries of people who are not in its training;
+  highest AUC, after ``--rate-steps``, on forgeries of people who are not in its training;
 - ``self-blending`` learns whole faces blended with themselves (Shiohara and Yamasaki 2022), in our
   words, at the same learning rate.
 
@@ -68,6 +69,9 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     recipe: Annotated[Path | None, typer.Option(help="The detector's recipe.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of its training.")] = 4000,
+    rate_steps: Annotated[
+        int | None, typer.Option(help="Steps of the trainings that choose the rate; default: all.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Pairs a step of its training.")] = 8,
     val_split: Annotated[
         str, typer.Option(help="People of FACES who choose the rate: val or test.")
@@ -100,14 +104,14 @@ def main(
     )  # fmt: skip
     rates = {}
     for rate in RATES:
-        own = replace(settings, learning_rate=rate)
-        trained = _train(own, chosen, train, out / f"classifier-{rate:g}", seed)
+        own = replace(settings, learning_rate=rate, steps=rate_steps or steps)
+        trained = _train(own, chosen, train, out / f"classifier-{rate:g}-{own.steps}", seed)
         rates[rate] = _auc(trained, measured)
     best = max(rates, key=rates.__getitem__)
     write_json(out / "rates.json", {f"{rate:g}": value for rate, value in rates.items()})
     settings = replace(settings, learning_rate=best)
     models = {
-        "classifier": _train(settings, chosen, train, out / f"classifier-{best:g}", seed),
+        "classifier": _train(settings, chosen, train, out / f"classifier-{best:g}-{steps}", seed),
         "self-blending": _train(settings, blended, train, out / "self-blending", seed),
     }
     metrics = {
@@ -148,6 +152,10 @@ def _train(
         workers=1,
         framing=recipe.framing,
         degradation=recipe.degradation,
+        average=recipe.average,
+        schedule=recipe.schedule,
+        norm_degradation=recipe.norm_degradation,
+        norm_batches=recipe.norm_batches,
         resume=last_checkpoint(folder) is not None,
     )
 

@@ -8,7 +8,7 @@ use it for deepfakes; Shiohara and Yamasaki 2022 for training on self-blended fa
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePairs, FramingConfig
 from llava_forgery.simulate.simulator import SimulatorConfig
 from llava_forgery.tensors import from_bytes
+from llava_forgery.train.averaging import RunningAverage
 from llava_forgery.train.run_record import describe_weights, open_run
 from llava_forgery.train.stage1 import collate_pairs, recalibrate_batch_norm
 from llava_forgery.train.trainer import (
@@ -160,9 +161,10 @@ class SelfBlendedBaseline(Baseline):
 class _Training(Trainable):
     """A baseline with its loss, as the Trainer wants it."""
 
-    def __init__(self, model: Baseline) -> None:
+    def __init__(self, model: Baseline, average: float) -> None:
         super().__init__()
         self.model = model
+        self.average = RunningAverage(model, average)
 
     def forward(
         self, forged: torch.Tensor, pristine: torch.Tensor, mask: torch.Tensor
@@ -173,10 +175,12 @@ class _Training(Trainable):
         return {"loss": F.cross_entropy(logits, labels.to(logits.device))}
 
     def save_checkpoint(self, directory: Path) -> None:
-        save_tensors(directory / WEIGHTS, self.model.trained())
+        _save(self.model, directory)
+        self.average.save(directory, _save)
 
     def load_checkpoint(self, directory: Path) -> None:
         fill_baseline(self.model, directory)
+        self.average.load(directory, fill_baseline)
 
 
 def train_baseline(
@@ -192,6 +196,10 @@ def train_baseline(
     workers: int = 0,
     framing: FramingConfig | None = None,
     degradation: DegradeConfig | None = None,
+    average: float = 0.0,
+    schedule: str = "cosine",
+    norm_degradation: DegradeConfig | None = None,
+    norm_batches: int = 16,
     resume: bool = False,
 ) -> Baseline:
     """Train a baseline and write what was trained to ``output_dir``.
@@ -202,26 +210,31 @@ def train_baseline(
         output_dir: Receives ``baseline.safetensors``, ``checkpoint-*`` and ``log.json``.
         steps: Optimiser steps.
         batch_size: Pairs for each step.
-        learning_rate: Highest value of a warmed-up cosine.
+        learning_rate: Highest value, after the warm-up.
         seed: Of data and order.
         save_steps: Steps between checkpoints; None saves none.
         workers: Processes that simulate forgeries.
         framing: How faces are placed; None for the default.
         degradation: What both images of a pair go through; None for the default.
+        average: Decay of the running average of the weights; 0 keeps none.
+        schedule: Of the learning rate.
+        norm_degradation: Of the pictures that trained batch norms are measured on at the end; None
+            for the training's.
+        norm_batches: How many batches of them.
         resume: Continue from the last checkpoint.
 
     Returns:
         The model, in eval mode.
     """
+    options = {
+        "size": model.size,
+        "seed": seed,
+        "simulator": model.simulator,
+        "framing": framing,
+        "role": "training",
+    }
     pairs = FacePairs(
-        faces,
-        steps * batch_size,
-        size=model.size,
-        seed=seed,
-        simulator=model.simulator,
-        framing=framing,
-        degradation=degradation or DegradeConfig(),
-        role="training",
+        faces, steps * batch_size, degradation=degradation or DegradeConfig(), **options
     )
     arguments = training_arguments(
         output_dir,
@@ -232,26 +245,43 @@ def train_baseline(
         seed=seed,
         save_steps=save_steps,
         workers=workers,
+        schedule=schedule,
     )
     settings = {
         "baseline": type(model).__name__,
         "weights": describe_weights(model),
+        "average": average,
+        "norms": [norm_batches, asdict(norm_degradation) if norm_degradation else None],
         "data": pairs.describe(),
     }
     run = open_run(arguments, "baseline", settings, Path(output_dir) / WEIGHTS, resume)
     if run.finished:
         fill_baseline(model, output_dir)
         return model.eval()
+    training = _Training(model, average)
     trainer = ForgeryTrainer(
-        model=_Training(model), args=arguments, train_dataset=pairs, data_collator=collate_pairs
+        model=training,
+        args=arguments,
+        train_dataset=pairs,
+        data_collator=collate_pairs,
+        callbacks=[training.average],
     )
     run_training(trainer, run)
+    training.average.take()
     if model.own_statistics:
-        recalibrate_batch_norm(model, pairs, batch_size)
+        if norm_degradation is not None:
+            pairs = FacePairs(
+                faces, norm_batches * batch_size, degradation=norm_degradation, **options
+            )
+        recalibrate_batch_norm(model, pairs, batch_size, norm_batches)
     model.eval()
-    save_tensors(Path(output_dir) / WEIGHTS, model.trained())
+    _save(model, Path(output_dir))
     run.finish()
     return model
+
+
+def _save(model: Baseline, folder: Path) -> None:
+    save_tensors(folder / WEIGHTS, model.trained())
 
 
 def fill_baseline(model: Baseline, directory: str | PathLike) -> None:

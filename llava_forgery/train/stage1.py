@@ -13,11 +13,8 @@ import datasets
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel
-from transformers import TrainerCallback
 
 from llava_forgery.faces.identities import identity_digest
-from llava_forgery.files import read_json, write_json
 from llava_forgery.kfd.checkpoint import CONFIG, load_weights, portable_config
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.losses import LossWeights, training_losses
@@ -27,6 +24,7 @@ from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.fakes import LabelledPairs
 from llava_forgery.simulate.pairs import FacePair, FacePairs, FramingConfig
 from llava_forgery.simulate.simulator import SimulatorConfig
+from llava_forgery.train.averaging import RunningAverage
 from llava_forgery.train.run_record import describe_weights, open_run
 from llava_forgery.train.trainer import (
     ForgeryTrainer,
@@ -35,9 +33,6 @@ from llava_forgery.train.trainer import (
     training_arguments,
 )
 from llava_forgery.train.validation import Validation
-
-# Of a checkpoint: the averaged detector's folder, and the file with its steps.
-_AVERAGED, _COUNT = "averaged", "steps.json"
 
 
 class Stage1(Trainable):
@@ -53,35 +48,10 @@ class Stage1(Trainable):
         self, detector: KnowledgeGuidedForgeryDetector, weights: LossWeights, average: float = 0.0
     ) -> None:
         super().__init__()
-        if not 0 <= average < 1:
-            raise ValueError(f"average is a decay in [0, 1), got {average}")
-        self.detector, self.weights, self.average = detector, weights, average
+        self.detector, self.weights = detector, weights
         # It was of the weights before.
         detector.calibration = None
-        # In a tuple: no part of the model, whose parameters the optimiser takes.
-        self._averaged = (AveragedModel(detector, multi_avg_fn=self._mix),) if average else ()
-
-    def _mix(
-        self, averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor
-    ) -> None:
-        # Early on the weights at the start would weigh too much.
-        decay = min(self.average, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(averaged, current, 1 - decay)
-
-    def update_average(self) -> None:
-        """Take a step's weights into the average."""
-        for averaged in self._averaged:
-            averaged.to(self.detector.text_features.device).update_parameters(self.detector)
-
-    def candidate(self) -> KnowledgeGuidedForgeryDetector:
-        """What would be written now: the averaged weights, where there are any."""
-        return next((averaged.module for averaged in self._averaged), self.detector)
-
-    def take_average(self) -> None:
-        """The detector gets the averaged weights, where there are any; averaging ends with it."""
-        for averaged in self._averaged:
-            self.detector.load_state_dict(averaged.module.state_dict())
-        self._averaged = ()
+        self.average = RunningAverage(detector, average)
 
     def forward(
         self,
@@ -99,25 +69,15 @@ class Stage1(Trainable):
 
     def save_checkpoint(self, directory: Path) -> None:
         self.detector.save_pretrained(directory)
-        for averaged in self._averaged:
-            averaged.module.save_pretrained(directory / _AVERAGED)
-            write_json(directory / _AVERAGED / _COUNT, int(averaged.n_averaged))
+        self.average.save(directory, lambda detector, folder: detector.save_pretrained(folder))
 
     def load_checkpoint(self, directory: Path) -> None:
-        load_weights(self.detector, directory, with_knowledge=True)
-        for averaged in self._averaged:
-            load_weights(averaged.module, directory / _AVERAGED, with_knowledge=True)
-            averaged.n_averaged.fill_(read_json(directory / _AVERAGED / _COUNT))
+        _load(self.detector, directory)
+        self.average.load(directory, _load)
 
 
-class _Averaging(TrainerCallback):
-    """Takes each step's weights into the average."""
-
-    def __init__(self, stage: Stage1) -> None:
-        self.stage = stage
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.stage.update_average()
+def _load(detector: KnowledgeGuidedForgeryDetector, folder: Path) -> None:
+    load_weights(detector, folder, with_knowledge=True)
 
 
 def collate_pairs(pairs: Sequence[FacePair]) -> dict[str, torch.Tensor]:
@@ -355,21 +315,21 @@ def train_kfd(
     validation = None
     if val_faces is not None:
         held_out = FacePairs(val_faces, role="validation", **{**options, "length": val_pairs})
-        validation = Validation(stage.candidate, held_out, eval_steps, output_dir)
+        validation = Validation(lambda: stage.average.model, held_out, eval_steps, output_dir)
         settings["validation"] = validation.describe()
     run = open_run(arguments, "train detector", settings, Path(output_dir) / CONFIG, resume)
     if run.finished:
-        load_weights(detector, run.folder, with_knowledge=True)
+        _load(detector, run.folder)
         return detector.eval()
     trainer = Stage1Trainer(
         model=stage,
         args=arguments,
         train_dataset=pairs if device is None else FramedPairs(pairs, device),
         data_collator=collate_pairs if device is None else collate_framed,
-        callbacks=[_Averaging(stage), *([] if validation is None else [validation])],
+        callbacks=[stage.average, *([] if validation is None else [validation])],
     )
     run_training(trainer, run)
-    stage.take_average()
+    stage.average.take()
     if validation is not None:
         validation.take_best(detector)
     measured_on = pairs

@@ -276,10 +276,10 @@ def test_an_average_is_that_of_its_decay():
     for step, value in enumerate((1.0, 2.0, 4.0)):
         with torch.no_grad():
             weight.fill_(value)
-        stage.update_average()
+        stage.average.update()
         decay = min(0.5, (1 + step) / (10 + step))
         expected = value if expected is None else decay * expected + (1 - decay) * value
-    stage.take_average()
+    stage.average.take()
     assert weight.unique().item() == pytest.approx(expected)
     assert not any("averaged" in name for name, _ in stage.named_parameters())
 
