@@ -173,6 +173,16 @@ def train_adapter(
     general_ratio: Annotated[
         float, typer.Option(help="With --general: its share, from 0 to under 1.")
     ] = 0.5,
+    val_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Conversations about people who are not trained on (build-qa --split val): the "
+            "state of the lowest loss on them is written instead of the last."
+        ),
+    ] = None,
+    eval_steps: Annotated[
+        int, typer.Option(min=1, help="With --val-data: steps between two validations.")
+    ] = 50,
     allow_absolute_paths: Annotated[
         bool, typer.Option(help="Let paths of images lead out of the image folder.")
     ] = False,
@@ -236,7 +246,7 @@ def train_adapter(
     from llava_forgery.simulate.pairs import load_real_faces
     from llava_forgery.train.adapter import check_adapter_folder
     from llava_forgery.train.adapter import train_adapter as run
-    from llava_forgery.train.dialogues import open_sources
+    from llava_forgery.train.dialogues import open_source, open_sources
     from llava_forgery.train.run_record import training_folder
     from llava_forgery.train.samples import valid_dialogues
     from llava_forgery.train.warmup import further_forgeries
@@ -262,6 +272,9 @@ def train_adapter(
     sources = open_sources(
         data, general, image_folder, general_images, seed, invalid, allow_absolute_paths
     )
+    if val_data is not None:
+        options = (seed, invalid, allow_absolute_paths)
+        sources["validation"] = open_source(val_data, image_folder, *options)
     vlm = attach_new(
         base_model,
         kfd,
@@ -284,6 +297,8 @@ def train_adapter(
         out,
         general=sources.get("general"),
         general_ratio=general_ratio,
+        val_conversations=sources.get("validation"),
+        eval_steps=eval_steps,
         steps=steps,
         fpl_warmup_steps=fpl_warmup_steps,
         fpl_warmup_pairs=more,

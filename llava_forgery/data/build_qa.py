@@ -231,7 +231,8 @@ def _assemble(store: PartStore, output_dir: Path, settings: dict[str, Any]) -> N
                 image = f"{IMAGES}/{index:06d}.png"
                 (folder / image).write_bytes(row["image"]["bytes"])
                 conversation = replace(conversation_of(row), image=image)
-                yield LlavaSample.from_conversation(f"{index:06d}", conversation)
+                sample = LlavaSample.from_conversation(f"{index:06d}", conversation)
+                yield replace(sample, identity=row["identity"])
 
         write_llava_json(samples(), folder / CONVERSATIONS, folder)
         write_json(folder / SETTINGS, settings)

@@ -19,6 +19,7 @@ from llava_forgery.constants import FAKE, REAL
 from llava_forgery.evaluation.checks import OneClassError, same_length
 from llava_forgery.evaluation.figures import COLOURS, new_figure
 from llava_forgery.evaluation.intervals import PATIENCE, Interval, percentiles
+from llava_forgery.evaluation.leaks import people_in_training
 from llava_forgery.evaluation.metrics import auc, error_rates, tpr_at_fpr
 from llava_forgery.evaluation.records import KeptRecords
 from llava_forgery.evaluation.scorers import RECORD_NAMES, Scorer, named_scores
@@ -221,7 +222,8 @@ def evaluate_real(
         resamples: Of the intervals.
 
     Returns:
-        What :func:`summarise_real` gives.
+        What :func:`summarise_real` gives, and ``people_in_training``; see
+        :func:`~llava_forgery.evaluation.leaks.people_in_training`.
 
     Raises:
         FileNotFoundError: As :func:`read_real_frames`.
@@ -247,6 +249,8 @@ def evaluate_real(
         metrics = summarise_real(
             kept.records, threshold=threshold, reduce=reduce, resamples=resamples
         )
+        people = (name for frame in frames for name in frame.identities)
+        metrics["people_in_training"] = people_in_training(scorer.model, people)
         write_text(output_dir / "table.md", real_table(metrics))
         write_json(output_dir / "metrics.json", metrics)
         kept.finish()

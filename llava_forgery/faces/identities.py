@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
@@ -49,6 +49,28 @@ def identity_digest(identity: str) -> str:
     A model says by these whom it was trained on, without listing names.
     """
     return hashlib.sha256(normalize("NFC", identity).encode()).hexdigest()[:16]
+
+
+def identity_digests(identities: Iterable[str | None]) -> frozenset[str]:
+    """:func:`identity_digest` of each name, once; None stands for nobody known."""
+    return frozenset(identity_digest(name) for name in set(identities) if name is not None)
+
+
+def check_held_out(training: Set[str], held_out: Set[str]) -> None:
+    """Refuse to validate on people who are trained on.
+
+    Args:
+        training: Digests of who is trained on.
+        held_out: Likewise of who is validated on.
+
+    Raises:
+        ValueError: Somebody is in both.
+    """
+    if seen := training & held_out:
+        raise ValueError(
+            f"{len(seen)} of {len(held_out)} people who are validated on are trained on as well; "
+            "keep each person in one split (data prepare --val-share)"
+        )
 
 
 def identities_from_csv(files: Sequence[str], path: Path) -> dict[str, str]:

@@ -89,8 +89,8 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
     calibration: Calibration | None = None
     """Of the scores that are given in eval mode; None leaves the logits as they are."""
     training_people: frozenset[str] = frozenset()
-    """Whom it was trained on, by :func:`llava_forgery.faces.identities.identity_digest`; empty
-    where that is not known."""
+    """Whom it was trained on, and the adapter that it is part of, by
+    :func:`llava_forgery.faces.identities.identity_digest`; empty where that is not known."""
 
     def __init__(
         self, config: KFDConfig, with_knowledge: bool = True, with_tower: bool = True

@@ -42,6 +42,7 @@ FEATURES = datasets.Features(
         "label": datasets.Value("int8"),
         "regions": datasets.List(datasets.Value("string")),
         "general": datasets.Value("bool"),
+        "identity": datasets.Value("string"),
     }
 )
 
@@ -73,6 +74,8 @@ class LlavaSample:
     """Forged regions in the order of ``REGION_NAMES``; none unless the label is fake."""
     general: bool = False
     """General instruction data: no training of the skill puts placeholders into it."""
+    identity: str | None = None
+    """Who is in the images, where that is known: models record whom they are trained on."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
@@ -82,6 +85,8 @@ class LlavaSample:
                 raise ValueError(f"image must be a path or a list of paths, got {image!r}")
         if not isinstance(self.general, bool):
             raise ValueError(f"general must be true or false, got {self.general!r}")
+        if not isinstance(self.identity, str | None):
+            raise ValueError(f"identity must be a text, got {self.identity!r}")
         if self.general and self.label is not None:
             raise ValueError(
                 f"general data is neither real nor fake, but the label is {self.label}; leave out "
@@ -132,6 +137,7 @@ class LlavaSample:
                 label=entry.get("label"),
                 regions=tuple(entry.get("regions") or ()),
                 general=entry.get("general", False),
+                identity=entry.get("identity"),
             )
             if sample.label is not None or sample.regions:
                 # Label and regions obey the same rules as in our own record.
@@ -143,7 +149,7 @@ class LlavaSample:
         return sample
 
     def to_entry(self) -> dict[str, Any]:
-        """The inverse of :meth:`from_entry`; label, regions and mark only where there are any."""
+        """The inverse of :meth:`from_entry`; the other keys only where they say something."""
         entry: dict[str, Any] = {"id": self.id}
         if self.images:
             entry["image"] = self.images[0] if len(self.images) == 1 else list(self.images)
@@ -152,6 +158,8 @@ class LlavaSample:
             entry |= {"label": self.label, "regions": list(self.regions)}
         if self.general:
             entry["general"] = True
+        if self.identity is not None:
+            entry["identity"] = self.identity
         return entry
 
     @classmethod
@@ -279,7 +287,7 @@ def llava_dataset(samples: Iterable[LlavaSample]) -> datasets.Dataset:
     rows = []
     for sample in samples:
         entry = sample.to_entry()
-        missing = {"label": None, "regions": [], "general": False}
+        missing = {"label": None, "regions": [], "general": False, "identity": None}
         rows.append(missing | entry | {"image": list(sample.images)})
     columns = {name: [row[name] for row in rows] for name in FEATURES}
     return datasets.Dataset.from_dict(columns, features=FEATURES)

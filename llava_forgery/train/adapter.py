@@ -33,6 +33,8 @@ def train_adapter(
     *,
     general: DialogueSource | None = None,
     general_ratio: float = 0.5,
+    val_conversations: datasets.Dataset | DialogueSource | None = None,
+    eval_steps: int = 50,
     steps: int = 120,
     fpl_warmup_steps: int = 0,
     fpl_warmup_pairs: FacePairs | None = None,
@@ -63,6 +65,10 @@ def train_adapter(
             very training, finished, nothing is trained.
         general: General instruction data, whose batches alternate with the conversations'.
         general_ratio: Its share in [0, 1).
+        val_conversations: About people who are not trained on. With them the loss is measured as
+            training goes on, and the state of the lowest one is written instead of the last;
+            ``validation.json`` beside the checkpoints lists all.
+        eval_steps: Steps between two such measurements.
         steps: Optimiser steps.
         fpl_warmup_steps: Steps of the FPL's warm start (:mod:`llava_forgery.train.warmup`) before
             them; 0 leaves it out, and so does resuming.
@@ -91,7 +97,8 @@ def train_adapter(
     Raises:
         ValueError: Nothing is trainable; or there lies another training, or an interrupted one and
             ``resume`` is off, or something else than an adapter; or general data under ZeRO-3 on
-            a host of transformers.
+            a host of transformers; or ``val_conversations`` under ZeRO-3, or about people who are
+            trained on.
     """
     if not vlm.trainable_names():
         raise ValueError("the model has nothing to train: attach LoRA or the forgery skill first")
@@ -111,6 +118,9 @@ def train_adapter(
         deepspeed=deepspeed,
         gradient_accumulation_steps=accumulate,
         gradient_checkpointing=gradient_checkpointing,
+        eval_strategy="no" if val_conversations is None else "steps",
+        eval_steps=eval_steps,
+        per_device_eval_batch_size=batch_size,
     )
     zero = getattr(arguments, "hf_deepspeed_config", None)
     shared_out = zero is not None and zero.is_zero3()
@@ -138,6 +148,9 @@ def train_adapter(
         warm_up=WarmUp(fpl_warmup_steps, seed, fpl_warmup_pairs, workers)
         if fpl_warmup_steps
         else None,
+        validation=None
+        if val_conversations is None
+        else training_samples(vlm, val_conversations, max_length=max_length),
     )
     return vlm
 

@@ -24,6 +24,7 @@ import yaml
 from PIL import Image
 
 from llava_forgery.constants import IMAGE_TOKEN
+from llava_forgery.faces.identities import identity_digests
 from llava_forgery.faces.records import image_pixels
 from llava_forgery.files import fingerprint_of
 from llava_forgery.images import read_image
@@ -66,6 +67,11 @@ class DialogueSource(Protocol):
     @property
     def general(self) -> list[bool]:
         """Which are general instruction data, whatever the source is given as."""
+
+    @property
+    def people(self) -> frozenset[str]:
+        """Whom the images show, where that is known, by
+        :func:`~llava_forgery.faces.identities.identity_digest`."""
 
     def name(self, index: int) -> str:
         """What messages call a dialogue, without reading its images."""
@@ -119,6 +125,10 @@ class JsonSource:
             sample.general or (not sample.images and sample.label is None)
             for sample in self.samples
         ]
+
+    @property
+    def people(self) -> frozenset[str]:
+        return identity_digests(sample.identity for sample in self.samples)
 
     def name(self, index: int) -> str:
         return self.samples[index].id
@@ -186,6 +196,11 @@ class RowSource:
     def general(self) -> list[bool]:
         return [False] * len(self)
 
+    @property
+    def people(self) -> frozenset[str]:
+        known = "identity" in self.rows.column_names
+        return identity_digests(self.rows["identity"]) if known else frozenset()
+
     def name(self, index: int) -> str:
         return f"{self.title}[{index}]"
 
@@ -222,6 +237,11 @@ class Selection:
     def general(self) -> list[bool]:
         general = self.source.general
         return [general[row] for row in self.rows]
+
+    @property
+    def people(self) -> frozenset[str]:
+        # Whose dialogues were left out as invalid may be among them.
+        return self.source.people
 
     def name(self, index: int) -> str:
         return self.source.name(self.rows[index])

@@ -113,6 +113,10 @@ class DataArguments:
         "General instruction data that is mixed in, without the skill's placeholders."
     )
     general_image_folder: str | None = _flag("Of the general data; default: --image_folder.")
+    eval_data_path: str | None = _flag(
+        "Conversations about people who are not trained on, with --eval_strategy: the state of "
+        "the lowest loss on them is written."
+    )
     general_ratio: float | None = _flag(
         "Share of the general data; default 0.5, at which the two alternate."
     )
@@ -215,10 +219,10 @@ class LlavaTrainingArguments(transformers.TrainingArguments):
             deepspeed_file(self.deepspeed)
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         super().__post_init__()
-        if self.eval_strategy != IntervalStrategy.NO:
+        if self.load_best_model_at_end:
             raise ValueError(
-                f"--eval_strategy {self.eval_strategy.value} needs evaluation data, which these "
-                "scripts do not take; give no, and use llava-forgery eval run afterwards"
+                "--load_best_model_at_end is not needed: with --eval_strategy the state of the "
+                "lowest loss is written anyway"
             )
         if self.remove_unused_columns:
             raise ValueError("--remove_unused_columns must be False: the samples are no table")
@@ -269,6 +273,13 @@ class LlavaArguments:
                 "without --lora_enable True LLaVA trains the whole language model, which the "
                 "skill does not need: give --lora_enable True for LoRA and FPL, or "
                 "--freeze_backbone True for the FPL alone"
+            )
+        evaluates = self.training.eval_strategy != IntervalStrategy.NO
+        if evaluates != (self.data.eval_data_path is not None):
+            raise ValueError(
+                f"--eval_strategy {self.training.eval_strategy.value} and --eval_data_path "
+                f"{self.data.eval_data_path} do not fit: validating needs both, steps or epoch "
+                "and conversations about people who are not trained on"
             )
         if self.training.lora_enable and self.model.freeze_backbone:
             raise ValueError(

@@ -41,7 +41,7 @@ from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.noise import quiet
 from llava_forgery.optional import require
 from llava_forgery.train.deepspeed import without_zero3_init
-from llava_forgery.train.dialogues import DialogueSource
+from llava_forgery.train.dialogues import DialogueSource, open_source
 from llava_forgery.train.dialogues import open_sources as read_sources
 from llava_forgery.train.llava_flags import (
     LlavaArguments,
@@ -146,6 +146,9 @@ def run(arguments: LlavaArguments) -> LlavaForgeryVLM:
         },
         resume=None,
         warm_up=WarmUp(steps, flags.seed) if steps else None,
+        validation=training_samples(vlm, sources["validation"], max_length=flags.model_max_length)
+        if "validation" in sources
+        else None,
     )
     return vlm
 
@@ -246,7 +249,7 @@ def linear_names(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def open_sources(arguments: LlavaArguments) -> dict[str, DialogueSource]:
-    """The data by "skill" and, if any, "general", validated unless the flags say otherwise.
+    """The data by "skill" and, if any, "general" and "validation", checked unless the flags say no.
 
     Nothing of the host but its configuration and tokenizer is loaded for it.
 
@@ -265,6 +268,10 @@ def open_sources(arguments: LlavaArguments) -> dict[str, DialogueSource]:
         invalid,
         data.allow_absolute_paths,
     )
+    if data.eval_data_path is not None:
+        sources["validation"] = open_source(
+            data.eval_data_path, data.image_folder, flags.seed, invalid, data.allow_absolute_paths
+        )
     if invalid is None:
         return sources
     prompts = _read_checkpoint(arguments)

@@ -72,6 +72,11 @@ class TrainingSamples(Dataset):
         general = self.general.lengths if self.general else []
         return [(skill if of_skill else general)[row] for of_skill, row in self.order]
 
+    @property
+    def people(self) -> frozenset[str]:
+        """As :attr:`DialogueSource.people`."""
+        return self.skill.people | (self.general.people if self.general else frozenset())
+
     def describe(self) -> dict[str, Any]:
         """All that the samples depend on but the host's image processor, as JSON takes it."""
         first = self._dialogue(0)
@@ -154,7 +159,7 @@ def valid_dialogues(
     """What is valid of each source, by one pass over all dialogues (:mod:`data.validation`).
 
     Args:
-        sources: By "skill" and "general".
+        sources: By "skill", "general" and "validation".
         prompts: The host's; its weights are not needed.
         max_length: Most tokens of a sample.
         folder: The training's.
@@ -165,7 +170,7 @@ def valid_dialogues(
         ValueError: Some are invalid and are not to be left out, or none of a source is valid.
     """
     checks = {
-        name: (DialogueCheck(source, name == "skill", prompts, max_length), len(source))
+        name: (DialogueCheck(source, name != "general", prompts, max_length), len(source))
         for name, source in sources.items()
     }
     parts = {name: source.fingerprint() for name, source in sources.items()}

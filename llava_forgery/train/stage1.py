@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from llava_forgery.faces.identities import identity_digest
+from llava_forgery.faces.identities import check_held_out, identity_digests
 from llava_forgery.kfd.checkpoint import CONFIG, load_weights, portable_config
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.losses import LossWeights, training_losses
@@ -177,25 +177,6 @@ def recalibrate_batch_norm(
         model.train(was_training)
 
 
-def _training_people(
-    sets: Sequence[datasets.Dataset | None], held_out: datasets.Dataset | None
-) -> frozenset[str]:
-    people = frozenset(
-        identity_digest(name)
-        for faces in sets
-        if faces is not None
-        for name in set(faces["identity"])
-    )
-    names = set() if held_out is None else set(held_out["identity"])
-    seen = sorted(name for name in names if identity_digest(name) in people)
-    if seen:
-        raise ValueError(
-            f"{len(seen)} people are both trained and validated on, such as {seen[0]}; keep each "
-            "person in one split"
-        )
-    return people
-
-
 @quiet()
 def train_kfd(
     detector: KnowledgeGuidedForgeryDetector,
@@ -286,7 +267,12 @@ def train_kfd(
         if labelled is None
         else LabelledPairs(faces, labelled=labelled, ratio=fake_ratio, role="training", **options)
     )
-    detector.training_people = _training_people([faces, labelled], val_faces)
+    people, labelled_people, held_out = (
+        identity_digests(() if rows is None else rows["identity"])
+        for rows in (faces, labelled, val_faces)
+    )
+    check_held_out(people | labelled_people, held_out)
+    detector.training_people = people | labelled_people
     stage = Stage1(detector, weights or LossWeights(), average)
     arguments = training_arguments(
         output_dir,
@@ -314,8 +300,8 @@ def train_kfd(
         settings["renderer"] = "torch"
     validation = None
     if val_faces is not None:
-        held_out = FacePairs(val_faces, role="validation", **{**options, "length": val_pairs})
-        validation = Validation(lambda: stage.average.model, held_out, eval_steps, output_dir)
+        measured = FacePairs(val_faces, role="validation", **{**options, "length": val_pairs})
+        validation = Validation(lambda: stage.average.model, measured, eval_steps, output_dir)
         settings["validation"] = validation.describe()
     run = open_run(arguments, "train detector", settings, Path(output_dir) / CONFIG, resume)
     if run.finished:

@@ -21,6 +21,8 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainingArguments
 
 from llava_forgery.constants import IGNORE_INDEX
+from llava_forgery.faces.identities import check_held_out, identity_digests
+from llava_forgery.files import write_json
 from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.baseline import BaselineVLM
 from llava_forgery.hosts.fingerprint import host_fingerprint
@@ -41,6 +43,8 @@ from llava_forgery.train.trainer import (
     run_training,
 )
 from llava_forgery.train.warmup import WarmUp, warm_up_fpl
+
+BEST, HISTORY = "best", "validation.json"
 
 Order = Callable[[TrainingSamples, TrainingArguments], Sampler[int]]
 """In which order a training draws its samples."""
@@ -127,7 +131,8 @@ class Stage2(Trainable):
 
 
 class Stage2Trainer(ForgeryTrainer):
-    """Draws samples in an order of its own, and shows the detector its pictures as they are.
+    """Draws samples in an order of its own, shows the detector its pictures as they are, and keeps
+    the state of the lowest validation loss.
 
     Args:
         order: Of the samples.
@@ -148,8 +153,31 @@ class Stage2Trainer(ForgeryTrainer):
             prepared["forgery_images"] = shown.to(self.args.device)
         return prepared
 
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Step and mean loss of each validation so far; a checkpoint's are the Trainer's own."""
+        log = [entry for entry in self.state.log_history if "eval_loss" in entry]
+        return [{"step": entry["step"], "loss": entry["eval_loss"]} for entry in log]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The Trainer's; ``best/`` then holds the adapter of the lowest loss so far, the first of
+        several, and ``validation.json`` lists all."""
+        figures = super().evaluate(*args, **kwargs)
+        folder, history = Path(self.args.output_dir), self.history
+        # The same in all processes, which write together.
+        if best_of(history) is history[-1]:
+            self.save_model(folder / BEST)
+        if self.is_world_process_zero():
+            write_json(folder / HISTORY, history)
+        return figures
+
     def _get_train_sampler(self, train_dataset: TrainingSamples | None = None) -> Sampler[int]:
         return self.order(train_dataset or self.train_dataset, self.args)
+
+
+def best_of(history: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The validation of the lowest loss, the first of several."""
+    return min(history, key=lambda figures: figures["loss"])
 
 
 def batches_of_a_kind(samples: TrainingSamples, arguments: TrainingArguments) -> Sampler[int]:
@@ -199,8 +227,11 @@ def run_stage2(
     settings: Mapping[str, Any],
     resume: bool | None,
     warm_up: WarmUp | None = None,
+    validation: TrainingSamples | None = None,
 ) -> None:
     """Train, and write the adapter; the model is in eval mode afterwards.
+
+    The adapter's detector then names whom both were trained on.
 
     Args:
         stage: What is trained.
@@ -213,16 +244,29 @@ def run_stage2(
         settings: What decides the result beside all that is found here.
         resume: As for :func:`~llava_forgery.train.run_record.open_run`.
         warm_up: The FPL's warm start, which resuming leaves out.
+        validation: Conversations about other people, whose mean loss is measured as often as
+            ``arguments`` say; the state of the lowest one is written instead of the last.
 
     Raises:
-        ValueError: The folder holds another training, or results from elsewhere.
+        ValueError: The folder holds another training, or results from elsewhere; ``validation``
+            shows people who are trained on, holds general data, or comes with ZeRO-3.
     """
     vlm = stage.vlm
+    kfd = getattr(vlm, "kfd", None)
+    people = samples.people
+    if warm_up is not None and warm_up.pairs is not None:
+        people |= identity_digests(warm_up.pairs.faces["identity"])
+    if validation is not None:
+        _check_validation(validation, people, arguments)
+    if kfd is not None:
+        kfd.training_people |= people
     described = {
         **describe_stage(stage),
         **settings,
         "warm_start": (warm_up or WarmUp(steps=0)).describe(),
         "data": samples.describe(),
+        "validation": validation
+        and [arguments.eval_strategy.value, arguments.eval_steps, validation.describe()],
     }
     run = open_run(arguments, command, described, Path(output_dir) / result, resume)
     if run.finished:
@@ -234,7 +278,6 @@ def run_stage2(
         if not (arguments.deepspeed or getattr(stage.bare, "is_quantized", False)):
             vlm.to(arguments.device)
         warm_up_fpl(vlm, samples.skill, warm_up)
-    kfd = getattr(vlm, "kfd", None)
     alone = nullcontext()
     if arguments.deepspeed and kfd is not None:
         owner, name = owner_of(vlm, kfd)
@@ -249,16 +292,36 @@ def run_stage2(
                 model=stage,
                 args=arguments,
                 train_dataset=samples,
+                eval_dataset=validation,
                 data_collator=Collator(vlm.prompts.collate),
                 order=order,
             )
             run_training(trainer, run)
+        if trainer.history:
+            stage.load_checkpoint(run.folder / BEST)
         vlm.eval()
         trainer.save_model(output_dir)
         if trainer.is_world_process_zero() and Path(output_dir) == run.folder:
             # Beside its result, as LLaVA's training does.
             trainer.save_state()
         run.finish()
+
+
+def _check_validation(
+    validation: TrainingSamples, people: frozenset[str], arguments: TrainingArguments
+) -> None:
+    check_held_out(people, validation.people)
+    if not all(validation.is_skill):
+        raise ValueError(
+            "the data to validate on hold general instruction data; give conversations of the "
+            "skill alone (data build-qa --split val)"
+        )
+    zero = getattr(arguments, "hf_deepspeed_config", None)
+    if zero is not None and zero.is_zero3():
+        raise ValueError(
+            "under ZeRO-3 the best state cannot be read back into weights that are shared out; "
+            "use scripts/zero2.json, or train without validation"
+        )
 
 
 def training_samples(

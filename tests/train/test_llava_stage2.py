@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from llava_forgery.constants import REAL
 from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.faces.extract import CropSettings
+from llava_forgery.faces.identities import identity_digest
 from llava_forgery.faces.prepare import prepare_sources
 from llava_forgery.faces.records import load_faces
 from llava_forgery.faces.sources import MediaSource
@@ -228,6 +229,29 @@ def test_resumed_equals_uninterrupted(folder, lora):
     assert not list(folder.rglob(".*"))
     assert _same(whole, _files(cut))
     assert not _same(whole, _files(cut / "checkpoint-2"))
+
+
+def test_the_best_state_on_other_people_is_written(folder):
+    """From LLaVA's JSON, which tells whom it shows; the adapter tells it as well."""
+    rows = load_faces(folder / "faces")
+    build_conversations(FacePairs(rows, 4, size=tiny.SIZE), tiny.kfd(), folder / "val", seed=2)
+    data = folder / "val/conversations.json"
+    entries = json.loads(data.read_text())
+    held_out = {entry["identity"] for entry in entries}
+    data.write_text(json.dumps([{**e, "identity": f"other {e['identity']}"} for e in entries]))
+    flags = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 3, "save_strategy": "no"}
+    flags |= {"learning_rate": 1.0, "eval_data_path": data}
+    run(_arguments(folder, "best-llava-lora", data_path=folder / "qa/conversations.json", **flags))
+    out = folder / "best-llava-lora"
+    history = json.loads((out / "validation.json").read_text())
+    assert [figures["step"] for figures in history] == [1, 2, 3]
+    assert min(history, key=lambda figures: figures["loss"])["step"] < 3
+    for name in ("fpl.safetensors", "adapter_model.safetensors"):
+        assert (out / name).read_bytes() == (out / "best" / name).read_bytes()
+    people = set(json.loads((out / "kfd/kfd_config.json").read_text())["training_people"])
+    assert people == {identity_digest(name) for name in held_out}
+    with pytest.raises(ValueError, match="people who are validated on are trained on as well"):
+        run(_arguments(folder, "leak-llava-lora", **{**flags, "eval_data_path": folder / "qa"}))
 
 
 def test_the_same_flags_add_no_step_and_others_are_refused(folder, lora, caplog):

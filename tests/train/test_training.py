@@ -261,7 +261,7 @@ def test_batch_norms_can_be_measured_on_other_pictures(faces, tmp_path):
 
 
 def test_whom_a_detector_was_trained_on_is_recorded(faces, tmp_path):
-    with pytest.raises(ValueError, match="people are both trained and validated on, such as "):
+    with pytest.raises(ValueError, match="4 of 4 people who are validated on"):
         _train_kfd(faces, tmp_path / "leak", val_faces=faces)
     _train_kfd(faces, tmp_path / "kfd")
     read = KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd")
@@ -337,6 +337,58 @@ def test_stage_2_resumed_equals_uninterrupted(conversations, tmp_path):
     train_adapter(_vlm(True), conversations, tmp_path / "cut", resume=True, **options)
     for name in ("fpl.safetensors", "adapter_model.safetensors"):
         assert _same(load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name))
+
+
+def test_stage_2_writes_the_state_of_the_lowest_validation_loss(faces, conversations, tmp_path):
+    """A rate that overshoots, so that it is not the last one; an interruption changes nothing."""
+    rows = [{**row, "identity": f"other {i}"} for i, row in enumerate(faces)]
+    others = datasets.Dataset.from_list(rows, features=FEATURES)
+    pairs = FacePairs(others, 3, size=tiny.SIZE)
+    held_out = build_conversations(pairs, tiny.kfd(), tmp_path / "val", seed=1)
+    options = {"steps": 4, "batch_size": 2, "save_steps": 2, "eval_steps": 1, "learning_rate": 0.5}
+    options["val_conversations"] = held_out
+    train_adapter(_vlm(True), conversations, tmp_path / "whole", **options)
+    history = read_json(tmp_path / "whole-training/validation.json")
+    assert [figures["step"] for figures in history] == [1, 2, 3, 4]
+    best = min(history, key=lambda figures: figures["loss"])
+    assert best["step"] < 4
+    interrupt(tmp_path / "whole-training", tmp_path / "cut-training", "checkpoint-2")
+    shutil.copytree(tmp_path / "whole-training/best", tmp_path / "cut-training/best")
+    train_adapter(_vlm(True), conversations, tmp_path / "cut", resume=True, **options)
+    assert read_json(tmp_path / "cut-training/validation.json") == history
+    for name in ("fpl.safetensors", "adapter_model.safetensors"):
+        written = load_file(tmp_path / "whole" / name)
+        assert _same(written, load_file(tmp_path / "whole-training/best" / name))
+        assert _same(written, load_file(tmp_path / "cut" / name))
+        assert not _same(written, load_file(tmp_path / "whole-training/checkpoint-4" / name))
+    vlm = _vlm(True)
+    vlm.load_weights(tmp_path / "whole")
+    collate = Collator(vlm.prompts.collate)
+    samples = training_samples(vlm, held_out)
+    batches = [collate([samples[i] for i in range(s, s + 2)]) for s in range(0, len(samples), 2)]
+    with torch.no_grad():
+        losses = [float(Stage2(vlm.eval())(**batch)["loss"]) for batch in batches]
+    assert np.mean(losses) == pytest.approx(best["loss"], rel=1e-5)
+
+
+def test_whom_an_adapter_was_trained_on_is_recorded(faces, conversations, tmp_path):
+    options = {"steps": 1, "batch_size": 2, "save_steps": None}
+    with pytest.raises(ValueError, match="4 of 4 people who are validated on"):
+        leak = {"val_conversations": conversations, **options}
+        train_adapter(_vlm(False), conversations, tmp_path / "leak", **leak)
+    vlm = _vlm(False)
+    vlm.kfd.training_people = frozenset({identity_digest("of stage 1")})
+    more = FacePairs(
+        datasets.Dataset.from_list([{**faces[0], "identity": "of the warm start"}], FEATURES),
+        1, size=tiny.SIZE,
+    )  # fmt: skip
+    train_adapter(
+        vlm, conversations, tmp_path / "adapter", fpl_warmup_steps=1, fpl_warmup_pairs=more,
+        **options,
+    )  # fmt: skip
+    read = KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "adapter/kfd")
+    names = ["of stage 1", "of the warm start", *faces["identity"]]
+    assert read.training_people == {identity_digest(name) for name in names}
 
 
 @pytest.mark.parametrize("rate", [0.0, None])
