@@ -373,8 +373,8 @@ def test_stage_2_writes_the_state_of_the_lowest_validation_loss(faces, conversat
 
 def test_whom_an_adapter_was_trained_on_is_recorded(faces, conversations, tmp_path):
     options = {"steps": 1, "batch_size": 2, "save_steps": None}
+    leak = {"val_conversations": conversations, **options}
     with pytest.raises(ValueError, match="4 of 4 people who are validated on"):
-        leak = {"val_conversations": conversations, **options}
         train_adapter(_vlm(False), conversations, tmp_path / "leak", **leak)
     vlm = _vlm(False)
     vlm.kfd.training_people = frozenset({identity_digest("of stage 1")})
