@@ -37,6 +37,8 @@ class PromptEncoder(Protocol):
     """Conversations to the host's tokens, and its tokens to answers."""
 
     tokenizer: PreTrainedTokenizerBase
+    placement: str
+    """Where E_forgery stands (:mod:`llava_forgery.hosts.placement`), and so the placeholders."""
     placeholder_id: int
     """Stands in ``input_ids`` once for each embedding of E_forgery."""
 
@@ -138,6 +140,8 @@ class ForgeryModel(Protocol):
     """Where the bare host came from: a folder or a hub name."""
     n_forgery: int
     """n_f: placeholders behind each image of a prompt."""
+    placement: str
+    """Where E_forgery stands; see :mod:`llava_forgery.hosts.placement`."""
     takes_forgery_images: bool
     """Whether calls take ``forgery_images``. A detector on the host's own vision tower reads what
     the host is shown, and each image is encoded once."""

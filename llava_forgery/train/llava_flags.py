@@ -20,6 +20,7 @@ import transformers
 from transformers import HfArgumentParser
 from transformers.trainer_utils import IntervalStrategy
 
+from llava_forgery.hosts.placement import ALWAYS, check_placement
 from llava_forgery.train.deepspeed import deepspeed_file
 
 logger = logging.getLogger(__name__)
@@ -156,6 +157,11 @@ class ForgeryArguments:
     """What the skill adds."""
 
     forgery_tower: str | None = _flag("Folder of a trained detector, also as kfd:FOLDER.")
+    mm_forgery_placement: str = _flag(
+        "Where the FPL's embeddings stand: always (behind every image, also in prompts of programs "
+        "that know nothing of the skill) or placeholders (where a prompt holds <forgery>).",
+        ALWAYS,
+    )
     fpl_kind: str = _flag("Sizes of a new FPL: lite or paper.", "lite")
     fpl_n_base: int = _flag("n_1, learned base embeddings.", 9)
     fpl_n_forgery: int = _flag("n_f, embeddings that the host receives for each image.", 9)
@@ -180,6 +186,7 @@ class ForgeryArguments:
                 "--forgery_tower is missing: give the folder of a detector, as "
                 "scripts/train_kfd.sh writes it"
             )
+        check_placement(self.mm_forgery_placement)
         if self.fpl_lr is not None and self.fpl_lr <= 0:
             raise ValueError(f"--fpl_lr must be greater than 0, got {self.fpl_lr}")
         if self.fpl_warmup_steps < 0:

@@ -33,7 +33,7 @@ from llava_forgery.hosts.llava import compat as llava_compat
 from llava_forgery.hosts.llava.checkpoint import CONFIG, FILES, write_llava_adapter
 from llava_forgery.hosts.llava.encoder import LlavaEncoder
 from llava_forgery.hosts.llava.host import SPARED, load_llava_host, read_checkpoint
-from llava_forgery.hosts.llava.names import TEMPLATE_KEY
+from llava_forgery.hosts.llava.names import PLACEMENT_KEY, TEMPLATE_KEY
 from llava_forgery.hosts.llava.register import register
 from llava_forgery.hosts.llava.tower import KFDVisionTower
 from llava_forgery.hosts.llava.vlm import LlavaForgeryVLM, attach_llava
@@ -191,6 +191,7 @@ def _read_checkpoint(arguments: LlavaArguments) -> LlavaEncoder:
         model.model_name_or_path, arguments.training.model_max_length, model.cache_dir
     )
     model.check_checkpoint(config)
+    setattr(config, PLACEMENT_KEY, arguments.forgery.mm_forgery_placement)
     return LlavaEncoder(config, tokenizer, arguments.forgery.fpl_n_forgery, model.version)
 
 
@@ -232,6 +233,7 @@ def attach_skill(
         flags.seed,
         flags.trains_projector,
         arguments.model.version,
+        forgery.mm_forgery_placement,
     )
 
 

@@ -1,8 +1,10 @@
 """Stage 2's data set on either backend: dialogues of the skill and general ones as a host's inputs.
 
 Dialogues of the skill get placeholders, and the detector sees their images. General data keeps what
-the host can do and stays as it is: what is given as general, what ``data mix`` marked as such, and
-text without an image.
+the host can do: what is given as general, what ``data mix`` marked as such, and text without an
+image. It stays as it is where placeholders are written; where they always stand behind images
+(:mod:`llava_forgery.hosts.placement`), general questions about an image have them as well, as they
+will have in use.
 """
 
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from llava_forgery.data.validation import LISTED, find_invalid, settle_invalid
 from llava_forgery.files import fingerprint_of
 from llava_forgery.hosts.base import PromptEncoder
 from llava_forgery.hosts.llava.tower import KFDImageProcessor
+from llava_forgery.hosts.placement import ALWAYS
 from llava_forgery.qa.mixing import mix_general
 from llava_forgery.train.dialogues import DialogueSource, Selection, TrainingDialogue
 from llava_forgery.train.run_record import describe_tokens
@@ -81,7 +84,10 @@ class TrainingSamples(Dataset):
         """All that the samples depend on but the host's image processor, as JSON takes it."""
         first = self._dialogue(0)
         tokens = self.prompts.check_turns(
-            first.turns, first.images, skill=self.is_skill[0], max_length=self.max_length
+            first.turns,
+            first.images,
+            skill=_is_placed(first, self.is_skill[0], self.prompts),
+            max_length=self.max_length,
         )
         return {
             "skill": self.skill.content(),
@@ -92,14 +98,15 @@ class TrainingSamples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         dialogue, is_skill = self._dialogue(index), self.is_skill[index]
+        placed = _is_placed(dialogue, is_skill, self.prompts)
         try:
             check_dialogue(dialogue, is_skill)
             sample = self.prompts.encode_turns(
-                dialogue.turns, dialogue.images, skill=is_skill, max_length=self.max_length
+                dialogue.turns, dialogue.images, skill=placed, max_length=self.max_length
             )
         except ValueError as error:
             raise ValueError(f"sample {dialogue.id!r}: {error}") from error
-        if is_skill and self._pictures is not None:
+        if placed and self._pictures is not None:
             pictures = self._pictures(list(dialogue.images))
             sample["forgery_images"] = pictures["pixel_values"]
         return sample
@@ -107,6 +114,11 @@ class TrainingSamples(Dataset):
     def _dialogue(self, index: int) -> TrainingDialogue:
         of_skill, row = self.order[index]
         return (self.skill if of_skill else self.general)[row]
+
+
+def _is_placed(dialogue: TrainingDialogue, is_skill: bool, prompts: PromptEncoder) -> bool:
+    """Whether placeholders stand behind a dialogue's images."""
+    return is_skill or (bool(dialogue.images) and prompts.placement == ALWAYS)
 
 
 def check_dialogue(dialogue: TrainingDialogue, is_skill: bool) -> None:
@@ -143,8 +155,9 @@ class DialogueCheck:
     def __call__(self, row: int) -> None:
         dialogue, is_skill = self.source[row], self.is_skill[row]
         check_dialogue(dialogue, is_skill)
+        placed = _is_placed(dialogue, is_skill, self.prompts)
         self.prompts.check_turns(
-            dialogue.turns, dialogue.images, skill=is_skill, max_length=self.max_length
+            dialogue.turns, dialogue.images, skill=placed, max_length=self.max_length
         )
 
 

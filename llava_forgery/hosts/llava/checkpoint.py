@@ -44,6 +44,7 @@ from llava_forgery.hosts.llava.names import (
     CONFIG_KEYS,
     FORMAT_KEY,
     HOST_PROJECTOR,
+    PLACEMENT_KEY,
     PREFIX,
     PROJECTOR_TYPE,
     TRAINING_KEY,
@@ -51,6 +52,7 @@ from llava_forgery.hosts.llava.names import (
 from llava_forgery.hosts.llava.saving import save_modules, saved_config
 from llava_forgery.hosts.llava.skill import has_forgery_adapter
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, check_lora, save_lora
+from llava_forgery.hosts.placement import PLACEHOLDERS
 from llava_forgery.hosts.projector import TRAINABLES, TrainedProjector
 from llava_forgery.weights import load_tensors, save_tensors
 
@@ -161,7 +163,8 @@ def load_skill(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
         projector = TrainedProjector(model, HOST_PROJECTOR)
         projector.fill(directory)
     tower = resolve_name(values["mm_forgery_tower"].removeprefix(PREFIX), directory)
-    attach_to_llava(model, tower, learner.requires_grad_(False).eval())
+    placement = getattr(config, PLACEMENT_KEY, PLACEHOLDERS)
+    attach_to_llava(model, tower, learner.requires_grad_(False).eval(), placement=placement)
     model._forgery_projector = projector
     name = resolve_name(values["mm_forgery_host"]["name_or_path"], directory)
     config.mm_forgery_host = {**values["mm_forgery_host"], "name_or_path": name}

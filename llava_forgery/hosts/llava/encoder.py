@@ -16,7 +16,7 @@ from llava_forgery.hosts.base import CandidateIds
 from llava_forgery.hosts.likelihood import tell_apart
 from llava_forgery.hosts.llava.hooks import FORGERY_TOKEN_INDEX
 from llava_forgery.hosts.llava.images import HostImages
-from llava_forgery.hosts.llava.names import TEMPLATE_KEY
+from llava_forgery.hosts.llava.names import PLACEMENT_KEY, TEMPLATE_KEY
 from llava_forgery.hosts.llava.prompts import TEMPLATE, paper_template
 from llava_forgery.hosts.llava.register import import_llava
 from llava_forgery.hosts.llava.text import (
@@ -26,6 +26,7 @@ from llava_forgery.hosts.llava.text import (
     render_turns,
     tokenise,
 )
+from llava_forgery.hosts.placement import PLACEHOLDERS
 from llava_forgery.qa.conversation import Conversation
 
 logger = logging.getLogger(__name__)
@@ -64,8 +65,14 @@ class LlavaEncoder:
             find_template(config, template),
             n_forgery,
             bool(getattr(config, "mm_use_im_start_end", False)),
+            getattr(config, PLACEMENT_KEY, PLACEHOLDERS),
         )
         self._images = HostImages(image_processor, config)
+
+    @property
+    def placement(self) -> str:
+        """Where E_forgery stands, and so the placeholders."""
+        return self.style.placement
 
     @cached_property
     def image_tokens(self) -> int:
@@ -107,6 +114,7 @@ class LlavaEncoder:
             self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else None,
             repr(self.style.template),
             [self.style.n_forgery, self.style.im_start_end, self.image_tokens],
+            self.style.placement,
         )
 
     def encode(

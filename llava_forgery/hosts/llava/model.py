@@ -22,6 +22,7 @@ from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.llava.names import (
     CONFIG_KEYS,
     FORMAT_KEY,
+    PLACEMENT_KEY,
     PREFIX,
     PROJECTOR,
     PROJECTOR_TYPE,
@@ -34,6 +35,7 @@ from llava_forgery.hosts.llava.shared_tower import LlavaSharedTower
 from llava_forgery.hosts.llava.skill import forgery_class, has_forgery_adapter
 from llava_forgery.hosts.llava.tower import KFDVisionTower
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.placement import ALWAYS, Unused, check_placement
 from llava_forgery.kfd.host_tower import HostEncoder
 from llava_forgery.noise import quiet
 
@@ -44,6 +46,7 @@ def attach_to_llava(
     forgery_tower: str | PathLike,
     fpl: ForgeryPromptLearner | FPLConfig | None = None,
     seed: int = 0,
+    placement: str = ALWAYS,
 ) -> PreTrainedModel:
     """Give a loaded model of the ``llava`` package the forgery skill.
 
@@ -54,6 +57,8 @@ def attach_to_llava(
         forgery_tower: The detector, ``kfd:DIR`` or DIR.
         fpl: A learner, or its configuration for a new one; by default a new ``lite`` one.
         seed: Of a new learner's weights.
+        placement: Whether E_forgery stands behind each image of every prompt (``always``), or
+            at written ``placeholders`` only; see :mod:`llava_forgery.hosts.placement`.
 
     Returns:
         The same model; its ``forward`` and ``generate`` take ``forgery_images`` (N, 3, S, S) in
@@ -62,7 +67,8 @@ def attach_to_llava(
 
     Raises:
         FileNotFoundError: The folder holds no detector.
-        ValueError: It has the skill already, sizes do not fit, or a new learner is wanted where
+        ValueError: It has the skill already, sizes do not fit, there is no such placement, or a new
+            learner is wanted where
             LLaVA's ``disable_torch_init`` was called.
     """
     if has_forgery_adapter(model):
@@ -72,6 +78,7 @@ def attach_to_llava(
             f"{type(model).__name__} is no model of the llava package; use attach_forgery for "
             "those of transformers"
         )
+    check_placement(placement)
     fingerprint = host_fingerprint(model)
     tower = KFDVisionTower(forgery_tower)
     layers, width = tower.config.num_layers, fingerprint["hidden_size"]
@@ -97,6 +104,7 @@ def attach_to_llava(
     config.mm_forgery_tower = f"{PREFIX}{tower.directory}"
     config.mm_forgery_projector_type = PROJECTOR_TYPE
     config.mm_forgery_fpl = learner.config.to_dict()
+    setattr(config, PLACEMENT_KEY, placement)
     config.mm_forgery_host = {"name_or_path": model.name_or_path, **fingerprint}
     return model
 
@@ -122,12 +130,12 @@ def detach_from_llava(model: PreTrainedModel) -> PreTrainedModel:
     inner = model.get_model()
     delattr(inner, TOWER)
     delattr(inner, PROJECTOR)
-    for key in (*CONFIG_KEYS, TEMPLATE_KEY, FORMAT_KEY, VERSIONS_KEY, TRAINING_KEY):
+    for key in (*CONFIG_KEYS, PLACEMENT_KEY, TEMPLATE_KEY, FORMAT_KEY, VERSIONS_KEY, TRAINING_KEY):
         if hasattr(model.config, key):
             delattr(model.config, key)
     if model._forgery_projector is not None:
         model._forgery_projector.restore()
-    model._forgery_shared = model._forgery_projector = None
+    model._forgery_shared = model._forgery_projector = model._forgery_unused = None
     model.__class__ = type(model).__mro__[2]
     return model
 
@@ -137,6 +145,7 @@ def _install(model: PreTrainedModel, tower: KFDVisionTower, learner: ForgeryProm
     inner = model.get_model()
     setattr(inner, TOWER, tower.to(device))
     setattr(inner, PROJECTOR, learner.to(device))
+    model._forgery_unused = Unused()
     model.__class__ = forgery_class(type(model))
 
 

@@ -23,6 +23,10 @@ CONFIG_KEYS = (
 # The name in LLaVA's conv_templates that the skill was trained with; set by training.
 TEMPLATE_KEY = "mm_forgery_template"
 
+# Where E_forgery stands (:mod:`llava_forgery.hosts.placement`); set by training, changed by
+# ``convert placement``. Absent from adapters that are older than it.
+PLACEMENT_KEY = "mm_forgery_placement"
+
 # What else an adapter's configuration records: the format, versions of the libraries that wrote it,
 # and what its model card says of the training.
 FORMAT_KEY, VERSIONS_KEY = "mm_forgery_format", "mm_forgery_versions"

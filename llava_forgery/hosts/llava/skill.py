@@ -24,9 +24,11 @@ from llava_forgery.hosts.llava.hooks import (
     NumberedHooks,
 )
 from llava_forgery.hosts.llava.images import pictures_of
+from llava_forgery.hosts.llava.names import PLACEMENT_KEY
 from llava_forgery.hosts.llava.saving import save_full
 from llava_forgery.hosts.llava.shared_tower import LlavaSharedTower
 from llava_forgery.hosts.placeholder import count_placeholders
+from llava_forgery.hosts.placement import PLACEHOLDERS, Expansion, Unused, is_padded_left
 from llava_forgery.hosts.projector import TrainedProjector
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 
@@ -48,11 +50,17 @@ class LlavaForgeryMixin:
     _forgery_derived = False
     _forgery_shared: LlavaSharedTower | None = None
     _forgery_projector: TrainedProjector | None = None
+    _forgery_unused: Unused
 
     @property
     def n_forgery(self) -> int:
         """n_f: placeholders that a prompt must hold for each of its images."""
         return self.get_model().forgery_projector.config.n_forgery
+
+    @property
+    def placement(self) -> str:
+        """Where E_forgery stands; see :mod:`llava_forgery.hosts.placement`."""
+        return getattr(self.config, PLACEMENT_KEY, PLACEHOLDERS)
 
     @property
     def takes_forgery_images(self) -> bool:
@@ -125,6 +133,7 @@ class LlavaForgeryMixin:
         bound = inspect.signature(function).bind_partial(self, *args, **kwargs)
         given = bound.arguments
         name = "input_ids" if "input_ids" in given else "inputs"
+        self._place(bound, name)
         input_ids = given.get(name)
         if forgery_images is not None and detection is not None:
             raise ValueError("give either forgery_images or detection, not both")
@@ -170,6 +179,34 @@ class LlavaForgeryMixin:
                 return function(*bound.args, **bound.kwargs)
         finally:
             hooks.remove()
+
+    def _place(self, bound: inspect.BoundArguments, name: str) -> None:
+        """Put placeholders behind the images of prompts without any, where the configuration says
+        ``always``; ids, mask and labels of the call become longer."""
+        given = bound.arguments
+        ids = given.get(name)
+        # One token alone is written after a prompt, on its cache.
+        if ids is None or ids.shape[1] == 1:
+            return
+        ends = ids == IMAGE_TOKEN_INDEX
+        ends &= ~(ids == FORGERY_TOKEN_INDEX).any(dim=1, keepdim=True)
+        if not bool(ends.any()):
+            return
+        if self.placement == PLACEHOLDERS:
+            self._forgery_unused.tell(self)
+            return
+        rest = [n for n, p in bound.signature.parameters.items() if p.kind is p.VAR_KEYWORD]
+        others = given.get(rest[0], {}) if rest else {}
+        holder = given if "attention_mask" in bound.signature.parameters else others
+        mask = holder.get("attention_mask")
+        moved = Expansion.behind(ends, self.n_forgery, is_padded_left(mask, of_call(GENERATING)))
+        given[name] = moved.move(ids, 0, FORGERY_TOKEN_INDEX)
+        if (labels := given.get("labels")) is not None:
+            given["labels"] = moved.move(labels, IGNORE_INDEX, IGNORE_INDEX)
+        if (mask := moved.mask(mask)) is not None:
+            holder["attention_mask"] = mask
+            if holder is others:
+                given[rest[0]] = others
 
     @contextmanager
     def _idle_learner(self, input_ids: torch.Tensor | None, images: Any) -> Iterator[None]:

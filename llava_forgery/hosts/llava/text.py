@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from llava_forgery.constants import FORGERY_TOKEN, IGNORE_INDEX, IMAGE_TOKEN
 from llava_forgery.hosts.llava.hooks import FORGERY_TOKEN_INDEX, IMAGE_TOKEN_INDEX
 from llava_forgery.hosts.llava.prompts import TEMPLATE, forgery_prefix
+from llava_forgery.hosts.placement import ALWAYS, PLACEHOLDERS
 
 # What --mm_use_im_start_end puts around an image.
 IM_START, IM_END = "<im_start>", "<im_end>"
@@ -35,6 +36,9 @@ class PromptStyle:
     """n_f, placeholders behind each image of the skill's samples."""
     im_start_end: bool = False
     """The checkpoint's ``mm_use_im_start_end``."""
+    placement: str = PLACEHOLDERS
+    """Whether placeholders stand where the model puts them by itself (``always``), or where a
+    prompt of the skill has them."""
 
     def __post_init__(self) -> None:
         if self.template.sep_style.name == "PLAIN":
@@ -197,7 +201,8 @@ def _place_images(question: str, style: PromptStyle, skill: bool) -> str:
         return question
     version = style.template.version
     tags = version == TEMPLATE
-    if skill:
+    always = style.placement == ALWAYS
+    if skill and not always:
         shown = forgery_prefix(style.n_forgery, tags=tags)
     else:
         shown = f"<Img>{IMAGE_TOKEN}</Img> " if tags else f"{IMAGE_TOKEN}\n"
@@ -205,6 +210,9 @@ def _place_images(question: str, style: PromptStyle, skill: bool) -> str:
     if "mmtag" in version:
         image = f"<Image>{image}</Image>"
     shown = shown.replace(IMAGE_TOKEN, image)
+    if skill and always:
+        # Where the model puts them: right behind the image, before what closes a tag around it.
+        shown = shown.replace(IMAGE_TOKEN, IMAGE_TOKEN + FORGERY_TOKEN * style.n_forgery)
     if count == 1:
         # LLaVA shows a single image first, wherever its token stood.
         return (shown + question.replace(IMAGE_TOKEN, "").strip()).strip()

@@ -29,6 +29,7 @@ from llava_forgery.hosts.llava.model import (
 from llava_forgery.hosts.llava.names import HOST_PROJECTOR, PROJECTOR, TEMPLATE_KEY, TOWER
 from llava_forgery.hosts.llava.skill import EXPANDED_LABELS, has_forgery_adapter
 from llava_forgery.hosts.lora import LoraSettings, fill_lora, merge_lora
+from llava_forgery.hosts.placement import ALWAYS
 from llava_forgery.hosts.projector import TrainedProjector, fill_projector
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.noise import quiet
@@ -112,6 +113,11 @@ class LlavaForgeryVLM(nn.Module):
     def n_forgery(self) -> int:
         """n_f: placeholders that a prompt must hold for each of its images."""
         return self._bare.n_forgery
+
+    @property
+    def placement(self) -> str:
+        """Where E_forgery stands."""
+        return self._bare.placement
 
     @property
     def takes_forgery_images(self) -> bool:
@@ -317,6 +323,7 @@ def attach_llava(
     seed: int = 0,
     train_projector: bool = False,
     template: str = DEFAULT_TEMPLATE,
+    placement: str = ALWAYS,
 ) -> LlavaForgeryVLM:
     """Give a loaded model of the ``llava`` package the forgery skill, to be trained.
 
@@ -333,6 +340,7 @@ def attach_llava(
         seed: Of the new weights.
         train_projector: Train the host's own projector as well.
         template: Name in LLaVA's ``conv_templates``, with which the adapter is then asked.
+        placement: As for ``attach_to_llava``.
 
     Raises:
         FileNotFoundError: The folder holds no detector.
@@ -340,7 +348,7 @@ def attach_llava(
     """
     find_template(model.config, template)
     model.requires_grad_(False)
-    attach_to_llava(model, forgery_tower, fpl, seed)
+    attach_to_llava(model, forgery_tower, fpl, seed, placement)
     setattr(model.config, TEMPLATE_KEY, template)
     learner = getattr(model.get_model(), PROJECTOR)
     getattr(model.get_model(), TOWER).float()

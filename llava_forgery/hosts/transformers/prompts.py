@@ -12,6 +12,7 @@ from llava_forgery.constants import FORGERY_TOKEN, IGNORE_INDEX, IMAGE_TOKEN
 from llava_forgery.files import fingerprint_of
 from llava_forgery.hosts.base import CandidateIds
 from llava_forgery.hosts.likelihood import tell_apart
+from llava_forgery.hosts.placement import PLACEHOLDERS
 from llava_forgery.hosts.transformers.chat import (
     Processor,
     Rendered,
@@ -120,6 +121,8 @@ class ProcessorEncoder:
         processor: The host's; with placeholders its tokenizer knows ``<forgery>``.
         n_forgery: n_f, placeholders behind each image; 0 for a host without the skill.
     """
+
+    placement = PLACEHOLDERS
 
     def __init__(self, processor: Processor, n_forgery: int) -> None:
         self.processor, self.n_forgery = processor, n_forgery

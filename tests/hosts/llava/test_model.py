@@ -17,6 +17,7 @@ from llava_forgery.hosts.llava.model import (
 )
 from llava_forgery.hosts.llava.prompts import forgery_prefix, tokenizer_forgery_token
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.placement import PLACEHOLDERS
 from tests import tiny, tiny_llava
 
 tiny_llava.require_llava()
@@ -39,7 +40,8 @@ def folders(tmp_path_factory):
 def _skilled(folders, aspect="square"):
     words, model, processor = tiny_llava.load_llava(folders[aspect])
     sizes = FPLConfig(hidden_size=1, num_layers=3, n_forgery=N)
-    return words, attach_to_llava(model, f"kfd:{folders['kfd']}", sizes).eval(), processor
+    tower = f"kfd:{folders['kfd']}"
+    return words, attach_to_llava(model, tower, sizes, placement=PLACEHOLDERS).eval(), processor
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,8 @@ def root(tmp_path_factory):
 def _skilled(root, aspect="square"):
     words, model, _ = tiny_llava.load_llava(root / f"tiny-llava-{aspect}")
     sizes = FPLConfig(hidden_size=1, num_layers=3, n_forgery=N)
-    return words, attach_to_llava(model, f"kfd:{root / 'kfd'}", sizes).eval()
+    tower = f"kfd:{root / 'kfd'}"
+    return words, attach_to_llava(model, tower, sizes, placement="placeholders").eval()
 
 
 def _photos(count):
