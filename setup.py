@@ -65,7 +65,8 @@ setup(
         "heic": ["pillow-heif>=1.1"],
         "train": TRAIN,
         # The llava package itself must be installed without what it depends on: see the README.
-        "llava": ["sentencepiece>=0.2", "protobuf>=5.0"],
+        # requests, shortuuid: its command line and its evaluations.
+        "llava": ["sentencepiece>=0.2", "protobuf>=5.0", "requests>=2.32", "shortuuid>=1.0"],
         # python-multipart: forms with files.
         "serve": [
             "fastapi>=0.120",

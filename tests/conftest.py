@@ -1,5 +1,6 @@
 """Fixtures that several packages' tests share."""
 
+import functools
 import os
 import resource
 import socket
@@ -12,6 +13,11 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from huggingface_hub import constants
+
+from llava_forgery.integrations.lmms_eval import on_import
+
+# Tests share a process, and choose themselves what is registered in it.
+on_import.register_on_import = functools.wraps(on_import.register_on_import)(lambda: None)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from llava_forgery.cli import benchmarks, calibrate, data, doctor, qa, real, sca
 from llava_forgery.cli import convert as llava
 from llava_forgery.cli import evaluate as measuring
 from llava_forgery.cli import predict as use
+from llava_forgery.cli import run as launcher
 from llava_forgery.cli import train as training
 from llava_forgery.cli.app import app, main
 
@@ -16,6 +17,7 @@ __all__ = [
     "calibrate",
     "data",
     "doctor",
+    "launcher",
     "llava",
     "main",
     "measuring",

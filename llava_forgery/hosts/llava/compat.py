@@ -24,6 +24,8 @@ import torch
 from torch import nn
 from transformers import modeling_utils, pytorch_utils
 
+from llava_forgery.hosts.llava.register import register
+
 logger = logging.getLogger(__name__)
 
 # What undoes each change.
@@ -55,6 +57,25 @@ def patch_llava_next() -> list[str]:
     for change in changes:
         logger.warning("%s", change)
     return changes
+
+
+def register_any() -> None:
+    """:func:`register`, with :func:`patch_llava_next` before it where it is needed.
+
+    Raises:
+        ImportError: The ``llava`` package is not installed or does not run.
+        ValueError: As :func:`register`.
+    """
+    if is_next():
+        patch_llava_next()
+    register()
+
+
+def prepare_import() -> None:
+    """What must be in place before LLaVA-NeXT's ``llava`` is imported, where it will be."""
+    if is_next():
+        for change in _bring_back_helpers():
+            logger.warning("%s", change)
 
 
 def unpatch_llava_next() -> None:

@@ -1,17 +1,24 @@
 """What the entry-point group ``lmms_eval.models`` loads: where the model's classes are.
 
 lmms-eval loads every plugin's entry point at start, and one that fails takes those behind it along;
-so nothing is imported here.
+so nothing heavy is imported here.
 """
 
 from typing import TYPE_CHECKING
+
+from llava_forgery.integrations.lmms_eval import on_import
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
 
 
 def manifest() -> "ModelManifest":
-    """The model ``llava_forgery``, with lmms-eval's simple and its chat interface."""
+    """The model ``llava_forgery``, with lmms-eval's simple and its chat interface.
+
+    lmms-eval's own models of the ``llava`` package, such as ``llava``, then load checkpoints with
+    the skill as well.
+    """
+    on_import.register_on_import()
     # Imported when it is called: lmms-eval loads this module while its own is still being imported.
     from lmms_eval.models.registry_v2 import ModelManifest
 

@@ -1,0 +1,31 @@
+"""The command that runs other people's programs with the skill."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from llava_forgery.cli.app import app
+
+
+@app.command(
+    name="run", context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True}
+)
+def run_module(
+    module: Annotated[
+        str, typer.Argument(help="Such as llava.serve.cli, llava.serve.model_worker or lmms_eval.")
+    ],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Of the module.")] = None,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Use the CPU where the module asks for a GPU.")
+    ] = False,
+) -> None:
+    """Run a module with the skill registered, as python -m MODULE runs it.
+
+    Checkpoints with the skill then load in LLaVA's own tools and in lmms-eval.
+    """
+    options = ["--cpu"] if cpu else []
+    command = [sys.executable, "-m", "llava_forgery.run", *options, module, *(arguments or [])]
+    # In this process' place: the module's output, errors and status are its own.
+    os.execv(sys.executable, command)
