@@ -181,7 +181,7 @@ def time_detect(spec: dict[str, Any]) -> dict[str, float]:
     """``detect --jsonl`` of the same files, from its first to its last record."""
     settings = settings_of(spec)
     model = settings.model
-    predictor = model.predictor() if spec["answers"] == "all" else model.detector()
+    predictor = model.predictor("all" if spec["answers"] == "all" else "none")
     points = []
     for _ in judge_files(predictor, [spec["archive"]], cropped=spec.get("cropped", False)):
         points.append((time.monotonic(), time.process_time()))

@@ -42,6 +42,7 @@ def load_predictor(
     max_new_tokens: int | None = None,
     answers: str | None = None,
     cache: Path | None = None,
+    max_memory: int | None = None,
 ):
     """The predictor for an adapter.
 
@@ -56,6 +57,7 @@ def load_predictor(
         max_new_tokens: Most tokens of an answer; None: the predictor's own number.
         answers: As for the predictor.
         cache: Of the shipped model's host.
+        max_memory: Bytes that batches may take.
     """
     from llava_forgery.faces.detect import get_detector
     from llava_forgery.infer.predictor import ForgeryPredictor
@@ -71,6 +73,7 @@ def load_predictor(
         allow_download=allow_download,
         answers=answers,
         cache=cache,
+        max_memory=max_memory,
     )
     if max_new_tokens is not None:
         predictor.max_new_tokens = max_new_tokens

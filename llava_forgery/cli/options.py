@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,25 @@ def pixel_limit(pixels: int | None) -> int | None:
     if pixels is not None:
         set_pixel_limit(pixels)
     return pixels
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def memory_size(text: str) -> int:
+    """An option's parser: bytes, also as ``500M``, ``2GB`` or ``1.5 GiB``, in powers of 1024.
+
+    Raises:
+        typer.BadParameter: It is none, or 0.
+    """
+    found = re.fullmatch(r"([0-9.]+)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    try:
+        size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise typer.BadParameter(f"expected a size such as 500M or 2G, got {text!r}")
+    return size
 
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.", callback=writable_folder)]
@@ -96,6 +116,16 @@ Every = Annotated[
 MaxNewTokens = Annotated[
     int,
     typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer; a longer one is cut."),
+]
+MaxMemory = Annotated[
+    int | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        parser=memory_size,
+        help="Most memory that batches take beside the weights, such as 2G; default: half of what "
+        "is free.",
+    ),
 ]
 MaxPixels = Annotated[
     int | None,

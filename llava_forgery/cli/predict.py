@@ -19,6 +19,7 @@ from llava_forgery.cli.options import (
     FaceFinder,
     Frames,
     JudgingModel,
+    MaxMemory,
     MaxNewTokens,
     MaxPixels,
     writable_folder,
@@ -47,6 +48,7 @@ def detect(
     cropped: Cropped = False,
     frames: Frames = None,
     every: Every = None,
+    max_memory: MaxMemory = None,
     max_pixels: MaxPixels = None,
     pool: Annotated[
         str, typer.Option(help="From a video's frames to its figures: mean, median, max or top_k.")
@@ -84,6 +86,7 @@ def detect(
         max_new_tokens,
         answers,
         cache,
+        max_memory,
     )
     results, interrupted = [], False
     judged = judge_files(

@@ -50,7 +50,7 @@ def scan(
     pool: Annotated[
         str, typer.Option(help="From a video's frames to its figures: mean, median, max or top_k.")
     ] = "mean",
-    batch_size: Annotated[int, typer.Option(help="Faces that are judged at once.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Faces that are judged at once.")] = 16,
     limit: Annotated[
         int | None, typer.Option(help="Judge so many files at most, the first in order.")
     ] = None,
@@ -105,7 +105,6 @@ def scan(
     130 when it was interrupted.
     """
     from llava_forgery.faces.video import frame_choice
-    from llava_forgery.infer.batching import BatchLimits
     from llava_forgery.infer.default import default_host, default_model, missing_for_answers
     from llava_forgery.pooling import check_reduction
     from llava_forgery.scan.engine import Cluster, require_ray
@@ -133,7 +132,7 @@ def scan(
         ),
         answers,
         ReadSettings(frame_choice(frames, every), cropped, max_pixels),
-        JudgeSettings(pool, BatchLimits(batch_size), overlays),
+        JudgeSettings(pool, batch_size, overlays),
     )
     selection = Selection(limit, parse_share(sample), shuffle, seed)
     environment = read_json(runtime_env) if runtime_env else {}

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llava_forgery.cli.app import app, load_predictor
-from llava_forgery.cli.options import AllowDownload, Backend, Device, FaceFinder
+from llava_forgery.cli.options import AllowDownload, Backend, Device, FaceFinder, MaxMemory
 from llava_forgery.optional import require
 
 
@@ -34,13 +34,14 @@ def serve(
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch pictures from public addresses.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(help="Most faces of a batch.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most faces of a batch.")] = 8,
     batch_wait: Annotated[
         float, typer.Option(help="Most seconds for which a batch waits for announced faces.")
     ] = 0.1,
     queue: Annotated[int, typer.Option(help="Most faces that wait; then 429.")] = 256,
     max_requests: Annotated[int, typer.Option(help="Most requests at once; then 429.")] = 128,
     max_bytes: Annotated[int, typer.Option(help="Most bytes of a request.")] = 64 * 2**20,
+    max_memory: MaxMemory = None,
     max_pixels: Annotated[
         int | None,
         typer.Option(help="Most pixels of a picture or a frame; default: 89 million."),
@@ -67,7 +68,6 @@ def serve(
     for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         require(package, extra="serve", feature="the server")
     from llava_forgery.images import set_pixel_limit
-    from llava_forgery.infer.batching import BatchLimits
     from llava_forgery.serve.server import Server
     from llava_forgery.serve.service import Service
     from llava_forgery.serve.settings import Settings
@@ -89,12 +89,19 @@ def serve(
     )
     if max_pixels is not None:
         set_pixel_limit(max_pixels)
-    limits = BatchLimits(faces=batch_size)
     predictors = {
-        name: load_predictor(folder, base_model, backend, device, detector, allow_download)
+        name: load_predictor(
+            folder,
+            base_model,
+            backend,
+            device,
+            detector,
+            allow_download,
+            max_memory=max_memory,
+        )
         for name, folder in named_models(model or []).items()
     }
-    server = Server(Service(predictors, settings, limits, batch_wait))
+    server = Server(Service(predictors, settings, batch_size, batch_wait))
     typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}", err=True)
     server.run()
     if not server.started:

@@ -2,20 +2,19 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from llava_forgery.faces.kinds import Kind, kind_of
 from llava_forgery.faces.sources import find_media
 from llava_forgery.faces.video import FrameChoice
 from llava_forgery.images import read_image, save_png
+from llava_forgery.infer.batching import complete, in_batches, read_ahead
 from llava_forgery.infer.halving import is_out_of_memory
 from llava_forgery.infer.overlay import photograph_overlay
-from llava_forgery.infer.predictor import ForgeryPredictor
+from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict
 from llava_forgery.infer.video import judge_video, video_overlay
 
@@ -89,8 +88,9 @@ def judge_files(
 ) -> Iterator[FileVerdicts]:
     """Judge every image and every video under the paths.
 
-    Whatever one file fails for, memory that ran out included, is said in its record, and the rest
-    is judged.
+    Files are read and faces found in threads, ahead of the batches that the faces of several files
+    share. Whatever one file fails for, memory that ran out included, is said in its record, and the
+    rest is judged.
 
     Args:
         predictor: The skill.
@@ -111,13 +111,26 @@ def judge_files(
     if not cropped:
         # What every file would fail for stops here.
         _ = predictor.face_detector
-    for path, problem in list_media(paths):
-        if problem is not None:
-            logger.error(problem)
-            yield FileVerdicts(str(path), error=problem)
-            continue
+
+    def read(entry: tuple[Path, str | None]) -> _ReadFile:
+        return _read(predictor, *entry, cropped)
+
+    files = ((file, file.faces) for file in read_ahead(read, list_media(paths)))
+    size = predictor.limits.faces
+    for file, verdicts in in_batches(files, predictor.predict_faces, size):
+        path, picture = file.path, None
         try:
-            faces, picture = _judge(predictor, path, cropped, frames, reduce, bool(overlay_dir))
+            if file.error is not None:
+                raise file.error
+            if file.is_video:
+                verdicts = judge_video(
+                    predictor, path, frames=frames, cropped=cropped, reduce=reduce
+                )
+                picture = video_overlay(path, verdicts) if overlay_dir else None
+            else:
+                verdicts = complete(verdicts)
+                if overlay_dir:
+                    picture = photograph_overlay(read_image(path), verdicts)
         except Exception as error:
             sentence = error_sentence(error)
             named = sentence.startswith(str(path))
@@ -131,7 +144,30 @@ def judge_files(
             overlay = str(_overlay_path(Path(overlay_dir), path))
             note = f"map of the forged area in {path.name}, drawn by a detector"
             save_png(picture, overlay, note)
-        yield FileVerdicts(str(path), faces=faces, overlay=overlay)
+        yield FileVerdicts(str(path), faces=verdicts, overlay=overlay)
+
+
+@dataclass(frozen=True)
+class _ReadFile:
+    """The faces of a file on their way to a batch; its own pixels are let go."""
+
+    path: Path
+    faces: Sequence[FaceInput] = ()
+    is_video: bool = False
+    """A video's frames are read when it is its turn."""
+    error: Exception | None = None
+
+
+def _read(predictor: ForgeryPredictor, path: Path, problem: str | None, cropped: bool) -> _ReadFile:
+    try:
+        if problem is not None:
+            raise ValueError(problem)
+        if kind_of(path) is Kind.VIDEO:
+            return _ReadFile(path, is_video=True)
+        # The pixels, not the path: what is said of a face that is not found names the file once.
+        return _ReadFile(path, predictor.find_faces(read_image(path), cropped))
+    except Exception as error:
+        return _ReadFile(path, error=error)
 
 
 def error_sentence(error: Exception) -> str:
@@ -146,23 +182,6 @@ def error_sentence(error: Exception) -> str:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else ""
-
-
-def _judge(
-    predictor: ForgeryPredictor,
-    path: Path,
-    cropped: bool,
-    frames: FrameChoice | None,
-    reduce: str,
-    drawn: bool,
-) -> tuple[list[Verdict], Image.Image | None]:
-    """The faces of one file, and their picture where it is wanted."""
-    if kind_of(path) is not Kind.VIDEO:
-        pixels = read_image(path)
-        faces = predictor.predict_all(pixels, cropped)
-        return faces, photograph_overlay(pixels, faces) if drawn else None
-    films = judge_video(predictor, path, frames=frames, cropped=cropped, reduce=reduce)
-    return films, video_overlay(path, films) if drawn else None
 
 
 def _overlay_path(directory: Path, source: Path) -> Path:

@@ -1,8 +1,9 @@
-"""Faces of several pictures share batches, bounded by faces and tokens; each gets back its own."""
+"""Faces of several pictures share batches, within limits; each picture gets back its own."""
 
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -13,6 +14,7 @@ logger = logging.getLogger(__name__)
 Key = TypeVar("Key")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Source = TypeVar("Source")
 Run = Callable[[Sequence[Item]], list[Result]]
 
 
@@ -24,27 +26,25 @@ class BatchLimits:
         ValueError: A limit below 1.
     """
 
-    faces: int = 8
-    """Most items of a batch."""
-    tokens: int | None = None
-    """Most tokens of a batch, padding included: items times the longest of them; None for any."""
+    faces: int = 32
+    """Most items of a batch. More are hardly faster: the weights that each token of an answer reads
+    are by then read for many."""
+    tokens: int = 32_768
+    """Most tokens of the prompts of a batch, padding included."""
 
     def __post_init__(self) -> None:
-        if self.faces < 1 or (self.tokens is not None and self.tokens < 1):
+        if self.faces < 1 or self.tokens < 1:
             raise ValueError(
                 f"expected limits of 1 or more, got faces={self.faces}, tokens={self.tokens}"
             )
 
-    def allow(self, faces: int, longest: int = 0) -> bool:
-        """Whether so many items may share a batch; a single one always may.
+    def size(self, tokens: int = 0) -> int:
+        """Most items of a batch, 1 or more.
 
         Args:
-            faces: How many.
-            longest: Tokens of the longest of them.
+            tokens: Of the longest item.
         """
-        if faces <= 1:
-            return True
-        return faces <= self.faces and (self.tokens is None or faces * longest <= self.tokens)
+        return max(1, min(self.faces, self.tokens // max(tokens, 1)))
 
 
 def run_each(run: Run, items: Sequence[Item]) -> list[Result | Exception]:
@@ -79,10 +79,7 @@ class _Group(Generic[Key]):
 
 
 def in_batches(
-    groups: Iterable[tuple[Key, Sequence[Item]]],
-    run: Run,
-    limits: BatchLimits = BatchLimits(),
-    tokens: Callable[[Item], int] | None = None,
+    groups: Iterable[tuple[Key, Sequence[Item]]], run: Run, size: int
 ) -> Iterator[tuple[Key, list[Result | Exception]]]:
     """Run groups of items, such as the faces of pictures, in batches that they share.
 
@@ -91,44 +88,70 @@ def in_batches(
     Args:
         groups: A key, such as a file's name, and its items; there may be none.
         run: Gives one result for each item, in order.
-        limits: How much is computed at once.
-        tokens: An item's length, for ``limits.tokens``.
+        size: Most items of a batch.
 
     Yields:
         Each group's key and its results as :func:`run_each` gives them, in the groups' order, as
         soon as they are complete.
-
-    Raises:
-        ValueError: The limits bound tokens, and ``tokens`` is not given.
     """
-    if limits.tokens is not None and tokens is None:
-        raise ValueError("limits.tokens needs the length of an item: pass tokens=")
     waiting: deque[_Group[Key]] = deque()
     batch: list[tuple[_Group[Key], Item]] = []
-    longest = 0
 
     def flush() -> None:
-        nonlocal longest
         results = run_each(run, [item for _, item in batch])
         for (group, _), result in zip(batch, results, strict=True):
             group.results.append(result)
         batch.clear()
-        longest = 0
 
     for key, items in groups:
         group = _Group(key, len(items))
         waiting.append(group)
         for item in items:
-            length = tokens(item) if tokens else 0
-            if not limits.allow(len(batch) + 1, max(longest, length)):
-                flush()
             batch.append((group, item))
-            longest = max(longest, length)
-        if len(batch) >= limits.faces:
-            flush()
+            if len(batch) >= size:
+                flush()
         while waiting and len(waiting[0].results) == waiting[0].size:
             done = waiting.popleft()
             yield done.key, done.results
     flush()
     for group in waiting:
         yield group.key, group.results
+
+
+def complete(results: Iterable[Result | Exception]) -> list[Result]:
+    """A group's results.
+
+    Raises:
+        Exception: The first error among them.
+    """
+    results = list(results)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results
+
+
+def read_ahead(
+    read: Callable[[Source], Result], sources: Iterable[Source], threads: int = 2
+) -> Iterator[Result]:
+    """What ``read`` gives for each source, in order, while threads read the next ones.
+
+    Args:
+        read: Called in a thread.
+        sources: Drawn as there is room: at most two of each thread wait to be given out.
+        threads: How many.
+
+    Raises:
+        Exception: What ``read`` raises, in its source's turn.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")
+    pending: deque[Future[Result]] = deque()
+    try:
+        for source in sources:
+            pending.append(pool.submit(read, source))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,10 +1,10 @@
 """From a photograph to verdicts: find faces, detect, ask the language model."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -27,9 +27,11 @@ from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.quantized import pick_device
 from llava_forgery.images import read_image, to_rgb
 from llava_forgery.infer.answering import WrittenAnswer, write_answers
+from llava_forgery.infer.batching import BatchLimits
 from llava_forgery.infer.default import is_detector, load_detector_of, shipped_model
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.infer.halving import in_halves
+from llava_forgery.infer.memory import FaceMemory, free_memory
 from llava_forgery.infer.verdict import Verdict, agree
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.answers import parse_answer
@@ -39,12 +41,16 @@ from llava_forgery.tensors import from_bytes
 # Pictures with a longer side are rather photographs than face crops.
 _CROP_SIDE = 1024
 
+# Faces that the detector sees at once: it is no faster with more, and takes more memory.
+_DETECTED_AT_ONCE = 8
+
 logger = logging.getLogger(__name__)
 
 ANSWERS = ("none", "flagged", "all")
 """For which faces the language model is asked."""
 NOT_ASKED = WrittenAnswer(None, None, False)
 
+Result = TypeVar("Result")
 Photograph = str | PathLike | np.ndarray | Image.Image
 
 
@@ -183,6 +189,9 @@ class ForgeryPredictor(FaceFinder):
         max_new_tokens: Most tokens of an answer.
         answers: Which faces the language model is asked about: ``all``; ``flagged``, those whose
             score is not certainly real; ``none``. By default all where there is one.
+        limits: How many faces are computed at once, where memory has room for so many.
+        max_memory: Bytes that computing may take beside the weights; by default half of what is
+            free when the first face is judged. A single face is judged whatever it takes.
 
     Raises:
         ValueError: Answers are wanted of a detector alone, or ``answers`` is another word.
@@ -194,6 +203,8 @@ class ForgeryPredictor(FaceFinder):
         detector: FaceDetector | None = None,
         max_new_tokens: int = 64,
         answers: str | None = None,
+        limits: BatchLimits | None = None,
+        max_memory: int | None = None,
     ) -> None:
         alone = isinstance(vlm, KnowledgeGuidedForgeryDetector)
         self.vlm: ForgeryModel | None = None if alone else vlm.eval()
@@ -201,6 +212,8 @@ class ForgeryPredictor(FaceFinder):
         """The detector."""
         self.answers = _checked_answers(answers, alone)
         self.max_new_tokens = max_new_tokens
+        self.limits, self.max_memory = limits or BatchLimits(), max_memory
+        self._memory = FaceMemory()
         self._face_detector = detector
 
     @classmethod
@@ -216,6 +229,7 @@ class ForgeryPredictor(FaceFinder):
         allow_download: bool = False,
         answers: str | None = None,
         cache: str | PathLike | None = None,
+        max_memory: int | None = None,
         **options: Any,
     ) -> "ForgeryPredictor":
         """Load an adapter and its host.
@@ -235,6 +249,7 @@ class ForgeryPredictor(FaceFinder):
             answers: As for the class. With ``none`` no host is loaded.
             cache: Folder for the shipped model's host; by default $LLAVA_FORGERY_CACHE or
                 ~/.cache/llava-forgery.
+            max_memory: As for the class.
             options: Of the backend only, as for :meth:`.AutoForgeryModel.from_pretrained`.
 
         Raises:
@@ -248,7 +263,7 @@ class ForgeryPredictor(FaceFinder):
         answers = _checked_answers(answers, alone)
         if answers == "none":
             kfd = load_detector_of(adapter_dir, base_model, allow_download)
-            return cls(kfd.to(pick_device(device)))
+            return cls(kfd.to(pick_device(device)), max_memory=max_memory)
         return cls(
             AutoForgeryModel.from_pretrained(
                 adapter_dir,
@@ -261,6 +276,7 @@ class ForgeryPredictor(FaceFinder):
                 **options,
             ),
             answers=answers,
+            max_memory=max_memory,
         )
 
     @property
@@ -285,12 +301,35 @@ class ForgeryPredictor(FaceFinder):
         return self.predict_faces(self.find_faces(image, cropped))
 
     def predict_faces(self, faces: Sequence[FaceInput]) -> list[Verdict]:
-        """Verdicts of faces, in one batch, or in halves of it where memory runs out.
+        """Verdicts of any number of faces, in batches within ``limits`` and ``max_memory``.
 
         The prompt is evaluated once: the first token's likelihoods give P(yes), the same pass goes
         on to write the answer.
         """
-        return in_halves(self._predict_faces, faces) if faces else []
+        return self._in_batches(self._predict_faces, faces)
+
+    def _in_batches(
+        self, run: Callable[[Sequence[FaceInput]], list[Result]], faces: Sequence[FaceInput]
+    ) -> list[Result]:
+        """``run``'s results; where memory runs out all the same, batches are halved."""
+        results: list[Result] = []
+        while len(results) < len(faces):
+            if self._memory.bytes is None:
+                # The first face alone shows what each of the next ones takes.
+                asked = None if self.answers == "none" else self.vlm
+                with self._memory.counted(self.kfd, asked, self.max_new_tokens):
+                    results += run(faces[:1])
+            else:
+                start = len(results)
+                results += in_halves(run, faces[start : start + self._batch_size()])
+        return results
+
+    def _batch_size(self) -> int:
+        """Most faces of a batch, by the limits and by the memory that they may take."""
+        if self.max_memory is None:
+            self.max_memory = free_memory(self._device) // 2
+        room = self.max_memory // self._memory.bytes
+        return max(1, min(self.limits.size(self._memory.tokens), room))
 
     @torch.inference_mode()
     def _predict_faces(self, faces: Sequence[FaceInput]) -> list[Verdict]:
@@ -322,11 +361,18 @@ class ForgeryPredictor(FaceFinder):
         side = face.box[2] - face.box[0]
         return face.warnings + calibration.domain.warnings(face.image, side, maps)
 
+    @property
+    def _device(self) -> torch.device:
+        return self.kfd.text_features.device if self.vlm is None else self.vlm.device
+
     def _detect(self, faces: Sequence[FaceInput]) -> KFDOutput:
-        pixels = torch.stack([from_bytes(face.image) for face in faces])
-        if self.vlm is not None:
-            return self.vlm.detect(pixels)
-        return self.kfd(pixels.to(self.kfd.text_features.device))
+        if self.vlm is not None and not self.vlm.takes_forgery_images:
+            # With what the host's own tower saw of them, which cannot be joined in general.
+            return self.vlm.detect(_pixels(faces))
+        detect = self.kfd if self.vlm is None else self.vlm.detect
+        starts = range(0, len(faces), _DETECTED_AT_ONCE)
+        parts = (faces[start : start + _DETECTED_AT_ONCE] for start in starts)
+        return KFDOutput.join([detect(_pixels(part).to(self._device)) for part in parts])
 
     def _answers(
         self, faces: Sequence[FaceInput], detection: KFDOutput, max_new_tokens: int
@@ -340,9 +386,8 @@ class ForgeryPredictor(FaceFinder):
         low = self.kfd.thresholds.low
         asked = [i for i, score in enumerate(detection.score.tolist()) if score >= low]
         if asked:
-            # A detection may hold the host's features, which cannot be picked from in general.
             flagged = [faces[i] for i in asked]
-            said = self._write(flagged, self._detect(flagged), max_new_tokens)
+            said = self._write(flagged, detection.select(asked), max_new_tokens)
             for i, answer in zip(asked, said, strict=True):
                 answers[i] = answer
         return answers
@@ -357,16 +402,14 @@ class ForgeryPredictor(FaceFinder):
     def predict_scores(
         self, faces: Sequence[FaceInput]
     ) -> tuple[list[float], list[float] | list[None]]:
-        """Scores and P(yes) of faces in one forward pass, without writing the answers.
-
-        Where memory runs out, the faces are halved.
+        """Scores and P(yes) of any number of faces, a forward pass for each batch and no answers.
 
         Returns:
             The detector's scores and the language model's P(yes), each in [0, 1]; the same that
             :meth:`predict_faces` gives, at a fraction of its time. Unless all are asked about,
             P(yes) is None for each.
         """
-        rated = in_halves(self._predict_scores, faces) if faces else []
+        rated = self._in_batches(self._predict_scores, faces)
         return [score for score, _ in rated], [p_yes for _, p_yes in rated]
 
     @torch.inference_mode()
@@ -398,6 +441,11 @@ class ForgeryPredictor(FaceFinder):
             )
         face = self.largest_face(image, cropped)
         return Dialogue(self.vlm, face.image, self.max_new_tokens, reuse_cache)
+
+
+def _pixels(faces: Sequence[FaceInput]) -> torch.Tensor:
+    """(N, 3, S, S) in [0, 1]."""
+    return torch.stack([from_bytes(face.image) for face in faces])
 
 
 def _checked_answers(answers: str | None, alone: bool) -> str:

@@ -65,6 +65,12 @@ class KFDOutput:
         parts = (self.consistency_maps, self.mask_logits, self.class_logits)
         return KFDOutput(*(part[list(rows)] for part in parts))
 
+    @classmethod
+    def join(cls, outputs: Sequence["KFDOutput"]) -> "KFDOutput":
+        """What is said of several batches, one behind the other."""
+        names = ("consistency_maps", "mask_logits", "class_logits")
+        return cls(*(torch.cat([getattr(output, name) for output in outputs]) for name in names))
+
     def detach(self) -> "KFDOutput":
         """The same without a graph."""
         return KFDOutput(

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -10,7 +10,7 @@ from PIL import Image
 from llava_forgery.faces.kinds import Kind
 from llava_forgery.images import png_bytes, read_image
 from llava_forgery.infer.batch import error_sentence
-from llava_forgery.infer.batching import BatchLimits, in_batches
+from llava_forgery.infer.batching import complete, in_batches
 from llava_forgery.infer.overlay import heat_overlay, photograph_overlay
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict, agree
@@ -39,8 +39,8 @@ class JudgeSettings:
 
     reduce: str = "mean"
     """How the frames of a video are pooled."""
-    limits: BatchLimits = field(default_factory=BatchLimits)
-    """How many faces are judged at once."""
+    batch_size: int = 16
+    """How many faces are judged at once, where memory has room for so many."""
     overlays: bool = False
     """Whether a flagged file's picture is drawn, beside its maps."""
 
@@ -128,12 +128,11 @@ class Judge:
         run: Callable[[Sequence[FaceInput]], list],
     ) -> Iterator[tuple[Item, list]]:
         """Results of the groups none of whose faces failed; the others' items get the error."""
-        for key, results in in_batches(groups, run, self.settings.limits):
-            failed = next((r for r in results if isinstance(r, Exception)), None)
-            if failed is None:
-                yield key, results
-            else:
-                key.error = error_sentence(failed)
+        for item, results in in_batches(groups, run, self.settings.batch_size):
+            try:
+                yield item, complete(results)
+            except Exception as error:
+                item.error = error_sentence(error)
 
     def _close(self, item: Item) -> None:
         """Draw what is wanted, and let go what nobody needs."""

@@ -8,8 +8,9 @@ import pyarrow as pa
 import torch
 
 from llava_forgery.images import set_pixel_limit
+from llava_forgery.infer.predictor import ANSWERS
 from llava_forgery.scan.judge import Judge, JudgeSettings
-from llava_forgery.scan.models import ANSWERS, ModelSettings
+from llava_forgery.scan.models import ModelSettings
 from llava_forgery.scan.reader import Reader, ReadSettings
 from llava_forgery.scan.registry import Registry
 from llava_forgery.scan.results import Result, to_result
@@ -92,7 +93,7 @@ class JudgeStage:
         model = settings.model
         self._provenance = provenance
         self._judge = Judge(
-            model.predictor() if asks else model.detector(),
+            model.predictor("all" if asks else "none"),
             settings.judge,
             flagged_only=asks and settings.answers == "flagged",
             is_last=provenance is not None,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from llava_forgery.infer.batching import BatchLimits, run_each
+from llava_forgery.infer.batching import run_each
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict
 
@@ -60,7 +60,7 @@ class Engine:
 
     Args:
         predictor: Used by the engine's thread alone for what goes through the queue.
-        limits: Of a batch; by default those of ``BatchLimits``.
+        batch_size: Most faces of a batch.
         wait: Seconds for which a batch with room waits for callers that have said, by
             :meth:`expect`, that they bring faces. Nobody waits for callers that have not.
         queue: Most faces that wait; what would exceed it is refused.
@@ -70,12 +70,12 @@ class Engine:
     def __init__(
         self,
         predictor: ForgeryPredictor,
-        limits: BatchLimits | None = None,
+        batch_size: int = 8,
         wait: float = 0.1,
         queue: int = 256,
         observe: Observe | None = None,
     ) -> None:
-        self.predictor, self.limits = predictor, limits or BatchLimits()
+        self.predictor, self.batch_size = predictor, batch_size
         self.wait, self.queue = wait, queue
         self._observe = observe or (lambda kind, faces, seconds: None)
         self._changed = threading.Condition()
@@ -195,7 +195,7 @@ class Engine:
                     continue
                 deadline = deadline or time.monotonic() + self.wait
                 rest = deadline - time.monotonic()
-                full = len(batch) >= self.limits.faces or batch[0][0].kind == CALL
+                full = len(batch) >= self.batch_size or batch[0][0].kind == CALL
                 if full or not self._expected or rest <= 0:
                     return batch
                 self._changed.wait(rest)
@@ -207,7 +207,7 @@ class Engine:
         first = self._tasks[0]
         alike = [first] if first.kind == CALL else [t for t in self._tasks if t.kind == first.kind]
         items = [(task, item) for task in alike for item in task.left]
-        return items[: self.limits.faces]
+        return items[: self.batch_size]
 
     def _give(self, batch: list[tuple[_Task, Any]], results: list[Any]) -> None:
         """Hand out results; who waits for more goes to the queue's end, so that all get on."""

@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from llava_forgery.faces.video import FrameChoice, frame_choice
-from llava_forgery.infer.batching import BatchLimits
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.infer.verdict import Verdict
 from llava_forgery.infer.video import judge_video
@@ -56,7 +55,7 @@ class Service:
     Args:
         predictors: By name; the first is taken where a client names none.
         settings: The limits.
-        limits: Of a batch.
+        batch_size: Most faces of a batch.
         batch_wait: See ``Engine``; in seconds.
 
     Raises:
@@ -67,7 +66,7 @@ class Service:
         self,
         predictors: Mapping[str, ForgeryPredictor],
         settings: Settings | None = None,
-        limits: BatchLimits | None = None,
+        batch_size: int = 8,
         batch_wait: float = 0.1,
     ) -> None:
         if not predictors:
@@ -79,18 +78,18 @@ class Service:
         # Decoding and face finding: a picture within the limits may take a gigabyte for a moment.
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="reader")
         self.models = {
-            name: self._serve(name, predictor, limits, batch_wait)
+            name: self._serve(name, predictor, batch_size, batch_wait)
             for name, predictor in predictors.items()
         }
         self.metrics.active.set_function(lambda: self.admission.requests)
 
     def _serve(
-        self, name: str, predictor: ForgeryPredictor, limits: BatchLimits | None, batch_wait: float
+        self, name: str, predictor: ForgeryPredictor, batch_size: int, batch_wait: float
     ) -> ServedModel:
         def observe(kind: str, faces: int, seconds: float) -> None:
             self.metrics.observe_batch(name, kind, faces, seconds)
 
-        engine = Engine(predictor, limits, batch_wait, self.settings.queue, observe)
+        engine = Engine(predictor, batch_size, batch_wait, self.settings.queue, observe)
         self.metrics.queue.labels(name).set_function(lambda: engine.waiting)
         dialogues = Dialogues(predictor, self.settings.dialogues, self.settings.queue)
         self.metrics.dialogues.labels(name).set_function(lambda: len(dialogues))

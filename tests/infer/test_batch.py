@@ -15,18 +15,18 @@ from llava_forgery.files import to_json
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.batch import SCHEMA_VERSION, judge_files
+from llava_forgery.infer.batching import BatchLimits
 from llava_forgery.infer.predictor import ForgeryPredictor
 from tests import tiny
 
 
 class Failing(ForgeryPredictor):
-    """Raises ``error`` at the ``at``-th batch, and where one holds too many faces."""
+    """Raises ``error`` over the ``at``-th picture, and where a batch holds too many faces."""
 
-    at, error, room, calls = -1, None, 99, 0
+    at, error, room = 99, None, 99
 
     def _predict_faces(self, faces):
-        self.calls += 1
-        if self.calls == self.at:
+        if any((face.image == tiny.picture(self.at)).all() for face in faces):
             raise self.error
         if len(faces) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -57,7 +57,7 @@ def _detect(monkeypatch, predictor, files, *more):
     "error", [RuntimeError("cuDNN error"), KeyError("k"), torch.OutOfMemoryError("out of memory")]
 )
 def test_whatever_one_file_fails_for_the_rest_is_judged(monkeypatch, predictor, files, error):
-    predictor.at, predictor.error = 3, error
+    predictor.at, predictor.error = 2, error
     result = _detect(monkeypatch, predictor, files, "--jsonl")
     assert result.exit_code == 1
     records = [json.loads(line) for line in result.stdout.splitlines()]
@@ -69,6 +69,8 @@ def test_whatever_one_file_fails_for_the_rest_is_judged(monkeypatch, predictor, 
 
 
 def test_lines_are_the_records_of_the_document(monkeypatch, predictor, files):
+    # What a face takes is seen at the first one, which is judged alone.
+    predictor.predict(tiny.picture(), cropped=True)
     lines = _detect(monkeypatch, predictor, files, "--jsonl").stdout.splitlines()
     document = json.loads(_detect(monkeypatch, predictor, files, "--json").stdout)
     assert [json.loads(line) for line in lines] == document
@@ -78,7 +80,8 @@ def test_lines_are_the_records_of_the_document(monkeypatch, predictor, files):
 
 @pytest.mark.parametrize("form", ["--json", "--jsonl", None])
 def test_ctrl_c_ends_with_what_is_done(monkeypatch, predictor, files, form):
-    predictor.at, predictor.error = 3, KeyboardInterrupt()
+    predictor.at, predictor.error = 2, KeyboardInterrupt()
+    predictor.limits = BatchLimits(faces=2)
     result = _detect(monkeypatch, predictor, files, *([form] if form else []))
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "interrupted: 2 files were judged, the others not"

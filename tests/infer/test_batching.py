@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from llava_forgery.infer.batching import BatchLimits, in_batches, run_each
+from llava_forgery.infer.batching import BatchLimits, complete, in_batches, read_ahead, run_each
 
 
 class Doubling:
@@ -22,7 +22,7 @@ class Doubling:
 def test_groups_share_batches_and_keep_their_order():
     run = Doubling()
     groups = [("a", [1]), ("b", []), ("c", [2, 3, 4]), ("d", [5])]
-    assert list(in_batches(groups, run, BatchLimits(faces=2))) == [
+    assert list(in_batches(groups, run, 2)) == [
         ("a", [2]), ("b", []), ("c", [4, 6, 8]), ("d", [10]),
     ]  # fmt: skip
     assert run.batches == [[1, 2], [3, 4], [5]]
@@ -36,18 +36,9 @@ def test_a_group_is_given_out_before_later_ones_are_drawn():
             drawn.append(i)
             yield i, [i]
 
-    results = in_batches(groups(), Doubling(), BatchLimits(faces=2))
+    results = in_batches(groups(), Doubling(), 2)
     assert next(results) == (0, [0])
     assert drawn == [0, 1]
-
-
-def test_tokens_count_with_their_padding():
-    run = Doubling()
-    limits = BatchLimits(faces=8, tokens=12)
-    groups = [(i, [i]) for i in (3, 4, 1, 6, 20, 1)]
-    results = list(in_batches(groups, run, limits, tokens=lambda item: item))
-    assert [key for key, _ in results] == [3, 4, 1, 6, 20, 1]
-    assert run.batches == [[3, 4, 1], [6], [20], [1]]
 
 
 def test_one_that_fails_does_not_fail_the_others():
@@ -65,9 +56,38 @@ def test_where_memory_runs_out_batches_are_halved():
     assert run.batches == [[1, 2], [3], [4, 5]]
 
 
+@pytest.mark.parametrize(
+    ("limits", "tokens", "size"),
+    [((8, 1000), 100, 8), ((8, 1000), 300, 3), ((8, 1000), 5000, 1), ((8, 1000), 0, 8)],
+)
+def test_a_batch_is_bounded_by_faces_and_tokens(limits, tokens, size):
+    assert BatchLimits(*limits).size(tokens) == size
+
+
 @pytest.mark.parametrize("limits", [{"faces": 0}, {"tokens": 0}])
 def test_limits_below_one_are_refused(limits):
     with pytest.raises(ValueError, match="1 or more"):
         BatchLimits(**limits)
-    with pytest.raises(ValueError, match="pass tokens="):
-        next(in_batches([], Doubling(), BatchLimits(tokens=5)))
+
+
+def test_what_is_read_ahead_is_bounded_and_in_order():
+    drawn = []
+
+    def sources():
+        for i in range(100):
+            drawn.append(i)
+            yield i
+
+    found = read_ahead(lambda i: 2 * i, sources(), threads=2)
+    assert [next(found) for _ in range(3)] == [0, 2, 4]
+    assert len(drawn) == 3 + 4
+    assert list(found) == [2 * i for i in range(3, 100)]
+
+
+def test_an_error_of_a_source_comes_in_its_turn():
+    found = read_ahead(lambda i: 1 // i, [1, 1, 0, 1])
+    assert [next(found), next(found)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(found)
+    with pytest.raises(ValueError, match="13"):
+        complete(run_each(Doubling(), [1, 13]))

@@ -9,10 +9,8 @@ import pytest
 
 from llava_forgery.faces.video import FrameChoice
 from llava_forgery.infer.batch import judge_files
-from llava_forgery.infer.batching import BatchLimits
-from llava_forgery.infer.predictor import FaceFinder
+from llava_forgery.infer.predictor import FaceFinder, ForgeryPredictor
 from llava_forgery.scan.judge import Judge, JudgeSettings, face_picture
-from llava_forgery.scan.models import DetectorAlone
 from llava_forgery.scan.reader import Reader, ReadSettings
 from llava_forgery.scan.registry import Registry
 from llava_forgery.scan.results import to_result
@@ -80,10 +78,10 @@ def assert_same(record, judged, asked_once):
 @pytest.mark.parametrize("answers", [pytest.param("all", marks=pytest.mark.slow), "flagged"])
 def test_records_are_those_of_detect(predictor, model, root, answers):
     items = read(root)
-    settings = JudgeSettings(limits=BatchLimits(3))
+    settings = JudgeSettings(batch_size=3)
     if answers == "flagged":
         # An untrained detector calls every face a little forged.
-        items = Judge(model.detector(), settings, is_last=False)(items)
+        items = Judge(model.predictor("none"), settings, is_last=False)(items)
         assert {v.p_yes for item in items for v in item.verdicts} == {None}
         assert any(len(item.faces) for item in items)
     items = unpack(pack(items))
@@ -104,7 +102,7 @@ def test_records_are_those_of_detect(predictor, model, root, answers):
 
 def test_the_detector_alone_asks_nobody_and_lets_pixels_go(model, predictor, root):
     (item,) = (i for i in read(root, cropped=False) if i.path.endswith("two.png"))
-    (judged,) = Judge(model.detector(), JudgeSettings(limits=BatchLimits(1), overlays=True))([item])
+    (judged,) = Judge(model.predictor("none"), JudgeSettings(batch_size=1, overlays=True))([item])
     assert [verdict.answer for verdict in judged.verdicts] == [None, None]
     scores, _ = predictor.predict_scores(FaceFinder(tiny.SIZE, RedSquare()).find_faces(item.path))
     assert [verdict.score for verdict in judged.verdicts] == pytest.approx(scores, abs=1e-5)
@@ -115,10 +113,10 @@ def test_the_detector_alone_asks_nobody_and_lets_pixels_go(model, predictor, roo
 
 
 def test_one_face_that_fails_fails_its_file_alone(model, root):
-    detector, items = model.detector(), read(root)
+    detector, items = model.predictor("none"), read(root)
     (picked,) = (item.faces[0].image for item in items if item.path.endswith("0001.png"))
 
-    class Failing(DetectorAlone):
+    class Failing(ForgeryPredictor):
         def predict_faces(self, faces):
             if any(np.array_equal(face.image, picked) for face in faces):
                 raise RuntimeError("cuDNN error")

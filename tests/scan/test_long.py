@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from llava_forgery.faces.video import FrameChoice
-from llava_forgery.infer.batching import BatchLimits
 from llava_forgery.infer.predictor import FaceFinder
 from llava_forgery.scan.collector import Collector
 from llava_forgery.scan.folder import open_folder
@@ -46,10 +45,10 @@ def judged(model, entry, span, answers, out):
     """Its record, and how many steps it took."""
     registry = Registry()
     reader = Reader(FaceFinder(tiny.SIZE, RedSquare()), ReadSettings(CHOICE, span=span), registry)
-    settings = JudgeSettings(limits=BatchLimits(8))
+    settings = JudgeSettings(batch_size=8)
     judges = {
-        "none": [Judge(model.detector(), settings)],
-        "flagged": [Judge(model.detector(), settings, is_last=False),
+        "none": [Judge(model.predictor("none"), settings)],
+        "flagged": [Judge(model.predictor("none"), settings, is_last=False),
                     Judge(model.predictor(), settings, flagged_only=True)],
         "all": [Judge(model.predictor(), settings)],
     }[answers]  # fmt: skip

@@ -5,7 +5,6 @@ import threading
 import pytest
 import torch
 
-from llava_forgery.infer.batching import BatchLimits
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.serve.engine import Busy, Engine
 
@@ -50,7 +49,7 @@ def gated():
 
 @pytest.fixture
 def engine(gated):
-    engine = Engine(gated, BatchLimits(faces=3), wait=0, queue=6)
+    engine = Engine(gated, 3, wait=0, queue=6)
     yield engine
     gated.let()
     engine.close()
@@ -130,7 +129,7 @@ def test_one_bad_face_fails_its_own_client(engine, gated):
 
 
 def test_where_memory_runs_out_batches_are_halved(gated):
-    engine = Engine(gated, BatchLimits(faces=8), wait=0)
+    engine = Engine(gated, 8, wait=0)
     gated.let()
     assert result(engine.predict_faces([1, 2, 3, 4, 5])) == [2, 4, 6, 8, 10]
     assert [items for _, items in gated.batches] == [[1, 2, 3, 4, 5], [1, 2, 3], [4, 5]]
@@ -138,7 +137,7 @@ def test_where_memory_runs_out_batches_are_halved(gated):
 
 
 def test_a_batch_waits_for_those_who_said_that_they_come(gated):
-    engine = Engine(gated, BatchLimits(faces=3), wait=SECONDS)
+    engine = Engine(gated, 3, wait=SECONDS)
     gated.let()
     with engine.expect():
         futures = [engine.predict_faces([1]), engine.predict_faces([2]), engine.predict_faces([3])]
@@ -159,7 +158,7 @@ def test_calls_have_their_turn(engine, gated):
 
 def test_closing_finishes_what_is_queued(gated):
     seen = []
-    engine = Engine(gated, BatchLimits(faces=2), observe=lambda *batch: seen.append(batch[:2]))
+    engine = Engine(gated, 2, observe=lambda *batch: seen.append(batch[:2]))
     futures = [engine.predict_faces([i]) for i in range(4)]
     gated.let()
     engine.close()
