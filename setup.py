@@ -20,7 +20,8 @@ TRAIN = ["accelerate>=1.13", "tensorboard>=2.20", "pyyaml>=6.0.2", *VIDEO]
 DEMO = ["gguf>=0.19"]
 EVAL = [
     "evaluate>=0.4.6",
-    "grad-cam>=1.5.5",
+    # 1.5.5 asks for opencv-python, which overwrites opencv-python-headless in site-packages/cv2.
+    "grad-cam>=1.5.7",
     "matplotlib>=3.10",
     "lmms-eval>=0.7.3",
     # lmms-eval 0.7.3 imports filelock._api, which filelock 4.3 has no more.

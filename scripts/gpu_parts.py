@@ -1,4 +1,4 @@
-"""The parts of scripts/gpu_check.py.
+"""The parts of scripts/gpu_check.py that call models, and what all of them share.
 
 Each imports what it needs by itself: without a package only the parts that use it fail.
 """
@@ -6,8 +6,6 @@ Each imports what it needs by itself: without a package only the parts that use 
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,15 +54,6 @@ class Setting:
         print(row, flush=True)
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-
-
-def run_part(name: str, setting: Setting) -> None:
-    """Run one part in this process."""
-    torch.manual_seed(0)
-    # Equality with the CPU is that of float32, not of the tensor cores' shorter numbers.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    with (setting.out / f"{name}.jsonl").open("w") as setting._file:
-        PARTS[name].run(setting)
 
 
 def sample_faces() -> Iterator[Any]:
@@ -398,59 +387,6 @@ def detector(setting: Setting) -> None:
             setting.report(f"detector {preset}, batch {batch}", batch / taken, "images/s")
 
 
-def detect(setting: Setting) -> None:
-    """``detect`` of the samples, end to end, with the shipped model."""
-    photographs = sorted(SAMPLES.glob("*.jpg"))[: 2 if setting.tiny else 80]
-    for answers in ("none", "all"):
-        command = [
-            sys.executable, "-m", "llava_forgery.cli", "detect", *map(str, photographs),
-            "--answers", answers, "--device", setting.device, "--jsonl",
-        ]  # fmt: skip
-        start = time.perf_counter()
-        result = subprocess.run(command, capture_output=True, text=True)
-        taken = time.perf_counter() - start
-        if result.returncode:
-            print(result.stderr, flush=True)
-            raise RuntimeError(f"detect --answers {answers} failed")
-        setting.report(
-            f"detect, {len(photographs)} photographs, answers {answers}, with its start", taken, "s"
-        )
-
-
-def train(setting: Setting) -> None:
-    """The shipped detector's recipe for so many minutes, measured on real and forged video."""
-    options = [
-        "--faces", str(setting.faces), "--recipe", str(ROOT / "scripts/default_recipe.json"),
-        "--workers", str(os.cpu_count() or 1),
-    ]  # fmt: skip
-
-    def run(steps: int, folder: Path) -> float:
-        start = time.perf_counter()
-        command = [
-            sys.executable, "-m", "llava_forgery.cli", "train", "detector", *options,
-            "--out", str(folder), "--steps", str(steps),
-        ]  # fmt: skip
-        subprocess.run(command, check=True)
-        return time.perf_counter() - start
-
-    with tempfile.TemporaryDirectory() as scratch:
-        few, more = (2, 4) if setting.tiny else (20, 60)
-        short = run(few, Path(scratch) / "short")
-        step = (run(more, Path(scratch) / "longer") - short) / (more - few)
-        steps = max(few, int(60 * setting.minutes / max(step, 1e-3)))
-    setting.report("training step", 1000 * step, "ms")
-    setting.report("steps", steps)
-    run(steps, setting.out / "kfd")
-    measured = setting.out / "eval-real"
-    subprocess.run(
-        [
-            sys.executable, "-m", "llava_forgery.cli", "eval", "real", "--model",
-            str(setting.out / "kfd"), "--data", str(setting.real), "--out", str(measured),
-        ],
-        check=True,
-    )  # fmt: skip
-
-
 def _host_sizes(setting: Setting) -> tuple[Any, int, torch.dtype]:
     import bench_host_tower
 
@@ -466,23 +402,3 @@ def _reset_peak(place: torch.device) -> None:
 
 def _peak(place: torch.device) -> int:
     return torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
-
-
-class Part(NamedTuple):
-    """What runs, and how long it may take."""
-
-    run: Callable[[Setting], None]
-    seconds: float
-
-
-PARTS: dict[str, Part] = {
-    "equality": Part(equality, 90),
-    "host": Part(host, 90),
-    "steps": Part(steps, 120),
-    "simulator": Part(simulator, 120),
-    "detector": Part(detector, 60),
-    "detect": Part(detect, 60),
-    "quantised": Part(quantised, 90),
-    "train": Part(train, 120),
-}
-"""In the order of what they are worth."""
