@@ -1,7 +1,8 @@
 """Lines of other packages that are left out, as no user can act on them.
 
 Only what is named here is left out, and only while something of ours runs: real problems are said,
-and what a program has configured of logging and warnings stays as it was.
+and what a program has configured of logging and warnings stays as it was. What commands say of
+their own progress is left out where ``--quiet`` asks for it.
 """
 
 import logging
@@ -35,6 +36,8 @@ WARNINGS = ((FutureWarning, r"`(is_)?gradient_checkpointing` is deprecated", r"t
 BARS = ("Loading weights", "Writing model shards")
 # Unless it is set, tokenizers warns in every process that is forked after its first use.
 FORKS = "TOKENIZERS_PARALLELISM"
+# tqdm's own variable, so that other packages' bars and child processes heed it too.
+NO_BARS = "TQDM_DISABLE"
 
 _lock = threading.Lock()
 _entered = 0
@@ -57,6 +60,28 @@ def quiet() -> Iterator[None]:
             _entered -= 1
             if not _entered:
                 _undo.close()
+
+
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """Leave out progress bars and our own notices; warnings and errors are said."""
+    ours, before = logging.getLogger("llava_forgery"), os.environ.get(NO_BARS)
+    level = ours.level
+    ours.setLevel(logging.WARNING)
+    os.environ[NO_BARS] = "1"
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
+        if before is None:
+            del os.environ[NO_BARS]
+        else:
+            os.environ[NO_BARS] = before
+
+
+def notices_wanted() -> bool:
+    """Whether to show progress bars and notices."""
+    return os.environ.get(NO_BARS, "") in ("", "0")
 
 
 def _begin() -> None:

@@ -14,7 +14,7 @@ import make_tree  # noqa: E402
 
 # What a folder or file of the package may import, beside itself.
 BASE = {"constants", "call_state", "optional", "files", "weights", "rows", "images", "colours"}
-BASE |= {"tables", "tensors", "pooling", "downloads", "noise"}
+BASE |= {"tables", "tensors", "pooling", "downloads", "noise", "progress"}
 MODEL = BASE | {"faces", "qa", "kfd", "fpl", "hosts"}
 TRAINING = MODEL | {"simulate", "data", "train"}
 ALL = TRAINING | {"convert", "infer", "evaluation"}
@@ -22,6 +22,7 @@ ARROWS = {
     "constants": set(),
     "call_state": set(),
     "noise": set(),
+    "progress": {"noise"},
     "optional": {"constants"},
     "files": {"constants"},
     "weights": {"constants", "files"},

@@ -1,26 +1,66 @@
 """The application that the commands join, and what several of them do."""
 
+import inspect
 import logging
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from llava_forgery.files import sentence
-from llava_forgery.noise import quiet
+from llava_forgery.noise import notices_wanted, quiet, without_notices
 
-app = typer.Typer(
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Show results, warnings and errors only: no progress, no notices."
+    ),
+]
+
+
+class Commands(typer.Typer):
+    """Commands that all take ``--quiet``."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
+        """As Typer's."""
+        register = super().command(name, **options)
+
+        def decorate(function: Any) -> Any:
+            register(_with_quiet(function))
+            return function
+
+        return decorate
+
+
+def _with_quiet(function: Callable[..., None]) -> Callable[..., None]:
+    @wraps(function)
+    def command(*given: Any, quiet: bool = False, **named: Any) -> None:
+        if not quiet:
+            return function(*given, **named)
+        with without_notices():
+            return function(*given, **named)
+
+    # Both are what Typer reads.
+    option = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False,
+                               annotation=Quiet)  # fmt: skip
+    parameters = inspect.signature(function).parameters.values()
+    command.__signature__ = inspect.Signature([*parameters, option])
+    command.__annotations__ = {**function.__annotations__, "quiet": Quiet}
+    return command
+
+
+app = Commands(
     help="Forgery skills for LLaVA-style vision-language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 
 def _group(name: str, text: str) -> typer.Typer:
-    group = typer.Typer(help=text, no_args_is_help=True)
+    group = Commands(help=text, no_args_is_help=True)
     app.add_typer(group, name=name)
     return group
 
@@ -29,6 +69,12 @@ data = _group("data", "Make data: faces, forgeries, conversations, sets for eval
 train = _group("train", "Train detectors, adapters and pseudo-words.")
 evaluation = _group("eval", "Measure models.")
 convert = _group("convert", "Convert adapters, and weights from elsewhere.")
+
+
+def notice(text: str) -> None:
+    """Say on stderr what was done, unless that is unwanted."""
+    if notices_wanted():
+        typer.echo(text, err=True)
 
 
 def load_predictor(

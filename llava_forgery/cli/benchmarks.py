@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import data
+from llava_forgery.cli.app import data, notice
 from llava_forgery.cli.options import Faces, Out, writable_file
 
 _NAMES = (
@@ -86,8 +86,8 @@ def import_benchmark(
     write_manifest(sources, out)
     counts = Counter((s.split, s.method or LABEL_NAMES[s.label]) for s in sources)
     for (where, made_by), count in sorted(counts.items()):
-        typer.echo(f"{where} {made_by}: {count}", err=True)
-    typer.echo(f"{len(sources)} files in {out}", err=True)
+        notice(f"{where} {made_by}: {count}")
+    notice(f"{len(sources)} files in {out}")
 
 
 @data.command("export-deepfakebench")
@@ -104,4 +104,4 @@ def export_deepfakebench(
     from llava_forgery.faces.records import load_faces
 
     count = run(load_faces(faces), out, dataset, size=size)
-    typer.echo(f"{count} pictures in {out}", err=True)
+    notice(f"{count} pictures in {out}")

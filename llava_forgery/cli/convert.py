@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import convert
+from llava_forgery.cli.app import convert, notice
 from llava_forgery.cli.options import (
     AllowDownload,
     BaseModel,
@@ -34,7 +34,7 @@ def merge_llava(
     from llava_forgery.hosts.llava.loading import merge_llava as merge
 
     merge(model, out, base_model, dtype, allow_download)
-    typer.echo(f"Wrote {out}")
+    notice(f"Wrote {out}")
 
 
 @convert.command("adapter")
@@ -59,7 +59,7 @@ def convert_adapter(
     from llava_forgery.hosts.layouts import convert_adapter as convert
 
     layout = convert(model, out, base_model, template, allow_download)
-    typer.echo(f"Wrote {out}, in the layout of {layout}")
+    notice(f"Wrote {out}, in the layout of {layout}")
 
 
 @convert.command("imagebind")

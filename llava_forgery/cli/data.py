@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import data
+from llava_forgery.cli.app import data, notice
 from llava_forgery.cli.options import Every, Faces, Frames, MaxPixels, Out, Seed, writable_file
 
 
@@ -98,10 +98,9 @@ def prepare(
             label=FAKE if fake else REAL,
             workers=workers,
         )
-    typer.echo(
+    notice(
         f"{report.faces} faces in {report.files} files; {len(report.skipped)} files were left "
-        f"out, {report.unread} of them unread, see {out / 'report.json'}",
-        err=True,
+        f"out, {report.unread} of them unread, see {out / 'report.json'}"
     )
     if report.unread:
         raise typer.Exit(1)
@@ -173,4 +172,4 @@ def export_eval(
             rows, pairs or 2 * len(rows), size=size, seed=seed, framing=CENTRED, role="test"
         )
         count = export_simulated(source, out)
-    typer.echo(f"{count} images in {out}", err=True)
+    notice(f"{count} images in {out}")

@@ -16,16 +16,16 @@ NEEDED_BY = {
     "faces": "detect, chat, explain, serve and scan of photographs; data prepare",
     "video": "the same of videos; train",
     "heic": "HEIC photographs",
-    "train": "train, eval calibrate",
+    "train": "train; data build-qa; eval calibrate",
     "llava": "adapters in LLaVA's layout; scripts/finetune_lora.sh",
     "serve": "serve",
-    "ray": "scan; serve --ray",
+    "ray": "scan",
     "demo": "scripts/demo.sh; the shipped adapter's host",
-    "eval": "eval, and tasks of lmms-eval",
+    "eval": "explain; pictures of eval; tasks of lmms-eval",
     "quantization": "--quantization",
     "deepspeed": "--deepspeed",
-    "docs": "the documentation's site",
-    "dev": "the tests",
+    "docs": "the documentation's site and its notebook",
+    "dev": "tests, style and types",
 }
 """What an extra of ``setup.py`` is for; "" stands for what is always installed."""
 

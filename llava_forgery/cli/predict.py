@@ -1,5 +1,6 @@
 """Commands for photographs: verdicts and dialogues."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -70,6 +71,7 @@ def detect(
     from llava_forgery.faces.video import frame_choice
     from llava_forgery.infer.batch import judge_files
     from llava_forgery.pooling import check_reduction
+    from llava_forgery.progress import progress
 
     if as_json and as_jsonl:
         raise ValueError("give either --json, one document, or --jsonl, a line for each file")
@@ -93,7 +95,8 @@ def detect(
         predictor, paths, cropped=cropped, overlay_dir=overlay, frames=choice, reduce=pool
     )
     try:
-        for result in judged:
+        # Verdicts on a terminal say themselves how far it is.
+        for result in progress(judged, "detect", "file", hidden=sys.stdout.isatty()):
             results.append(result)
             if as_jsonl:
                 # echo flushes: what is judged is out even if the next file kills the process.

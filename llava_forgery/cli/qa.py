@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import data
+from llava_forgery.cli.app import data, notice
 from llava_forgery.cli.options import AllowDownload, Faces, Out, Seed, writable_file
 
 
@@ -130,7 +130,7 @@ def build_qa(
         seed=seed,
         workers=workers,
     )
-    typer.echo(f"{len(built)} conversations in {out}", err=True)
+    notice(f"{len(built)} conversations in {out}")
 
 
 @data.command("mix")
@@ -178,4 +178,4 @@ def mix(
         skip_invalid=skip_invalid,
         seed=seed,
     )
-    typer.echo(f"{count} conversations in {out}", err=True)
+    notice(f"{count} conversations in {out}")

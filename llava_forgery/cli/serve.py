@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import app, load_predictor
+from llava_forgery.cli.app import app, load_predictor, notice
 from llava_forgery.cli.options import AllowDownload, Backend, Device, FaceFinder, MaxMemory
 from llava_forgery.optional import require
 
@@ -102,7 +102,7 @@ def serve(
         for name, folder in named_models(model or []).items()
     }
     server = Server(Service(predictors, settings, batch_size, batch_wait))
-    typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}", err=True)
+    notice(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     server.run()
     if not server.started:
         raise typer.Exit(1)

@@ -23,7 +23,6 @@ from typing import Any
 import datasets
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 import llava_forgery
 from llava_forgery.data.samples import Sample, SampleSource, SimulatedSamples
@@ -32,6 +31,7 @@ from llava_forgery.files import atomic_path, check_output_folder, write_json
 from llava_forgery.images import png_bytes
 from llava_forgery.kfd.checkpoint import detector_digest
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.progress import progress
 from llava_forgery.qa.build import build_conversation
 from llava_forgery.qa.conversation import Conversation
 from llava_forgery.qa.llava_json import LlavaSample, write_llava_json
@@ -182,7 +182,7 @@ def _parts(
     order = [unit for part in units for unit in part]
     # One loader for all parts, so that workers start once.
     made = iter(DataLoader(source, batch_size=None, sampler=order, num_workers=workers))
-    with tqdm(total=len(order), desc="forge, score, ask", unit="unit", disable=None) as bar:
+    with progress(title="forge, score, ask", unit="unit", total=len(order)) as bar:
         for number, part in zip(missing, units, strict=True):
             samples = []
             for unit in part:

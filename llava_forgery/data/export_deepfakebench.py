@@ -18,6 +18,7 @@ from llava_forgery.faces.records import FaceCrop
 from llava_forgery.faces.sources import MediaSource
 from llava_forgery.files import atomic_path, check_output_folder, contained, is_name, write_json
 from llava_forgery.images import save_png
+from llava_forgery.progress import progress
 
 # DeepfakeBench's own data lie in folders named rgb: this file tells ours apart.
 SUMMARY = "export.json"
@@ -52,8 +53,10 @@ def export_deepfakebench(
     listing = f"{dataset}.json"
     check_output_folder(output_dir, SUMMARY, entries=("rgb", listing, SUMMARY))
     with atomic_path(Path(output_dir)) as temporary:
+        folder = temporary / "rgb" / dataset
         sources = [
-            _frame_file(FaceCrop.from_row(row), temporary / "rgb" / dataset, size) for row in faces
+            _frame_file(FaceCrop.from_row(row), folder, size)
+            for row in progress(faces, "export", "face")
         ]
         names = Counter(source.name for source in sources)
         twice = [name for name, count in names.items() if count > 1]

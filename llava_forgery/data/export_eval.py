@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from tqdm import tqdm
 
 import llava_forgery
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.data.samples import FORGED, PRISTINE
 from llava_forgery.files import atomic_path, check_output_folder, write_json
 from llava_forgery.images import png_bytes
+from llava_forgery.progress import progress
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.rows import write_rows
 from llava_forgery.simulate.pairs import FacePairs
@@ -51,7 +51,9 @@ def export_simulated(pairs: FacePairs, output_dir: str | PathLike) -> int:
     """
 
     def rows() -> Iterator[dict[str, Any]]:
-        for pair in tqdm((pairs[i] for i in range(len(pairs))), desc="forge", total=len(pairs)):
+        for pair in progress(
+            (pairs[i] for i in range(len(pairs))), "forge", "pair", total=len(pairs)
+        ):
             face = faces[pair.row]
             for label, image, regions in (
                 (FAKE, pair.forged, pair.regions),
@@ -89,7 +91,7 @@ def export_faces(faces: datasets.Dataset, output_dir: str | PathLike) -> int:
     """
 
     def rows() -> Iterator[dict[str, Any]]:
-        for face in faces:
+        for face in progress(faces, "export", "face"):
             kept = {name: face[name] for name in FEATURES if name != "regions"}
             yield {**kept, "regions": []}
 

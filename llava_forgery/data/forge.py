@@ -10,12 +10,12 @@ from os import PathLike
 from pathlib import Path
 
 from PIL import Image
-from tqdm import trange
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.data.samples import FORGED, PRISTINE
 from llava_forgery.files import atomic_path, check_output_folder, write_json
 from llava_forgery.images import save_png
+from llava_forgery.progress import progress
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.tensors import to_bytes
@@ -38,7 +38,7 @@ def forge_folders(pairs: FacePairs, output_dir: str | PathLike) -> None:
     sources = pairs.faces["source"]
     check_output_folder(output_dir, SUMMARY, entries=ENTRIES)
     with atomic_path(output_dir) as temporary:
-        for index in trange(len(pairs), desc="forge", unit="pair"):
+        for index in progress(range(len(pairs)), "forge", "pair"):
             pair = pairs[index]
             source = Path(sources[pair.row]).name
             name = f"{Path(source).stem}-{index:05d}.png"

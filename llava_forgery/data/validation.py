@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from llava_forgery.files import read_json, write_json, write_text
+from llava_forgery.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def _find(check: Check, count: int, workers: int | None, title: str) -> dict[int
         # Starting a process takes longer than checking a few samples.
         workers = min(os.cpu_count() or 1, _MOST_WORKERS, len(chunks) // 4)
     found: dict[int, str] = {}
-    with tqdm(total=count, desc=title, unit="sample", disable=None) as bar:
+    with progress(title=title, unit="sample", total=count) as bar:
         for looked_at, wrong in DataLoader(chunks, batch_size=None, num_workers=workers):
             found.update(wrong)
             bar.update(looked_at)

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import trange
 
 import llava_forgery
 from llava_forgery.files import changed_setting, naming, write_json_lines
+from llava_forgery.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class KeptRecords:
             title: Of the progress bar.
         """
         first, size = len(self.records) // self.each, self.batch_size
-        for start in trange(first, count, size, desc=title, unit="batch"):
+        for start in progress(range(first, count, size), title, "batch"):
             yield range(start, min(start + size, count))
 
     def add(self, records: Sequence[dict[str, Any]]) -> None:

@@ -12,8 +12,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.faces.detect import FaceDetector, detector_factory
 from llava_forgery.faces.extract import CropSettings
@@ -35,6 +33,7 @@ from llava_forgery.faces.sources import MediaSource, check_sources, find_media
 from llava_forgery.faces.video import FrameChoice
 from llava_forgery.faces.workers import NO_FACE, find_in_sources
 from llava_forgery.files import is_name, some_names, write_json
+from llava_forgery.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -251,13 +250,8 @@ def _prepare(
         todo = [item for item in zip(keys, sources, strict=True) if item[0] not in journal]
         if len(todo) < len(sources):
             logger.info("%d of %d files are done already", len(sources) - len(todo), len(sources))
-        with tqdm(
-            desc="faces",
-            unit="file",
-            total=len(sources),
-            initial=len(sources) - len(todo),
-            disable=None,
-        ) as bar:
+        done = len(sources) - len(todo)
+        with progress(title="faces", unit="file", total=len(sources), initial=done) as bar:
             for key, outcome in find_in_sources(todo, working, settings, make_detector, workers):
                 journal.add(key, outcome)
                 bar.update()

@@ -10,9 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from llava_forgery.faces.kinds import Kind
+from llava_forgery.progress import progress
 from llava_forgery.scan.collector import Collector
 from llava_forgery.scan.engine import Cluster, connected, hash_entries, run_scan
 from llava_forgery.scan.folder import open_folder
@@ -124,14 +123,14 @@ def _judge(
     if not summary.left:
         return
     begun = time.monotonic()
-    with collector, tqdm(total=summary.left, unit="file") as bar:
+    with collector, progress(title="scan", unit="file", total=summary.left) as bar:
 
-        def progress(files: int) -> None:
+        def advance(files: int) -> None:
             bar.update(files)
             bar.set_postfix(errors=collector.errors, flagged=collector.flagged)
 
         try:
-            run_scan(ray, cluster, settings, plan, collector, progress)
+            run_scan(ray, cluster, settings, plan, collector, advance)
         finally:
             # What was taken is written first: the figures are those of the records.
             collector.flush()

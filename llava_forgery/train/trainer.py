@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_forgery.files import write_failure, write_json
+from llava_forgery.noise import notices_wanted
 from llava_forgery.train.deepspeed import (
     deepspeed_file,
     gathered_parameters,
@@ -258,7 +260,8 @@ def training_arguments(
         dataloader_num_workers=workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
-        disable_tqdm=False,
+        # Elsewhere than on a terminal the log is lines alone.
+        disable_tqdm=not sys.stderr.isatty(),
         deepspeed=deepspeed_file(deepspeed),
         # Without it the Trainer counts one process where several run on CPUs.
         use_cpu=several and not torch.cuda.is_available(),
@@ -274,6 +277,9 @@ def run_training(trainer: ForgeryTrainer, run: TrainingRun) -> None:
         run: From :func:`llava_forgery.train.run_record.open_run`, not finished. The caller writes
             the result and then calls its ``finish``.
     """
+    if not notices_wanted():
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
     checkpoint = run.checkpoint
     state = TrainerState.load_from_json(str(Path(checkpoint) / LAST_FILE)) if checkpoint else None
     if state is not None and state.global_step >= state.max_steps:

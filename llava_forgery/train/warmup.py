@@ -17,7 +17,6 @@ from typing import Any
 import datasets
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm, trange
 from transformers import PreTrainedTokenizerBase
 
 from llava_forgery.constants import FAKE, LABEL_NAMES, REGION_NAMES
@@ -25,6 +24,7 @@ from llava_forgery.fpl.learner import FPLInput
 from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.llava.tower import KFDImageProcessor
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.progress import progress
 from llava_forgery.qa.templates import join_regions
 from llava_forgery.simulate.degrade import DegradeConfig
 from llava_forgery.simulate.pairs import FacePairs
@@ -181,7 +181,7 @@ def warm_up_fpl(vlm: ForgeryModel, dialogues: DialogueSource, how: WarmUp | None
     )
     scale = targets.pow(2).mean()
     vlm.fpl.train()
-    for _ in (bar := trange(how.steps, desc="align", unit="step")):
+    for _ in (bar := progress(range(how.steps), "FPL warm-up", "step")):
         chosen = torch.randint(len(words), (min(how.batch_size, len(words)),), generator=generator)
         batch = FPLInput(*(tensor[chosen].to(vlm.device) for tensor in inputs))
         prompts = vlm.fpl.embed(_mirrored(batch, generator))[:, :SLOTS].float()
@@ -232,7 +232,9 @@ def _read(
 
     inputs, labels, regions = [], [], []
     with torch.no_grad():
-        for batch in _batched(iter(tqdm(images(), desc="detect", unit="image"))):
+        for batch in _batched(
+            iter(progress(images(), "detector on the warm-up's images", "image"))
+        ):
             stacked = torch.stack([image for image, _, _ in batch])
             inputs.append([tensor.cpu() for tensor in vlm.fpl.read(vlm.detect(stacked))])
             labels += [label for _, label, _ in batch]

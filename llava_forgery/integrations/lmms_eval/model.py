@@ -4,11 +4,9 @@ Two interfaces, as lmms-eval has them: the simple one gets a text and the pictur
 messages. A picture is judged like any other here: its largest face, or the picture as a whole.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from tqdm import tqdm
 
 from llava_forgery.constants import IMAGE_TOKEN
 from llava_forgery.infer.predictor import ForgeryPredictor
@@ -21,6 +19,7 @@ from llava_forgery.integrations.lmms_eval.answering import (
 )
 from llava_forgery.integrations.lmms_eval.protocol import read_transcript, write_report
 from llava_forgery.optional import require
+from llava_forgery.progress import progress
 from llava_forgery.qa.conversation import ROLES, Message
 
 FEATURE = "llava_forgery as a model of lmms-eval"
@@ -124,7 +123,7 @@ class LlavaForgery(_api.lmms):
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Mean loss of each given answer, and whether the host would write it."""
         results: list[tuple[float, bool]] = []
-        for start in tqdm(range(0, len(requests), self.batch_size), **self._bar("likelihood")):
+        for start in self._bar(range(0, len(requests), self.batch_size), "likelihood"):
             questions, said = [], []
             for request in requests[start : start + self.batch_size]:
                 context, continuation, doc_to_visual, doc_id, task, split = request.args
@@ -138,7 +137,7 @@ class LlavaForgery(_api.lmms):
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """All rounds' answers of each request; the task words each round from those before."""
         results = []
-        for request in tqdm(requests, **self._bar("rounds")):
+        for request in self._bar(requests, "rounds"):
             said: list[str] = []
             for following in self._rounds(request.args, said):
                 said += self._write([following])
@@ -186,7 +185,7 @@ class LlavaForgery(_api.lmms):
             for settings, places in groups.items()
             for start in range(0, len(places), self.batch_size)
         ]
-        for settings, places in tqdm(batches, **self._bar("answers", hidden=len(batches) < 2)):
+        for settings, places in self._bar(batches, "answers", len(batches) < 2):
             questions = [requests[place].read() for place in places]
             found = answer(self.predictor.vlm, questions, settings)
             for place, item in zip(places, found, strict=True):
@@ -207,8 +206,8 @@ class LlavaForgery(_api.lmms):
     def _doc(self, task: str, split: str, doc_id: int) -> Any:
         return self.task_dict[task][split][doc_id]
 
-    def _bar(self, what: str, hidden: bool = False) -> dict[str, Any]:
-        return {"desc": what, "disable": hidden or self.rank != 0}
+    def _bar(self, items: Iterable[Any], title: str, hidden: bool = False) -> Iterable[Any]:
+        return progress(items, title, hidden=hidden or self.rank != 0)
 
 
 class LlavaForgeryChat(LlavaForgery):
