@@ -35,6 +35,8 @@ _PUBLIC = {
     "register": "llava_forgery.hosts.llava.register",
     "unregister": "llava_forgery.hosts.llava.register",
     "patch_llava_next": "llava_forgery.hosts.llava.compat",
+    "export_transformers": "llava_forgery.hosts.transformers.export",
+    "register_auto_classes": "llava_forgery.hosts.transformers.exported_processor",
     "attach_pseudo_word": "llava_forgery.hosts.pseudo_word",
     "load_pseudo_word": "llava_forgery.hosts.pseudo_word",
     "attach_lvlm_dfd": "llava_forgery.convert.lvlm_dfd",
@@ -70,6 +72,10 @@ if TYPE_CHECKING:
     from llava_forgery.hosts.lora import LoraSettings as LoraSettings
     from llava_forgery.hosts.pseudo_word import attach_pseudo_word as attach_pseudo_word
     from llava_forgery.hosts.pseudo_word import load_pseudo_word as load_pseudo_word
+    from llava_forgery.hosts.transformers.export import export_transformers as export_transformers
+    from llava_forgery.hosts.transformers.exported_processor import (
+        register_auto_classes as register_auto_classes,
+    )
     from llava_forgery.hosts.transformers.model import attach_forgery as attach_forgery
     from llava_forgery.infer.overlay import photograph_overlay as photograph_overlay
     from llava_forgery.infer.predictor import ForgeryPredictor as ForgeryPredictor

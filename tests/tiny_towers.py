@@ -1,8 +1,11 @@
 """Tiny LLaVAs whose vision tower can feed a detector: four blocks, 8 x 8 patches."""
 
+import json
 from pathlib import Path
 
+import open_clip
 import torch
+from safetensors.torch import save_file
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -89,3 +92,22 @@ def kfd(host: str, seed: int = 0, **changes) -> KnowledgeGuidedForgeryDetector:
     """A new detector on the tower of a host on disk."""
     config = host_config(host, context_length=2, **changes)
     return KnowledgeGuidedForgeryDetector.from_config(config, seed).eval()
+
+
+OPEN_CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 4},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+def save_open_clip(folder: Path) -> Path:
+    """A tiny CLIP as open_clip reads it from a folder."""
+    folder.mkdir(exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.CLIP(**OPEN_CLIP)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    config = {"model_cfg": OPEN_CLIP, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder

@@ -62,6 +62,35 @@ def convert_adapter(
     notice(f"Wrote {out}, in the layout of {layout}")
 
 
+@convert.command("export-transformers")
+def export_transformers(
+    model: Model,
+    out: Out,
+    base_model: BaseModel = None,
+    dtype: Dtype = "auto",
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", help="Largest file of weights, such as 5GB.")
+    ] = "5GB",
+    allow_download: AllowDownload = False,
+) -> None:
+    """Write host, LoRA, detector and learner as one checkpoint that transformers loads.
+
+    AutoModelForImageTextToText and pipeline read it with trust_remote_code=True, or after
+    llava_forgery.register_auto_classes().
+    """
+    from llava_forgery.hosts.transformers.export import export_transformers as export
+
+    export(
+        model,
+        out,
+        base_model,
+        dtype=dtype,
+        allow_download=allow_download,
+        max_shard_size=max_shard_size,
+    )
+    typer.echo(f"Wrote {out}")
+
+
 @convert.command("imagebind")
 def import_imagebind(checkpoint: Checkpoint, out: Out) -> None:
     """Bring ImageBind's image and text towers into a folder that open_clip reads."""

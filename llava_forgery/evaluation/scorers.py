@@ -11,6 +11,7 @@ from torch import nn
 
 from llava_forgery.evaluation.checks import probabilities
 from llava_forgery.hosts.adapter import CONFIG as ADAPTER_CONFIG
+from llava_forgery.hosts.adapter import is_exported
 from llava_forgery.hosts.llava.names import in_llava_layout
 from llava_forgery.hosts.quantized import pick_device
 from llava_forgery.infer.halving import in_halves
@@ -110,7 +111,7 @@ def load_scorer(
 
     Args:
         directory: Written by ``train detector`` or by ``train adapter``; or a whole model in
-            LLaVA's layout.
+            LLaVA's layout or as ``convert export-transformers`` writes it.
         base_model: For an adapter: folder or hub name of the host; by default the one it names.
         backend: For an adapter: "transformers", "llava", or "auto".
         device: Device to load onto; a GPU if there is one by default.
@@ -128,7 +129,8 @@ def load_scorer(
             directory, allow_download=allow_download
         )
         return DetectorScorer(kfd.to(pick_device(device)))
-    if not (directory / ADAPTER_CONFIG).is_file() and not in_llava_layout(directory):
+    whole = in_llava_layout(directory) or is_exported(directory)
+    if not (whole or (directory / ADAPTER_CONFIG).is_file()):
         raise FileNotFoundError(
             f"{directory} holds neither {ADAPTER_CONFIG} (a forgery adapter) nor {KFD_CONFIG} (a "
             "detector); give a folder that `llava-forgery train adapter` or `train detector` wrote"

@@ -43,6 +43,9 @@ from llava_forgery.weights import load_tensors, save_tensors
 
 CONFIG, FPL, KFD, CARD = "forgery_config.json", "fpl.safetensors", "kfd", "README.md"
 FORMAT = 2
+# The model type in ``config.json`` of a checkpoint that holds its host as well
+# (:mod:`llava_forgery.hosts.transformers.exported`).
+EXPORTED = "llava_forgery"
 ENTRIES = (CONFIG, FPL, KFD, LORA_CONFIG, LORA_WEIGHTS, TRAINABLES, CARD)
 # Where format 1 kept peft's files.
 _LORA_1 = "lora"
@@ -81,6 +84,13 @@ def save_adapter(model: nn.Module, directory: str | PathLike) -> None:
             save_tensors(temporary / TRAINABLES, model.projector.state())
         write_json(temporary / CONFIG, config)
         write_card(temporary, name, model.has_lora, model.training_facts)
+
+
+def is_exported(directory: str | PathLike) -> bool:
+    """Whether a folder holds a checkpoint of transformers with host and skill."""
+    path = Path(directory) / "config.json"
+    values = read_json(path) if path.is_file() else {}
+    return isinstance(values, dict) and values.get("model_type") == EXPORTED
 
 
 def read_adapter_config(directory: str | PathLike) -> dict[str, Any]:
@@ -197,7 +207,7 @@ def write_card(directory: Path, host: str, lora: bool, training: Mapping[str, An
         training: What is known of its training, such as ``{"conversations": 700}``.
     """
     data = ModelCardData(
-        base_model=host if _is_hub_name(host) else None,
+        base_model=host if is_hub_name(host) else None,
         library_name="llava-forgery",
         pipeline_tag="image-text-to-text",
         tags=["deepfake-detection", *(["lora", "peft"] if lora else [])],
@@ -235,7 +245,8 @@ def add_figures(directory: str | PathLike, figures: Mapping[str, float], data: s
     write_text(path, str(card))
 
 
-def _is_hub_name(name: str) -> bool:
+def is_hub_name(name: str) -> bool:
+    """Whether a host's name is of the hub, ``owner/name``."""
     try:
         validate_repo_id(name)
     except HFValidationError:

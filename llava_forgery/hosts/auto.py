@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from llava_forgery.hosts.adapter import is_exported
 from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.llava.names import in_llava_layout
 from llava_forgery.images import read_image, to_rgb
@@ -30,6 +31,7 @@ BACKENDS = {
     "transformers": "llava_forgery.hosts.transformers.loading",
     "llava": "llava_forgery.hosts.llava.loading",
 }
+_EXPORTED = "llava_forgery.hosts.transformers.export"
 
 
 class AutoForgeryModel:
@@ -50,7 +52,8 @@ class AutoForgeryModel:
         """Load an adapter and its host.
 
         Args:
-            directory: The adapter's; or a whole model in LLaVA's layout.
+            directory: The adapter's; or a whole model, in LLaVA's layout or as
+                ``convert export-transformers`` writes it.
             base_model: Folder or hub name of the bare host; by default the one the adapter names.
             backend: "transformers", "llava", or "auto" for the one whose layout the folder has.
             device: Device to load onto; a GPU if there is one by default. "auto" spreads the host
@@ -74,7 +77,8 @@ class AutoForgeryModel:
             backend = "llava" if in_llava_layout(directory) else "transformers"
         if backend not in BACKENDS:
             raise ValueError(f"backend must be auto, {' or '.join(BACKENDS)}, got {backend!r}")
-        load = importlib.import_module(BACKENDS[backend]).load_pretrained
+        whole = backend == "transformers" and is_exported(directory)
+        load = importlib.import_module(_EXPORTED if whole else BACKENDS[backend]).load_pretrained
         return load(
             directory,
             base_model,

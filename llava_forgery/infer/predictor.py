@@ -22,6 +22,7 @@ from llava_forgery.faces.crop import (
 )
 from llava_forgery.faces.detect import FaceDetector, get_detector
 from llava_forgery.faces.detected import nothing_found
+from llava_forgery.hosts.adapter import is_exported
 from llava_forgery.hosts.auto import AutoForgeryModel
 from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.quantized import pick_device
@@ -236,7 +237,8 @@ class ForgeryPredictor(FaceFinder):
 
         Args:
             adapter_dir: Written by ``save_pretrained`` or ``llava-forgery train adapter``; or a
-                whole model in LLaVA's layout; or a detector's folder. By default the model that is
+                whole model, in LLaVA's layout or of ``convert export-transformers``; or a
+                detector's folder. By default the model that is
                 shipped; where the packages of its host are missing, it gives scores and a warning
                 that says what brings the answers.
             base_model: Folder or hub name of the bare host; by default the one the adapter names.
@@ -246,7 +248,8 @@ class ForgeryPredictor(FaceFinder):
             quantization: "4bit" or "8bit"; None leaves the weights as they are.
             allow_download: Whether what the adapter's files name, its host and the detector's
                 encoder, may be downloaded. A host that is given here always may.
-            answers: As for the class. With ``none`` no host is loaded.
+            answers: As for the class. With ``none`` no host is loaded, but that of a checkpoint
+                which holds both.
             cache: Folder for the shipped model's host; by default $LLAVA_FORGERY_CACHE or
                 ~/.cache/llava-forgery.
             max_memory: As for the class.
@@ -261,7 +264,7 @@ class ForgeryPredictor(FaceFinder):
             adapter_dir, base_model, answers = shipped_model(base_model, answers, cache)
         alone = is_detector(adapter_dir)
         answers = _checked_answers(answers, alone)
-        if answers == "none":
+        if answers == "none" and not is_exported(adapter_dir):
             kfd = load_detector_of(adapter_dir, base_model, allow_download)
             return cls(kfd.to(pick_device(device)), max_memory=max_memory)
         return cls(

@@ -16,6 +16,8 @@ from llava_forgery.hosts.llava.hooks import FORGERY_TOKEN_INDEX, IMAGE_TOKEN_IND
 from llava_forgery.hosts.llava.model import attach_to_llava, llava_lora_config
 from llava_forgery.hosts.llava.prompts import forgery_prefix, tokenizer_forgery_token
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers.export import export_transformers
+from llava_forgery.hosts.transformers.exported import LlavaForgeryForConditionalGeneration
 from llava_forgery.hosts.transformers.loading import load_adapter, load_host
 from tests import tiny, tiny_llava
 
@@ -64,6 +66,13 @@ def test_equal_logits_there_and_back(root):
         expanded += known.get(token, [token])
     with torch.no_grad():
         logits = vlm(
+            input_ids=torch.tensor([expanded]), pixel_values=images, forgery_images=pictures
+        ).logits
+    torch.testing.assert_close(logits[..., : expected.shape[-1]], expected, rtol=0, atol=1e-4)
+    export_transformers(moved, folder / "exported", str(folder / "twin"))
+    exported = LlavaForgeryForConditionalGeneration.from_pretrained(folder / "exported").eval()
+    with torch.no_grad():
+        logits = exported(
             input_ids=torch.tensor([expanded]), pixel_values=images, forgery_images=pictures
         ).logits
     torch.testing.assert_close(logits[..., : expected.shape[-1]], expected, rtol=0, atol=1e-4)

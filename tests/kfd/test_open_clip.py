@@ -13,24 +13,12 @@ from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.encoder import default_dtype, load_open_clip
 from llava_forgery.kfd.knowledge import OpenClipTextEncoder
 from llava_forgery.kfd.losses import LossWeights, training_losses
-
-MODEL = {
-    "embed_dim": 24,
-    "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 4},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
+from tests import tiny_towers
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    model = open_clip.CLIP(**MODEL)
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": MODEL, "preprocess_cfg": {}})
-    )
-    return folder
+    return tiny_towers.save_open_clip(tmp_path_factory.mktemp("clip"))
 
 
 def _config(folder):
@@ -108,7 +96,7 @@ def test_checkpoint_holds_no_tower_and_knows_its_tower(detector, folder, tmp_pat
     original = weights.read_bytes()
     try:
         torch.manual_seed(1)
-        save_file(open_clip.CLIP(**MODEL).state_dict(), weights)
+        save_file(open_clip.CLIP(**tiny_towers.OPEN_CLIP).state_dict(), weights)
         with pytest.raises(ValueError, match="trained on other weights"):
             KnowledgeGuidedForgeryDetector.from_pretrained(tmp_path / "kfd")
     finally:

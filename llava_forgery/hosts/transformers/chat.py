@@ -91,7 +91,7 @@ def render_text(
             raise ValueError(f"the message {message.text!r} holds the special tokens {held}")
     messages = chat_messages(conversation, n_forgery_tokens, n_images)
     text = _apply_template(processor, messages, add_generation_prompt)
-    image = _image_token(processor)
+    image = image_token_of(processor)
     for token, expected in (
         (image, n_images),
         (FORGERY_TOKEN, n_forgery_tokens * max(n_images, 1)),
@@ -136,7 +136,7 @@ def tokenizer_of(processor: Processor) -> PreTrainedTokenizerBase:
     return getattr(processor, "tokenizer", processor)
 
 
-def _image_token(processor: Processor) -> str:
+def image_token_of(processor: Processor) -> str:
     return str(getattr(processor, "image_token", IMAGE_TOKEN))
 
 
@@ -157,7 +157,7 @@ def _apply_template(
         owner = tokenizer_of(processor)
     if not _takes_lists(owner, template):
         messages = [
-            {"role": m["role"], "content": _as_string(m["content"], _image_token(processor))}
+            {"role": m["role"], "content": _as_string(m["content"], image_token_of(processor))}
             for m in messages
         ]
     text = owner.apply_chat_template(
@@ -166,10 +166,10 @@ def _apply_template(
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
     )
-    return _pair(text, _image_token(processor))
+    return pair_placeholders(text, image_token_of(processor))
 
 
-def _pair(text: str, image: str) -> str:
+def pair_placeholders(text: str, image: str) -> str:
     """The text with each image before its own placeholders: some templates, as LLaVA's, write all
     images of a message before all its texts."""
     image, run = re.escape(image), f"(?:{re.escape(FORGERY_TOKEN)})+"

@@ -8,6 +8,7 @@ E_forgery of each sample's image takes their places at prefill.
 Source: LVLM-DFD, sections 3.2 and 3.3.
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -76,15 +77,36 @@ class ForgeryVLM(nn.Module):
         projector: TrainedProjector | None = None,
     ) -> None:
         super().__init__()
-        self._shared, self.projector, self._merged = shared, projector, False
+        self._install(host, kfd, fpl, family, fingerprint, host_name, shared)
+        self.projector, self._trained_before = projector, trained_before
+        self.use_processor(processor)
+        self._hang(self.prompts.placeholder_id)
+
+    def _install(
+        self,
+        host: PreTrainedModel | PeftModel,
+        kfd: KnowledgeGuidedForgeryDetector,
+        fpl: ForgeryPromptLearner,
+        family: HostFamily,
+        fingerprint: dict[str, Any],
+        host_name: str,
+        shared: SharedTower | None,
+    ) -> None:
+        self._shared, self.projector, self._merged = shared, None, False
         self.host, self.kfd, self.fpl = host, kfd, fpl
-        self.processor = processor
         self.family, self.fingerprint, self.host_name = family, fingerprint, host_name
         self.training_facts: dict[str, Any] = {}
-        self._trained_before = trained_before
+        self._trained_before: frozenset[str] = frozenset()
+
+    def use_processor(self, processor: ProcessorMixin) -> None:
+        """Take the host's processor, whose tokenizer knows ``<forgery>``."""
+        self.processor = processor
         self.prompts = ProcessorEncoder(processor, self.n_forgery)
-        self.token_id = self.prompts.placeholder_id
-        self._hooks = PlaceholderHooks(host.get_input_embeddings(), self.token_id)
+
+    def _hang(self, token_id: int) -> None:
+        """Hang the hooks that put E_forgery in the places of a token."""
+        self.token_id = token_id
+        self._hooks = PlaceholderHooks(self.host.get_input_embeddings(), token_id)
 
     @property
     def device(self) -> torch.device:
@@ -125,11 +147,13 @@ class ForgeryVLM(nn.Module):
 
     @torch.no_grad()
     def detect(self, forgery_images: torch.Tensor) -> KFDOutput:
-        """The detector's output for images (N, 3, S, S) in [0, 1].
+        """The detector's output for images (N, 3, S, S) in [0, 1], or uint8.
 
         Where it reads the host's tower, the output keeps the host's features of the images:
         handed on as ``detection``, it spares the host a second encoding.
         """
+        if forgery_images.dtype == torch.uint8:
+            forgery_images = forgery_images / 255
         if self._shared is not None:
             return self._shared.encode_images(forgery_images)
         reference = next(self.kfd.consistency.parameters())
@@ -214,7 +238,7 @@ class ForgeryVLM(nn.Module):
         """
         if self.training:
             raise RuntimeError("call eval() before generate()")
-        suppressed = [*(host_inputs.pop("suppress_tokens", None) or []), self.token_id]
+        host_inputs = self._suppressing(host_inputs)
         cache = cache_in(host_inputs)
         known = 0 if cache is None else cached_tokens or cache.get_seq_length()
         if known and not any(count_placeholders(input_ids[:, known:], self.token_id)):
@@ -232,7 +256,17 @@ class ForgeryVLM(nn.Module):
             generate = self.host.generate
             skill = self._skilled(input_ids, forgery_images, detection, images_per_sample)
         with skill, exclusive(self._bare):
-            return generate(input_ids=input_ids, suppress_tokens=suppressed, **host_inputs)
+            return generate(input_ids=input_ids, **host_inputs)
+
+    def _suppressing(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of ``generate`` with the placeholder among the tokens that are never written."""
+        name, given = "suppress_tokens", options.get("generation_config")
+        if given is None or options.get(name) is not None:
+            known = options.get(name) or self._bare.generation_config.suppress_tokens or []
+            return {**options, name: [*known, self.token_id]}
+        given = copy.deepcopy(given)
+        given.suppress_tokens = [*(given.suppress_tokens or []), self.token_id]
+        return {**options, "generation_config": given}
 
     def merge_lora(self) -> None:
         """Add LoRA to the host's weights: calls are faster, but nothing can be saved or detached.

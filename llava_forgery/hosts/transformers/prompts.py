@@ -79,7 +79,7 @@ def encode(
     if images is None:
         sample = {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids)).long()}
     else:
-        sample = _process(processor, text, images, conversation.messages[0].text)
+        sample = process_sample(processor, text, images, conversation.messages[0].text)
     expanded = sample["input_ids"].tolist()
     if max_length is not None and len(expanded) > max_length:
         raise ValueError(
@@ -329,7 +329,7 @@ def _tokens_of(
     return found
 
 
-def _process(
+def process_sample(
     processor: Processor, text: str, images: Sequence[Image.Image], question: str
 ) -> dict[str, torch.Tensor]:
     """What the processor gives for one sample; its tokens without the batch dimension."""

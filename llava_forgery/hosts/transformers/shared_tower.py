@@ -114,7 +114,8 @@ class SharedTower(SharedVisionTower):
 
     Args:
         model: The bare host.
-        processor: Its processor.
+        processor: Its processor; None where host and detector are of one checkpoint, and nothing is
+            to be compared.
         kfd: A detector with an encoder of kind ``host``. A tower of its own is given up.
 
     Raises:
@@ -125,12 +126,14 @@ class SharedTower(SharedVisionTower):
     def __init__(
         self,
         model: PreTrainedModel,
-        processor: ProcessorMixin,
+        processor: ProcessorMixin | None,
         kfd: KnowledgeGuidedForgeryDetector,
     ) -> None:
         self._model = model
         check_interface(model)
         super().__init__(kfd)
+        if processor is None:
+            return
         self.check(processor.image_processor, type(model).__name__)
         if model.name_or_path:
             encoder = replace(kfd.config.encoder, name=model.name_or_path)

@@ -1,0 +1,86 @@
+"""A detector as JSON, and built from that without weights: for checkpoints that hold all of them.
+
+A detector's own folder names its frozen encoder (:mod:`llava_forgery.kfd.checkpoint`); a checkpoint
+of a whole model holds it, and needs to know no more than what it is like.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+
+from llava_forgery.files import read_json
+from llava_forgery.kfd.calibration import Calibration
+from llava_forgery.kfd.checkpoint import LOCAL, portable_config
+from llava_forgery.kfd.config import KFDConfig
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.kfd.host_tower import HostEncoder
+
+_HUB, _OPEN_CLIP = "hf-hub:", "open_clip_config.json"
+
+
+def describe(detector: KnowledgeGuidedForgeryDetector) -> dict[str, Any]:
+    """What :func:`build_skeleton` needs, as JSON takes it.
+
+    Args:
+        detector: With an encoder of its own, or on the tower of a host.
+
+    Returns:
+        ``config``; and where there are any ``open_clip`` (the architecture of an encoder that
+        open_clip does not know by name), ``calibration``, ``training_people`` and, on a host's
+        tower, ``encoder_probe``.
+    """
+    values: dict[str, Any] = {"config": portable_config(detector.config)}
+    name = detector.config.encoder.name
+    if detector.config.encoder.kind == "open_clip":
+        if name.startswith(LOCAL):
+            values["open_clip"] = read_json(Path(name.removeprefix(LOCAL)) / _OPEN_CLIP)
+        elif name.startswith(_HUB):
+            # In the cache: the detector was loaded from there.
+            values["open_clip"] = read_json(hf_hub_download(name.removeprefix(_HUB), _OPEN_CLIP))
+    if detector.calibration is not None:
+        values["calibration"] = detector.calibration.to_dict()
+    if detector.training_people:
+        values["training_people"] = sorted(detector.training_people)
+    if isinstance(detector.encoder, HostEncoder):
+        values["encoder_probe"] = detector.encoder.probe
+    return values
+
+
+def build_skeleton(values: Mapping[str, Any]) -> KnowledgeGuidedForgeryDetector:
+    """A detector that lacks its weights, frozen and in eval mode.
+
+    All its buffers are part of its state, so that a checkpoint of it is whole.
+
+    Args:
+        values: From :func:`describe`.
+
+    Raises:
+        ValueError: They are of another version.
+    """
+    config = KFDConfig.from_dict(values["config"])
+    # None of them is needed: the checkpoint has the encoder.
+    bare = replace(config.encoder, pretrained=None, text_model=None)
+    # timm and open_clip compute while they build.
+    with tempfile.TemporaryDirectory() as folder, torch.device("cpu"):
+        if "open_clip" in values:
+            (Path(folder) / _OPEN_CLIP).write_text(json.dumps(values["open_clip"]))
+            bare = replace(bare, name=f"{LOCAL}{folder}")
+        detector = KnowledgeGuidedForgeryDetector(
+            replace(config, encoder=bare), with_knowledge=False, with_tower=False
+        )
+    detector.config = config
+    for module in detector.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module.register_buffer(name, buffer)
+    if "calibration" in values:
+        detector.calibration = Calibration.from_dict(values["calibration"])
+    detector.training_people = frozenset(values.get("training_people", ()))
+    if isinstance(detector.encoder, HostEncoder):
+        detector.encoder.probe = values["encoder_probe"]
+    return detector.requires_grad_(False).eval()
