@@ -8,7 +8,7 @@ Both trees judge the same files with the same weights, in processes that take tu
 of the rounds counts. Ratios are of both clock and CPU time: other programs disturb the second less,
 the first alone shows what runs side by side. Answers and P(yes) of both are compared, and the share
 of padding in the prompts of a batch is printed. Peak memory is the resident size of a process that
-judges 1, 64 and 256 faces of one picture.
+judges 1, then 64, then 256 faces of one picture: it can only rise.
 """
 
 import json
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,12 +46,11 @@ import numpy as np
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 predictor = ForgeryPredictor.from_pretrained()
 rng = np.random.default_rng(0)
-faces = [
-    FaceInput(rng.integers(0, 256, (predictor.size, predictor.size, 3), np.uint8), (0, 0, 9, 9))
-    for _ in range(int(sys.argv[1]))
-]
-predictor.predict_faces(faces)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+shape = predictor.size, predictor.size, 3
+for count in map(int, sys.argv[1:]):
+    faces = [FaceInput(rng.integers(0, 256, shape, np.uint8), (0, 0, 9, 9)) for _ in range(count)]
+    predictor.predict_faces(faces)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 _PADDING = """
 import sys
@@ -64,59 +64,73 @@ print(1 - sum(lengths) / (len(lengths) * max(lengths)))
 """
 
 
+PARTS = ("start", "photographs", "crops", "padding", "memory")
+
+
 def main(
     before: Annotated[Path, typer.Argument(help="Worktree to compare with.")],
     photographs: Annotated[Path, typer.Option(help="Folder of photographs.")] = TREE / "samples",
     count: Annotated[int, typer.Option(min=1, help="Files to judge; taken again if fewer.")] = 200,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each tree.")] = 2,
-    memory: Annotated[bool, typer.Option(help="Measure the peak memory.")] = True,
+    part: Annotated[
+        list[str] | None, typer.Option(help=f"Repeatable; all by default: {', '.join(PARTS)}.")
+    ] = None,
 ) -> None:
     """Print the tables."""
-    found = sorted(path for path in photographs.rglob("*.jpg"))
-    if not found:
-        raise typer.BadParameter(f"no .jpg lies in {photographs}")
+    parts = part or list(PARTS)
+    found = sorted(photographs.rglob("*.jpg"))
+    if not found or not {*parts} <= {*PARTS}:
+        raise typer.BadParameter(f"expected .jpg in {photographs} and parts of {PARTS}")
     files = [str(path.resolve()) for path in islice(cycle(found), count)]
     trees = {"before": before.resolve(), "now": TREE}
-    with tempfile.TemporaryDirectory() as folder:
-        crops = _face_crops(files, Path(folder))
-        print("| what | before, s | now, s | clock | CPU |\n|---|---|---|---|---|")
-        for answers in ("all", "none"):
-            times = {name: [] for name in trees}
-            for _ in range(rounds):
-                for name, tree in trees.items():
-                    times[name].append(_cold(tree, files[0], answers))
-            _row(f"one photograph from the start, answers {answers}", times)
-        slow: dict[str, list[Any]] = {}
-        for answers, kind, paths in (("all", "whole", files), ("none", "cropped", crops)):
-            runs = {name: [] for name in trees}
-            for _ in range(rounds):
-                for name, tree in trees.items():
-                    # The rate of before, with answers, is the measure of both.
-                    if name == "before" and answers == "none":
-                        continue
-                    arguments = [answers, kind, *paths]
-                    runs[name].append(json.loads(_python(tree, _THROUGHPUT, *arguments)))
-            slow = slow or runs
-            runs["before"] = slow["before"]
-            _row(f"{count} {kind} files, answers {answers}", runs)
-    _compare(slow["before"][0][2], slow["now"][0][2])
-    print(f"padding of prompts: {float(_python(TREE, _PADDING)):.1%}")
-    if memory:
-        print("| faces | peak memory before, MiB | now, MiB |\n|---|---|---|")
-        for faces in FACES:
-            peaks = [int(_python(tree, _MEMORY, str(faces))) >> 10 for tree in trees.values()]
-            print(f"| {faces} | {peaks[0]} | {peaks[1]} |", flush=True)
+
+    def measured(run: Callable[[str, Path], Any]) -> dict[str, list[Any]]:
+        turns = [(name, run(name, tree)) for _ in range(rounds) for name, tree in trees.items()]
+        return {name: [result for other, result in turns if other == name] for name in trees}
+
+    print("| what | before, s | now, s | clock | CPU |\n|---|---|---|---|---|", flush=True)
+    for answers in ("all", "none"):
+        if "start" in parts:
+            runs = measured(lambda _, tree, answers=answers: _start(tree, files[0], answers))
+            _row(f"one photograph from the start, answers {answers}", runs)
+    if "photographs" in parts:
+        runs = measured(lambda _, tree: _judged(tree, "all", "whole", files))
+        _row(f"{count} photographs, answers all", runs)
+        _compare(runs["before"][0][2], runs["now"][0][2])
+    if "crops" in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            crops = _face_crops(files, Path(folder))
+            # Answering is the measure: what was to be had before.
+            runs = measured(
+                lambda name, tree: (
+                    _judged(tree, "all", "whole", files)
+                    if name == "before"
+                    else _judged(tree, "none", "cropped", crops)
+                )
+            )
+        _row(f"{count} face crops, answers none, against photographs, answers all", runs)
+    if "padding" in parts:
+        print(f"padding of prompts: {float(_python(TREE, _PADDING)[0]):.1%}")
+    if "memory" in parts:
+        print("| faces | peak memory, MiB |\n|---|---|")
+        for faces, peak in zip(FACES, _python(TREE, _MEMORY, *map(str, FACES)), strict=True):
+            print(f"| {faces} | {int(peak) >> 10} |", flush=True)
 
 
-def _python(tree: Path, script: str, *arguments: str) -> str:
-    """The last line that a script prints with the package of a tree."""
+def _judged(tree: Path, answers: str, kind: str, files: list[str]) -> list[Any]:
+    """Seconds by the clock, of CPU time, and the records."""
+    return json.loads(_python(tree, _THROUGHPUT, answers, kind, *files)[-1])
+
+
+def _python(tree: Path, script: str, *arguments: str) -> list[str]:
+    """The lines that a script prints with the package of a tree."""
     command = [sys.executable, "-c", script, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     done = subprocess.run(command, env=environment, cwd=tree, stdout=subprocess.PIPE, check=True)
-    return done.stdout.decode().splitlines()[-1]
+    return done.stdout.decode().splitlines()
 
 
-def _cold(tree: Path, file: str, answers: str) -> tuple[float, float]:
+def _start(tree: Path, file: str, answers: str) -> tuple[float, float]:
     """Seconds until ``detect`` has judged a file, by the clock and of CPU time."""
     command = [sys.executable, "-m", "llava_forgery.cli", "detect", file, "--answers", answers]
     environment = {**os.environ, "PYTHONPATH": str(tree)}

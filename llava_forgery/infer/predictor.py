@@ -266,7 +266,9 @@ class ForgeryPredictor(FaceFinder):
         answers = _checked_answers(answers, alone)
         if answers == "none" and not is_exported(adapter_dir):
             kfd = load_detector_of(adapter_dir, base_model, allow_download)
-            return cls(kfd.to(pick_device(device)), max_memory=max_memory)
+            # Convolutions are a third faster on CPUs with the channels behind each other.
+            kfd = kfd.to(pick_device(device)).to(memory_format=torch.channels_last)
+            return cls(kfd, max_memory=max_memory)
         return cls(
             AutoForgeryModel.from_pretrained(
                 adapter_dir,
