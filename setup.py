@@ -114,7 +114,7 @@ setup(
         # num2words: without it SmolVLM's processor cannot be made. scikit-learn: the measures are
         # compared with its own. openai: the client that the server is for. playwright and axe: the
         # page is used by a browser, which the system has or its test is skipped. moto: a local S3
-        # server that s3fs reads.
+        # server that s3fs reads. trl: the preference stage's loss is compared with its own.
         "dev": [
             "pytest>=9.0",
             "pytest-xdist>=3.8",
@@ -127,6 +127,7 @@ setup(
             "moto[server,s3]>=5.1",
             "s3fs>=2025.9",
             "scikit-learn>=1.7",
+            "trl>=1.16",
         ],
     },
     entry_points={

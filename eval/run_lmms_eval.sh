@@ -2,19 +2,29 @@
 # Runs the forgery tasks of lmms-eval on local data, offline.
 #
 #   bash eval/run_lmms_eval.sh DATA OUT --model llava_forgery --model_args adapter=ADAPTER [...]
+#   bash eval/run_lmms_eval.sh DATA OUT --row NAME=MODEL:MODEL_ARGS --row NAME=MODEL:MODEL_ARGS [...]
 #
 # DATA is what `llava-forgery data export-eval` wrote, or a manifest; results go to OUT. What follows
 # goes to lmms-eval (--tasks is forgery unless it is among it). PYTHON names the interpreter,
 # PROCESSES a number of ranks. Fails where lmms-eval writes no results, which itself exits with 0.
+# With --row, several models are run on the same pictures, and OUT/table.md compares them.
 set -euo pipefail
 if [ $# -lt 3 ]; then
-    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 data="$(realpath "$1")"
 out="$2"
 shift 2
+for argument in "$@"; do
+    case "$argument" in --row | --row=*)
+        # Modules of this folder stay out of the way of others' that are called alike.
+        export PYTHONSAFEPATH=1
+        exec "${PYTHON:-python}" "$here/lmms_table.py" "$data" "$out" "$@"
+        ;;
+    esac
+done
 mkdir -p "$out"
 started="$(mktemp)"
 trap 'rm -f "$started"' EXIT
@@ -30,7 +40,12 @@ fi
 
 export LLAVA_FORGERY_EVAL_DATA="$data"
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
-"${launch[@]}" -m lmms_eval eval --include_path "$here/lmms_tasks" --output_path "$out" \
+if [ -n "${SKILL_NOTE:-}" ]; then
+    launch+=("$here/lmms_counted.py" "$SKILL_NOTE")
+else
+    launch+=(-m lmms_eval)
+fi
+"${launch[@]}" eval --include_path "$here/lmms_tasks" --output_path "$out" \
     "${tasks[@]}" "$@"
 
 results="$(find "$out" -name '*_results.json' -newer "$started" | head -n 1)"

@@ -3,7 +3,7 @@
 Importing a module of commands adds them to the application.
 """
 
-from llava_forgery.cli import benchmarks, calibrate, data, doctor, qa, real, scan, serve
+from llava_forgery.cli import benchmarks, calibrate, data, doctor, preference, qa, real, scan, serve
 from llava_forgery.cli import convert as llava
 from llava_forgery.cli import evaluate as measuring
 from llava_forgery.cli import predict as use
@@ -21,6 +21,7 @@ __all__ = [
     "llava",
     "main",
     "measuring",
+    "preference",
     "qa",
     "real",
     "scan",

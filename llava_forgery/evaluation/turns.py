@@ -2,10 +2,15 @@
 
 import re
 
-from llava_forgery.constants import FAKE, REAL
+from llava_forgery.constants import FAKE, REAL, REGION_NAMES, WHOLE_FACE
+from llava_forgery.qa.answer_words import REGION
 from llava_forgery.qa.answers import ParsedAnswer, parse_answer
 
 _NOWHERE = re.compile(r"^\W*(?:nowhere|none|nothing|no (?:parts?|regions?|areas?))\b", re.I)
+_NONE = re.compile(r"^\W*(?:none|nothing|no (?:parts?|regions?|areas?))\b|\bnone\b", re.I)
+_ALL = re.compile(r"\b(?:all|every\w*|entire|whole)\b", re.I)
+_BUT = re.compile(r"\b(?:but|except|apart from|other than)\b", re.I)
+_PARTS = tuple(name for name in REGION_NAMES if name != WHOLE_FACE)
 
 
 def parse_place(text: str) -> ParsedAnswer:
@@ -35,3 +40,63 @@ def turns_agree(verdict: ParsedAnswer, place: ParsedAnswer) -> bool:
     if verdict.label is None or verdict.label != place.label:
         return False
     return not verdict.regions or not place.regions or verdict.regions == place.regions
+
+
+def parse_untouched(text: str) -> tuple[str, ...] | None:
+    """Read an answer to "Which parts of the face are untouched?".
+
+    Returns:
+        The parts of the inner face that it calls untouched, in the order of ``REGION_NAMES``: all
+        of them, none, or those that it names. None where it names none and says neither.
+    """
+    said, *exceptions = _BUT.split(text, maxsplit=1)
+    if _NONE.search(said):
+        # "None but the chin."
+        return _named("".join(exceptions))
+    named = _named(said)
+    if WHOLE_FACE in named or (_ALL.search(said) and not named):
+        left_out = _named("".join(exceptions))
+        return tuple(name for name in _PARTS if name not in left_out)
+    return named or None
+
+
+def untouched_agrees(forged: ParsedAnswer, untouched: tuple[str, ...] | None) -> bool:
+    """Whether nothing is called both forged and untouched.
+
+    Args:
+        forged: Verdict or place. Of a real face everything is untouched; of a fake one whose
+            regions are not named, not everything.
+        untouched: From :func:`parse_untouched`.
+    """
+    if forged.label is None or untouched is None:
+        return False
+    if forged.label == REAL or not forged.regions:
+        return (untouched == _PARTS) == (forged.label == REAL)
+    covered = _PARTS if WHOLE_FACE in forged.regions else forged.regions
+    return not set(covered) & set(untouched)
+
+
+def contradictions(verdict: str, place: str, untouched: str) -> tuple[str, ...]:
+    """Which answers of a dialogue do not fit its first one.
+
+    An answer that cannot be understood fits none.
+
+    Args:
+        verdict: Answer to "Is this a deepfake image?".
+        place: Answer to "Where is the artifact?".
+        untouched: Answer to "Which parts of the face are untouched?".
+
+    Returns:
+        Of ``("place", "untouched")`` those that contradict the verdict.
+    """
+    first = parse_answer(verdict)
+    fits = {
+        "place": turns_agree(first, parse_place(place)),
+        "untouched": untouched_agrees(first, parse_untouched(untouched)),
+    }
+    return tuple(name for name, fit in fits.items() if not fit)
+
+
+def _named(text: str) -> tuple[str, ...]:
+    found = {match.lastgroup for match in REGION.finditer(text.lower())}
+    return tuple(name for name in REGION_NAMES if name in found)

@@ -164,7 +164,7 @@ def answer_likelihoods(
     ]
     # Padded behind, so that every token has the position that it has alone.
     batch = to_device(model.prompts.collate(samples, padding_side="right"), model.device)
-    labels = _last_answers(batch.pop("labels"))
+    labels = last_answers(batch.pop("labels"))
     if detection is not None:
         batch["detection"] = detection
     found, greedy = label_log_likelihoods(model, labels, **batch)
@@ -224,7 +224,7 @@ def answer_probabilities(*arguments: Any, **options: Any) -> torch.Tensor:
     return answer_log_likelihoods(*arguments, **options).softmax(dim=0)
 
 
-def _last_answers(labels: torch.Tensor) -> torch.Tensor:
+def last_answers(labels: torch.Tensor) -> torch.Tensor:
     """(N, T): the labels of each last answer; earlier ones of a dialogue are no longer asked."""
     labels = labels.clone()
     for row in labels:

@@ -99,26 +99,39 @@ def build_conversation(
     if follow_ups not in (0, 1, 2, 3):
         raise ValueError(f"follow_ups must be 0, 1, 2 or 3, got {follow_ups}")
     wording = rng if vary else None
-    answer = _choose(templates.YES_ANSWERS if label == FAKE else templates.NO_ANSWERS, wording)
-    turns = [
-        detection_prompt(score, task_description=task_description, rng=wording),
-        _fill(answer, regions),
-    ]
+    # The answer first: written records depend on the order in which wordings are drawn.
+    answer = first_answer(label, regions, wording)
+    turns = [detection_prompt(score, task_description=task_description, rng=wording), answer]
     for kind in rng.sample(templates.FOLLOW_UP_KINDS, follow_ups):
-        turns.extend(_follow_up(kind, label, regions, score, wording))
+        turns.extend(follow_up(kind, label, regions, score, wording))
     roles = ("user", "assistant") * (len(turns) // 2)
     messages = tuple(Message(role, text) for role, text in zip(roles, turns, strict=True))
     return Conversation(messages, label=int(label), regions=regions, image=image)
 
 
-def _follow_up(
+def first_answer(label: int, regions: tuple[str, ...], rng: random.Random | None = None) -> str:
+    """What is said to the question about the label; ``rng`` chooses the wording."""
+    return _fill(
+        _choose(templates.YES_ANSWERS if label == FAKE else templates.NO_ANSWERS, rng), regions
+    )
+
+
+def follow_up(
     kind: str,
     label: int,
     regions: tuple[str, ...],
     score: float | None,
-    rng: random.Random | None,
+    rng: random.Random | None = None,
 ) -> tuple[str, str]:
-    """Question and answer."""
+    """A further question and its answer.
+
+    Args:
+        kind: One of ``templates.FOLLOW_UP_KINDS``.
+        label: 0 real, 1 fake.
+        regions: Forged regions, ordered; none for a real image.
+        score: The detector's in [0, 1], of which "how sure" tells; None where it is not known.
+        rng: Chooses the wordings, the question's first; None takes the canonical ones.
+    """
     if kind == "how sure":
         return _choose(templates.HOW_SURE_QUESTIONS, rng), _how_sure(label, score, rng)
     wordings = _PLAIN_FOLLOW_UPS[kind]

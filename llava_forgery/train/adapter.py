@@ -103,7 +103,7 @@ def train_adapter(
     if not vlm.trainable_names():
         raise ValueError("the model has nothing to train: attach LoRA or the forgery skill first")
     output_dir = Path(output_dir)
-    result, entries = adapter_layout(_backend_of(vlm))
+    result, entries = adapter_layout(backend_of(vlm))
     check_output_folder(output_dir, result, entries=entries)
     arguments = training_arguments(
         training_folder(output_dir),
@@ -186,7 +186,8 @@ def adapter_layout(backend: str) -> tuple[str, tuple[str, ...] | None]:
     }[backend]
 
 
-def _backend_of(vlm: ForgeryModel | BaselineVLM) -> str:
+def backend_of(vlm: ForgeryModel | BaselineVLM) -> str:
+    """The layout in which a model is saved, for :func:`adapter_layout`."""
     if isinstance(vlm, BaselineVLM):
         return "lora"
     return "llava" if isinstance(vlm, LlavaForgeryVLM) else "transformers"

@@ -30,6 +30,7 @@ from llava_forgery.kfd.checkpoint import detector_digest
 from llava_forgery.train.deepspeed import exclude_from_deepspeed
 from llava_forgery.train.dialogues import DialogueSource, RowSource
 from llava_forgery.train.run_record import (
+    TrainingRun,
     describe_adapter_weights,
     describe_host,
     describe_lora,
@@ -228,6 +229,8 @@ def run_stage2(
     resume: bool | None,
     warm_up: WarmUp | None = None,
     validation: TrainingSamples | None = None,
+    collator: Collator | None = None,
+    prepare: Callable[[TrainingRun], None] | None = None,
 ) -> None:
     """Train, and write the adapter; the model is in eval mode afterwards.
 
@@ -246,6 +249,9 @@ def run_stage2(
         warm_up: The FPL's warm start, which resuming leaves out.
         validation: Conversations about other people, whose mean loss is measured as often as
             ``arguments`` say; the state of the lowest one is written instead of the last.
+        collator: Of the samples, where they are no dialogues.
+        prepare: Called before the first step of a training that is not finished, also where it
+            resumes; the model is as it was given.
 
     Raises:
         ValueError: The folder holds another training, or results from elsewhere; ``validation``
@@ -278,6 +284,8 @@ def run_stage2(
         if not (arguments.deepspeed or getattr(stage.bare, "is_quantized", False)):
             vlm.to(arguments.device)
         warm_up_fpl(vlm, samples.skill, warm_up)
+    if prepare is not None:
+        prepare(run)
     alone = nullcontext()
     if arguments.deepspeed and kfd is not None:
         owner, name = owner_of(vlm, kfd)
@@ -293,7 +301,7 @@ def run_stage2(
                 args=arguments,
                 train_dataset=samples,
                 eval_dataset=validation,
-                data_collator=Collator(vlm.prompts.collate),
+                data_collator=collator or Collator(vlm.prompts.collate),
                 order=order,
             )
             run_training(trainer, run)

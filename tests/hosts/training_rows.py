@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from datasets import Value
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -24,6 +25,7 @@ from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.adapter import train_adapter
 from llava_forgery.train.antifake_prompt import train_pseudo_word
 from llava_forgery.train.dialogues import RowSource, open_source
+from llava_forgery.train.dpo import load_trainable, train_preference
 from llava_forgery.train.run_record import training_folder
 from llava_forgery.train.stage2 import Collator, Stage2, training_samples
 from llava_forgery.train.warmup import WarmUp, warm_up_fpl
@@ -161,9 +163,41 @@ def pseudo_word(backend: Any, folder: Path) -> None:
     assert changed == set(vlm.trainable_names())
 
 
+def preferring(backend: Any, folder: Path) -> None:
+    """FPL and LoRA are trained, from the reference on, and an interruption changes nothing."""
+    data, known = conversations(folder), {"score": [None] * 6}
+    data = data.remove_columns("score").add_column(
+        "score", known["score"], feature=Value("float32")
+    )
+    whole, cut = folder / "whole-llava-lora", folder / "cut-llava-lora"
+    options = {"steps": 4, "batch_size": 2, "save_steps": 2, "learning_rate": 0.01}
+
+    def further() -> ForgeryModel:
+        base = str(backend.host)
+        return load_trainable(backend.adapter, base, backend.name, device="cpu")
+
+    before = further()
+    weights = {name: tensor.clone() for name, tensor in before.state_dict().items()}
+    trained = train_preference(before, data, whole, **options)
+    changed = {n for n, t in trained.state_dict().items() if not torch.equal(t, weights[n])}
+    parts = {"fpl" if "lora_" not in name else "lora" for name in changed}
+    assert changed <= set(trained.trainable_names())
+    assert parts == {"fpl", "lora"}
+    log = json.loads((training_folder(whole) / "log.json").read_text())
+    assert any("rewards/margins" in entry for entry in log)
+    interrupt(training_folder(whole), training_folder(cut), "checkpoint-2")
+    train_preference(further(), data, cut, resume=True, **options)
+    for file in whole.glob("*.safetensors"):
+        one, two = load_file(file), load_file(cut / file.name)
+        assert all(torch.equal(one[name], two[name]) for name in one), file
+    with pytest.raises(ValueError, match="beta was 0.1, now 0.2"):
+        train_preference(further(), data, whole, beta=0.2, **options)
+
+
 ROWS = {
     "general data mixed in during training": (mixing_general_data, False),
     "training steps that show no face": (general_steps_leave_no_trace, False),
     "warm start of the FPL": (warming_up, False),
+    "preference training (DPO)": (preferring, False),
     "training the host's projector": (training_the_projector, True),
 }

@@ -38,7 +38,9 @@ class LlavaForgery(_api.lmms):
     """The simple interface.
 
     Args:
-        adapter: Folder of a forgery adapter.
+        adapter: A forgery adapter of either layout, or a whole model: a merged one of the
+            ``llava`` package, or an exported checkpoint.
+        pretrained: The same, by the name that lmms-eval's own models have for it.
         base_model: Folder or hub name of its host; by default the one that the adapter names.
         backend: "transformers", "llava", or "auto".
         device: cpu, cuda ...; by default a GPU if there is one, each rank's own under torchrun.
@@ -57,7 +59,8 @@ class LlavaForgery(_api.lmms):
 
     def __init__(
         self,
-        adapter: str,
+        adapter: str | None = None,
+        pretrained: str | None = None,
         base_model: str | None = None,
         backend: str = "auto",
         device: str | None = None,
@@ -76,6 +79,11 @@ class LlavaForgery(_api.lmms):
         for name, value in (("cropped", cropped), ("allow_download", allow_download)):
             if not isinstance(value, bool):
                 raise ValueError(f"{name} must be true or false, got {value!r}")
+        if (adapter is None) == (pretrained is None):
+            raise ValueError(
+                "give the adapter or the whole model as adapter=DIR, or as pretrained=DIR; got "
+                f"adapter={adapter!r} and pretrained={pretrained!r}"
+            )
         self.batch_size, self.cropped = int(batch_size), cropped
         self._known: dict[str, Settings] = {}
         accelerate = require("accelerate", extra="eval", feature=FEATURE)
@@ -87,7 +95,7 @@ class LlavaForgery(_api.lmms):
         # lmms-eval reads numbers out of --model_args, so a folder may arrive as one.
         base_model = None if base_model is None else str(base_model)
         self.predictor = ForgeryPredictor.from_pretrained(
-            str(adapter),
+            str(adapter if pretrained is None else pretrained),
             base_model,
             backend,
             device=device,

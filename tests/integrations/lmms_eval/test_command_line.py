@@ -10,6 +10,8 @@ from pathlib import Path
 
 import datasets
 import pytest
+from peft import PeftModel
+from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from llava_forgery.data.export_eval import export_simulated
 from llava_forgery.evaluation.metrics import auc, average_precision, video_level
@@ -126,6 +128,41 @@ def test_lmms_evals_own_llava(adapter, photographs, tmp_path):
     assert len(said) == 12
     assert any(said)
     assert "in generating" not in result.stdout
+
+
+def test_rows_of_a_table_see_the_same_and_say_who_used_the_skill(adapter, photographs, tmp_path):
+    """The bare host, the host with the adapter's LoRA alone, and the skill; AUC as predicted."""
+    host, merged = adapter.parent / "host", tmp_path / "merged"
+    processor = AutoProcessor.from_pretrained(host)
+    model = PeftModel.from_pretrained(LlavaForConditionalGeneration.from_pretrained(host), adapter)
+    model.merge_and_unload().save_pretrained(merged)
+    processor.save_pretrained(merged)
+    on_cpu = "device=cpu,device_map=cpu"
+    result = _script(
+        tmp_path / "out", photographs,
+        "--row", f"bare=llava_hf:pretrained={host},{on_cpu}",
+        "--row", f"lora=llava_hf:pretrained={merged},{on_cpu}",
+        "--row", f"skill=llava_forgery:pretrained={adapter},device=cpu",
+        "--tasks", "forgery_detect",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    bare, lora, skill = json.loads((tmp_path / "out/table.json").read_text())
+    assert bare["fpl_calls"] == lora["fpl_calls"] == 0 < skill["fpl_calls"]
+    # The pristine image of each of three photographs is shown twice.
+    assert [row["pictures"] for row in (bare, lora, skill)] == [9, 9, 9]
+    assert (tmp_path / "out/table.md").read_text() in result.stdout
+    found = (
+        skill["figures"]["forgery_detect: video_auc"],
+        skill["figures"]["forgery_detect: video_ap"],
+    )
+    assert found == pytest.approx(_direct(adapter, photographs), abs=1e-6)
+
+
+def test_a_row_that_fails_names_itself(photographs, tmp_path):
+    result = _script(tmp_path, photographs, "--row", "skill=llava_forgery:adapter=nowhere")
+    assert result.returncode == 2
+    assert "the row 'skill' failed" in result.stderr
+    assert not (tmp_path / "table.md").exists()
 
 
 def test_no_results_is_a_failure(photographs, tmp_path):

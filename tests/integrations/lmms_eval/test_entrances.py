@@ -7,7 +7,9 @@ from PIL import Image, ImageOps
 from llava_forgery.faces.records import image_pixels
 from llava_forgery.hosts.llava.tower import KFDImageProcessor
 from llava_forgery.images import read_image
+from llava_forgery.integrations.lmms_eval.data import VARIABLE
 from llava_forgery.integrations.lmms_eval.model import LlavaForgery
+from llava_forgery.integrations.lmms_eval.tasks import pictures
 from llava_forgery.qa.conversation import Message
 from llava_forgery.qa.llava_json import LlavaSample, Turn
 from llava_forgery.train.dialogues import JsonSource
@@ -81,7 +83,9 @@ def model(adapter):
         display_p3,
     ],
 )
-def test_all_entrances_see_the_same(model, tmp_path, kind):
+def test_all_entrances_see_the_same(model, tmp_path, kind, monkeypatch):
+    (tmp_path / "manifest.jsonl").touch()
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "manifest.jsonl"))
     image, options, expected = kind()
     name = "a.tif" if image.mode == "CMYK" else "a.png"
     path = tmp_path / name
@@ -103,6 +107,8 @@ def test_all_entrances_see_the_same(model, tmp_path, kind):
             "a PIL image": seen(opened),
             "an array": seen(read),
             "lmms-eval": model._about([opened], (Message("user", "What?"),)).face,
+            "the tasks of any model": np.asarray(pictures({"image": row})[0]),
+            "the tasks, by a path": np.asarray(pictures({"image": name})[0]),
             "LLaVA's JSON": np.asarray(entry.images[0]),
             "a row of a data set": image_pixels(row, "RGB"),
             "LLaVA's image processor": (tensor.permute(1, 2, 0).numpy() * 255).round(),

@@ -1,0 +1,170 @@
+"""How often the answers of a dialogue contradict each other, on people who were not in training.
+
+Of each face three questions are asked, one after another: is it a deepfake, where is the artifact,
+which parts are untouched. :mod:`llava_forgery.evaluation.turns` says what fits what.
+"""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from llava_forgery.constants import FAKE, REAL
+from llava_forgery.data.samples import SimulatedSamples
+from llava_forgery.evaluation.leaks import people_in_training
+from llava_forgery.evaluation.metrics import accuracy, agreement, auc, region_scores
+from llava_forgery.evaluation.records import KeptRecords
+from llava_forgery.evaluation.turns import contradictions
+from llava_forgery.files import write_json
+from llava_forgery.hosts.base import ForgeryModel
+from llava_forgery.infer.answering import write_answers
+from llava_forgery.infer.dialogue import NOTHING_SAID
+from llava_forgery.infer.predictor import ForgeryPredictor
+from llava_forgery.qa import templates
+from llava_forgery.qa.answers import parse_answer
+from llava_forgery.qa.build import build_prompt
+from llava_forgery.qa.conversation import Conversation, Message
+from llava_forgery.simulate.pairs import FacePairs
+from llava_forgery.tensors import from_bytes, to_bytes
+
+FOLLOW_UPS = (templates.WHERE.questions[0], templates.UNTOUCHED.questions[0])
+
+
+class HeldDialogue(NamedTuple):
+    """What was said of one face."""
+
+    score: float
+    """The detector's, in [0, 1]."""
+    p_yes: float
+    """Of the first answer, in [0, 1]."""
+    answers: tuple[str, ...]
+    """To the first question and to ``FOLLOW_UPS``."""
+
+
+@torch.inference_mode()
+def hold_dialogues(
+    vlm: ForgeryModel, faces: Sequence[np.ndarray], max_new_tokens: int = 64
+) -> list[HeldDialogue]:
+    """Ask about faces in one batch; each answer stands in the prompt of the next question.
+
+    Args:
+        vlm: In eval mode.
+        faces: (S, S, 3) uint8 each.
+        max_new_tokens: Most tokens of an answer.
+    """
+    detection = vlm.detect(torch.stack([from_bytes(face) for face in faces]))
+    scores = detection.score.tolist()
+    images = [Image.fromarray(face) for face in faces]
+    prompts = [build_prompt(score) for score in scores]
+    first = write_answers(vlm, prompts, images, detection, max_new_tokens=max_new_tokens)
+    said = [[answer.text or NOTHING_SAID] for answer in first]
+    for question in FOLLOW_UPS:
+        prompts = [
+            Conversation(
+                (*prompt.messages, Message("assistant", answers[-1]), Message("user", question)),
+                label=None,
+            )
+            for prompt, answers in zip(prompts, said, strict=True)
+        ]
+        written = write_answers(
+            vlm,
+            prompts,
+            images,
+            detection,
+            yes_or_no=[False] * len(faces),
+            max_new_tokens=max_new_tokens,
+        )
+        for answers, answer in zip(said, written, strict=True):
+            answers.append(answer.text or NOTHING_SAID)
+    return [
+        HeldDialogue(score, answer.p_yes, tuple(answers))
+        for score, answer, answers in zip(scores, first, said, strict=True)
+    ]
+
+
+def evaluate_dialogues(
+    predictor: ForgeryPredictor,
+    pairs: FacePairs,
+    output_dir: str | PathLike,
+    *,
+    batch_size: int = 8,
+) -> dict[str, Any]:
+    """Hold a dialogue about the forged and the pristine image of each pair.
+
+    Args:
+        predictor: The skill.
+        pairs: Of people who were not in training.
+        output_dir: Receives ``records.jsonl`` and ``metrics.json``. What an interrupted call has
+            asked of the same pairs with the same weights is kept.
+        batch_size: Pairs that are asked about at once.
+
+    Returns:
+        ``dialogues``; of them with a contradiction ``contradicting``, and by its kind ``place`` and
+        ``untouched`` (counts). Of the first answers ``auc`` of P(yes), ``accuracy``, ``unparsed``
+        and ``agreement`` with the score; ``regions_f1`` of those of the fakes; ``kfd_auc``.
+
+    Raises:
+        ValueError: An interrupted call had other settings.
+    """
+    output_dir = Path(output_dir)
+    settings = {
+        "pairs": SimulatedSamples(pairs).describe(),
+        "max_new_tokens": predictor.max_new_tokens,
+    }
+    with KeptRecords(output_dir, settings, predictor.vlm, batch_size, each=2) as kept:
+        for places in kept.batches(len(pairs), "dialogues"):
+            drawn = [pairs[place] for place in places]
+            faces = [to_bytes(face) for pair in drawn for face in (pair.forged, pair.pristine)]
+            held = hold_dialogues(predictor.vlm, faces, predictor.max_new_tokens)
+            truth = [
+                (pairs.faces[pair.row]["identity"], label, list(pair.regions) if label else [])
+                for pair in drawn
+                for label in (FAKE, REAL)
+            ]
+            kept.add([_record(*known, one) for known, one in zip(truth, held, strict=True)])
+        people = (record["identity"] for record in kept.records)
+        metrics = {
+            **summarise_dialogues(kept.records),
+            "people_in_training": people_in_training(predictor.vlm, people),
+        }
+        write_json(output_dir / "metrics.json", metrics)
+        kept.finish()
+    return metrics
+
+
+def summarise_dialogues(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of :func:`evaluate_dialogues` from its records."""
+    labels = [record["label"] for record in records]
+    first = [parse_answer(record["answers"][0]) for record in records]
+    found = [contradictions(*record["answers"]) for record in records]
+    fakes = [i for i, label in enumerate(labels) if label == FAKE]
+    p_yes = [record["p_yes"] for record in records]
+    scores = [record["score"] for record in records]
+    return {
+        "dialogues": len(records),
+        "contradicting": sum(map(bool, found)),
+        **{kind: sum(kind in kinds for kinds in found) for kind in ("place", "untouched")},
+        "auc": auc(labels, p_yes),
+        "accuracy": accuracy(labels, [answer.label for answer in first]),
+        "unparsed": sum(answer.label is None for answer in first),
+        "agreement": agreement(scores, p_yes),
+        "regions_f1": region_scores(
+            [first[i].regions for i in fakes], [tuple(records[i]["regions"]) for i in fakes]
+        ).f1,
+        "kfd_auc": auc(labels, scores),
+    }
+
+
+def _record(identity: str, label: int, regions: list[str], held: HeldDialogue) -> dict[str, Any]:
+    return {
+        "identity": identity,
+        "label": label,
+        "regions": regions,
+        "score": held.score,
+        "p_yes": held.p_yes,
+        "answers": list(held.answers),
+    }
