@@ -32,7 +32,6 @@ from accelerate.utils import reduce
 from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
-from tqdm import trange
 
 from llava_forgery.constants import FAKE, IGNORE_INDEX, REAL
 from llava_forgery.faces.identities import identity_digests
@@ -46,6 +45,7 @@ from llava_forgery.hosts.llava.names import in_llava_layout
 from llava_forgery.hosts.llava.tower import KFDImageProcessor
 from llava_forgery.kfd.calibration import Thresholds
 from llava_forgery.noise import quiet
+from llava_forgery.progress import progress
 from llava_forgery.qa.build import kfd_result
 from llava_forgery.qa.conversation import Conversation, Message
 from llava_forgery.qa.preference import KINDS, PreferencePair, build_pair
@@ -312,14 +312,12 @@ def reference_log_likelihoods(
     collate = PreferenceCollator(stage.vlm.prompts.collate)
     found = torch.zeros(len(samples), 2, device=device)
     starts = range(state.process_index * batch_size, len(samples), state.num_processes * batch_size)
-    with trange(len(starts), desc="reference", unit="batch", disable=None) as bar:
-        for start in starts:
-            places = range(start, min(start + batch_size, len(samples)))
-            batch = to_device(collate([samples[place] for place in places]), device)
-            batch.pop("reference", None)
-            sums = stage.token_log_likelihoods(**batch).sum(dim=1)
-            found[list(places)] = sums.float().view(2, -1).T
-            bar.update()
+    for start in progress(starts, "reference", "batch"):
+        places = range(start, min(start + batch_size, len(samples)))
+        batch = to_device(collate([samples[place] for place in places]), device)
+        batch.pop("reference", None)
+        sums = stage.token_log_likelihoods(**batch).sum(dim=1)
+        found[list(places)] = sums.float().view(2, -1).T
     return reduce(found, "sum").cpu()
 
 
