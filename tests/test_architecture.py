@@ -14,7 +14,7 @@ import make_tree  # noqa: E402
 
 # What a folder or file of the package may import, beside itself.
 BASE = {"constants", "call_state", "optional", "files", "weights", "rows", "images", "colours"}
-BASE |= {"tables", "tensors", "pooling", "downloads", "noise", "progress"}
+BASE |= {"tables", "tensors", "pooling", "downloads", "hub", "noise", "progress"}
 MODEL = BASE | {"faces", "qa", "kfd", "fpl", "hosts"}
 TRAINING = MODEL | {"simulate", "data", "train"}
 ALL = TRAINING | {"convert", "infer", "evaluation"}
@@ -28,6 +28,7 @@ ARROWS = {
     "weights": {"constants", "files"},
     "rows": {"constants", "files"},
     "downloads": set(),
+    "hub": set(),
     "colours": set(),
     "images": {"constants", "files", "colours", "optional"},
     "tables": set(),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import convert, notice
+from llava_forgery.cli.app import app, convert, notice
 from llava_forgery.cli.options import (
     AllowDownload,
     BaseModel,
@@ -88,7 +88,7 @@ def export_transformers(
         allow_download=allow_download,
         max_shard_size=max_shard_size,
     )
-    typer.echo(f"Wrote {out}")
+    notice(f"Wrote {out}")
 
 
 @convert.command("imagebind")
@@ -132,3 +132,31 @@ def import_efficientnet(
     from llava_forgery.convert.sources import import_efficientnet as run
 
     run(out)
+
+
+@app.command("push")
+def push(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="An adapter, a detector, a pseudo-word or an exported checkpoint."),
+    ],
+    repository: Annotated[str, typer.Argument(help="owner/name on the hub.")],
+    revision: Annotated[str | None, typer.Option(help="Branch; made where it is missing.")] = None,
+    private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+) -> None:
+    """Upload a folder to the Hugging Face hub: safetensors, JSON and text, never a pickle.
+
+    Wherever a command takes the folder of a model, it takes owner/name or owner/name@revision.
+    """
+    from llava_forgery.hub import push_folder
+
+    typer.echo(
+        push_folder(
+            folder,
+            repository,
+            revision=revision,
+            private=private or None,
+            commit_message=message,
+        )
+    )

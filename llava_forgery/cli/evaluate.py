@@ -161,8 +161,9 @@ def evaluate_pseudo_word(
     from llava_forgery.hosts.pseudo_word_checkpoint import CONFIG, read_pseudo_word_config
     from llava_forgery.hosts.quantized import place_host
     from llava_forgery.hosts.transformers.loading import load_named_host
+    from llava_forgery.hub import local_folder
 
-    images = read_sources(data)
+    images, word = read_sources(data), local_folder(word)
     read_pseudo_word_config(word)
     with allow_downloads(allow_download):
         model, processor = load_named_host(word / CONFIG, base_model, quantization, dtype=dtype)

@@ -53,11 +53,13 @@ def memory_size(text: str) -> int:
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.", callback=writable_folder)]
 Faces = Annotated[Path, typer.Option("--faces", help="Folder written by prepare.")]
-Model = Annotated[Path, typer.Option("--model", help="Folder of a forgery adapter.")]
+Model = Annotated[Path, typer.Option("--model", help="Folder or hub name of a forgery adapter.")]
 JudgingModel = Annotated[
     Path | None,
     typer.Option(
-        "--model", help="Folder of a forgery adapter or of a detector; default: the shipped model."
+        "--model",
+        help="Folder or hub name of a forgery adapter or of a detector; default: the shipped "
+        "model.",
     ),
 ]
 Answers = Annotated[
@@ -157,4 +159,4 @@ Images = Annotated[
         "--data", help="Folder with real/ and fake/, or CSV path,label[,set]; repeatable."
     ),
 ]
-Word = Annotated[Path, typer.Option("--word", help="Folder of a pseudo-word.")]
+Word = Annotated[Path, typer.Option("--word", help="Folder or hub name of a pseudo-word.")]

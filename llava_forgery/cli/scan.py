@@ -105,6 +105,7 @@ def scan(
     130 when it was interrupted.
     """
     from llava_forgery.faces.video import frame_choice
+    from llava_forgery.hub import local_folder
     from llava_forgery.infer.default import default_host, default_model, missing_for_answers
     from llava_forgery.pooling import check_reduction
     from llava_forgery.scan.engine import Cluster, require_ray
@@ -128,7 +129,11 @@ def scan(
             base_model = str(default_host())
     settings = ScanSettings(
         ModelSettings(
-            str(model.resolve()), base_model, device, face_detector or "dlib", allow_download
+            str(local_folder(model).resolve()),
+            base_model,
+            device,
+            face_detector or "dlib",
+            allow_download,
         ),
         answers,
         ReadSettings(frame_choice(frames, every), cropped, max_pixels),

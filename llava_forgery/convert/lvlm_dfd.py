@@ -147,7 +147,7 @@ def attach_lvlm_dfd(
         )
     fpl = ForgeryPromptLearner(FPLConfig.from_dict(info["fpl"]))
     fill_learner(fpl, directory)
-    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(directory / KFD)
+    kfd = KnowledgeGuidedForgeryDetector.from_pretrained((directory / KFD).absolute())
     settings = info["lora"]
     lora = LoraSettings(**{**settings, "projections": tuple(settings["projections"])})
     vlm = attach_forgery(model, processor, kfd, fpl, lora)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +13,7 @@ from llava_forgery.hosts.adapter import CONFIG as ADAPTER_CONFIG
 from llava_forgery.hosts.adapter import is_exported
 from llava_forgery.hosts.llava.names import in_llava_layout
 from llava_forgery.hosts.quantized import pick_device
+from llava_forgery.hub import local_folder
 from llava_forgery.infer.halving import in_halves
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.kfd.calibration import Thresholds
@@ -121,7 +121,7 @@ def load_scorer(
         FileNotFoundError: The folder holds neither.
         ValueError: A file is damaged, or a host is given for a detector.
     """
-    directory = Path(directory)
+    directory = local_folder(directory)
     if (directory / KFD_CONFIG).is_file():
         if base_model is not None:
             raise ValueError(f"{directory} is a detector, which needs no host: no --base-model")

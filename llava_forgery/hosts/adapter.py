@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 import llava_forgery
@@ -39,6 +37,7 @@ from llava_forgery.files import (
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, fill_lora, save_lora
 from llava_forgery.hosts.projector import TRAINABLES, fill_projector
+from llava_forgery.hub import is_hub_name
 from llava_forgery.weights import load_tensors, save_tensors
 
 CONFIG, FPL, KFD, CARD = "forgery_config.json", "fpl.safetensors", "kfd", "README.md"
@@ -243,15 +242,6 @@ def add_figures(directory: str | PathLike, figures: Mapping[str, float], data: s
     start = card.text.index(_FIGURES)
     card.text = f"{card.text[:start]}{_FIGURES}\n\nOn {data}:\n\n{_table(figures)}\n"
     write_text(path, str(card))
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether a host's name is of the hub, ``owner/name``."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name and not name.startswith(".")
 
 
 def _table(values: Mapping[str, Any]) -> str:

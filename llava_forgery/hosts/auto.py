@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from llava_forgery.hosts.adapter import is_exported
 from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.llava.names import in_llava_layout
+from llava_forgery.hub import local_folder
 from llava_forgery.images import read_image, to_rgb
 from llava_forgery.qa.conversation import Conversation, Message
 from llava_forgery.tensors import from_bytes, to_device
@@ -52,8 +53,8 @@ class AutoForgeryModel:
         """Load an adapter and its host.
 
         Args:
-            directory: The adapter's; or a whole model, in LLaVA's layout or as
-                ``convert export-transformers`` writes it.
+            directory: The adapter's folder or hub name (``owner/name[@revision]``); or a whole
+                model's, in LLaVA's layout or as ``convert export-transformers`` writes it.
             base_model: Folder or hub name of the bare host; by default the one the adapter names.
             backend: "transformers", "llava", or "auto" for the one whose layout the folder has.
             device: Device to load onto; a GPU if there is one by default. "auto" spreads the host
@@ -73,6 +74,7 @@ class AutoForgeryModel:
             ValueError: The host is not the one the adapter was trained for, a file is damaged, or
                 there is no such backend.
         """
+        directory = local_folder(directory)
         if backend == "auto":
             backend = "llava" if in_llava_layout(directory) else "transformers"
         if backend not in BACKENDS:

@@ -42,6 +42,7 @@ from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings, lo
 from llava_forgery.hosts.projector import TRAINABLES
 from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
+from llava_forgery.hub import local_folder
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.noise import quiet
 from llava_forgery.weights import compare_tensors, load_tensors, read_tensors
@@ -79,7 +80,7 @@ def convert_adapter(
         ValueError: The hosts' language models differ, the adapter holds what cannot be moved, or
             there is nothing to do.
     """
-    source = Path(source)
+    source = local_folder(source)
     values = read_skill_config(source)
     if base_model is None:
         if values is not None:
@@ -112,7 +113,9 @@ def _to_transformers(
     model, processor = load_host(source, host, dtype="auto")
     _check_host(model, values["mm_forgery_host"], source)
     fpl = _read_learner(source, values["mm_forgery_fpl"])
-    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(source / KFD, with_tower=False)
+    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(
+        (source / KFD).absolute(), with_tower=False
+    )
     vlm = attach_forgery(model, processor, kfd, fpl, settings)
     if lora:
         _fill_lora(vlm.host, tensors, source)

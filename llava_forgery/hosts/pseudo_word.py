@@ -36,6 +36,7 @@ from llava_forgery.hosts.pseudo_word_checkpoint import (
     save_pseudo_word,
 )
 from llava_forgery.hosts.transformers.model import ForgeryVLM, labelled_logits
+from llava_forgery.hub import Pushable, local_folder
 from llava_forgery.noise import quiet
 from llava_forgery.weights import load_tensors
 
@@ -151,7 +152,7 @@ class PseudoWordHooks(EmbeddingHooks):
         return torch.where(places[..., None], row, output)
 
 
-class PseudoWordVLM(nn.Module):
+class PseudoWordVLM(Pushable, nn.Module):
     """A host that knows the pseudo-word; made by :func:`attach_pseudo_word`.
 
     Attributes:
@@ -348,7 +349,7 @@ def load_pseudo_word(
     """Attach a saved word to a copy of its host.
 
     Args:
-        directory: The word's.
+        directory: The word's folder or hub name.
         model: The host, or what ``attach_forgery`` made of it.
         processor: Its processor.
 
@@ -359,7 +360,7 @@ def load_pseudo_word(
         FileNotFoundError: A file is missing.
         ValueError: The host is another one, or a file does not fit.
     """
-    directory = Path(directory)
+    directory = local_folder(directory)
     config = read_pseudo_word_config(directory)
     check_fingerprint(bare_host(model), config["host"], str(directory))
     settings = PseudoWordConfig(**config["config"])

@@ -17,6 +17,7 @@ from llava_forgery.hosts.small_llava import (
     build_small_llava,
     missing_packages,
 )
+from llava_forgery.hub import local_folder
 from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 
@@ -113,7 +114,7 @@ def load_detector_of(
     """A detector's folder, or the detector of an adapter without its host.
 
     Args:
-        directory: The folder.
+        directory: The folder, or its hub name.
         host: Folder or hub name of the host whose vision tower the detector reads; by default the
             one it names. Detectors with an encoder of their own need none.
         allow_download: Whether what the folder's files name may be downloaded.
@@ -122,7 +123,7 @@ def load_detector_of(
         FileNotFoundError: There is no detector.
         ValueError: A file is damaged.
     """
-    folder = Path(directory)
+    folder = local_folder(directory)
     if not is_detector(folder):
         folder = folder / KFD
     config = folder / KFD_CONFIG

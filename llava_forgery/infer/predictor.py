@@ -26,6 +26,7 @@ from llava_forgery.hosts.adapter import is_exported
 from llava_forgery.hosts.auto import AutoForgeryModel
 from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.quantized import pick_device
+from llava_forgery.hub import local_folder
 from llava_forgery.images import read_image, to_rgb
 from llava_forgery.infer.answering import WrittenAnswer, write_answers
 from llava_forgery.infer.batching import BatchLimits
@@ -236,9 +237,9 @@ class ForgeryPredictor(FaceFinder):
         """Load an adapter and its host.
 
         Args:
-            adapter_dir: Written by ``save_pretrained`` or ``llava-forgery train adapter``; or a
-                whole model, in LLaVA's layout or of ``convert export-transformers``; or a
-                detector's folder. By default the model that is
+            adapter_dir: Folder or hub name (``owner/name[@revision]``) of what ``save_pretrained``
+                or ``llava-forgery train adapter`` wrote; or of a whole model, in LLaVA's layout or
+                of ``convert export-transformers``; or of a detector. By default the model that is
                 shipped; where the packages of its host are missing, it gives scores and a warning
                 that says what brings the answers.
             base_model: Folder or hub name of the bare host; by default the one the adapter names.
@@ -262,6 +263,7 @@ class ForgeryPredictor(FaceFinder):
         """
         if adapter_dir is None:
             adapter_dir, base_model, answers = shipped_model(base_model, answers, cache)
+        adapter_dir = local_folder(adapter_dir)
         alone = is_detector(adapter_dir)
         answers = _checked_answers(answers, alone)
         if answers == "none" and not is_exported(adapter_dir):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llava_forgery.downloads import allow_downloads
+from llava_forgery.hub import Pushable, local_folder
 from llava_forgery.kfd.calibration import Calibration, Thresholds
 from llava_forgery.kfd.checkpoint import load_detector, save_detector
 from llava_forgery.kfd.config import PRESETS, EncoderConfig, KFDConfig
@@ -78,7 +79,7 @@ class KFDOutput:
         )
 
 
-class KnowledgeGuidedForgeryDetector(nn.Module):
+class KnowledgeGuidedForgeryDetector(Pushable, nn.Module):
     """Consistency maps of an image with described classes, read by a locator and a classifier.
 
     Use :meth:`from_preset` to train one and :meth:`from_pretrained` to use one.
@@ -167,7 +168,7 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
         """Read a saved detector, in eval mode; see :mod:`llava_forgery.kfd.checkpoint`.
 
         Args:
-            directory: Written by :meth:`save_pretrained`.
+            directory: Written by :meth:`save_pretrained`; or its hub name.
             with_knowledge: Read what further training needs as well. Without it the text encoder is
                 not built.
             with_tower: For a detector on a host's vision tower: load the tower. Without it the
@@ -182,6 +183,7 @@ class KnowledgeGuidedForgeryDetector(nn.Module):
             return cls(config, with_knowledge, with_tower=False)
 
         with allow_downloads(allow_download):
+            directory = local_folder(directory)
             return load_detector(build, directory, with_knowledge, with_tower, base_model, dtype)
 
     def save_pretrained(self, directory: str | PathLike) -> None:

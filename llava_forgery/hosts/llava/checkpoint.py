@@ -21,14 +21,18 @@ it reads the host and LoRA, and no skill.
 """
 
 import logging
+import shutil
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import cached_assets_path
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from llava_forgery.downloads import named_by
 from llava_forgery.files import (
     atomic_path,
     check_output_folder,
@@ -54,7 +58,7 @@ from llava_forgery.hosts.llava.skill import has_forgery_adapter
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, check_lora, save_lora
 from llava_forgery.hosts.placement import PLACEHOLDERS
 from llava_forgery.hosts.projector import TRAINABLES, TrainedProjector
-from llava_forgery.weights import load_tensors, save_tensors
+from llava_forgery.weights import load_tensors, read_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -164,11 +168,36 @@ def load_skill(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
         projector.fill(directory)
     tower = resolve_name(values["mm_forgery_tower"].removeprefix(PREFIX), directory)
     placement = getattr(config, PLACEMENT_KEY, PLACEHOLDERS)
-    attach_to_llava(model, tower, learner.requires_grad_(False).eval(), placement=placement)
+    # What a file names is looked for in the hub's cache only.
+    here = Path(tower).is_dir()
+    with nullcontext() if here else named_by(directory / CONFIG, {"detector": tower}):
+        attach_to_llava(model, tower, learner.requires_grad_(False).eval(), placement=placement)
     model._forgery_projector = projector
     name = resolve_name(values["mm_forgery_host"]["name_or_path"], directory)
     config.mm_forgery_host = {**values["mm_forgery_host"], "name_or_path": name}
     return model
+
+
+def for_llavas_loader(directory: Path) -> Path:
+    """A folder from the hub, which holds no pickle, with the one that LLaVA's loader asks for.
+
+    It is made here, of what safetensors hold, in a copy that huggingface_hub's cache keeps.
+
+    Args:
+        directory: In LLaVA's layout.
+    """
+    name = NON_LORA if (directory / LORA_CONFIG).is_file() else NO_LORA
+    if holds_model(directory) or (directory / name).is_file():
+        return directory
+    # By its repository and commit, as the cache has them.
+    repository, commit = directory.parent.parent.name, directory.name
+    copy = cached_assets_path("llava-forgery", repository, commit) / directory.parent.parent.name
+    if not (copy / name).is_file():
+        with atomic_path(copy) as temporary:
+            shutil.copytree(directory, temporary)
+            trained = directory / TRAINABLES
+            torch.save(read_tensors(trained) if trained.is_file() else {}, temporary / name)
+    return copy
 
 
 def check_tower(model: PreTrainedModel, directory: str | PathLike) -> None:

@@ -34,6 +34,7 @@ from llava_forgery.hosts.llava.register import import_llava, register, registere
 from llava_forgery.hosts.llava.vlm import LlavaForgeryVLM
 from llava_forgery.hosts.lora import LORA_CONFIG
 from llava_forgery.hosts.quantized import leave_unpacked, place_host, placement, quantization_config
+from llava_forgery.hub import local_folder
 from llava_forgery.noise import quiet
 
 # Modules that quantisation leaves as they are, LLaVA's choice.
@@ -57,7 +58,7 @@ def load_llava(
 
     Args:
         directory: An adapter or a whole model in LLaVA's layout
-            (:mod:`llava_forgery.hosts.llava.checkpoint`).
+            (:mod:`llava_forgery.hosts.llava.checkpoint`): its folder or hub name.
         base: Folder or hub name of an adapter's host; by default the one that it names.
         dtype: Of the host's weights.
         device: Where to; a GPU if there is one by default; "auto" spreads the host over all.
@@ -73,7 +74,7 @@ def load_llava(
         ImportError: The ``llava`` package is not installed.
         ValueError: The folder is none of ours, or does not fit the host.
     """
-    directory = Path(directory)
+    directory = local_folder(directory)
     values = read_skill_config(directory)
     if values is None:
         raise ValueError(

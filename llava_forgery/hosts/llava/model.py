@@ -36,6 +36,7 @@ from llava_forgery.hosts.llava.skill import forgery_class, has_forgery_adapter
 from llava_forgery.hosts.llava.tower import KFDVisionTower
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.placement import ALWAYS, Unused, check_placement
+from llava_forgery.hub import local_folder
 from llava_forgery.kfd.host_tower import HostEncoder
 from llava_forgery.noise import quiet
 
@@ -54,7 +55,7 @@ def attach_to_llava(
 
     Args:
         model: Such as ``LlavaLlamaForCausalLM``, with its weights.
-        forgery_tower: The detector, ``kfd:DIR`` or DIR.
+        forgery_tower: The detector, ``kfd:DIR`` or DIR: its folder or hub name.
         fpl: A learner, or its configuration for a new one; by default a new ``lite`` one.
         seed: Of a new learner's weights.
         placement: Whether E_forgery stands behind each image of every prompt (``always``), or
@@ -80,7 +81,7 @@ def attach_to_llava(
         )
     check_placement(placement)
     fingerprint = host_fingerprint(model)
-    tower = KFDVisionTower(forgery_tower)
+    tower = KFDVisionTower(local_folder(str(forgery_tower).removeprefix(PREFIX)))
     layers, width = tower.config.num_layers, fingerprint["hidden_size"]
     if fpl is None:
         fpl = FPLConfig(hidden_size=width, num_layers=layers)

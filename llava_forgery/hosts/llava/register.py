@@ -26,10 +26,16 @@ from transformers import PreTrainedConfig
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.kv_cache import takes_cache
-from llava_forgery.hosts.llava.checkpoint import check_folder, check_tower, load_skill
+from llava_forgery.hosts.llava.checkpoint import (
+    check_folder,
+    check_tower,
+    for_llavas_loader,
+    load_skill,
+)
 from llava_forgery.hosts.llava.names import PREFIX, PROJECTOR_TYPE
 from llava_forgery.hosts.llava.prompts import TEMPLATE, paper_template
 from llava_forgery.hosts.llava.tower import KFDVisionTower
+from llava_forgery.hub import is_hub_name, local_folder
 
 logger = logging.getLogger(__name__)
 
@@ -145,12 +151,26 @@ def _loader(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_pretrained_model(
         model_path: Any, model_base: Any, model_name: str, *args: Any, **kwargs: Any
     ) -> Any:
+        model_path = _local(model_path)
         check_folder(Path(model_path), model_base, model_name)
         loaded = original(model_path, model_base, model_name, *args, **kwargs)
         check_tower(loaded[1], model_path)
         return loaded
 
     return load_pretrained_model
+
+
+def _local(name: Any) -> Any:
+    """The folder of a checkpoint of ours that is named as the hub has it; others as they are."""
+    if Path(name).exists() or not is_hub_name(str(name).partition("@")[0]):
+        return name
+    repo_id, _, revision = str(name).partition("@")
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(repo_id, revision=revision or None)
+    except OSError:
+        return name
+    ours = values.get("mm_forgery_tower") is not None
+    return str(for_llavas_loader(local_folder(name))) if ours else name
 
 
 def _rebind(original: Any, make: Callable[[Any], Any]) -> None:
@@ -199,7 +219,7 @@ def _teach_from_pretrained(model_class: type) -> None:
         loaded = super(model_class, cls).from_pretrained(path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if getattr(model.config, "mm_forgery_tower", None) is not None:
-            load_skill(model, Path(str(folder)))
+            load_skill(model, local_folder(str(folder)))
         return loaded
 
     model_class.from_pretrained = from_pretrained

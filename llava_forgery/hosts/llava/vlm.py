@@ -31,6 +31,7 @@ from llava_forgery.hosts.llava.skill import EXPANDED_LABELS, has_forgery_adapter
 from llava_forgery.hosts.lora import LoraSettings, fill_lora, merge_lora
 from llava_forgery.hosts.placement import ALWAYS
 from llava_forgery.hosts.projector import TrainedProjector, fill_projector
+from llava_forgery.hub import Pushable
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.noise import quiet
 from llava_forgery.weights import load_tensors
@@ -38,7 +39,7 @@ from llava_forgery.weights import load_tensors
 FAMILY = HostFamily("llava_llama", "LLaVA (the llava package)", "cache", projector=HOST_PROJECTOR)
 
 
-class LlavaForgeryVLM(nn.Module):
+class LlavaForgeryVLM(Pushable, nn.Module):
     """A :class:`~llava_forgery.hosts.base.ForgeryModel` of the ``llava`` package.
 
     The model below can be used by LLaVA's own tools at the same time.

@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from llava_forgery.files import atomic_path, check_output_folder
-from llava_forgery.hosts.adapter import CARD, is_hub_name
+from llava_forgery.hosts.adapter import CARD
 from llava_forgery.hosts.quantized import pick_device, place_host, placement
 from llava_forgery.hosts.transformers.exported import (
     MODELING,
@@ -20,6 +20,7 @@ from llava_forgery.hosts.transformers.exported_processor import (
 )
 from llava_forgery.hosts.transformers.loading import load_pretrained as load_adapter_folder
 from llava_forgery.hosts.transformers.model import ForgeryVLM
+from llava_forgery.hub import is_hub_name, local_folder
 from llava_forgery.kfd.skeleton import describe
 from llava_forgery.noise import quiet
 
@@ -38,7 +39,7 @@ def export_transformers(
     """Write host, merged LoRA, detector and learner as one checkpoint of transformers.
 
     Args:
-        directory: A forgery adapter for a host of transformers.
+        directory: A forgery adapter for a host of transformers: its folder or hub name.
         out: Folder to write; an earlier export there is replaced as a whole.
         base_model: The host's folder or hub name; by default the one the adapter names.
         dtype: Of the host's weights; detector and learner stay in float32.
@@ -123,6 +124,7 @@ def load_pretrained(
             f"{directory} is an exported checkpoint, which holds its host: give no base_model and "
             "no quantization, or give the adapter that it was exported from"
         )
+    directory = local_folder(directory)
     model, report = LlavaForgeryForConditionalGeneration.from_pretrained(
         directory, dtype=dtype, output_loading_info=True, **placement(device)
     )

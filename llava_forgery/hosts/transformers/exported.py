@@ -135,7 +135,7 @@ class LlavaForgeryForConditionalGeneration(ForgeryVLM, PreTrainedModel, Generati
 
     def __init__(self, config: LlavaForgeryConfig) -> None:
         PreTrainedModel.__init__(self, config)
-        host = AutoModelForImageTextToText.from_config(config.host_config)
+        host = AutoModelForImageTextToText.from_config(config.host_config, trust_remote_code=False)
         kfd = build_skeleton(config.kfd)
         fpl = ForgeryPromptLearner(FPLConfig.from_dict(config.fpl))
         shared = SharedTower(host, None, kfd) if isinstance(kfd.encoder, HostEncoder) else None
@@ -259,6 +259,8 @@ class LlavaForgeryForConditionalGeneration(ForgeryVLM, PreTrainedModel, Generati
     def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
         """:meth:`transformers.PreTrainedModel.save_pretrained`."""
         PreTrainedModel.save_pretrained(self, save_directory, *args, **kwargs)
+
+    push_to_hub = PreTrainedModel.push_to_hub
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:

@@ -24,6 +24,7 @@ from llava_forgery.hosts.lora import load_lora
 from llava_forgery.hosts.projector import TRAINABLES, TrainedProjector
 from llava_forgery.hosts.quantized import leave_unpacked, place_host, placement, quantization_config
 from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
+from llava_forgery.hub import local_folder
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.noise import quiet
 
@@ -117,6 +118,7 @@ def load_pretrained(
     allow_download: bool = False,
 ) -> ForgeryVLM:
     """:meth:`llava_forgery.hosts.auto.AutoForgeryModel.from_pretrained` of transformers."""
+    directory = local_folder(directory)
     read_adapter_config(directory)
     with allow_downloads(allow_download):
         model, processor = load_named_host(
@@ -151,7 +153,9 @@ def load_adapter(
     config = read_adapter_config(directory)
     check_fingerprint(model, config["host"], str(directory))
     # A detector on the host's own tower finds it in the host.
-    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(directory / KFD, with_tower=False)
+    kfd = KnowledgeGuidedForgeryDetector.from_pretrained(
+        (directory / KFD).absolute(), with_tower=False
+    )
     fpl = ForgeryPromptLearner(FPLConfig.from_dict(config["fpl"]))
     fill_learner(fpl, directory)
     vlm = attach_forgery(model, processor, kfd, fpl)

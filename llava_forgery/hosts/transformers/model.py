@@ -35,6 +35,7 @@ from llava_forgery.hosts.placeholder import PlaceholderHooks, check_counts, coun
 from llava_forgery.hosts.projector import TrainedProjector
 from llava_forgery.hosts.transformers.prompts import ProcessorEncoder
 from llava_forgery.hosts.transformers.shared_tower import SharedTower
+from llava_forgery.hub import Pushable
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_tower import HostEncoder
 from llava_forgery.noise import quiet
@@ -44,7 +45,7 @@ from llava_forgery.qa.conversation import Conversation, Message
 _GREY_SIDE = 64
 
 
-class ForgeryVLM(nn.Module):
+class ForgeryVLM(Pushable, nn.Module):
     """A :class:`~llava_forgery.hosts.base.ForgeryModel` of transformers; from
     :func:`attach_forgery`.
 
