@@ -11,11 +11,10 @@ from eval.papers.cells import ImageRecord
 from eval.papers.table_settings import HeldOutSettings
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.evaluation.images import ManifestImages
+from llava_forgery.evaluation.real import read_real_frames, square_crop
 from llava_forgery.evaluation.scorers import Scorer
-from llava_forgery.faces.crop import crop_box
 from llava_forgery.faces.records import MANIFEST, load_faces
 from llava_forgery.faces.sources import media_below
-from llava_forgery.images import read_image
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
 from llava_forgery.tensors import to_bytes
 
@@ -48,6 +47,8 @@ def held_out_images(settings: HeldOutSettings, size: int) -> Iterator[HeldOutIma
         FileNotFoundError: A folder is missing.
         ValueError: A folder holds no images or faces, or a file is no picture.
     """
+    if settings.crops is not None:
+        return _crops(Path(settings.crops), size)
     if settings.faces is None:
         return _pictures(settings, size)
     faces = load_faces(settings.faces, split=settings.split)
@@ -131,6 +132,16 @@ def _labelled(images: ManifestImages) -> Iterator[HeldOutImage]:
         yield HeldOutImage(item.image, item.label, identities[i], item.group)
 
 
+def _crops(folder: Path, size: int) -> Iterator[HeldOutImage]:
+    frames = [f for f in read_real_frames(folder.parent) if f.set == folder.name]
+    if not frames:
+        raise FileNotFoundError(f"{folder} holds no crops; expected SET/real, SET/fake_METHOD")
+    for frame in frames:
+        image = square_crop(folder.parent / frame.path, size)
+        # A swap shows two people; the intervals draw the first, in whose video it is.
+        yield HeldOutImage(image, frame.label, frame.identities[0], frame.video_id)
+
+
 def _pictures(settings: HeldOutSettings, size: int) -> Iterator[HeldOutImage]:
     for folder, label in ((settings.real, REAL), (settings.fake, FAKE)):
         if folder is None:
@@ -139,10 +150,5 @@ def _pictures(settings: HeldOutSettings, size: int) -> Iterator[HeldOutImage]:
         if not files:
             raise FileNotFoundError(f"{folder} holds no pictures; expected photographs in it")
         for file in files:
-            pixels = read_image(file)
-            height, width = pixels.shape[:2]
-            side = max(height, width)
-            # Padded, not squeezed, as a crop is in inference.
-            x, y = (width - side) / 2, (height - side) / 2
-            image = crop_box(pixels, (x, y, x + side, y + side), size)
+            image = square_crop(file, size)
             yield HeldOutImage(image, label, str(file), str(file))

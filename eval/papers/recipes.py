@@ -35,6 +35,9 @@ class ModelSpec:
     """Train LoRA on the language model."""
     cite_score: bool = True
     """The prompt of a host without FPL holds the sentence with the detector's score."""
+    question: Literal["deepfake", "photo"] = "deepfake"
+    """What a host without FPL is asked: the detector's question, or AntifakePrompt's, "Is this
+    photo real?", whose two answers are ranked by their whole likelihood."""
     head: Literal["context", "probe"] = "context"
     """Of the CLIP baselines: learned context, or a linear layer on the image's features."""
     records: str | None = None
@@ -245,7 +248,7 @@ def _language_model_rows(config: TablesConfig) -> list[Row]:
 
 def _generator_rows(config: TablesConfig) -> list[Row]:
     return [
-        Row("bare host, zero-shot", ModelSpec("host", cite_score=False)),
+        Row("bare host, zero-shot", ModelSpec("host", cite_score=False, question="photo")),
         Row(
             "pseudo-word (AntifakePrompt)",
             ModelSpec("records", records="pseudo-word"),
@@ -283,7 +286,7 @@ RECIPES = {
             (AUC,),
             _TABLE3,
             _image_rows,
-            "Images are chosen by person, and the smaller choices are parts of the larger ones.",
+            "Images are drawn at random, and the smaller draws are parts of the larger ones.",
         ),
         Recipe(
             "table4",

@@ -1,16 +1,19 @@
-"""A table as CSV and Markdown."""
+"""A table as CSV, as Markdown, and as the record that the documentation's tables are made of."""
 
 import csv
 import io
+import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.papers.recipes import Recipe
-from llava_forgery.files import write_text
+from llava_forgery.files import write_json, write_text
 
 if TYPE_CHECKING:
+    from eval.papers.table_config import TablesConfig
     from eval.papers.tables import MissingResult, TableEntry
 
 PAPER = "paper (FaceForensics++ etc., not comparable)"
@@ -23,8 +26,9 @@ def write_table(
     gaps: Sequence["MissingResult"],
     seeds: Sequence[int],
     directory: str | PathLike,
+    config: "TablesConfig",
 ) -> None:
-    """Write ``NAME.csv`` and ``NAME.md``.
+    """Write ``NAME.csv``, ``NAME.md`` and, for ``eval/records/tables``, ``NAME.json``.
 
     Args:
         recipe: Gives name, title and note.
@@ -32,12 +36,30 @@ def write_table(
         gaps: What did not run.
         seeds: Of the columns.
         directory: Files there are replaced.
+        config: What was run.
     """
     directory = Path(directory)
     # Rows that something else judged may have seeds of their own.
     seeds = sorted({*seeds, *(seed for entry in entries for seed in entry.values)})
     write_text(directory / f"{recipe.name}.csv", table_csv(entries, gaps, seeds))
     write_text(directory / f"{recipe.name}.md", table_markdown(recipe, entries, gaps, seeds))
+    record = {
+        "command": f"python -m eval.tables {recipe.name}",
+        "commit": current_commit(),
+        "seeds": seeds,
+        "config": asdict(config),
+        "entries": [asdict(entry) for entry in entries],
+        "missing": [asdict(gap) for gap in gaps],
+    }
+    write_json(directory / f"{recipe.name}.json", record)
+
+
+def current_commit() -> str:
+    """The commit of this checkout, with ``-dirty`` behind it where files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    command += ["--exclude=*", "--abbrev=40"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
 
 
 def table_csv(
@@ -102,21 +124,7 @@ def table_markdown(
         "draws the test set's people; the deviation is over seeds.",
         "",
     ]
-    if entries:
-        notes = any(entry.note for entry in entries)
-        head = ["row", "test set", "output", "figure", *(f"seed {s}" for s in seeds), "mean"]
-        head += ["std", "95 % interval", "images", "people", PAPER, *(["note"] if notes else [])]
-        rows = []
-        for entry in entries:
-            values = [f"{entry.values[s]:.2f}" if s in entry.values else NONE for s in seeds]
-            spread = NONE if entry.deviation is None else f"{entry.deviation:.2f}"
-            row = [entry.row, entry.test, entry.output, entry.figure, *values, f"{entry.mean:.2f}"]
-            row += [spread, f"{entry.low:.2f} to {entry.high:.2f}", str(entry.images)]
-            row += [str(entry.people), _numbers(entry.paper) or NONE]
-            rows.append([*row, entry.note] if notes else row)
-        lines += [*_table(head, rows), ""]
-    else:
-        lines += ["Nothing was run.", ""]
+    lines += [*entry_lines(entries, seeds), ""] if entries else ["Nothing was run.", ""]
     if gaps:
         lines += ["## Not run", ""]
         rows = [
@@ -124,6 +132,22 @@ def table_markdown(
         ]
         lines += [*_table(["row", "test sets", "reason", PAPER], rows), ""]
     return "\n".join(lines)
+
+
+def entry_lines(entries: Sequence["TableEntry"], seeds: Sequence[int]) -> list[str]:
+    """The lines of the Markdown table of what was measured."""
+    notes = any(entry.note for entry in entries)
+    head = ["row", "test set", "output", "figure", *(f"seed {s}" for s in seeds), "mean"]
+    head += ["std", "95 % interval", "images", "people", PAPER, *(["note"] if notes else [])]
+    rows = []
+    for entry in entries:
+        values = [f"{entry.values[s]:.2f}" if s in entry.values else NONE for s in seeds]
+        spread = NONE if entry.deviation is None else f"{entry.deviation:.2f}"
+        row = [entry.row, entry.test, entry.output, entry.figure, *values, f"{entry.mean:.2f}"]
+        row += [spread, f"{entry.low:.2f} to {entry.high:.2f}", str(entry.images)]
+        row += [str(entry.people), _numbers(entry.paper) or NONE]
+        rows.append([*row, entry.note] if notes else row)
+    return _table(head, rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -39,6 +39,7 @@ from llava_forgery.convert.sources import load_trunk
 from llava_forgery.data.build_qa import build_conversations
 from llava_forgery.evaluation.scorers import AdapterScorer, DetectorScorer, Scorer
 from llava_forgery.files import write_json
+from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.baseline import BaselineVLM
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.quantized import pick_device, place_host
@@ -91,7 +92,7 @@ class TableModels:
         if spec.kind in ("host", "adapter"):
             described = {"kind": spec.kind, "host": self._host(spec)[1]}
             if spec.kind == "host":
-                described["cite_score"] = spec.cite_score
+                described |= {"cite_score": spec.cite_score, "question": spec.question}
             if spec.cite_score or spec.lora or spec.kind == "adapter":
                 described["detector"] = self._detector_settings(spec, seed)
             if spec.lora or spec.kind == "adapter":
@@ -134,7 +135,7 @@ class TableModels:
             plain.load_weights(folder / "model")
         if kfd is not None:
             kfd = kfd.to(plain.device)
-        return HostScorer(plain, kfd, cite_score=spec.cite_score)
+        return HostScorer(plain, kfd, spec.cite_score, spec.question)
 
     def _training(self, spec: ModelSpec, seed: int) -> dict[str, Any]:
         name = spec.training_set or next(iter(self.config.training_sets))
@@ -154,7 +155,7 @@ class TableModels:
         images = self.config.train_images if spec.images is None else spec.images
         if images is None:
             return faces
-        return faces.select(choose_images(faces["identity"], images, seed))
+        return faces.select(choose_images(len(faces), images, seed))
 
     def _detector_settings(self, spec: ModelSpec, seed: int) -> dict[str, Any]:
         return {**_stamped(self.config.detector), **self._training(spec, seed)}
@@ -241,10 +242,13 @@ class TableModels:
     def _train_adapter(self, folder: Path, spec: ModelSpec, seed: int) -> None:
         settings = self.config.adapter
         model, processor = self._load_host(spec)
+        detector = self._detector(spec, seed)
+        width = model.config.get_text_config().hidden_size
         vlm = attach_forgery(
             model,
             processor,
-            self._detector(spec, seed),
+            detector,
+            FPLConfig(width, detector.config.num_layers, settings.fpl),
             lora=_lora(settings) if spec.lora else None,
             seed=seed,
         )

@@ -38,6 +38,8 @@ class AdapterSettings:
 
     pairs: int = 400
     """Forged faces with conversations; as many pristine ones."""
+    fpl: str = "lite"
+    """Sizes of the FPL: ``lite``, or ``paper`` (108 M parameters at the width 4096)."""
     steps: int = 100
     """Optimiser steps."""
     fpl_warmup_steps: int = 400
@@ -62,6 +64,8 @@ class AdapterSettings:
     """LoRA's dropout."""
 
     def __post_init__(self) -> None:
+        if self.fpl not in ("lite", "paper"):
+            raise ValueError(f"fpl must be lite or paper, got {self.fpl!r}")
         check_numbers(
             self,
             whole=("pairs", "steps", "batch_size", "lora_r", "lora_alpha"),
@@ -145,20 +149,22 @@ class HeldOutSettings:
     """Simulated forgeries; None for two of each face."""
     seed: int = 2
     """Of the simulator: all rows and seeds of a table judge the same forgeries."""
+    crops: str | None = None
+    """Instead of ``faces``: one set of ``eval real``, as ``DIR/SET``; its frames share videos."""
     real: str | None = None
     """Instead of ``faces``: folder of real pictures, judged whole."""
     fake: str | None = None
     """Instead of ``faces``: folder of fake pictures, judged whole."""
 
     def __post_init__(self) -> None:
-        for name in ("faces", "real", "fake"):
+        for name in ("faces", "crops", "real", "fake"):
             check_text(name, getattr(self, name))
         check_whole("seed", self.seed, least=0)
         folders = self.real is not None or self.fake is not None
-        if folders == (self.faces is not None):
+        if folders + (self.faces is not None) + (self.crops is not None) != 1:
             raise ValueError(
-                f"faces must be given, or instead of it real, fake or both; got faces="
-                f"{self.faces!r}, real={self.real!r}, fake={self.fake!r}"
+                f"faces must be given, or instead of it crops, or real, fake or both; got faces="
+                f"{self.faces!r}, crops={self.crops!r}, real={self.real!r}, fake={self.fake!r}"
             )
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")

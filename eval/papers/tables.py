@@ -91,7 +91,7 @@ def run_table(
     directory: str | PathLike,
     seeds: Sequence[int] | None = None,
 ) -> tuple[list[TableEntry], list[MissingResult]]:
-    """Run what a table needs and is not there yet, and write ``NAME.csv`` and ``NAME.md``.
+    """Run what a table needs and is not there yet; write ``NAME.csv``, ``NAME.md``, ``NAME.json``.
 
     Args:
         name: Of ``RECIPES``.
@@ -135,7 +135,7 @@ def run_table(
                     row.name, missing, "tests of the configuration has no such set", paper
                 )
             )
-    write_table(recipe, entries, gaps, chosen, directory)
+    write_table(recipe, entries, gaps, chosen, directory, config)
     return entries, gaps
 
 
@@ -231,7 +231,7 @@ def _cells(
     if spec.kind == "records":
         return _read_records(config, str(spec.records), test)
     try:
-        folders = {name: getattr(settings, name) for name in ("faces", "real", "fake")}
+        folders = {name: getattr(settings, name) for name in ("faces", "crops", "real", "fake")}
         stamps = {name: data_stamp(where) for name, where in folders.items() if where is not None}
         if settings.faces is not None:
             # Before anything is trained for it.

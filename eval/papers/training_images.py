@@ -1,6 +1,5 @@
 """Which images a row of a table learns from."""
 
-from collections.abc import Sequence
 from os import PathLike
 
 import datasets
@@ -24,24 +23,19 @@ def real_faces(folder: str | PathLike) -> datasets.Dataset:
     return faces.select(real)
 
 
-def choose_images(identities: Sequence[str], count: int, seed: int) -> list[int]:
-    """Rows of ``count`` images, person after person in an order that the seed draws.
+def choose_images(images: int, count: int, seed: int) -> list[int]:
+    """Rows of ``count`` images, drawn at random whoever is in them, as the paper's are.
 
     Smaller choices of one seed are the beginnings of larger ones.
 
     Args:
-        identities: Of each row.
-        count: At most as many as there are rows.
-        seed: Of the order of people, and of the images of each.
+        images: How many there are.
+        count: At most as many.
+        seed: Of the draw.
 
     Raises:
         ValueError: There are fewer images.
     """
-    if not 0 < count <= len(identities):
-        raise ValueError(f"count must be 1 to {len(identities)}, the images there are; got {count}")
-    rng = np.random.default_rng(seed)
-    rows: list[int] = []
-    for name in rng.permutation(sorted(set(identities))):
-        own = [i for i, identity in enumerate(identities) if identity == name]
-        rows += [own[i] for i in rng.permutation(len(own))]
-    return rows[:count]
+    if not 0 < count <= images:
+        raise ValueError(f"count must be 1 to {images}, the images there are; got {count}")
+    return np.random.default_rng(seed).permutation(images)[:count].tolist()

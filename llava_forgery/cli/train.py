@@ -205,6 +205,7 @@ def train_adapter(
     template: Annotated[
         str, typer.Option(help="With --backend llava: name in LLaVA's conv_templates.")
     ] = "v1",
+    fpl_kind: Annotated[str, typer.Option(help="Sizes of the FPL: lite or paper.")] = "lite",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100,
     fpl_warmup_steps: Annotated[
         int, typer.Option(help="Steps of the FPL's warm start without the host; 0: none.")
@@ -286,6 +287,7 @@ def train_adapter(
         dtype=dtype,
         template=template,
         allow_download=allow_download,
+        fpl_kind=fpl_kind,
     )
     if invalid is not None:
         sources = valid_dialogues(

@@ -238,7 +238,7 @@ def evaluate_real(
     with KeptRecords(output_dir, settings, scorer.model, batch_size) as kept:
         for places in kept.batches(len(frames), "eval real"):
             batch = [frames[place] for place in places]
-            pixels = [_crop(directory / frame.path, scorer.size) for frame in batch]
+            pixels = [square_crop(directory / frame.path, scorer.size) for frame in batch]
             scores = named_scores(scorer, pixels)
             kept.add(
                 [
@@ -257,7 +257,8 @@ def evaluate_real(
     return metrics
 
 
-def _crop(path: Path, size: int) -> np.ndarray:
+def square_crop(path: Path, size: int) -> np.ndarray:
+    """A picture file as (size, size, 3) uint8, padded where it is not square, never squeezed."""
     pixels = read_image(path)
     height, width = pixels.shape[:2]
     side = max(height, width)

@@ -7,9 +7,11 @@ import torch
 from transformers import PreTrainedConfig
 
 from llava_forgery.downloads import allow_downloads
+from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.llava.encoder import DEFAULT_TEMPLATE
 from llava_forgery.hosts.llava.host import SPARED, load_llava_host, read_checkpoint
+from llava_forgery.hosts.llava.tower import KFDVisionTower
 from llava_forgery.hosts.llava.vlm import attach_llava
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.quantized import pick_device, quantization_config
@@ -57,6 +59,7 @@ def attach_new(
     dtype: torch.dtype | str = "auto",
     template: str = DEFAULT_TEMPLATE,
     allow_download: bool = False,
+    fpl_kind: str = "lite",
 ) -> ForgeryModel:
     """Load a host and give it the skill.
 
@@ -71,6 +74,7 @@ def attach_new(
         dtype: Of the host's weights.
         template: With the ``llava`` package: name in LLaVA's ``conv_templates``.
         allow_download: Whether what the detector's files name may be downloaded.
+        fpl_kind: Sizes of the new FPL, "lite" or "paper".
 
     Raises:
         FileNotFoundError: Host or detector is missing.
@@ -83,12 +87,19 @@ def attach_new(
             kfd, with_tower=False, allow_download=allow_download
         )
         host, processor = load_host(Path.cwd(), base_model, quantization, dtype=dtype)
-        return attach_forgery(host, processor, detector, None, lora, seed, train_projector)
+        width = host.config.get_text_config().hidden_size
+        fpl = FPLConfig(width, detector.config.num_layers, fpl_kind)
+        return attach_forgery(host, processor, detector, fpl, lora, seed, train_projector)
     options = {}
     if quantization is not None:
         _, config, _ = read_checkpoint(base_model)
         options["quantization"] = quantization_config(config, quantization, dtype, SPARED)
         options["device"] = pick_device()
     tokenizer, model = load_llava_host(base_model, dtype=dtype, **options)
+    fpl = FPLConfig(
+        model.config.hidden_size,
+        KFDVisionTower(str(kfd), delay_load=True).config.num_layers,
+        fpl_kind,
+    )
     with allow_downloads(allow_download):
-        return attach_llava(model, tokenizer, kfd, None, lora, seed, train_projector, template)
+        return attach_llava(model, tokenizer, kfd, fpl, lora, seed, train_projector, template)

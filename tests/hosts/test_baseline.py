@@ -12,6 +12,7 @@ from llava_forgery.hosts.baseline import BaselineVLM
 from llava_forgery.hosts.likelihood import answer_probabilities
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.qa.build import build_prompt
+from llava_forgery.qa.conversation import Conversation, Message
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.adapter import train_adapter
 from tests import tiny
@@ -78,6 +79,18 @@ def test_scores_are_the_likelihoods_of_yes_and_no():
     alone = HostScorer(plain, None, cite_score=False, size=64)
     assert alone(pictures).keys() == {"p_yes"}
     assert alone(pictures)["p_yes"] == pytest.approx(found["p_yes"], abs=1e-6)
+
+
+def test_antifakeprompts_question_ranks_whole_answers():
+    """ "no" to "Is this photo real?" says fake, so its likelihood is the score."""
+    plain = BaselineVLM(*tiny.llava())
+    scorer = HostScorer(plain, None, cite_score=False, question="photo", size=64)
+    picture = tiny.picture(1)
+    prompt = Conversation((Message("user", "Is this photo real?"),), label=None)
+    expected = answer_probabilities(plain, prompt, ["yes", "no"], Image.fromarray(picture))[1]
+    assert scorer([picture]) == {"p_yes": [pytest.approx(float(expected))]}
+    with pytest.raises(ValueError, match="cites no score"):
+        HostScorer(plain, tiny.kfd(), question="photo")
 
 
 def test_mistakes(conversations, tmp_path):

@@ -18,6 +18,7 @@ from eval.papers.tables import MissingResult, TableEntry, measure_row, run_table
 from llava_forgery.evaluation.checks import OneClassError
 from llava_forgery.evaluation.metrics import auc
 from llava_forgery.faces.records import save_faces
+from llava_forgery.files import read_json
 from tests import tiny
 
 SCRIPT = Path(__file__).parents[2] / "eval/tables.py"
@@ -79,7 +80,11 @@ def test_markdown_is_exactly_this(tmp_path):
     gap = MissingResult(
         "ours", ("FF++", "CDF2"), "no such set", {"AUC": paper, "AP": {"FF++": 96.97}}
     )
-    write_table(recipe, [ours, clip], [gap], (0, 2), tmp_path)
+    config = config_from_dict(PLAIN)
+    write_table(recipe, [ours, clip], [gap], (0, 2), tmp_path, config)
+    record = read_json(tmp_path / "tablex.json")
+    assert record["config"]["training_sets"] == PLAIN["training_sets"]
+    assert [entry["values"] for entry in record["entries"]] == [{"0": 80.0, "2": 90.0}, {"0": 51.5}]
     assert (tmp_path / "tablex.md").read_text() == MARKDOWN
     rows = list(csv.DictReader((tmp_path / "tablex.csv").open()))
     assert [row["status"] for row in rows] == ["run", "run", "not run", "not run"]
@@ -96,7 +101,7 @@ def test_every_recipe_writes_its_table_from_records(name, tmp_path):
         if row.model is not None:
             cells = {0: records(0), 1: records(1)}
             entries += measure_row(recipe, row, "CDF2", cells, config)
-    write_table(recipe, entries, [], (0, 1), tmp_path)
+    write_table(recipe, entries, [], (0, 1), tmp_path, config)
     text = (tmp_path / f"{name}.md").read_text()
     assert recipe.title in text
     for row in recipe.rows(config):
