@@ -13,6 +13,7 @@ from llava_forgery.constants import FAKE, REAL
 from llava_forgery.evaluation.images import ManifestImages
 from llava_forgery.evaluation.real import read_real_frames, square_crop
 from llava_forgery.evaluation.scorers import Scorer
+from llava_forgery.faces.benchmarks.plain import read_antifakeprompt
 from llava_forgery.faces.records import MANIFEST, load_faces
 from llava_forgery.faces.sources import media_below
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
@@ -49,6 +50,8 @@ def held_out_images(settings: HeldOutSettings, size: int) -> Iterator[HeldOutIma
     """
     if settings.crops is not None:
         return _crops(Path(settings.crops), size)
+    if settings.csv is not None:
+        return _listed(settings.csv, size)
     if settings.faces is None:
         return _pictures(settings, size)
     faces = load_faces(settings.faces, split=settings.split)
@@ -140,6 +143,12 @@ def _crops(folder: Path, size: int) -> Iterator[HeldOutImage]:
         image = square_crop(folder.parent / frame.path, size)
         # A swap shows two people; the intervals draw the first, in whose video it is.
         yield HeldOutImage(image, frame.label, frame.identities[0], frame.video_id)
+
+
+def _listed(csv: str, size: int) -> Iterator[HeldOutImage]:
+    for source in read_antifakeprompt(csv):
+        picture = square_crop(source.path, size)
+        yield HeldOutImage(picture, source.label, source.name, source.name)
 
 
 def _pictures(settings: HeldOutSettings, size: int) -> Iterator[HeldOutImage]:

@@ -118,7 +118,7 @@ def read_tables_config(path: str | PathLike, table: str) -> TablesConfig:
         special = values.pop("tables", {})
         if not isinstance(special, dict):
             raise ValueError(f"tables must be an object, got {special!r}")
-        return config_from_dict(_merge(values, special.get(table, {})))
+        return config_from_dict(merge(values, special.get(table, {})))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -164,9 +164,10 @@ def _build(kind: type, values: Any, where: str) -> Any:
         raise ValueError(f"{where}{error}") from error
 
 
-def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with ``changes``, objects within objects merged likewise."""
     merged = dict(values)
     for name, change in changes.items():
         both = isinstance(change, dict) and isinstance(merged.get(name), dict)
-        merged[name] = _merge(merged[name], change) if both else change
+        merged[name] = merge(merged[name], change) if both else change
     return merged

@@ -24,8 +24,11 @@ class DetectorSettings:
     """Pairs for each step."""
     learning_rate: float = 1e-3
     """Highest value."""
+    weight_decay: float = 1e-4
+    """AdamW's."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, shares=("weight_decay",))
         if self.preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         check_text("trunk_weights", self.trunk_weights)
@@ -48,6 +51,8 @@ class AdapterSettings:
     """Conversations for each step."""
     learning_rate: float = 1e-3
     """Highest value."""
+    weight_decay: float = 0.0
+    """AdamW's."""
     fpl_learning_rate: float | None = None
     """The FPL's; None as ``train_adapter``."""
     follow_ups: float = 0.3
@@ -70,7 +75,13 @@ class AdapterSettings:
             self,
             whole=("pairs", "steps", "batch_size", "lora_r", "lora_alpha"),
             positive=("learning_rate",),
-            shares=("follow_ups", "task_descriptions", "kfd_results", "lora_dropout"),
+            shares=(
+                "weight_decay",
+                "follow_ups",
+                "task_descriptions",
+                "kfd_results",
+                "lora_dropout",
+            ),
         )
         check_whole("fpl_warmup_steps", self.fpl_warmup_steps, least=0)
         if self.fpl_learning_rate is not None:
@@ -151,20 +162,24 @@ class HeldOutSettings:
     """Of the simulator: all rows and seeds of a table judge the same forgeries."""
     crops: str | None = None
     """Instead of ``faces``: one set of ``eval real``, as ``DIR/SET``; its frames share videos."""
+    csv: str | None = None
+    """Instead of ``faces``: AntifakePrompt's CSV, whose pictures are judged whole."""
     real: str | None = None
     """Instead of ``faces``: folder of real pictures, judged whole."""
     fake: str | None = None
     """Instead of ``faces``: folder of fake pictures, judged whole."""
 
     def __post_init__(self) -> None:
-        for name in ("faces", "crops", "real", "fake"):
+        for name in ("faces", "crops", "csv", "real", "fake"):
             check_text(name, getattr(self, name))
         check_whole("seed", self.seed, least=0)
         folders = self.real is not None or self.fake is not None
-        if folders + (self.faces is not None) + (self.crops is not None) != 1:
+        given = [name for name in ("faces", "crops", "csv") if getattr(self, name) is not None]
+        if folders + len(given) != 1:
             raise ValueError(
-                f"faces must be given, or instead of it crops, or real, fake or both; got faces="
-                f"{self.faces!r}, crops={self.crops!r}, real={self.real!r}, fake={self.fake!r}"
+                f"faces must be given, or instead of it crops, or csv, or real, fake or both; got "
+                f"{', '.join(given) or 'none of the first three'}, real={self.real!r}, "
+                f"fake={self.fake!r}"
             )
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")

@@ -231,7 +231,8 @@ def _cells(
     if spec.kind == "records":
         return _read_records(config, str(spec.records), test)
     try:
-        folders = {name: getattr(settings, name) for name in ("faces", "crops", "real", "fake")}
+        kinds = ("faces", "crops", "csv", "real", "fake")
+        folders = {name: getattr(settings, name) for name in kinds}
         stamps = {name: data_stamp(where) for name, where in folders.items() if where is not None}
         if settings.faces is not None:
             # Before anything is trained for it.

@@ -53,6 +53,19 @@ def evaluate(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 16,
+    web: Annotated[
+        bool,
+        typer.Option(
+            help="Score simulated forgeries a second time, resized and compressed as on the web."
+        ),
+    ] = True,
+    attributes: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV of people (identity, and columns such as sex, age, skin_tone): figures by "
+            "group."
+        ),
+    ] = None,
     roc: Annotated[
         bool, typer.Option("--roc", help="Draw roc.png too, the ROC curves with intervals.")
     ] = False,
@@ -74,6 +87,7 @@ def evaluate(
     """
     from llava_forgery.constants import FAKE
     from llava_forgery.evaluation.card import write_figures
+    from llava_forgery.evaluation.groups import read_attributes
     from llava_forgery.evaluation.labelled import evaluate_labelled
     from llava_forgery.evaluation.scorers import load_scorer
     from llava_forgery.evaluation.simulated import draw_roc, evaluate_simulated
@@ -86,6 +100,7 @@ def evaluate(
 
     if card and not (model / CARD).is_file():
         raise ValueError(f"{model} holds no {CARD}, the model card of an adapter; drop --card")
+    people = None if attributes is None else read_attributes(attributes)
     rows = load_faces(faces, split=None if split == "all" else split)
     labels = set(rows["label"])
     if FAKE in labels or as_is:
@@ -108,6 +123,7 @@ def evaluate(
             batch_size=batch_size,
             reduce=reduce,
             thresholds=scorer.thresholds,
+            attributes=people,
         )
         groups, of = "video_id", "labelled faces"
     else:
@@ -128,7 +144,9 @@ def evaluate(
             rows, count, size=predictor.size, seed=seed, framing=CENTRED, role="test"
         )
         # Of each pair two images are judged.
-        metrics = evaluate_simulated(predictor, source, out, batch_size=max(1, batch_size // 2))
+        metrics = evaluate_simulated(
+            predictor, source, out, batch_size=max(1, batch_size // 2), web=web, attributes=people
+        )
         groups, of = "identity", "simulated forgeries"
     if roc:
         draw_roc(out, groups, of)

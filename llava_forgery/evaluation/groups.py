@@ -1,7 +1,8 @@
 """Does a detector treat everybody alike? The same figures for each group."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,12 @@ from llava_forgery.constants import FAKE, REAL
 from llava_forgery.evaluation.checks import checked_labels, finite_values, same_length
 from llava_forgery.evaluation.metrics import accuracy, auc, error_rates
 from llava_forgery.evaluation.video import rows_of
+from llava_forgery.tables import read_table
+
+Attributes = Mapping[str, Mapping[str, str]]
+"""Name of an attribute, such as ``sex``, to each person's value."""
+UNKNOWN = "unknown"
+_SIZES = (128, 256, 512)
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,68 @@ def group_table(
             rows = np.concatenate([real, rows])
         table.append(_figures(group, labels[rows], scores[rows], threshold))
     return [*table, _figures(None, labels, scores, threshold)]
+
+
+def read_attributes(path: str | PathLike) -> dict[str, dict[str, str]]:
+    """Attributes of people from a CSV: the column ``identity``, and one for each attribute.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It has no attribute, or two rows for a person.
+    """
+    found: dict[str, dict[str, str]] = {}
+    known: set[str] = set()
+    for where, row in read_table(path, ("identity",), None):
+        person = row.pop("identity")
+        if person in known or not row:
+            raise ValueError(
+                f"{where}: expected one row for each identity, with at least one attribute beside "
+                f"it, got {person!r} {'again' if person in known else 'without any'}"
+            )
+        known.add(person)
+        for name, value in row.items():
+            found.setdefault(name, {})[person] = value or UNKNOWN
+    return found
+
+
+def attribute_tables(
+    records: Sequence[Mapping[str, Any]],
+    scores: Mapping[str, tuple[np.ndarray, float]],
+    attributes: Attributes | None = None,
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """:func:`group_table` by attributes of people, by size of the face and by compression.
+
+    What is the same for all has no table; people without a value are ``unknown``.
+
+    Args:
+        records: One for each image, or for each video, with ``identity``, ``label`` and, where
+            they are known, ``face_size`` (side of the crop in pixels of the source) and
+            ``compression``.
+        scores: Name to (N,) scores and the threshold of fakes.
+        attributes: From :func:`read_attributes`.
+    """
+    values: dict[str, list[str]] = {
+        name: [of.get(record["identity"], UNKNOWN) for record in records]
+        for name, of in (attributes or {}).items()
+    }
+    values["face size"] = [_size_class(record.get("face_size")) for record in records]
+    values["compression"] = [record.get("compression") or UNKNOWN for record in records]
+    labels = [record["label"] for record in records]
+    return {
+        attribute: {
+            name: [row.to_dict() for row in group_table(labels, of, groups, threshold)]
+            for name, (of, threshold) in scores.items()
+        }
+        for attribute, groups in values.items()
+        if len(set(groups)) > 1
+    }
+
+
+def _size_class(side: float | None) -> str:
+    if side is None:
+        return UNKNOWN
+    above = [size for size in _SIZES if side < size]
+    return f"under {above[0]} pixels" if above else f"{_SIZES[-1]} pixels and more"
 
 
 def fpr_gap(table: Sequence[GroupScores]) -> float | None:

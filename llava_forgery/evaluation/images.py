@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import datasets
 import numpy as np
 
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.data.samples import SimulatedSamples
 from llava_forgery.faces.records import FaceCrop
-from llava_forgery.simulate.pairs import CENTRED, FacePair, FacePairs, frame_face
+from llava_forgery.simulate.pairs import CENTRED, FacePair, FacePairs, draw_frame, frame_face
 from llava_forgery.tensors import to_bytes
 
 
@@ -58,6 +59,18 @@ class ManifestImages(Sequence[LabelledImage]):
         face = FaceCrop.from_row(self.faces[index])
         image, _ = frame_face(face, self.size, CENTRED)
         return LabelledImage(image, face.label, f"{face.source}#{index}", face.video_id)
+
+    def truth(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """The true mask (S, S) uint8, 255 where forged, and the landmarks (68, 2) in the image;
+        None where no mask is known, or it covers nothing of the image."""
+        if "mask" not in self.faces.column_names:
+            return None
+        face = FaceCrop.from_row(self.faces[index])
+        if face.mask is None:
+            return None
+        frame = draw_frame(face.landmarks, CENTRED)
+        mask = frame.cut(cv2.merge([face.mask] * 3), self.size)[..., 0]
+        return (mask, frame_face(face, self.size, CENTRED)[1]) if (mask > 127).any() else None
 
     def describe(self) -> dict[str, Any]:
         """All that the images hang on, as JSON takes it."""

@@ -18,6 +18,7 @@ import torch
 from torchvision.transforms.v2 import functional as tv
 
 from llava_forgery.simulate import augment
+from llava_forgery.simulate.degrade import DegradeConfig, degrade
 from llava_forgery.tensors import from_bytes, to_bytes
 
 LEVELS = 5
@@ -142,6 +143,28 @@ def perturb(
     generator = torch.Generator().manual_seed(int(state) % 2**63)
     strength = perturbation.strengths[level - 1]
     return to_bytes(perturbation.apply(from_bytes(image)[None], strength, generator)[0])
+
+
+def as_on_the_web(images: np.ndarray, seed: int, place: int) -> np.ndarray:
+    """Pictures resized and compressed as platforms do: all alike, half of them twice.
+
+    Reduced to half their size at most and enlarged again, then JPEG (quality 40 to 95) or H.264
+    (CRF 23 to 36), each for half of the places.
+
+    Args:
+        images: (N, S, S, 3) uint8, such as a forged and the pristine face.
+        seed: Of the measurement.
+        place: Of the images in it; the same for equal arguments.
+
+    Raises:
+        ImportError: PyAV is not installed (extra ``video``).
+    """
+    chain = DegradeConfig(
+        probability=1.0, flip=0.0, video=0.5, crf=(23, 36), again=0.5,
+        noise=(0.0, 0.0), brightness=0.0, contrast=(1.0, 1.0), hue=0.0, saturation=(1.0, 1.0),
+    )  # fmt: skip
+    rng = np.random.default_rng([zlib.crc32(b"as on the web"), seed, place])
+    return degrade(images, chain, rng)[0]
 
 
 def choose_perturbations(names: Sequence[str] | None) -> tuple[Perturbation, ...]:

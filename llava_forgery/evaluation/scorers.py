@@ -18,7 +18,7 @@ from llava_forgery.infer.halving import in_halves
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.kfd.calibration import Thresholds
 from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
-from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.tensors import from_bytes
 
 RECORD_NAMES = {"kfd": "score", "p_yes": "p_yes"}
@@ -71,11 +71,14 @@ class DetectorScorer:
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
         return {"kfd": in_halves(self._scores, images)}
 
-    @torch.inference_mode()
+    def masks(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Maps of the forged area of images (S, S, 3) uint8, each (S, S) float32 in [0, 1]."""
+        return in_halves(
+            lambda part: list(_detect(self.kfd, part).mask[:, 0].cpu().numpy()), images
+        )
+
     def _scores(self, images: Sequence[np.ndarray]) -> list[float]:
-        reference = next(self.kfd.consistency.parameters())
-        pixels = torch.stack([from_bytes(image) for image in images])
-        return self.kfd(pixels.to(reference)).score.tolist()
+        return _detect(self.kfd, images).score.tolist()
 
 
 class AdapterScorer:
@@ -97,6 +100,17 @@ class AdapterScorer:
         box = (0.0, 0.0, float(self.size), float(self.size))
         scores, p_yes = self.predictor.predict_scores([FaceInput(image, box) for image in images])
         return {"kfd": scores, "p_yes": p_yes}
+
+    def masks(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """As :meth:`DetectorScorer.masks`."""
+        with self.predictor.vlm.detector_alone() as kfd:
+            return DetectorScorer(kfd).masks(images)
+
+
+@torch.inference_mode()
+def _detect(kfd: KnowledgeGuidedForgeryDetector, images: Sequence[np.ndarray]) -> KFDOutput:
+    reference = next(kfd.consistency.parameters())
+    return kfd(torch.stack([from_bytes(image) for image in images]).to(reference))
 
 
 def load_scorer(

@@ -11,6 +11,7 @@ import numpy as np
 from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.data.samples import SimulatedSamples
 from llava_forgery.evaluation.figures import roc_figure, save_figure
+from llava_forgery.evaluation.groups import Attributes, attribute_tables
 from llava_forgery.evaluation.intervals import bootstrap_interval
 from llava_forgery.evaluation.leaks import people_in_training
 from llava_forgery.evaluation.metrics import (
@@ -21,7 +22,9 @@ from llava_forgery.evaluation.metrics import (
     error_rates,
     mask_iou,
     region_scores,
+    tpr_at_fpr,
 )
+from llava_forgery.evaluation.perturb import as_on_the_web
 from llava_forgery.evaluation.records import RECORDS, KeptRecords
 from llava_forgery.evaluation.report import agreement_report
 from llava_forgery.evaluation.scorers import RECORD_NAMES
@@ -30,7 +33,7 @@ from llava_forgery.images import save_png
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.infer.overlay import caption_of, heat_overlay, side_by_side
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
-from llava_forgery.infer.verdict import Verdict
+from llava_forgery.infer.verdict import P_YES_THRESHOLD, Verdict
 from llava_forgery.kfd.calibration import Thresholds
 from llava_forgery.qa.answers import parse_answer
 from llava_forgery.qa.templates import join_regions
@@ -47,6 +50,8 @@ def evaluate_simulated(
     *,
     batch_size: int = 8,
     overlays: int = 8,
+    web: bool = True,
+    attributes: Attributes | None = None,
 ) -> dict[str, Any]:
     """Judge the forged and the pristine image of each pair.
 
@@ -58,14 +63,19 @@ def evaluate_simulated(
             pairs with the same weights is kept.
         batch_size: Pairs that are judged at once.
         overlays: Number of pictures.
+        web: Score each pair a second time, resized and compressed as on the web.
+        attributes: Of people, from :func:`~llava_forgery.evaluation.groups.read_attributes`.
 
     Returns:
-        ``kfd {auc, auc_interval, ap, eer, fpr, fnr, mask_iou}``, ``text {auc, auc_interval, ap,
-        eer, accuracy, unparsed}``, ``regions_f1``, ``thresholds``, ``agreement``,
-        ``agreement_if_certain``, ``uncertain`` and ``images``. Mask IoU is the mean over forged
-        images of masks cut at 0.5; the intervals (95 %) draw people, not images.
+        ``kfd {auc, auc_interval, ap, eer, tpr_at_fpr_1, fpr, fnr, mask_iou}``, ``text {auc,
+        auc_interval, ap, eer, tpr_at_fpr_1, accuracy, unparsed}``, ``regions_f1``, ``thresholds``,
+        ``agreement``, ``agreement_if_certain``, ``uncertain``, ``images``, and ``photographs`` and
+        ``people``, how many different ones the images are of. With ``web`` also ``web``, with
+        ``kfd`` and ``text`` of the degraded images; ``groups``, by attribute and score. Mask IoU is
+        the mean over forged images of masks cut at 0.5; the intervals (95 %) draw people.
 
     Raises:
+        ImportError: ``web`` without PyAV.
         ValueError: An interrupted call had other settings.
     """
     output_dir = Path(output_dir)
@@ -73,6 +83,7 @@ def evaluate_simulated(
         "pairs": SimulatedSamples(pairs).describe(),
         "max_new_tokens": predictor.max_new_tokens,
         "overlays": overlays,
+        "web": web,
     }
     with KeptRecords(output_dir, settings, predictor.vlm, batch_size, each=2) as kept:
         for places in kept.batches(len(pairs), "evaluate"):
@@ -83,11 +94,14 @@ def evaluate_simulated(
                     records.append(_record(pairs, pair, label, verdict))
                 if place < overlays:
                     _draw(pair, verdicts, output_dir / "overlays" / f"{place:02d}.png")
+            if web:
+                seen = _scores_on_the_web(predictor, pairs.seed, places, batch)
+                records = [{**record, **own} for record, own in zip(records, seen, strict=True)]
             kept.add(records)
         write_text(output_dir / "dialogue.md", _dialogue(predictor, pairs[0]))
         people = (record["identity"] for record in kept.records)
         metrics = {
-            **summarise(kept.records, predictor.kfd.thresholds),
+            **summarise(kept.records, predictor.kfd.thresholds, attributes),
             "people_in_training": people_in_training(predictor.vlm, people),
         }
         write_json(output_dir / "metrics.json", metrics)
@@ -96,7 +110,9 @@ def evaluate_simulated(
 
 
 def summarise(
-    records: list[dict[str, Any]], thresholds: Thresholds | None = None
+    records: list[dict[str, Any]],
+    thresholds: Thresholds | None = None,
+    attributes: Attributes | None = None,
 ) -> dict[str, Any]:
     """The figures of :func:`evaluate_simulated` from its records."""
     thresholds = thresholds or Thresholds()
@@ -109,13 +125,12 @@ def summarise(
     named = region_scores(
         [tuple(r["answer_regions"]) for r in fakes], [tuple(r["regions"]) for r in fakes]
     )
-    fpr, fnr = error_rates(labels, scores, thresholds.fake)
-    return {
+    metrics: dict[str, Any] = {
         "images": len(records),
+        "photographs": len({record["source"] for record in records}),
+        "people": len(set(people)),
         "kfd": {
-            **_ranking(labels, scores, people),
-            "fpr": fpr,
-            "fnr": fnr,
+            **_ranking(labels, scores, people, thresholds.fake),
             "mask_iou": float(np.mean([r["mask_iou"] for r in fakes])),
         },
         "text": {
@@ -126,7 +141,19 @@ def summarise(
         "regions_f1": named.f1,
         "thresholds": asdict(thresholds),
         **agreement_report(scores, p_yes, thresholds),
+        "groups": attribute_tables(
+            records,
+            {"kfd": (scores, thresholds.fake), "text": (p_yes, P_YES_THRESHOLD)},
+            attributes,
+        ),
     }
+    if "web_score" in records[0]:
+        seen = {name: np.array([r[f"web_{name}"] for r in records]) for name in ("score", "p_yes")}
+        metrics["web"] = {
+            "kfd": _ranking(labels, seen["score"], people, thresholds.fake),
+            "text": _ranking(labels, seen["p_yes"], people),
+        }
+    return metrics
 
 
 def draw_roc(
@@ -156,14 +183,37 @@ def draw_roc(
     save_figure(figure, output_dir / "roc.png", f"ROC curves on {of}")
 
 
-def _ranking(labels: np.ndarray, scores: np.ndarray, people: list[str]) -> dict[str, Any]:
+def _ranking(
+    labels: np.ndarray, scores: np.ndarray, people: list[str], threshold: float | None = None
+) -> dict[str, Any]:
+    rates = {}
+    if threshold is not None:
+        rates["fpr"], rates["fnr"] = error_rates(labels, scores, threshold)
     interval = bootstrap_interval(auc, labels, scores, groups=people)
     return {
         "auc": interval.value,
         "auc_interval": [interval.low, interval.high],
         "ap": average_precision(labels, scores),
         "eer": equal_error_rate(labels, scores),
+        "tpr_at_fpr_1": tpr_at_fpr(labels, scores, 0.01),
+        **rates,
     }
+
+
+def _scores_on_the_web(
+    predictor: ForgeryPredictor, seed: int, places: Sequence[int], batch: Sequence[FacePair]
+) -> list[dict[str, float]]:
+    """What is added to the records, forged and pristine in turn."""
+    size = float(predictor.size)
+    faces = [
+        FaceInput(image, (0.0, 0.0, size, size))
+        for place, pair in zip(places, batch, strict=True)
+        for image in as_on_the_web(
+            np.stack([to_bytes(pair.forged), to_bytes(pair.pristine)]), seed, place
+        )
+    ]
+    scores, p_yes = predictor.predict_scores(faces)
+    return [{"web_score": score, "web_p_yes": p} for score, p in zip(scores, p_yes, strict=True)]
 
 
 def _judge(predictor: ForgeryPredictor, batch: Sequence[FacePair]) -> list[tuple[Verdict, Verdict]]:
@@ -182,6 +232,7 @@ def _record(pairs: FacePairs, pair: FacePair, label: int, verdict: Verdict) -> d
     return {
         "source": row["source"],
         "identity": row["identity"],
+        "face_size": row["box"][2] - row["box"][0],
         "label": label,
         "regions": list(pair.regions) if forged else [],
         "score": verdict.score,

@@ -29,31 +29,66 @@ def _labelled(metrics: dict[str, Any]) -> str:
         for group in metrics[name]["methods"]:
             count = f"{group['real']} / {group['fake']}"
             lines.append(_row([title, f"videos, {group['group']}", count, *_cells(group)]))
-    return "\n".join([*lines, "", *_sentences(metrics)]) + "\n"
+    return "\n".join([*lines, *_groups(metrics), "", *_sentences(metrics)]) + "\n"
 
 
 def _simulated(metrics: dict[str, Any]) -> str:
+    web = metrics.get("web", {})
     rows = [
-        (f"{title}: {heading}", metrics[name][column])
+        (f"{title}: {heading}", metrics[name][column], web.get(name, {}).get(column))
         for name, title in TITLES.items()
         for column, heading in zip(COLUMNS, _HEADINGS, strict=True)
         if column in metrics[name]
     ]
     rows += [
-        ("detector: mask IoU", metrics["kfd"]["mask_iou"]),
-        ("answer: accuracy", metrics["text"]["accuracy"]),
-        ("answer: region F1", metrics["regions_f1"]),
-        ("answers not understood", metrics["text"]["unparsed"]),
+        ("detector: mask IoU", metrics["kfd"]["mask_iou"], None),
+        ("answer: accuracy", metrics["text"]["accuracy"], None),
+        ("answer: region F1", metrics["regions_f1"], None),
+        ("answers not understood", metrics["text"]["unparsed"], None),
     ]
-    lines = [_row(["figure", "value"]), _row(["---"] * 2)]
-    lines += [_row([name, _number(value)]) for name, value in rows]
-    return "\n".join([*lines, "", *_sentences(metrics)]) + "\n"
+    lines = [_row(["figure", "as forged", "as on the web"]), _row(["---"] * 3)]
+    lines += [_row([name, _number(value), _number(seen)]) for name, value, seen in rows]
+    return "\n".join([*lines, *_groups(metrics), "", *_sentences(metrics)]) + "\n"
+
+
+def _groups(metrics: dict[str, Any]) -> list[str]:
+    """A table for each attribute whose groups differ."""
+    lines = []
+    for attribute, tables in metrics.get("groups", {}).items():
+        lines += ["", _row([attribute, "score", "real / fake", "AUC", "FPR", "95 %", "FNR"])]
+        lines.append(_row(["---"] * 7))
+        for name, groups in tables.items():
+            for group in groups:
+                title = "all" if group["group"] is None else group["group"]
+                ends = group["fpr_interval"]
+                lines.append(
+                    _row(
+                        [
+                            title,
+                            TITLES[name],
+                            f"{group['real']} / {group['fake']}",
+                            _number(group["auc"]),
+                            _number(group["fpr"]),
+                            "-" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}",
+                            _number(group["fnr"]),
+                        ]
+                    )
+                )
+    return lines
 
 
 def _sentences(metrics: dict[str, Any]) -> list[str]:
     """What stands below the table."""
     thresholds = metrics["thresholds"]
-    said = [f"{metrics['images']} images; fake from a score of {thresholds['fake']:.3g} on"]
+    of = f"{metrics['images']} images of {metrics['people']} people"
+    if "photographs" in metrics:
+        of += f" in {metrics['photographs']} photographs"
+    said = [f"{of}; fake from a score of {thresholds['fake']:.3g} on"]
+    if (mask := metrics.get("mask")) is not None:
+        said.append(
+            f"the maps of {mask['videos']} videos with masks have IoU {mask['iou']:.3f}, region F1 "
+            f"{_number(mask.get('region_f1'))}"
+        )
     if "agreement" in metrics:
         said.append(
             f"detector and answer agree on {_share(metrics['agreement'])} of the images, "

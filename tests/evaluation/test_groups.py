@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from llava_forgery.evaluation.groups import fpr_gap, group_table
+from llava_forgery.evaluation.groups import attribute_tables, fpr_gap, group_table, read_attributes
 from llava_forgery.evaluation.metrics import auc
 
 LABELS = [0, 0, 1, 1, 0, 0, 1]
@@ -60,3 +60,33 @@ def test_groups_are_checked():
         group_table([0, 1], [0.1, 0.2], ["a"])
     with pytest.raises(ValueError, match="finite"):
         group_table([0, 1], [0.1, np.nan], ["a", "a"])
+
+
+def test_attributes_of_people_size_and_compression(tmp_path):
+    path = tmp_path / "people.csv"
+    path.write_text("identity,sex,age\na,f,20\nb,m,\n")
+    attributes = read_attributes(path)
+    assert attributes == {"sex": {"a": "f", "b": "m"}, "age": {"a": "20", "b": "unknown"}}
+    records = [
+        {"identity": who, "label": label, "face_size": size}
+        for who, label, size in [("a", 0, 100.0), ("a", 1, 128.0), ("b", 0, 600.0), ("c", 1, 90.0)]
+    ]
+    scores = {"kfd": (np.array([0.1, 0.9, 0.7, 0.8]), 0.5)}
+    tables = attribute_tables(records, scores, attributes)
+    # Nothing is known of compression, so it tells nobody apart.
+    assert set(tables) == {"sex", "age", "face size"}
+    sexes = {row["group"]: row for row in tables["sex"]["kfd"]}
+    assert set(sexes) == {"f", "m", "unknown", None}
+    assert (sexes["f"]["auc"], sexes["f"]["fpr"], sexes["m"]["fpr"]) == (1.0, 0.0, 1.0)
+    assert [row["group"] for row in tables["face size"]["kfd"]] == [
+        "under 128 pixels", "under 256 pixels", "512 pixels and more", None
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("identity\na\n", "without any"), ("identity,sex\na,f\na,m\n", "again")]
+)
+def test_attributes_that_say_nothing_or_two_things(tmp_path, text, message):
+    (tmp_path / "people.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_attributes(tmp_path / "people.csv")

@@ -9,6 +9,7 @@ from torch import nn
 
 from llava_forgery.evaluation.labelled import evaluate_labelled, summarise_labelled
 from llava_forgery.evaluation.metrics import auc
+from llava_forgery.evaluation.summary import summary_table
 from llava_forgery.faces.records import load_faces, save_faces
 from tests import tiny
 
@@ -23,7 +24,14 @@ FRAMES = [
     ("new/1", None, 1, 0.6, 0.9),
 ]
 RECORDS = [
-    {"video_id": video, "method": method, "label": label, "score": score, "p_yes": p_yes}
+    {
+        "video_id": video,
+        "method": method,
+        "label": label,
+        "score": score,
+        "p_yes": p_yes,
+        "identity": video[-1],
+    }
     for video, method, label, score, p_yes in FRAMES
 ]
 
@@ -125,3 +133,42 @@ def test_one_class_alone(faces, tmp_path, rows, fpr, fnr):
     assert (frame["fpr"], frame["fnr"]) == (
         pytest.approx(fpr), pytest.approx(fnr)
     )  # fmt: skip
+
+
+class Masked(Bright):
+    """Draws the upper half of a face, whatever it sees."""
+
+    def masks(self, images):
+        mask = np.zeros((self.size, self.size), np.float32)
+        mask[: self.size // 2] = 0.9
+        return [mask] * len(images)
+
+
+def test_masks_of_a_benchmark_are_compared_by_video(tmp_path):
+    """Two frames of one video and one of another, whose masks are the upper and the lower half."""
+    upper = np.zeros((96, 96), np.uint8)
+    upper[:48] = 255
+    crops = [
+        replace(tiny.face(i, "test"), label=int(i < 3), video_id=video, identity=video, mask=mask)
+        for i, (video, mask) in enumerate(
+            [("a", upper), ("a", upper), ("b", 255 - upper), ("c", None), ("d", None)]
+        )
+    ]
+    save_faces(crops, tmp_path / "faces", {})
+    faces = load_faces(tmp_path / "faces")
+    metrics = evaluate_labelled(Masked("kfd"), faces, tmp_path / "out")
+    records = [json.loads(line) for line in (tmp_path / "out/records.jsonl").open()]
+    found = [record.get("mask_iou") for record in records]
+    # The face is framed anew, so that its middle is not that of the crop.
+    assert found[0] == found[1] > 0.7
+    assert found[2] < 0.3
+    assert found[3:] == [None, None]
+    assert metrics["mask"]["iou"] == pytest.approx((found[0] + found[2]) / 2)
+    assert (metrics["mask"]["frames"], metrics["mask"]["videos"]) == (3, 2)
+    assert "eyes" in records[0]["regions"]
+    assert "mouth" in records[2]["regions"]
+    both = [(r["mask_regions"], r["regions"]) for r in (records[0], records[2])]
+    hits = sum(len(set(one) & set(two)) for one, two in both)
+    named = sum(len(one) + len(two) for one, two in both)
+    assert metrics["mask"]["region_f1"] == pytest.approx(2 * hits / named)
+    assert "the maps of 2 videos with masks have IoU" in summary_table(metrics)

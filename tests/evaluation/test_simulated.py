@@ -2,10 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from llava_forgery.evaluation.perturb import as_on_the_web
 from llava_forgery.evaluation.simulated import draw_roc, summarise
+from llava_forgery.evaluation.summary import summary_table
 
 # Person, label, score, P(yes), label of the answer, named regions.
 ROWS = [
@@ -19,6 +22,8 @@ ROWS = [
 RECORDS = [
     {
         "identity": person,
+        "source": f"{person}.jpg",
+        "face_size": 300.0,
         "label": label,
         "score": score,
         "p_yes": p_yes,
@@ -46,6 +51,30 @@ def test_summary():
         low, high = metrics[part]["auc_interval"]
         assert low <= metrics[part]["auc"] <= high
     json.dumps(metrics, allow_nan=False)
+
+
+def test_a_second_column_and_who_is_counted():
+    seen = [{**r, "web_score": 1 - r["score"], "web_p_yes": r["p_yes"]} for r in RECORDS]
+    metrics = summarise(seen)
+    assert (metrics["photographs"], metrics["people"]) == (3, 3)
+    assert metrics["web"]["kfd"]["auc"] == pytest.approx(1 - metrics["kfd"]["auc"])
+    assert metrics["web"]["text"]["tpr_at_fpr_1"] == metrics["text"]["tpr_at_fpr_1"] == 2 / 3
+    table = summary_table(metrics)
+    assert "| detector: AUC | 0.778 | 0.222 |" in table
+    assert "6 images of 3 people in 3 photographs;" in table
+    assert "web" not in summarise(RECORDS)
+
+
+def test_pictures_on_the_web_are_the_same_again_and_alike_in_a_pair():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (64, 64, 3), np.uint8)
+    for place in range(4):
+        changed = as_on_the_web(np.stack([image, image]), 2, place)
+        assert np.array_equal(*changed)
+        assert np.array_equal(changed, as_on_the_web(np.stack([image, image]), 2, place))
+        assert not np.array_equal(changed[0], image)
+    other = as_on_the_web(image[None], 3, 0)
+    assert not np.array_equal(other[0], as_on_the_web(image[None], 2, 0)[0])
 
 
 def test_roc_is_drawn_from_the_records_on_disk(tmp_path):

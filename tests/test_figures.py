@@ -1,0 +1,49 @@
+"""The measured figures of the pages are those of the records."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from eval.figures import figures_table
+from eval.papers.table_files import entry_lines
+from eval.papers.tables import TableEntry
+from llava_forgery.evaluation.real import real_table
+from llava_forgery.files import read_json
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "eval/records"
+TABLES = sorted((RECORDS / "tables").glob("*.json"))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/figures.md"])
+def test_pages_have_the_table_of_the_records(page):
+    assert figures_table() in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_the_card_has_the_table_of_its_record():
+    card = (ROOT / "llava_forgery/default/README.md").read_text(encoding="utf-8")
+    assert real_table(read_json(RECORDS / "default/real.json")).strip() in card
+
+
+def test_every_record_is_named_with_its_script_and_commit():
+    page = (ROOT / "docs/figures.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if "`eval/records/" in line]
+    for row in rows:
+        assert re.search(r"`python |`llava-forgery |`(?:bash )?scripts/", row), row
+        assert re.search(r"\b[0-9a-f]{7}\b", row), row
+    named = [ROOT / name for row in rows for name in re.findall(r"`(eval/records/[^`]+)`", row)]
+    for record in RECORDS.rglob("*.json"):
+        assert record in named or record.parent in named, record
+
+
+@pytest.mark.parametrize("file", TABLES, ids=lambda file: file.stem)
+def test_the_papers_tables_are_those_of_their_records(file):
+    record = read_json(file)
+    entries = [
+        TableEntry(**{**entry, "values": {int(s): v for s, v in entry["values"].items()}})
+        for entry in record["entries"]
+    ]
+    page = (ROOT / "eval/README.md").read_text(encoding="utf-8")
+    assert "\n".join(entry_lines(entries, record["seeds"])) in page
+    assert record["commit"] in page
