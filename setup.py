@@ -29,7 +29,7 @@ EVAL = [
     # lmms-eval's own llava_hf needs it, which stands beside ours in a comparison.
     "decord>=0.6",
 ]
-RAY = ["ray[data]>=2.60", "pyarrow>=21.0"]
+RAY = ["ray[data,serve]>=2.60", "pyarrow>=21.0"]
 
 setup(
     name="llava-forgery",

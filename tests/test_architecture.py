@@ -14,7 +14,7 @@ import make_tree  # noqa: E402
 
 # What a folder or file of the package may import, beside itself.
 BASE = {"constants", "call_state", "optional", "files", "weights", "rows", "images", "colours"}
-BASE |= {"tables", "tensors", "pooling", "downloads", "hub", "noise", "progress"}
+BASE |= {"tables", "tensors", "pooling", "downloads", "hub", "noise", "progress", "clusters"}
 MODEL = BASE | {"faces", "qa", "kfd", "fpl", "hosts"}
 TRAINING = MODEL | {"simulate", "data", "train"}
 ALL = TRAINING | {"convert", "infer", "evaluation"}
@@ -27,6 +27,7 @@ ARROWS = {
     "files": {"constants"},
     "weights": {"constants", "files"},
     "rows": {"constants", "files"},
+    "clusters": {"optional"},
     "downloads": set(),
     "hub": set(),
     "colours": set(),

@@ -108,7 +108,7 @@ def scan(
     from llava_forgery.hub import local_folder
     from llava_forgery.infer.default import default_host, default_model, missing_for_answers
     from llava_forgery.pooling import check_reduction
-    from llava_forgery.scan.engine import Cluster, require_ray
+    from llava_forgery.scan.engine import Cluster, ray_data
     from llava_forgery.scan.judge import JudgeSettings
     from llava_forgery.scan.models import ModelSettings
     from llava_forgery.scan.plan import Selection, parse_share
@@ -119,7 +119,7 @@ def scan(
     check_reduction(pool)
     if verify not in ("stat", "hash"):
         raise ValueError(f"--verify must be stat or hash, got {verify!r}")
-    require_ray()
+    ray_data()
     if model is None:
         model = default_model()
         if answers != "none" and (missing := missing_for_answers()):

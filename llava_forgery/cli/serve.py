@@ -1,7 +1,11 @@
 """The command that serves verdicts and dialogues over HTTP."""
 
+import signal
+import threading
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,6 +56,20 @@ def serve(
     drain_seconds: Annotated[
         int, typer.Option(help="Seconds for what runs when the server is told to end.")
     ] = 60,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Serve with replicas on a Ray cluster (extra ray).")
+    ] = False,
+    replicas: Annotated[int, typer.Option(help="With --ray: replicas, at least.")] = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(help="With --ray: replicas under load; default: no more.")
+    ] = None,
+    replica_gpus: Annotated[
+        float, typer.Option(help="With --ray: GPUs of a replica, or a share of one.")
+    ] = 0,
+    address: Annotated[
+        str | None,
+        typer.Option(help="With --ray: a cluster to join, such as auto; default: one is started."),
+    ] = None,
     base_model: Annotated[
         str | None,
         typer.Option("--base-model", help="Folder or hub name of the host, as detect takes it."),
@@ -67,7 +85,7 @@ def serve(
     """
     for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         require(package, extra="serve", feature="the server")
-    from llava_forgery.images import set_pixel_limit
+    from llava_forgery.serve.replicas import Replicas, serve_replicas
     from llava_forgery.serve.server import Server
     from llava_forgery.serve.service import Service
     from llava_forgery.serve.settings import Settings
@@ -87,25 +105,49 @@ def serve(
         dialogues=dialogues,
         drain_seconds=drain_seconds,
     )
-    if max_pixels is not None:
-        set_pixel_limit(max_pixels)
-    predictors = {
-        name: load_predictor(
-            folder,
-            base_model,
-            backend,
-            device,
-            detector,
-            allow_download,
-            max_memory=max_memory,
-        )
-        for name, folder in named_models(model or []).items()
+    common = {
+        "base_model": base_model,
+        "backend": backend,
+        "device": device,
+        "face_detector": detector,
+        "allow_download": allow_download,
+        "max_memory": max_memory,
     }
-    server = Server(Service(predictors, settings, batch_size, batch_wait))
-    notice(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    load = partial(load_models, named_models(model or []), common, max_pixels)
+    say = partial(notice, f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    if ray:
+        placed = Replicas(replicas, max_replicas, address, gpus=replica_gpus)
+        stop = threading.Event()
+
+        def started() -> None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: stop.set())
+            say()
+
+        serve_replicas(load, settings, placed, batch_size, batch_wait, stop, started)
+        return
+    server = Server(Service(load(), settings, batch_size, batch_wait))
+    say()
     server.run()
     if not server.started:
         raise typer.Exit(1)
+
+
+def load_models(
+    folders: Mapping[str, Path | None], common: Mapping[str, Any], max_pixels: int | None
+) -> dict[str, Any]:
+    """The predictors by name, in the process that serves them.
+
+    Args:
+        folders: As from :func:`named_models`.
+        common: Options of :func:`load_predictor`, the same for all.
+        max_pixels: Most of a picture; None for the default.
+    """
+    from llava_forgery.images import set_pixel_limit
+
+    if max_pixels is not None:
+        set_pixel_limit(max_pixels)
+    return {name: load_predictor(folder, **common) for name, folder in folders.items()}
 
 
 def named_models(values: list[str]) -> dict[str, Path | None]:

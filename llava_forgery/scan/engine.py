@@ -1,7 +1,5 @@
 """A scan on Ray Data: paths are distributed, results come back to the one process that writes."""
 
-import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-import llava_forgery
+from llava_forgery import clusters
+from llava_forgery.clusters import require_ray
 from llava_forgery.faces.kinds import Kind
-from llava_forgery.optional import require
 from llava_forgery.scan.collector import Collector
 from llava_forgery.scan.folder import ScanFolder
 from llava_forgery.scan.long import next_units
@@ -23,8 +21,6 @@ from llava_forgery.scan.registry import Registry
 from llava_forgery.scan.sources import Entry
 from llava_forgery.scan.stages import ScanSettings, list_stages
 from llava_forgery.scan.units import Unit, pack, unpack
-
-logger = logging.getLogger(__name__)
 
 # Tasks that wait beside the one that runs, of each process.
 _AHEAD = 2
@@ -61,10 +57,9 @@ class Cluster:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
 
 
-def require_ray() -> ModuleType:
+def ray_data() -> ModuleType:
     """Ray with Ray Data, or an ImportError that names the extra ``ray``."""
-    require("ray.data", extra="ray", feature="scanning archives")
-    return require("ray", extra="ray", feature="scanning archives")
+    return require_ray("data", "scanning archives")
 
 
 @contextmanager
@@ -72,58 +67,15 @@ def connected(cluster: Cluster) -> Iterator[ModuleType]:
     """Ray, connected to the cluster or to one that is started and ended here.
 
     Raises:
-        OSError: Ray does not start or answer, or what workers raise that is no fault of a file.
+        OSError: As :func:`llava_forgery.clusters.connected`.
         ImportError: Ray is not installed (extra ``ray``).
     """
-    # Ray's own lines are about its tasks, not about files; its logs keep them.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-    ray = require_ray()
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if cluster.address is None:
-        options |= {"include_dashboard": False, "num_cpus": cluster.workers}
-        options["runtime_env"] = dict(cluster.runtime_env)
-    else:
-        # Of what is installed there only this package may be another version.
-        package = os.path.dirname(llava_forgery.__file__)
-        options["runtime_env"] = {"py_modules": [package], **cluster.runtime_env}
-        options["address"] = cluster.address
-    try:
-        with _no_native_lines():
-            ray.init(**options)
-    except Exception as error:
-        # Ray raises bare exceptions where its processes do not answer in time.
-        raise OSError(f"Ray could not be started or joined: {_last_line(error)}") from error
-    try:
+    ray = ray_data()
+    with clusters.connected(ray, cluster.address, cluster.workers, cluster.runtime_env):
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        for name in ("ray.data", "ray"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         yield ray
-    except ray.exceptions.RayError as error:
-        raise OSError(f"a worker failed, see Ray's logs: {_last_line(error)}") from error
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _no_native_lines() -> Iterator[None]:
-    """Ray's C++ tells on stderr which level of its own log it was given."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _last_line(error: Exception) -> str:
-    """Of a message with the traceback of another process, what it ends with."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 class SharedRegistry:
@@ -135,7 +87,7 @@ class SharedRegistry:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
             raise AttributeError(name)
-        return lambda *arguments: require_ray().get(getattr(self._actor, name).remote(*arguments))
+        return lambda *arguments: ray_data().get(getattr(self._actor, name).remote(*arguments))
 
 
 def run_scan(

@@ -104,6 +104,7 @@ def _add_detection(app: FastAPI, service: Service) -> None:
             work = partial(service.judge_video, upload, options)
             job = service.jobs.start(work, stack.pop_all())
         if frames > service.settings.inline_frames:
+            await job.announce()
             location = f"/v1/jobs/{job.id}"
             return JSONResponse(
                 {**job.to_dict(), "url": location}, 202, {"Location": location, "Retry-After": "1"}
@@ -111,17 +112,17 @@ def _add_detection(app: FastAPI, service: Service) -> None:
         try:
             return JSONResponse(await unless_gone(request, job.wait()))
         finally:
-            service.jobs.remove(job.id)
+            await service.jobs.remove(job.id)
 
     @app.get("/v1/jobs/{identity}")
     async def job(identity: str) -> dict:
         """The state of a job, and its result."""
-        return service.jobs.get(identity).to_dict()
+        return await service.jobs.state(identity)
 
     @app.delete("/v1/jobs/{identity}", status_code=204)
     async def cancel(identity: str) -> None:
         """Cancel a job, or forget its result."""
-        service.jobs.remove(identity)
+        await service.jobs.remove(identity)
 
 
 def _detect_schema() -> dict:

@@ -9,12 +9,28 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from llava_forgery.serve.errors import ApiError, busy
 from llava_forgery.serve.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+# Between two times at which a job that runs tells the others how far it is.
+_TELL_SECONDS = 0.5
+
+
+class Board(Protocol):
+    """Where servers that share their clients tell each other of their jobs. Any thread may call."""
+
+    def put(self, state: dict[str, Any]) -> bool:
+        """Take the state of a job, as ``Job.to_dict`` gives it; whether it is still wanted."""
+
+    def get(self, identity: str) -> dict[str, Any] | None:
+        """The last state of a job, None where there is none."""
+
+    def remove(self, identity: str) -> bool:
+        """Forget a job and want it no more; whether there was one."""
 
 
 class Cancelled(Exception):
@@ -39,6 +55,9 @@ class Job:
     collected: bool = False
     """Whether a client has seen how it ended."""
     finished: float | None = None
+    board: Board | None = None
+    """Where others see it; None where nobody else is asked for it."""
+    _told: float = 0.0
     _cancel: threading.Event = field(default_factory=threading.Event)
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -53,8 +72,22 @@ class Job:
             Cancelled: It is to end.
         """
         self.done += count
+        if time.monotonic() - self._told > _TELL_SECONDS:
+            self.tell()
         if self._cancel.is_set():
             raise Cancelled
+
+    def tell(self) -> None:
+        """Put the state on the board; a job that was removed there is to end."""
+        if self.board is not None:
+            self._told = time.monotonic()
+            if not self.board.put(self.to_dict()):
+                self.cancel()
+
+    async def announce(self) -> None:
+        """Return when the others know of it."""
+        if self.board is not None:
+            await asyncio.to_thread(self.tell)
 
     async def wait(self) -> Any:
         """The result.
@@ -86,10 +119,11 @@ class Jobs:
 
     Args:
         settings: With ``jobs``, how many may wait, run and be kept, and ``job_seconds``.
+        board: Shared with other servers, any of which may be asked for a job of this one.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, board: Board | None = None) -> None:
+        self._settings, self._board = settings, board
         self._jobs: dict[str, Job] = {}
         self._tasks: set[asyncio.Task] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="job")
@@ -111,7 +145,7 @@ class Jobs:
                 held.__exit__(None, None, None)
                 raise busy("too many videos are waiting or kept; try again in 10 s", 10)
             del self._jobs[ended[0].id]
-        job = Job()
+        job = Job(board=self._board)
         self._jobs[job.id] = job
         task = asyncio.create_task(self._run(job, work, held))
         self._tasks.add(task)
@@ -124,6 +158,7 @@ class Jobs:
         def begin() -> Any:
             job.step(0)
             job.status = "running"
+            job.tell()
             return work(job)
 
         with held:
@@ -140,25 +175,38 @@ class Jobs:
                 job.status = "failed"
                 job.error = ApiError(500, "the server failed at this video; its log says why")
             job.finished = time.time()
+            await job.announce()
             job._ended.set()
 
-    def get(self, identity: str) -> Job:
-        """A job by its id.
+    async def state(self, identity: str) -> dict[str, Any]:
+        """What a client is told of a job of this server, or of one that shares its board.
 
         Raises:
             ApiError: 404 where there is none, or none any more.
         """
         self._forget()
-        if identity not in self._jobs:
-            raise ApiError(404, "there is no such job, or its result was kept long enough", "job")
-        job = self._jobs[identity]
-        job.collected = job.collected or job.finished is not None
-        return job
+        job = self._jobs.get(identity)
+        if self._board is None:
+            state = job and job.to_dict()
+        else:
+            # Another server may have been told to forget one of ours.
+            state = await asyncio.to_thread(self._board.get, identity)
+        if state is None:
+            self._jobs.pop(identity, None)
+            raise _unknown()
+        if job is not None:
+            job.collected = job.collected or job.finished is not None
+        return state
 
-    def remove(self, identity: str) -> None:
-        """Cancel a job, and forget it; raises as :meth:`get`."""
-        self.get(identity).cancel()
-        del self._jobs[identity]
+    async def remove(self, identity: str) -> None:
+        """Cancel a job, and forget it; raises as :meth:`state`."""
+        self._forget()
+        job = self._jobs.pop(identity, None)
+        if job is not None:
+            job.cancel()
+        known = self._board is not None and await asyncio.to_thread(self._board.remove, identity)
+        if job is None and not known:
+            raise _unknown()
 
     def count(self) -> dict[str, int]:
         """How many jobs there are in each state."""
@@ -180,7 +228,12 @@ class Jobs:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _forget(self) -> None:
+        """Of what has ended long ago."""
         oldest = time.time() - self._settings.job_seconds
         for job in list(self._jobs.values()):
             if job.finished is not None and job.finished < oldest:
                 del self._jobs[job.id]
+
+
+def _unknown() -> ApiError:
+    return ApiError(404, "there is no such job, or its result was kept long enough", "job")

@@ -16,7 +16,7 @@ from llava_forgery.serve.admission import Admission
 from llava_forgery.serve.dialogues import Dialogues
 from llava_forgery.serve.engine import Busy, Engine
 from llava_forgery.serve.errors import ApiError, busy
-from llava_forgery.serve.jobs import Job, Jobs
+from llava_forgery.serve.jobs import Board, Job, Jobs
 from llava_forgery.serve.media import Upload, frames_of, open_picture, video_file, without_path
 from llava_forgery.serve.metrics import Metrics
 from llava_forgery.serve.records import MaskForm, record
@@ -57,6 +57,7 @@ class Service:
         settings: The limits.
         batch_size: Most faces of a batch.
         batch_wait: See ``Engine``; in seconds.
+        board: Where other servers look for its jobs; see ``Jobs``.
 
     Raises:
         ValueError: No predictor.
@@ -68,13 +69,14 @@ class Service:
         settings: Settings | None = None,
         batch_size: int = 8,
         batch_wait: float = 0.1,
+        board: Board | None = None,
     ) -> None:
         if not predictors:
             raise ValueError("a server needs a model; give one or more")
         self.settings = settings = settings or Settings()
         self.metrics = Metrics()
         self.admission = Admission(settings)
-        self.jobs = Jobs(settings)
+        self.jobs = Jobs(settings, board)
         # Decoding and face finding: a picture within the limits may take a gigabyte for a moment.
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="reader")
         self.models = {

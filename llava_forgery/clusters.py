@@ -1,0 +1,82 @@
+"""Ray clusters: a running one is joined, or one is started on this machine and ended after use."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from llava_forgery.optional import require
+
+
+def require_ray(library: str, feature: str) -> ModuleType:
+    """Ray with one of its libraries, such as ``data``, or an ImportError that names the extra."""
+    require(f"ray.{library}", extra="ray", feature=feature)
+    return require("ray", extra="ray", feature=feature)
+
+
+@contextmanager
+def connected(
+    ray: ModuleType,
+    address: str | None = None,
+    cpus: int | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+) -> Iterator[None]:
+    """Connect to a cluster, or start one that ends here.
+
+    Args:
+        ray: The package.
+        address: Of a running cluster, such as ``auto``; None starts one.
+        cpus: Processors of one that is started; None for all.
+        runtime_env: What Ray installs for the workers; see Ray's documentation.
+
+    Raises:
+        OSError: Ray does not start or answer, or what workers raise that is no fault of a file.
+    """
+    # Ray's own lines are about its tasks, not about files; its logs keep them.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options |= {"include_dashboard": False, "num_cpus": cpus}
+        options["runtime_env"] = dict(runtime_env or {})
+    else:
+        # Of what is installed there only this package may be another version.
+        package = str(Path(__file__).parent)
+        options["runtime_env"] = {"py_modules": [package], **(runtime_env or {})}
+        options["address"] = address
+    try:
+        with _no_native_lines():
+            ray.init(**options)
+    except Exception as error:
+        # Ray raises bare exceptions where its processes do not answer in time.
+        raise OSError(f"Ray could not be started or joined: {_last_line(error)}") from error
+    try:
+        for name in ("ray.data", "ray.serve", "ray"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+    except ray.exceptions.RayError as error:
+        raise OSError(f"a worker failed, see Ray's logs: {_last_line(error)}") from error
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _no_native_lines() -> Iterator[None]:
+    """Ray's C++ tells on stderr which level of its own log it was given."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _last_line(error: Exception) -> str:
+    """Of a message with the traceback of another process, what it ends with."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
