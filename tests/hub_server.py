@@ -1,12 +1,17 @@
-"""A stand-in of the hub's HTTP interface on the loopback: repositories, files, commits."""
+"""Stand-ins of the hub: its HTTP interface on the loopback, and a repository in the cache."""
 
 import base64
 import hashlib
 import json
+import os
 import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+COMMIT = "1" * 40
 
 
 class Hub:
@@ -192,3 +197,17 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         (f"GET|HEAD /{repo}/resolve/([^/]+)/(.+)", Handler.resolve),
     ]
     return Handler
+
+
+def put(cache: Path, repo_id: str, folder: Path, commit: str = COMMIT, branch: str = "main"):
+    """A repository as huggingface_hub's cache has it."""
+    root = cache / f"models--{repo_id.replace('/', '--')}"
+    blobs, snapshot = root / "blobs", root / "snapshots" / commit
+    blobs.mkdir(parents=True, exist_ok=True)
+    for number, path in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
+        blob, link = blobs / f"{commit[0]}{number}", snapshot / path.relative_to(folder)
+        shutil.copy(path, blob)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    (root / "refs").mkdir(exist_ok=True)
+    (root / "refs" / branch).write_text(commit)

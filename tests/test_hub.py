@@ -22,9 +22,9 @@ from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.hub import local_folder, push_folder
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from tests import tiny
-from tests.hub_server import Hub
+from tests.hub_server import COMMIT, Hub, put
 
-COMMIT, OLDER = "1" * 40, "0" * 40
+OLDER = "0" * 40
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +45,6 @@ def saved(tmp_path_factory) -> Path:
 def cache(monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
-
-
-def put(cache: Path, repo_id: str, folder: Path, commit: str = COMMIT, branch: str = "main"):
-    """A repository as huggingface_hub's cache has it."""
-    root = cache / f"models--{repo_id.replace('/', '--')}"
-    blobs, snapshot = root / "blobs", root / "snapshots" / commit
-    blobs.mkdir(parents=True, exist_ok=True)
-    for number, path in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
-        blob, link = blobs / f"{commit[0]}{number}", snapshot / path.relative_to(folder)
-        shutil.copy(path, blob)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath(blob, link.parent))
-    (root / "refs").mkdir(exist_ok=True)
-    (root / "refs" / branch).write_text(commit)
 
 
 def test_a_name_is_a_folder_of_the_cache(cache, saved, tmp_path, monkeypatch):

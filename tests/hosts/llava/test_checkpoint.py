@@ -2,9 +2,11 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -20,6 +22,7 @@ from llava_forgery.hosts.llava.register import register, unregister
 from llava_forgery.hosts.llava.skill import has_forgery_adapter
 from llava_forgery.hosts.lora import LoraSettings
 from tests import tiny, tiny_llava
+from tests.hub_server import put
 
 tiny_llava.require_llava()
 loader = pytest.importorskip("llava.model.builder")
@@ -126,6 +129,25 @@ def test_llavas_loader_reads_a_lora_folder(root, lora):
     other = {**inputs, "forgery_images": 1 - inputs["forgery_images"]}
     assert float((_logits(model, other) - expected).abs().max()) > HALF["atol"]
     assert tokenizer_forgery_token("Fake?", words) == words("Fake?").input_ids
+
+
+@pytest.mark.slow
+def test_llavas_loader_reads_a_lora_of_the_hub(root, lora, tmp_path, monkeypatch):
+    """Without the pickle that the loader asks for: none is uploaded, and none downloaded."""
+    folder, inputs, expected = lora
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    safe = shutil.copytree(folder, tmp_path / "safe")
+    (safe / "non_lora_trainables.bin").unlink()
+    put(tmp_path / "hub", "me/tiny-llava-lora", safe)
+    for _ in range(2):
+        _, model, _, _ = _load(Path("me/tiny-llava-lora"), root / "tiny-llava")
+        torch.testing.assert_close(_logits(model, inputs), expected, **HALF)
+    merge_llava("me/tiny-llava-lora", tmp_path / "tiny-llava-merged", str(root / "tiny-llava"))
+    put(tmp_path / "hub", "me/tiny-llava-merged", tmp_path / "tiny-llava-merged")
+    _, model, _, _ = _load(Path("me/tiny-llava-merged"))
+    assert has_forgery_adapter(model)
+    torch.testing.assert_close(_logits(model, inputs), expected, **HALF)
 
 
 def test_an_adapter_in_float32_gives_the_same_logits(root, lora):
