@@ -17,7 +17,7 @@ NEEDED_BY = {
     "video": "the same of videos; train",
     "heic": "HEIC photographs",
     "train": "train; data build-qa; eval calibrate",
-    "llava": "adapters in LLaVA's layout; scripts/finetune_lora.sh",
+    "llava": "adapters in LLaVA's layout; run; scripts/finetune_lora.sh",
     "serve": "serve",
     "ray": "scan",
     "demo": "scripts/demo.sh; the shipped adapter's host",
