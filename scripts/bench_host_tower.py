@@ -121,6 +121,7 @@ def build(
     bare_ids = prompt(image_id, image_tokens, QUESTION, device)
     skill = [skilled.token_id] * skilled.n_forgery
     skill_ids = prompt(image_id, image_tokens, QUESTION + SCORE_SENTENCE, device, skill)
+    client_ids = prompt(image_id, image_tokens, QUESTION + SCORE_SENTENCE, device)
     long_ids = prompt(image_id, image_tokens, QUESTION + SCORE_SENTENCE + skilled.n_forgery, device)
     detection = skilled.detect(images)
     taps = [
@@ -136,11 +137,16 @@ def build(
         seen = skilled.detect(images)
         run_skilled(skilled, skill_ids, seen, pixels)
 
+    def placed() -> None:
+        seen = skilled.detect(images)
+        run_skilled(skilled, client_ids, seen, pixels)
+
     return {
         "bare host": lambda: run_host(host, bare_ids, pixels),
         "bare host, prompt as long as the skill's": lambda: run_host(host, long_ids, pixels),
         "skill, own encoder as large as the host's": own,
         "skill, the host's tower shared": shared,
+        "  placed by the model in a client's prompt": placed,
         "  of which linear layers, maps and heads": lambda: skilled.kfd.read_features(taps),
         "  of which FPL": lambda: skilled.fpl(detection),
     }

@@ -40,7 +40,7 @@ ARROWS = {
     "qa": BASE | {"faces"},
     "kfd": BASE,
     "fpl": BASE | {"kfd"},
-    "hosts": MODEL - {"faces"},
+    "hosts": MODEL,
     "convert": MODEL,
     "data": TRAINING - {"train"},
     "train": TRAINING,

@@ -22,4 +22,4 @@ def test_bench_prints_its_table():
     rows = [line for line in result.stdout.splitlines() if re.search(r"\d+\.\d$|\d\.\d{3}$", line)]
     assert rows[0].startswith("bare host")
     assert " 1.000 " in rows[0]
-    assert len(rows) == 6
+    assert len(rows) == 7

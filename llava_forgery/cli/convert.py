@@ -91,6 +91,30 @@ def export_transformers(
     notice(f"Wrote {out}")
 
 
+@convert.command("placement")
+def convert_placement(
+    model: Model,
+    placement: Annotated[
+        str | None,
+        typer.Option(
+            help="always: behind every image, also in prompts of programs that know nothing of the "
+            "skill; placeholders: where a prompt holds <forgery>."
+        ),
+    ] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option(
+            help="Of pictures that such programs give: face (find it and cut it out) or none."
+        ),
+    ] = None,
+) -> None:
+    """Change where the skill's embeddings stand in prompts; the folder is changed in place."""
+    from llava_forgery.hosts.layouts import change_placement
+
+    change_placement(model, placement, crop)
+    typer.echo(f"Changed {model}")
+
+
 @convert.command("imagebind")
 def import_imagebind(checkpoint: Checkpoint, out: Out) -> None:
     """Bring ImageBind's image and text towers into a folder that open_clip reads."""

@@ -48,10 +48,12 @@ def build_qa(
     max_turns: Annotated[int, typer.Option(help="Most turns of a conversation, 1 to 4.")] = 4,
     task_descriptions: Annotated[
         float, typer.Option(help="Probability of a task description at the beginning.")
-    ] = 1.0,
+    ] = 0.25,
     kfd_results: Annotated[
         float | None,
-        typer.Option(help="Probability of the sentence that cites the score; default: 1 with it."),
+        typer.Option(
+            help="Probability of the sentence that cites the score; default: 0.75 with it."
+        ),
     ] = None,
     vary: Annotated[
         bool, typer.Option(help="Vary the wordings; without it the paper's alone.")

@@ -206,6 +206,21 @@ def train_adapter(
         str, typer.Option(help="With --backend llava: name in LLaVA's conv_templates.")
     ] = "v1",
     fpl_kind: Annotated[str, typer.Option(help="Sizes of the FPL: lite or paper.")] = "lite",
+    placement: Annotated[
+        str,
+        typer.Option(
+            help="Where the FPL's embeddings stand: always (behind every image, also in prompts of "
+            "programs that know nothing of the skill) or placeholders (where a prompt holds "
+            "<forgery>)."
+        ),
+    ] = "always",
+    crop: Annotated[
+        str,
+        typer.Option(
+            help="What the detector sees of pictures that such programs give: face (found and cut "
+            "out) or none (the whole)."
+        ),
+    ] = "face",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100,
     fpl_warmup_steps: Annotated[
         int, typer.Option(help="Steps of the FPL's warm start without the host; 0: none.")
@@ -286,6 +301,8 @@ def train_adapter(
         quantization=quantization,
         dtype=dtype,
         template=template,
+        placement=placement,
+        crop=crop,
         allow_download=allow_download,
         fpl_kind=fpl_kind,
     )

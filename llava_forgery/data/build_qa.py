@@ -82,7 +82,7 @@ def build_conversations(
     *,
     follow_ups: float = 0.3,
     max_turns: int = 4,
-    task_descriptions: float = 1.0,
+    task_descriptions: float = 0.25,
     kfd_results: float | None = None,
     vary: bool = True,
     seed: int = 0,
@@ -101,10 +101,10 @@ def build_conversations(
         output_dir: A data set there is replaced once the new one is complete.
         follow_ups: Probability of follow-up turns in a conversation.
         max_turns: Most turns of a conversation, 1 to 4; the number of follow-ups is drawn.
-        task_descriptions: Probability of a task description at its beginning. Shorter prompts cost
-            less, and the skill then does not hang on the description.
-        kfd_results: Probability of the sentence that cites the detector's score; by default 1 with
-            a detector and 0 without.
+        task_descriptions: Probability of a task description at its beginning. Programs that know
+            nothing of the skill give none.
+        kfd_results: Probability of the sentence that cites the detector's score, which such
+            programs cannot; by default 0.75 with a detector and 0 without.
         vary: Whether wordings are chosen at random; else the canonical ones are taken.
         seed: Of the wordings.
         part_size: Units of the source (pairs, faces) for each part.
@@ -121,7 +121,7 @@ def build_conversations(
     if isinstance(source, FacePairs):
         source = SimulatedSamples(source)
     if kfd_results is None:
-        kfd_results = 0.0 if detector is None else 1.0
+        kfd_results = 0.0 if detector is None else 0.75
     wording = {
         "follow_ups": follow_ups,
         "task_descriptions": task_descriptions,

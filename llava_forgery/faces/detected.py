@@ -1,11 +1,19 @@
-"""What a detector of faces gives, whichever it is."""
+"""What a detector of faces gives, whichever it is, and the square of a picture that it leads to."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import cv2
 import numpy as np
 
-from llava_forgery.faces.crop import Box
+from llava_forgery.faces.crop import (
+    MARGINS,
+    Box,
+    crop_box,
+    is_trained_margin,
+    trained_framing,
+)
 
 SMALLEST_FACE = 64
 """Pixels of the photograph, whatever its size, from which on faces are looked for by default."""
@@ -71,3 +79,65 @@ def nothing_found(detector: FaceDetector, image: np.ndarray) -> str:
         f"no face was found in its {width} x {height} pixels, where faces from about "
         f"{smallest(height, width)} pixels across on are looked for"
     )
+
+
+class FaceSquare(NamedTuple):
+    """What of a picture is judged."""
+
+    image: np.ndarray
+    """(S, S, 3) uint8."""
+    box: Box
+    """Its square in pixels of the picture; it may reach outside."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with the square, in whole phrases."""
+
+
+def square_of_face(
+    pixels: np.ndarray, size: int, detector: Callable[[], FaceDetector]
+) -> FaceSquare:
+    """Cut the largest face out of a picture, unless the picture is framed as in training already.
+
+    Without a face, or without a detector, the whole picture is taken, and a warning says so. What
+    is not square is padded, not squeezed: faces keep their proportions.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        size: Side S of the square in pixels.
+        detector: Gives what finds faces, or raises ImportError or FileNotFoundError.
+    """
+    height, width = pixels.shape[:2]
+    side = max(height, width)
+    x, y = (width - side) / 2, (height - side) / 2
+    box, warnings = (x, y, x + side, y + side), ()
+    try:
+        landmarks = _landmarks_inside(pixels, detector())
+    except (ImportError, FileNotFoundError) as error:
+        warnings = (f"whether the crop is framed as in training is not known: {error}",)
+    else:
+        if landmarks is None:
+            warnings = (
+                "no face was found in the crop: whether it is framed as in training is not known",
+            )
+        else:
+            box, margin = trained_framing(landmarks, height, width)
+            if not is_trained_margin(margin):
+                warnings = (
+                    f"the crop is too tight (it shows {margin:.0%} of the face's size around it, "
+                    f"training {MARGINS[0]:.0%} or more): the score of the whole photograph may be "
+                    "another",
+                )
+    return FaceSquare(crop_box(pixels, box, size), box, warnings)
+
+
+def _landmarks_inside(pixels: np.ndarray, detector: FaceDetector) -> np.ndarray | None:
+    """Landmarks of the largest face of a picture, (68, 2) in its pixels; None without a face."""
+    height, width = pixels.shape[:2]
+    # Finders know faces by what is around them.
+    room = max(height, width) // 2
+    wide = cv2.copyMakeBorder(pixels, room, room, room, room, cv2.BORDER_REPLICATE)
+    for face in detector.detect(wide):
+        landmarks = face.landmarks - np.float32(room)
+        x, y = landmarks.mean(axis=0)
+        if 0 < x < width and 0 < y < height:
+            return landmarks
+    return None

@@ -72,6 +72,8 @@ def save_adapter(model: nn.Module, directory: str | PathLike) -> None:
         "fpl": model.fpl.config.to_dict(),
         "lora": model.has_lora,
         "training": model.training_facts,
+        "placement": model.placement,
+        "crop": model.crop,
     }
     with atomic_path(directory) as temporary:
         temporary.mkdir()

@@ -14,6 +14,7 @@ from llava_forgery.hosts.llava.host import SPARED, load_llava_host, read_checkpo
 from llava_forgery.hosts.llava.tower import KFDVisionTower
 from llava_forgery.hosts.llava.vlm import attach_llava
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.placement import ALWAYS, FACE
 from llava_forgery.hosts.quantized import pick_device, quantization_config
 from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
@@ -58,6 +59,8 @@ def attach_new(
     quantization: str | None = None,
     dtype: torch.dtype | str = "auto",
     template: str = DEFAULT_TEMPLATE,
+    placement: str = ALWAYS,
+    crop: str = FACE,
     allow_download: bool = False,
     fpl_kind: str = "lite",
 ) -> ForgeryModel:
@@ -73,6 +76,10 @@ def attach_new(
         quantization: "4bit" or "8bit" for the language model's linear layers.
         dtype: Of the host's weights.
         template: With the ``llava`` package: name in LLaVA's ``conv_templates``.
+        placement: Whether E_forgery stands behind each image of every prompt (``always``), or at
+            written ``placeholders`` only; see :mod:`llava_forgery.hosts.placement`.
+        crop: Whether the ``face`` is cut out of pictures that come without ``forgery_images``, or
+            the whole picture is judged (``none``).
         allow_download: Whether what the detector's files name may be downloaded.
         fpl_kind: Sizes of the new FPL, "lite" or "paper".
 
@@ -89,7 +96,9 @@ def attach_new(
         host, processor = load_host(Path.cwd(), base_model, quantization, dtype=dtype)
         width = host.config.get_text_config().hidden_size
         fpl = FPLConfig(width, detector.config.num_layers, fpl_kind)
-        return attach_forgery(host, processor, detector, fpl, lora, seed, train_projector)
+        return attach_forgery(
+            host, processor, detector, fpl, lora, seed, train_projector, placement, crop
+        )
     options = {}
     if quantization is not None:
         _, config, _ = read_checkpoint(base_model)
@@ -102,4 +111,15 @@ def attach_new(
         fpl_kind,
     )
     with allow_downloads(allow_download):
-        return attach_llava(model, tokenizer, kfd, fpl, lora, seed, train_projector, template)
+        return attach_llava(
+            model,
+            tokenizer,
+            kfd,
+            fpl,
+            lora,
+            seed,
+            train_projector,
+            template,
+            placement,
+            crop,
+        )

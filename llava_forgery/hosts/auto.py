@@ -63,7 +63,9 @@ class AutoForgeryModel:
             quantization: "4bit" or "8bit"; None leaves the weights as they are.
             allow_download: Whether what the adapter's files name, its host and the detector's
                 encoder, may be downloaded. A host that is given here always may.
-            options: Of the backend only: ``template`` for the ``llava`` package.
+            options: ``placement`` and ``crop`` in the place of the adapter's
+                (:mod:`llava_forgery.hosts.placement`); of the backend only: ``template`` for the
+                ``llava`` package.
 
         Returns:
             The host with the skill, in eval mode.

@@ -142,6 +142,8 @@ class ForgeryModel(Protocol):
     """n_f: placeholders behind each image of a prompt."""
     placement: str
     """Where E_forgery stands; see :mod:`llava_forgery.hosts.placement`."""
+    crop: str
+    """Whether faces are cut out of pictures that are given without ``forgery_images``."""
     takes_forgery_images: bool
     """Whether calls take ``forgery_images``. A detector on the host's own vision tower reads what
     the host is shown, and each image is encoded once."""

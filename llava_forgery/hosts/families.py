@@ -40,6 +40,13 @@ class HostFamily:
     values are then of use as a whole or not at all."""
     projector: str = "multi_modal_projector"
     """The module between vision tower and language model, in the host's base model."""
+    pixels: Literal["squares", "first tile", "last tile", "patches"] = "squares"
+    """What ``pixel_values`` hold of an image: all of it, or tiles of which the first or the last
+    shows the whole, or Qwen's patches."""
+    image_end: str = ""
+    """The mark behind an image's last token, if there is one."""
+    last_tile: str = ""
+    """The mark before the tile that shows the whole, where each tile is a run of tokens."""
     notes: str = ""
     """What a user should know, for the table in docs/transformers.md."""
 
@@ -61,6 +68,15 @@ _QWEN = {
     "stateful_attributes": ("rope_deltas",),
     "cached_turn_inputs": ("image_grid_thw",),
     "projector": "visual.merger",
+    "pixels": "patches",
+    "image_end": "<|vision_end|>",
+}
+_IDEFICS = {
+    "cache_mode": "cache",
+    "projector": "connector",
+    "pixels": "last tile",
+    "image_end": "<fake_token_around_image>",
+    "last_tile": "<global-img>",
 }
 _FAMILIES: dict[str, HostFamily] = {}
 
@@ -81,26 +97,21 @@ def register_family(family: HostFamily) -> None:
 
 for _family in (
     HostFamily("llava", "LLaVA 1.5", "cache"),
-    HostFamily("llava_next", "LLaVA-NeXT (1.6)", "cache"),
+    HostFamily("llava_next", "LLaVA-NeXT (1.6)", "cache", pixels="first tile"),
     HostFamily(
         "llava_onevision",
         "LLaVA-OneVision",
         "cache",
+        pixels="first tile",
         notes="several images of a prompt are shown at base resolution, one in tiles",
     ),
     HostFamily("qwen2_vl", "Qwen2-VL", **_QWEN),
     HostFamily("qwen2_5_vl", "Qwen2.5-VL", **_QWEN),
     HostFamily("qwen3_vl", "Qwen3-VL", **_QWEN),
-    HostFamily("internvl", "InternVL", "cache"),
-    HostFamily("idefics3", "Idefics3", "cache", projector="connector"),
-    HostFamily(
-        "smolvlm",
-        "SmolVLM",
-        "cache",
-        projector="connector",
-        notes="its processor needs `num2words`",
-    ),
-    HostFamily("gemma3", "Gemma 3", "cache"),
+    HostFamily("internvl", "InternVL", "cache", pixels="last tile", image_end="</img>"),
+    HostFamily("idefics3", "Idefics3", **_IDEFICS),
+    HostFamily("smolvlm", "SmolVLM", notes="its processor needs `num2words`", **_IDEFICS),
+    HostFamily("gemma3", "Gemma 3", "cache", image_end="<end_of_image>"),
     HostFamily(
         "paligemma",
         "PaliGemma",

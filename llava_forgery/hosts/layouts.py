@@ -19,10 +19,17 @@ from peft import (
 from transformers import AutoModelForCausalLM
 
 from llava_forgery.downloads import allow_downloads
-from llava_forgery.files import check_output_folder, read_json, resolve_name, some_names
+from llava_forgery.files import check_output_folder, read_json, resolve_name, some_names, write_json
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.adapter import FPL, KFD, convert_format, read_adapter_config, save_adapter
+from llava_forgery.hosts.adapter import (
+    CONFIG,
+    FPL,
+    KFD,
+    convert_format,
+    read_adapter_config,
+    save_adapter,
+)
 from llava_forgery.hosts.fingerprint import (
     TOLERANCE,
     check_parts,
@@ -30,15 +37,17 @@ from llava_forgery.hosts.fingerprint import (
     host_fingerprint,
     probe_difference,
 )
+from llava_forgery.hosts.llava.checkpoint import CONFIG as LLAVA_CONFIG
 from llava_forgery.hosts.llava.checkpoint import (
     holds_model,
     read_skill_config,
     save_llava_adapter,
 )
 from llava_forgery.hosts.llava.model import attach_to_llava, llava_lora_config
-from llava_forgery.hosts.llava.names import TEMPLATE_KEY, TRAINING_KEY
+from llava_forgery.hosts.llava.names import CROP_KEY, PLACEMENT_KEY, TEMPLATE_KEY, TRAINING_KEY
 from llava_forgery.hosts.llava.register import import_llava
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings, lora_state
+from llava_forgery.hosts.placement import PLACEHOLDERS, WHOLE, check_crop, check_placement
 from llava_forgery.hosts.projector import TRAINABLES
 from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
@@ -97,6 +106,39 @@ def convert_adapter(
         return _to_transformers(source, values, base_model, directory)
 
 
+def change_placement(
+    directory: str | PathLike, placement: str | None = None, crop: str | None = None
+) -> None:
+    """Change where E_forgery stands in the prompts of an adapter or a whole model, and what its
+    detector sees of a client's pictures; in place, since no weight depends on it.
+
+    Args:
+        directory: Of either layout.
+        placement: As for :func:`~llava_forgery.hosts.placement.check_placement`; None leaves it.
+        crop: As for :func:`~llava_forgery.hosts.placement.check_crop`; None leaves it.
+
+    Raises:
+        FileNotFoundError: The folder holds no adapter.
+        ValueError: Nothing is to be changed, or a value is not known.
+    """
+    if placement is None and crop is None:
+        raise ValueError("nothing is to be changed: give a placement (--placement) or --crop")
+    changes = {
+        "placement": placement and check_placement(placement),
+        "crop": crop and check_crop(crop),
+    }
+    values = read_skill_config(directory)
+    if values is None:
+        path, values, names = Path(directory) / CONFIG, read_adapter_config(directory), {}
+    else:
+        path = Path(directory) / LLAVA_CONFIG
+        names = {"placement": PLACEMENT_KEY, "crop": CROP_KEY}
+    for name, value in changes.items():
+        if value is not None:
+            values[names.get(name, name)] = value
+    write_json(path, values)
+
+
 def _to_transformers(
     source: Path, values: dict[str, Any], host: str, directory: str | PathLike
 ) -> str:
@@ -116,7 +158,15 @@ def _to_transformers(
     kfd = KnowledgeGuidedForgeryDetector.from_pretrained(
         (source / KFD).absolute(), with_tower=False
     )
-    vlm = attach_forgery(model, processor, kfd, fpl, settings)
+    vlm = attach_forgery(
+        model,
+        processor,
+        kfd,
+        fpl,
+        settings,
+        placement=values.get(PLACEMENT_KEY, PLACEHOLDERS),
+        crop=values.get(CROP_KEY, WHOLE),
+    )
     if lora:
         _fill_lora(vlm.host, tensors, source)
     vlm.training_facts = values.get(TRAINING_KEY, {})
@@ -139,7 +189,13 @@ def _to_llava(source: Path, host: str, directory: str | PathLike, template: str 
             "folder or hub name of a checkpoint of the llava package"
         ) from error
     _check_host(model, config["host"], source)
-    attach_to_llava(model, source / KFD, _read_learner(source, config["fpl"]))
+    attach_to_llava(
+        model,
+        source / KFD,
+        _read_learner(source, config["fpl"]),
+        placement=config.get("placement", PLACEHOLDERS),
+        crop=config.get("crop", WHOLE),
+    )
     setattr(model.config, TRAINING_KEY, config["training"])
     if template is not None:
         setattr(model.config, TEMPLATE_KEY, template)

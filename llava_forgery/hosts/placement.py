@@ -6,15 +6,9 @@ behind the last token of each image, so that programs which know nothing of the 
 used. Adapters without the key are of before it, and mean ``placeholders``.
 """
 
-import logging
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-
-from llava_forgery.call_state import lock_of
-
-logger = logging.getLogger(__name__)
 
 ALWAYS, PLACEHOLDERS = "always", "placeholders"
 PLACEMENTS = (ALWAYS, PLACEHOLDERS)
@@ -124,24 +118,3 @@ def is_padded_left(mask: torch.Tensor | None, otherwise: bool) -> bool:
     if mask is None or bool(mask.all()):
         return otherwise
     return not bool(mask[:, 0].all())
-
-
-class Unused:
-    """Says once for each model that the skill was not used."""
-
-    def __init__(self) -> None:
-        self.said = False
-
-    def tell(self, model: nn.Module) -> None:
-        """Log it, unless it was said, or the model is trained and so on general data."""
-        if self.said or model.training:
-            return
-        with lock_of(self):
-            if self.said:
-                return
-            self.said = True
-        logger.warning(
-            "the prompt shows an image and holds no forgery placeholders, so the answer is that of "
-            "the host and its LoRA, without the skill; let the model place them by itself "
-            '(`llava-forgery convert placement`, or placement="always" at load time)'
-        )

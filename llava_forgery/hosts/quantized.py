@@ -52,7 +52,7 @@ def place_host(
     return model.to(device)
 
 
-def placement(device: str | torch.device | None) -> dict[str, str]:
+def device_map_of(device: str | torch.device | None) -> dict[str, str]:
     """What ``from_pretrained`` takes to spread a host over devices; nothing for a single one."""
     return {"device_map": "auto"} if device == "auto" else {}
 

@@ -6,22 +6,14 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
 
 from llava_forgery.call_state import lock_of
-from llava_forgery.faces.crop import (
-    MARGIN,
-    MARGINS,
-    crop_box,
-    crop_square,
-    is_trained_margin,
-    trained_framing,
-)
+from llava_forgery.faces.crop import MARGIN, crop_square
 from llava_forgery.faces.detect import FaceDetector, get_detector
-from llava_forgery.faces.detected import nothing_found
+from llava_forgery.faces.detected import nothing_found, square_of_face
 from llava_forgery.hosts.adapter import is_exported
 from llava_forgery.hosts.auto import AutoForgeryModel
 from llava_forgery.hosts.base import ForgeryModel
@@ -116,7 +108,7 @@ class FaceFinder:
         """
         pixels = read_image(image) if isinstance(image, (str, PathLike)) else to_rgb(image)
         if cropped:
-            return [self._frame(pixels)]
+            return [FaceInput(*square_of_face(pixels, self.size, lambda: self.face_detector))]
         found = self.face_detector.detect(pixels)
         if not found:
             named = f"{image}: " if isinstance(image, (str, PathLike)) else ""
@@ -140,46 +132,6 @@ class FaceFinder:
         for warning in face.warnings:
             logger.warning(warning)
         return face
-
-    def _frame(self, pixels: np.ndarray) -> FaceInput:
-        """The square of a picture that is a face crop already."""
-        height, width = pixels.shape[:2]
-        side = max(height, width)
-        # A crop that is not square is padded, not squeezed: faces keep their proportions.
-        x, y = (width - side) / 2, (height - side) / 2
-        box, warnings = (x, y, x + side, y + side), ()
-        try:
-            landmarks = self._landmarks_inside(pixels)
-        except (ImportError, FileNotFoundError) as error:
-            warnings = (f"whether the crop is framed as in training is not known: {error}",)
-        else:
-            if landmarks is None:
-                warnings = (
-                    "no face was found in the crop: whether it is framed as in training is not "
-                    "known",
-                )
-            else:
-                box, margin = trained_framing(landmarks, height, width)
-                if not is_trained_margin(margin):
-                    warnings = (
-                        f"the crop is too tight (it shows {margin:.0%} of the face's size around "
-                        f"it, training {MARGINS[0]:.0%} or more): the score of the whole "
-                        "photograph may be another",
-                    )
-        return FaceInput(crop_box(pixels, box, self.size), box, warnings)
-
-    def _landmarks_inside(self, pixels: np.ndarray) -> np.ndarray | None:
-        """Landmarks of the largest face of a crop, (68, 2) in its pixels; None without a face."""
-        height, width = pixels.shape[:2]
-        # Finders know faces by what is around them.
-        room = max(height, width) // 2
-        wide = cv2.copyMakeBorder(pixels, room, room, room, room, cv2.BORDER_REPLICATE)
-        for face in self.face_detector.detect(wide):
-            landmarks = face.landmarks - np.float32(room)
-            x, y = landmarks.mean(axis=0)
-            if 0 < x < width and 0 < y < height:
-                return landmarks
-        return None
 
 
 class ForgeryPredictor(FaceFinder):

@@ -20,7 +20,7 @@ import transformers
 from transformers import HfArgumentParser
 from transformers.trainer_utils import IntervalStrategy
 
-from llava_forgery.hosts.placement import ALWAYS, check_placement
+from llava_forgery.hosts.placement import ALWAYS, FACE, check_crop, check_placement
 from llava_forgery.train.deepspeed import deepspeed_file
 
 logger = logging.getLogger(__name__)
@@ -162,6 +162,11 @@ class ForgeryArguments:
         "that know nothing of the skill) or placeholders (where a prompt holds <forgery>).",
         ALWAYS,
     )
+    mm_forgery_crop: str = _flag(
+        "What the detector sees of pictures that such programs give: face (found and cut out) or "
+        "none (the whole).",
+        FACE,
+    )
     fpl_kind: str = _flag("Sizes of a new FPL: lite or paper.", "lite")
     fpl_n_base: int = _flag("n_1, learned base embeddings.", 9)
     fpl_n_forgery: int = _flag("n_f, embeddings that the host receives for each image.", 9)
@@ -187,6 +192,7 @@ class ForgeryArguments:
                 "scripts/train_kfd.sh writes it"
             )
         check_placement(self.mm_forgery_placement)
+        check_crop(self.mm_forgery_crop)
         if self.fpl_lr is not None and self.fpl_lr <= 0:
             raise ValueError(f"--fpl_lr must be greater than 0, got {self.fpl_lr}")
         if self.fpl_warmup_steps < 0:

@@ -234,6 +234,7 @@ def attach_skill(
         flags.trains_projector,
         arguments.model.version,
         forgery.mm_forgery_placement,
+        forgery.mm_forgery_crop,
     )
 
 

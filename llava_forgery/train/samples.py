@@ -12,13 +12,17 @@ from os import PathLike
 from typing import Any
 
 import datasets
+import numpy as np
+import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from llava_forgery.data.validation import LISTED, find_invalid, settle_invalid
 from llava_forgery.files import fingerprint_of
 from llava_forgery.hosts.base import PromptEncoder
 from llava_forgery.hosts.llava.tower import KFDImageProcessor
-from llava_forgery.hosts.placement import ALWAYS
+from llava_forgery.hosts.pictures import ClientPrompts
+from llava_forgery.hosts.placement import ALWAYS, WHOLE
 from llava_forgery.qa.mixing import mix_general
 from llava_forgery.train.dialogues import DialogueSource, Selection, TrainingDialogue
 from llava_forgery.train.run_record import describe_tokens
@@ -36,6 +40,8 @@ class TrainingSamples(Dataset):
         size: Side S of the detector's pictures in pixels; None where it sees what the host sees,
             or where there is none.
         seed: Of what is drawn of the general data.
+        crop: What the detector sees of pictures of general questions, as in use: the "face", cut
+            out, or the whole ("none").
 
     Raises:
         ValueError: No dialogue would teach the skill.
@@ -51,6 +57,7 @@ class TrainingSamples(Dataset):
         max_length: int,
         size: int | None,
         seed: int = 0,
+        crop: str = WHOLE,
     ) -> None:
         self.skill, self.general = skill, general
         self.order = _mixed_order(len(skill), len(general or ()), general_ratio, seed)
@@ -64,6 +71,7 @@ class TrainingSamples(Dataset):
             )
         self.prompts, self.max_length = prompts, max_length
         self._pictures = None if size is None else KFDImageProcessor(size)
+        self._crop, self._clients = crop, ClientPrompts()
 
     def __len__(self) -> int:
         return len(self.order)
@@ -107,9 +115,15 @@ class TrainingSamples(Dataset):
         except ValueError as error:
             raise ValueError(f"sample {dialogue.id!r}: {error}") from error
         if placed and self._pictures is not None:
-            pictures = self._pictures(list(dialogue.images))
-            sample["forgery_images"] = pictures["pixel_values"]
+            sample["forgery_images"] = self._shown(dialogue.images, is_skill)
         return sample
+
+    def _shown(self, images: Sequence[Image.Image], is_skill: bool) -> torch.Tensor:
+        """(N, 3, S, S) in [0, 1]: faces of the skill's data are framed already."""
+        if is_skill or self._crop == WHOLE:
+            return self._pictures(list(images))["pixel_values"]
+        size = self._pictures.crop_size["height"]
+        return self._clients.frame([np.asarray(image) for image in images], size, self._crop)
 
     def _dialogue(self, index: int) -> TrainingDialogue:
         of_skill, row = self.order[index]

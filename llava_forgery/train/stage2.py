@@ -26,6 +26,7 @@ from llava_forgery.files import write_json
 from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.baseline import BaselineVLM
 from llava_forgery.hosts.fingerprint import host_fingerprint
+from llava_forgery.hosts.placement import WHOLE
 from llava_forgery.kfd.checkpoint import detector_digest
 from llava_forgery.train.deepspeed import exclude_from_deepspeed
 from llava_forgery.train.dialogues import DialogueSource, RowSource
@@ -363,6 +364,7 @@ def training_samples(
         # A detector on the host's tower, or none, is shown no pictures of its own.
         size=vlm.kfd.config.encoder.image_size if vlm.takes_forgery_images else None,
         seed=seed,
+        crop=vlm.crop if vlm.takes_forgery_images else WHOLE,
     )
 
 
@@ -380,6 +382,8 @@ def describe_stage(stage: Stage2) -> dict[str, Any]:
     return {
         "host": describe_host(stage.bare, vlm.fingerprint),
         "detector": detector_digest(vlm.kfd),
+        "placement": vlm.placement,
+        "crop": vlm.crop,
         "fpl": vlm.fpl.config.to_dict(),
         **described,
     }

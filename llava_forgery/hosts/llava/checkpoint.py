@@ -46,6 +46,7 @@ from llava_forgery.hosts.fingerprint import check_fingerprint, check_parts
 from llava_forgery.hosts.llava.model import attach_to_llava
 from llava_forgery.hosts.llava.names import (
     CONFIG_KEYS,
+    CROP_KEY,
     FORMAT_KEY,
     HOST_PROJECTOR,
     PLACEMENT_KEY,
@@ -56,7 +57,7 @@ from llava_forgery.hosts.llava.names import (
 from llava_forgery.hosts.llava.saving import save_modules, saved_config
 from llava_forgery.hosts.llava.skill import has_forgery_adapter
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, check_lora, save_lora
-from llava_forgery.hosts.placement import PLACEHOLDERS
+from llava_forgery.hosts.placement import PLACEHOLDERS, WHOLE
 from llava_forgery.hosts.projector import TRAINABLES, TrainedProjector
 from llava_forgery.weights import load_tensors, read_tensors, save_tensors
 
@@ -167,11 +168,16 @@ def load_skill(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
         projector = TrainedProjector(model, HOST_PROJECTOR)
         projector.fill(directory)
     tower = resolve_name(values["mm_forgery_tower"].removeprefix(PREFIX), directory)
-    placement = getattr(config, PLACEMENT_KEY, PLACEHOLDERS)
     # What a file names is looked for in the hub's cache only.
     here = Path(tower).is_dir()
     with nullcontext() if here else named_by(directory / CONFIG, {"detector": tower}):
-        attach_to_llava(model, tower, learner.requires_grad_(False).eval(), placement=placement)
+        attach_to_llava(
+            model,
+            tower,
+            learner.requires_grad_(False).eval(),
+            placement=getattr(config, PLACEMENT_KEY, PLACEHOLDERS),
+            crop=getattr(config, CROP_KEY, WHOLE),
+        )
     model._forgery_projector = projector
     name = resolve_name(values["mm_forgery_host"]["name_or_path"], directory)
     config.mm_forgery_host = {**values["mm_forgery_host"], "name_or_path": name}

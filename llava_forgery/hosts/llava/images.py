@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
+
+from llava_forgery.hosts.pictures import picture_of
 
 
 class HostImages:
@@ -42,89 +44,32 @@ class HostImages:
         return pixels, [image.size for image in images]
 
 
-def picture_of(
-    pixels: torch.Tensor,
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    aspect: str | None = None,
-    image_size: Sequence[int] | None = None,
-) -> torch.Tensor:
-    """What the detector can see of an image that was prepared for the host.
-
-    LLaVA's tools give the host's ``images`` and nothing else. It is second best: the host's
-    processor has resized, and may have cropped, the photograph. Of an image in tiles the first,
-    which shows the whole, is taken. Padding is cut off and squeezed proportions are restored where
-    the photograph's size is known.
-
-    Args:
-        pixels: (3, H, W), or (tiles, 3, H, W), normalised by the host's processor.
-        size: Side S of the detector's input.
-        mean: Of the host's processor, for pixels in [0, 1].
-        std: Likewise.
-        aspect: LLaVA's ``image_aspect_ratio``: None, "square", "pad" or "anyres...".
-        image_size: (width, height) of the photograph.
-
-    Returns:
-        (3, S, S) float32 in [0, 1].
-    """
-    whole = pixels[0] if pixels.ndim == 4 else pixels
-    shape = (3, 1, 1)
-    image = whole.float() * whole.new_tensor(std).float().view(shape)
-    image = (image + whole.new_tensor(mean).float().view(shape)).clamp(0, 1)
-    if image_size is not None and aspect is not None:
-        width, height = (int(value) for value in image_size)
-        side, longer = image.shape[-1], max(width, height)
-        shown = (max(1, round(side * height / longer)), max(1, round(side * width / longer)))
-        if aspect == "pad":
-            top, left = (side - shown[0]) // 2, (side - shown[1]) // 2
-            image = image[:, top : top + shown[0], left : left + shown[1]]
-        elif aspect.startswith("anyres"):
-            image = _resize(image, shown)
-        rest = [side - length for length in shown]
-        if image.shape[1:] == shown:
-            margins = (rest[1] // 2, rest[1] - rest[1] // 2, rest[0] // 2, rest[0] - rest[0] // 2)
-            image = F.pad(image[None], margins, mode="replicate")[0]
-    return _resize(image, (size, size)).clamp(0, 1)
-
-
-def _resize(image: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    if image.shape[1:] == shape:
-        return image
-    return F.interpolate(image[None], shape, mode="bilinear", align_corners=False, antialias=True)[
-        0
-    ]
-
-
 def pictures_of(
     images: torch.Tensor | Sequence[torch.Tensor],
     wanted: Sequence[int],
-    size: int,
     config: Any,
     processor: Any,
     image_sizes: Sequence[Sequence[int]] | None,
-) -> torch.Tensor:
-    """(N, 3, S, S) of some of a batch's images; see :func:`picture_of`.
+) -> list[np.ndarray]:
+    """Some of a batch's images as pictures (H, W, 3) uint8; see
+    :func:`~llava_forgery.hosts.pictures.picture_of`. Of an image in tiles the first, which shows
+    the whole, is taken.
 
     Args:
-        images: LLaVA's, of the whole batch.
+        images: LLaVA's, of the whole batch: (3, H, W) or (tiles, 3, H, W) each.
         wanted: Indices of those that are shown to the detector.
-        size: Side S of the detector's input.
         config: The model's.
         processor: The image processor of the model's own tower.
         image_sizes: (width, height) of all photographs, where known.
     """
     aspect = getattr(config, "image_aspect_ratio", None)
-    return torch.stack(
-        [
-            picture_of(
-                images[i],
-                size,
-                processor.image_mean,
-                processor.image_std,
-                aspect,
-                None if image_sizes is None else image_sizes[i],
-            )
-            for i in wanted
-        ]
-    )
+    return [
+        picture_of(
+            images[i][0] if images[i].ndim == 4 else images[i],
+            processor.image_mean,
+            processor.image_std,
+            aspect,
+            None if image_sizes is None else image_sizes[i],
+        )
+        for i in wanted
+    ]

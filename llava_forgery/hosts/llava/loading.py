@@ -30,10 +30,17 @@ from llava_forgery.hosts.llava.checkpoint import (
     holds_model,
     read_skill_config,
 )
+from llava_forgery.hosts.llava.names import CROP_KEY, PLACEMENT_KEY
 from llava_forgery.hosts.llava.register import import_llava, register, registered, unregister
 from llava_forgery.hosts.llava.vlm import LlavaForgeryVLM
 from llava_forgery.hosts.lora import LORA_CONFIG
-from llava_forgery.hosts.quantized import leave_unpacked, place_host, placement, quantization_config
+from llava_forgery.hosts.placement import check_crop, check_placement
+from llava_forgery.hosts.quantized import (
+    device_map_of,
+    leave_unpacked,
+    place_host,
+    quantization_config,
+)
 from llava_forgery.hub import local_folder
 from llava_forgery.noise import quiet
 
@@ -53,6 +60,8 @@ def load_llava(
     quantization: str | None = None,
     merge: bool = True,
     allow_download: bool = False,
+    placement: str | None = None,
+    crop: str | None = None,
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel | PeftModel]:
     """A model with the skill, in eval mode, and its tokenizer.
 
@@ -68,6 +77,9 @@ def load_llava(
             wrapper around the model.
         allow_download: Whether what the folder's files name, such as the host and its vision
             tower, may be downloaded. A base that is given here always may, with its own tower.
+        placement: Where E_forgery stands (:mod:`llava_forgery.hosts.placement`); None takes the
+            folder's, as does ``crop``.
+        crop: Whether faces are cut out of pictures that are given without ``forgery_images``.
 
     Raises:
         FileNotFoundError: Adapter or host are missing.
@@ -89,7 +101,17 @@ def load_llava(
     source = resolve_name(source, directory)
     import_llava("loading this model", "llava.model")
     with allow_downloads(allow_download), _known_by_user(directory, values, source, base):
-        tokenizer, model = _load(directory, source, quantization, dtype=dtype, **placement(device))
+        tokenizer, model = _load(
+            directory,
+            source,
+            quantization,
+            {
+                PLACEMENT_KEY: placement and check_placement(placement),
+                CROP_KEY: crop and check_crop(crop),
+            },
+            dtype=dtype,
+            **device_map_of(device),
+        )
     check_tower(model, directory)
     place_host(model, device, dtype)
     model.get_vision_tower().to(model.device, model.dtype)
@@ -188,7 +210,11 @@ def _no_host(source: str, error: OSError) -> FileNotFoundError:
 
 
 def _load(
-    directory: Path, source: str, quantization: str | None, **options: Any
+    directory: Path,
+    source: str,
+    quantization: str | None,
+    changes: dict[str, str | None],
+    **options: Any,
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and model with its vision tower, as LLaVA's classes read them."""
     # Only for as long as it takes, where the user has not asked for it; threads load one
@@ -199,6 +225,9 @@ def _load(
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+            for key, value in changes.items():
+                if value is not None:
+                    setattr(config, key, value)
             if quantization is not None:
                 options["quantization_config"] = quantization_config(
                     config, quantization, options["dtype"], SPARED

@@ -21,6 +21,7 @@ from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.llava.names import (
     CONFIG_KEYS,
+    CROP_KEY,
     FORMAT_KEY,
     PLACEMENT_KEY,
     PREFIX,
@@ -35,7 +36,8 @@ from llava_forgery.hosts.llava.shared_tower import LlavaSharedTower
 from llava_forgery.hosts.llava.skill import forgery_class, has_forgery_adapter
 from llava_forgery.hosts.llava.tower import KFDVisionTower
 from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.hosts.placement import ALWAYS, Unused, check_placement
+from llava_forgery.hosts.pictures import ClientPrompts
+from llava_forgery.hosts.placement import ALWAYS, FACE, check_crop, check_placement
 from llava_forgery.hub import local_folder
 from llava_forgery.kfd.host_tower import HostEncoder
 from llava_forgery.noise import quiet
@@ -48,6 +50,7 @@ def attach_to_llava(
     fpl: ForgeryPromptLearner | FPLConfig | None = None,
     seed: int = 0,
     placement: str = ALWAYS,
+    crop: str = FACE,
 ) -> PreTrainedModel:
     """Give a loaded model of the ``llava`` package the forgery skill.
 
@@ -60,6 +63,8 @@ def attach_to_llava(
         seed: Of a new learner's weights.
         placement: Whether E_forgery stands behind each image of every prompt (``always``), or
             at written ``placeholders`` only; see :mod:`llava_forgery.hosts.placement`.
+        crop: Whether the ``face`` is cut out of pictures that come without ``forgery_images``, or
+            the whole picture is judged (``none``).
 
     Returns:
         The same model; its ``forward`` and ``generate`` take ``forgery_images`` (N, 3, S, S) in
@@ -68,9 +73,8 @@ def attach_to_llava(
 
     Raises:
         FileNotFoundError: The folder holds no detector.
-        ValueError: It has the skill already, sizes do not fit, there is no such placement, or a new
-            learner is wanted where
-            LLaVA's ``disable_torch_init`` was called.
+        ValueError: It has the skill already, sizes do not fit, there is no such placement or crop,
+            or a new learner is wanted where LLaVA's ``disable_torch_init`` was called.
     """
     if has_forgery_adapter(model):
         raise ValueError("this model has the forgery skill already")
@@ -80,6 +84,7 @@ def attach_to_llava(
             "those of transformers"
         )
     check_placement(placement)
+    check_crop(crop)
     fingerprint = host_fingerprint(model)
     tower = KFDVisionTower(local_folder(str(forgery_tower).removeprefix(PREFIX)))
     layers, width = tower.config.num_layers, fingerprint["hidden_size"]
@@ -106,6 +111,7 @@ def attach_to_llava(
     config.mm_forgery_projector_type = PROJECTOR_TYPE
     config.mm_forgery_fpl = learner.config.to_dict()
     setattr(config, PLACEMENT_KEY, placement)
+    setattr(config, CROP_KEY, crop)
     config.mm_forgery_host = {"name_or_path": model.name_or_path, **fingerprint}
     return model
 
@@ -131,12 +137,20 @@ def detach_from_llava(model: PreTrainedModel) -> PreTrainedModel:
     inner = model.get_model()
     delattr(inner, TOWER)
     delattr(inner, PROJECTOR)
-    for key in (*CONFIG_KEYS, PLACEMENT_KEY, TEMPLATE_KEY, FORMAT_KEY, VERSIONS_KEY, TRAINING_KEY):
+    for key in (
+        *CONFIG_KEYS,
+        PLACEMENT_KEY,
+        CROP_KEY,
+        TEMPLATE_KEY,
+        FORMAT_KEY,
+        VERSIONS_KEY,
+        TRAINING_KEY,
+    ):
         if hasattr(model.config, key):
             delattr(model.config, key)
     if model._forgery_projector is not None:
         model._forgery_projector.restore()
-    model._forgery_shared = model._forgery_projector = model._forgery_unused = None
+    model._forgery_shared = model._forgery_projector = model._forgery_clients = None
     model.__class__ = type(model).__mro__[2]
     return model
 
@@ -146,7 +160,7 @@ def _install(model: PreTrainedModel, tower: KFDVisionTower, learner: ForgeryProm
     inner = model.get_model()
     setattr(inner, TOWER, tower.to(device))
     setattr(inner, PROJECTOR, learner.to(device))
-    model._forgery_unused = Unused()
+    model._forgery_clients = ClientPrompts()
     model.__class__ = forgery_class(type(model))
 
 

@@ -26,6 +26,8 @@ TEMPLATE_KEY = "mm_forgery_template"
 # Where E_forgery stands (:mod:`llava_forgery.hosts.placement`); set by training, changed by
 # ``convert placement``. Absent from adapters that are older than it.
 PLACEMENT_KEY = "mm_forgery_placement"
+# Whether faces are found and cut out of pictures that the detector sees through the host's eyes.
+CROP_KEY = "mm_forgery_crop"
 
 # What else an adapter's configuration records: the format, versions of the libraries that wrote it,
 # and what its model card says of the training.

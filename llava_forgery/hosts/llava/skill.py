@@ -5,7 +5,6 @@ Source: LVLM-DFD, sections 3.2 and 3.3.
 
 import functools
 import inspect
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from os import PathLike
@@ -24,15 +23,14 @@ from llava_forgery.hosts.llava.hooks import (
     NumberedHooks,
 )
 from llava_forgery.hosts.llava.images import pictures_of
-from llava_forgery.hosts.llava.names import PLACEMENT_KEY
+from llava_forgery.hosts.llava.names import CROP_KEY, PLACEMENT_KEY
 from llava_forgery.hosts.llava.saving import save_full
 from llava_forgery.hosts.llava.shared_tower import LlavaSharedTower
+from llava_forgery.hosts.pictures import ClientPrompts
 from llava_forgery.hosts.placeholder import count_placeholders
-from llava_forgery.hosts.placement import PLACEHOLDERS, Expansion, Unused, is_padded_left
+from llava_forgery.hosts.placement import PLACEHOLDERS, WHOLE, Expansion, is_padded_left
 from llava_forgery.hosts.projector import TrainedProjector
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
-
-logger = logging.getLogger(__name__)
 
 # Owner, in call_state's sense, of the list that receives a call's labels as LLaVA has put them
 # between its images' embeddings; the model then computes no loss of its own.
@@ -47,10 +45,9 @@ class LlavaForgeryMixin:
     Threads and asyncio tasks may call it at once; what a call needs belongs to it alone.
     """
 
-    _forgery_derived = False
     _forgery_shared: LlavaSharedTower | None = None
     _forgery_projector: TrainedProjector | None = None
-    _forgery_unused: Unused
+    _forgery_clients: ClientPrompts
 
     @property
     def n_forgery(self) -> int:
@@ -61,6 +58,11 @@ class LlavaForgeryMixin:
     def placement(self) -> str:
         """Where E_forgery stands; see :mod:`llava_forgery.hosts.placement`."""
         return getattr(self.config, PLACEMENT_KEY, PLACEHOLDERS)
+
+    @property
+    def crop(self) -> str:
+        """Whether faces are cut out of pictures that are given without ``forgery_images``."""
+        return getattr(self.config, CROP_KEY, WHOLE)
 
     @property
     def takes_forgery_images(self) -> bool:
@@ -193,7 +195,7 @@ class LlavaForgeryMixin:
         if not bool(ends.any()):
             return
         if self.placement == PLACEHOLDERS:
-            self._forgery_unused.tell(self)
+            self._forgery_clients.tell_unused(self)
             return
         rest = [n for n, p in bound.signature.parameters.items() if p.kind is p.VAR_KEYWORD]
         others = given.get(rest[0], {}) if rest else {}
@@ -265,16 +267,11 @@ class LlavaForgeryMixin:
         return wanted
 
     def _derive(self, images: Any, wanted: Sequence[int], sizes: Any) -> torch.Tensor:
-        if not self._forgery_derived:
-            self._forgery_derived = True
-            logger.warning(
-                "no forgery_images are given: the detector sees what the host's processor left of "
-                "the images; give forgery_images for its own resolution"
-            )
-        model = self.get_model()
-        side = model.forgery_tower.config.encoder.image_size
+        side = self.get_model().forgery_tower.config.encoder.image_size
         processor = self.get_vision_tower().image_processor
-        return pictures_of(images, wanted, side, self.config, processor, sizes)
+        self._forgery_clients.tell_derived()
+        pictures = pictures_of(images, wanted, self.config, processor, sizes)
+        return self._forgery_clients.frame(pictures, side, self.crop)
 
     def save_pretrained(
         self, save_directory: str | PathLike, state_dict: dict | None = None, **options: Any

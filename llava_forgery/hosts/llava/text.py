@@ -75,13 +75,19 @@ def encode_turns(
         (T,): the ids of each answer and of the mark that ends it, -100 everywhere else.
 
     Raises:
-        ValueError: The last question has no answer, no token is left to learn from, or the
-            tokenizer cannot tell the answers' tokens from what stands beside them.
+        ValueError: The last question has no answer, no token is left to learn from, placeholders
+            would be cut apart, or the tokenizer cannot tell the answers' tokens from what stands
+            beside them.
     """
     if not turns or len(turns) % 2:
         raise ValueError(f"expected a question and an answer each, got {len(turns)} turns")
     text, spans = render_turns(turns, style, skill=skill)
     sample = label_spans(text, spans, tokenizer)
+    if FORGERY_TOKEN_INDEX in sample["input_ids"][max_length : max_length + 1]:
+        raise ValueError(
+            f"the {max_length} tokens of --model_max_length end inside the forgery embeddings of "
+            "an image; raise it or shorten the dialogue"
+        )
     ids, labels = (tensor[:max_length] for tensor in sample.values())
     before = torch.cumsum(ids == IMAGE_TOKEN_INDEX, dim=0) * (image_tokens - 1)
     seen = torch.arange(len(ids)) + before < max_length

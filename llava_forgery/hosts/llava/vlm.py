@@ -29,7 +29,7 @@ from llava_forgery.hosts.llava.model import (
 from llava_forgery.hosts.llava.names import HOST_PROJECTOR, PROJECTOR, TEMPLATE_KEY, TOWER
 from llava_forgery.hosts.llava.skill import EXPANDED_LABELS, has_forgery_adapter
 from llava_forgery.hosts.lora import LoraSettings, fill_lora, merge_lora
-from llava_forgery.hosts.placement import ALWAYS
+from llava_forgery.hosts.placement import ALWAYS, FACE
 from llava_forgery.hosts.projector import TrainedProjector, fill_projector
 from llava_forgery.hub import Pushable
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
@@ -119,6 +119,11 @@ class LlavaForgeryVLM(Pushable, nn.Module):
     def placement(self) -> str:
         """Where E_forgery stands."""
         return self._bare.placement
+
+    @property
+    def crop(self) -> str:
+        """As the model's."""
+        return self._bare.crop
 
     @property
     def takes_forgery_images(self) -> bool:
@@ -325,6 +330,7 @@ def attach_llava(
     train_projector: bool = False,
     template: str = DEFAULT_TEMPLATE,
     placement: str = ALWAYS,
+    crop: str = FACE,
 ) -> LlavaForgeryVLM:
     """Give a loaded model of the ``llava`` package the forgery skill, to be trained.
 
@@ -341,7 +347,8 @@ def attach_llava(
         seed: Of the new weights.
         train_projector: Train the host's own projector as well.
         template: Name in LLaVA's ``conv_templates``, with which the adapter is then asked.
-        placement: As for ``attach_to_llava``.
+        placement: As for ``attach_to_llava``, as is ``crop``.
+        crop: Likewise.
 
     Raises:
         FileNotFoundError: The folder holds no detector.
@@ -349,7 +356,7 @@ def attach_llava(
     """
     find_template(model.config, template)
     model.requires_grad_(False)
-    attach_to_llava(model, forgery_tower, fpl, seed, placement)
+    attach_to_llava(model, forgery_tower, fpl, seed, placement, crop)
     setattr(model.config, TEMPLATE_KEY, template)
     learner = getattr(model.get_model(), PROJECTOR)
     getattr(model.get_model(), TOWER).float()

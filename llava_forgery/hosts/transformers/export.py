@@ -8,7 +8,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from llava_forgery.files import atomic_path, check_output_folder
 from llava_forgery.hosts.adapter import CARD
-from llava_forgery.hosts.quantized import pick_device, place_host, placement
+from llava_forgery.hosts.placement import ALWAYS
+from llava_forgery.hosts.quantized import device_map_of, pick_device, place_host
 from llava_forgery.hosts.transformers.exported import (
     MODELING,
     LlavaForgeryConfig,
@@ -82,6 +83,8 @@ def save_exported(vlm: ForgeryVLM, out: str | PathLike, max_shard_size: str = "5
         fingerprint=vlm.fingerprint,
         host_name=Path(vlm.host_name).name if Path(vlm.host_name).is_dir() else vlm.host_name,
         training=vlm.training_facts,
+        placement=vlm.placement,
+        crop=vlm.crop,
         dtype=host.dtype,
     )
     with torch.device("meta"):
@@ -90,7 +93,7 @@ def save_exported(vlm: ForgeryVLM, out: str | PathLike, max_shard_size: str = "5
     model.host, model.fpl = host, vlm.fpl
     model.generation_config = host.generation_config
     size = None if not vlm.takes_forgery_images else vlm.kfd.config.encoder.image_size
-    settings = ForgerySettings(vlm.n_forgery, size, "always")
+    settings = ForgerySettings(vlm.n_forgery, size, ALWAYS, vlm.placement == ALWAYS)
     processor = LlavaForgeryProcessor.over(vlm.processor, settings)
     with atomic_path(out) as temporary:
         model.save_pretrained(temporary, max_shard_size=max_shard_size)
@@ -126,7 +129,7 @@ def load_pretrained(
         )
     directory = local_folder(directory)
     model, report = LlavaForgeryForConditionalGeneration.from_pretrained(
-        directory, dtype=dtype, output_loading_info=True, **placement(device)
+        directory, dtype=dtype, output_loading_info=True, **device_map_of(device)
     )
     if lacking := sorted(report["missing_keys"]):
         raise ValueError(

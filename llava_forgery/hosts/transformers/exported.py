@@ -25,6 +25,7 @@ from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.adapter import EXPORTED
 from llava_forgery.hosts.families import family_of
+from llava_forgery.hosts.placement import PLACEHOLDERS, WHOLE
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.shared_tower import SharedTower
 from llava_forgery.kfd.detector import KFDOutput
@@ -63,6 +64,8 @@ class LlavaForgeryConfig(PreTrainedConfig):
         fingerprint: Of the bare host that the skill was trained on.
         host_name: The bare host's.
         training: What is known of the training.
+        placement: Where E_forgery stands; see :mod:`llava_forgery.hosts.placement`.
+        crop: As for :func:`~llava_forgery.hosts.transformers.model.attach_forgery`.
     """
 
     model_type = EXPORTED
@@ -77,6 +80,8 @@ class LlavaForgeryConfig(PreTrainedConfig):
         fingerprint: Mapping[str, Any] | None = None,
         host_name: str = "",
         training: Mapping[str, Any] | None = None,
+        placement: str = PLACEHOLDERS,
+        crop: str = WHOLE,
         **kwargs: Any,
     ) -> None:
         if isinstance(host_config, Mapping):
@@ -86,6 +91,7 @@ class LlavaForgeryConfig(PreTrainedConfig):
         self.fpl, self.kfd = fpl, kfd
         self.forgery_token_id = forgery_token_id
         self.fingerprint, self.host_name, self.training = fingerprint, host_name, training
+        self.placement, self.crop = placement, crop
         super().__init__(**{**kwargs, "auto_map": dict(AUTO_MAP)})
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
@@ -140,7 +146,17 @@ class LlavaForgeryForConditionalGeneration(ForgeryVLM, PreTrainedModel, Generati
         fpl = ForgeryPromptLearner(FPLConfig.from_dict(config.fpl))
         shared = SharedTower(host, None, kfd) if isinstance(kfd.encoder, HostEncoder) else None
         family = family_of(host)
-        self._install(host, kfd, fpl, family, config.fingerprint, config.host_name, shared)
+        self._install(
+            host,
+            kfd,
+            fpl,
+            family,
+            config.fingerprint,
+            config.host_name,
+            shared,
+            config.placement,
+            config.crop,
+        )
         self._hang(config.forgery_token_id)
         self.training_facts = dict(config.training or {})
         self.post_init()

@@ -51,6 +51,9 @@ class ForgerySettings:
     placement: str
     """``always``: prompts that show images and hold no placeholders get them. ``placeholders``:
     those stay the host's own."""
+    behind: bool = False
+    """Whether they stand right behind each image, as the model of an adapter trained with
+    ``always`` puts them, or behind a line break, as prompts that write them have them."""
 
 
 class LlavaForgeryProcessor(ProcessorMixin):
@@ -202,7 +205,7 @@ class LlavaForgeryProcessor(ProcessorMixin):
     def _place(self, messages: Any) -> list[dict[str, Any]]:
         """Messages with a text of placeholders behind each image."""
         held = any(FORGERY_TOKEN in text for message in messages for text in _texts(message))
-        if held or self.forgery.placement != "always":
+        if held or self.forgery.placement != "always" or self.forgery.behind:
             return list(messages)
         placeholders = FORGERY_TOKEN * self.forgery.n_forgery + "\n"
         placed = []

@@ -21,8 +21,14 @@ from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.adapter import CONFIG, KFD, fill_learner, read_adapter_config
 from llava_forgery.hosts.fingerprint import check_fingerprint
 from llava_forgery.hosts.lora import load_lora
+from llava_forgery.hosts.placement import PLACEHOLDERS, WHOLE
 from llava_forgery.hosts.projector import TRAINABLES, TrainedProjector
-from llava_forgery.hosts.quantized import leave_unpacked, place_host, placement, quantization_config
+from llava_forgery.hosts.quantized import (
+    device_map_of,
+    leave_unpacked,
+    place_host,
+    quantization_config,
+)
 from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
 from llava_forgery.hub import local_folder
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
@@ -116,15 +122,23 @@ def load_pretrained(
     dtype: torch.dtype | str = "auto",
     quantization: str | None = None,
     allow_download: bool = False,
+    placement: str | None = None,
+    crop: str | None = None,
 ) -> ForgeryVLM:
     """:meth:`llava_forgery.hosts.auto.AutoForgeryModel.from_pretrained` of transformers."""
     directory = local_folder(directory)
     read_adapter_config(directory)
     with allow_downloads(allow_download):
         model, processor = load_named_host(
-            Path(directory) / CONFIG, base_model, quantization, dtype=dtype, **placement(device)
+            Path(directory) / CONFIG, base_model, quantization, dtype=dtype, **device_map_of(device)
         )
-        return load_adapter(directory, place_host(model, device, dtype), processor)
+        return load_adapter(
+            directory,
+            place_host(model, device, dtype),
+            processor,
+            placement=placement,
+            crop=crop,
+        )
 
 
 @quiet()
@@ -133,6 +147,8 @@ def load_adapter(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     trainable: bool = False,
+    placement: str | None = None,
+    crop: str | None = None,
 ) -> ForgeryVLM:
     """Attach a saved adapter to a loaded host.
 
@@ -141,6 +157,8 @@ def load_adapter(
         model: The bare host.
         processor: Its processor.
         trainable: Whether FPL and LoRA are to be trained further.
+        placement: As for ``attach_forgery``; None takes the adapter's, as does ``crop``.
+        crop: Likewise.
 
     Returns:
         The host with the skill, in eval mode.
@@ -158,7 +176,15 @@ def load_adapter(
     )
     fpl = ForgeryPromptLearner(FPLConfig.from_dict(config["fpl"]))
     fill_learner(fpl, directory)
-    vlm = attach_forgery(model, processor, kfd, fpl)
+    vlm = attach_forgery(
+        model,
+        processor,
+        kfd,
+        fpl,
+        # Adapters that are older than the two have neither.
+        placement=placement or config.get("placement", PLACEHOLDERS),
+        crop=crop or config.get("crop", WHOLE),
+    )
     if config["lora"]:
         vlm.host = load_lora(model, directory, trainable)
     fpl.requires_grad_(trainable)

@@ -11,7 +11,7 @@ Source: LVLM-DFD, sections 3.2 and 3.3.
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -31,8 +31,24 @@ from llava_forgery.hosts.families import HostFamily, exclusive, family_of
 from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.kv_cache import cache_in
 from llava_forgery.hosts.lora import LoraSettings, lora_config, merge_lora
+from llava_forgery.hosts.pictures import ClientPrompts
 from llava_forgery.hosts.placeholder import PlaceholderHooks, check_counts, count_placeholders
+from llava_forgery.hosts.placement import (
+    ALWAYS,
+    FACE,
+    PLACEHOLDERS,
+    WHOLE,
+    check_crop,
+    check_placement,
+)
 from llava_forgery.hosts.projector import TrainedProjector
+from llava_forgery.hosts.transformers.client_prompts import (
+    ImageTokens,
+    PlacedPrompts,
+    begin_with,
+    ends_without_placeholders,
+    pictures_of,
+)
 from llava_forgery.hosts.transformers.prompts import ProcessorEncoder
 from llava_forgery.hosts.transformers.shared_tower import SharedTower
 from llava_forgery.hub import Pushable
@@ -62,6 +78,8 @@ class ForgeryVLM(Pushable, nn.Module):
         host_name: Where the bare host came from: a folder or a hub name.
         training_facts: What the model card says of the training, such as ``{"steps": 140}``.
         projector: The host's own projector, where it is or was trained.
+        placement: Where E_forgery stands; see :mod:`llava_forgery.hosts.placement`.
+        crop: Whether faces are cut out of pictures that are given without ``forgery_images``.
     """
 
     def __init__(
@@ -76,9 +94,11 @@ class ForgeryVLM(Pushable, nn.Module):
         trained_before: frozenset[str] = frozenset(),
         shared: SharedTower | None = None,
         projector: TrainedProjector | None = None,
+        placement: str = PLACEHOLDERS,
+        crop: str = WHOLE,
     ) -> None:
         super().__init__()
-        self._install(host, kfd, fpl, family, fingerprint, host_name, shared)
+        self._install(host, kfd, fpl, family, fingerprint, host_name, shared, placement, crop)
         self.projector, self._trained_before = projector, trained_before
         self.use_processor(processor)
         self._hang(self.prompts.placeholder_id)
@@ -92,7 +112,13 @@ class ForgeryVLM(Pushable, nn.Module):
         fingerprint: dict[str, Any],
         host_name: str,
         shared: SharedTower | None,
+        placement: str,
+        crop: str,
     ) -> None:
+        self.placement, self.crop = check_placement(placement), check_crop(crop)
+        # They need the processor's tokenizer.
+        self._images: ImageTokens | None = None
+        self._clients = ClientPrompts()
         self._shared, self.projector, self._merged = shared, None, False
         self.host, self.kfd, self.fpl = host, kfd, fpl
         self.family, self.fingerprint, self.host_name = family, fingerprint, host_name
@@ -102,7 +128,10 @@ class ForgeryVLM(Pushable, nn.Module):
     def use_processor(self, processor: ProcessorMixin) -> None:
         """Take the host's processor, whose tokenizer knows ``<forgery>``."""
         self.processor = processor
-        self.prompts = ProcessorEncoder(processor, self.n_forgery)
+        self._images = ImageTokens(self.family, self._bare.config, processor.tokenizer)
+        self.prompts = ProcessorEncoder(
+            processor, self.n_forgery, self._images if self.placement == ALWAYS else None
+        )
 
     def _hang(self, token_id: int) -> None:
         """Hang the hooks that put E_forgery in the places of a token."""
@@ -181,9 +210,11 @@ class ForgeryVLM(Pushable, nn.Module):
             forgery_images: (N, 3, S, S) in [0, 1] for the detector: the images of all samples in
                 their order; none where it reads the host's own tower, and so ``pixel_values``; or
             detection: the detector's output for them, where it is known already. Without both,
-                and without placeholders, the host answers as it would without the skill.
-            images_per_sample: How many of the N images belong to each of the B samples; one each
-                by default.
+                prompts without placeholders get them behind their images, and the detector sees
+                ``pixel_values`` (placement ``always``), or the host answers as it would without
+                the skill.
+            images_per_sample: How many of the N images belong to each of the B samples; by default
+                as many as their placeholders say.
             host_inputs: What the host takes: ``attention_mask``, ``pixel_values``, ``labels`` ...
 
         Returns:
@@ -193,15 +224,12 @@ class ForgeryVLM(Pushable, nn.Module):
             ValueError: A sample's placeholders or images are not as many as they must be, or
                 neither or both of ``forgery_images`` and ``detection`` are given.
         """
-        general = forgery_images is None and detection is None
-        general = general and not any(count_placeholders(input_ids, self.token_id))
-        shows_images = host_inputs.get("pixel_values") is not None
-        if self._shared is not None:
-            detection, host_inputs = self._shared.prepare(forgery_images, detection, host_inputs)
-        skill = (
-            self._idle(input_ids, shows_images)
-            if general
-            else self._skilled(input_ids, forgery_images, detection, images_per_sample)
+        placed = self._place(input_ids, host_inputs, left=False)
+        if placed is not None:
+            input_ids, images_per_sample = placed.input_ids, placed.images_per_sample
+            host_inputs = placed.inputs
+        skill, host_inputs = self._open(
+            input_ids, forgery_images, detection, images_per_sample, host_inputs, placed
         )
         with skill, exclusive(self._bare):
             return self.host(input_ids=input_ids, **host_inputs)
@@ -240,6 +268,11 @@ class ForgeryVLM(Pushable, nn.Module):
         if self.training:
             raise RuntimeError("call eval() before generate()")
         host_inputs = self._suppressing(host_inputs)
+        given = input_ids
+        placed = self._place(input_ids, host_inputs, left=True)
+        if placed is not None:
+            input_ids, images_per_sample = placed.input_ids, placed.images_per_sample
+            host_inputs = placed.inputs
         cache = cache_in(host_inputs)
         known = 0 if cache is None else cached_tokens or cache.get_seq_length()
         if known and not any(count_placeholders(input_ids[:, known:], self.token_id)):
@@ -250,14 +283,13 @@ class ForgeryVLM(Pushable, nn.Module):
                 )
             generate, skill = self._continuation, nullcontext()
         else:
-            if self._shared is not None:
-                detection, host_inputs = self._shared.prepare(
-                    forgery_images, detection, host_inputs
-                )
             generate = self.host.generate
-            skill = self._skilled(input_ids, forgery_images, detection, images_per_sample)
+            skill, host_inputs = self._open(
+                input_ids, forgery_images, detection, images_per_sample, host_inputs, placed
+            )
         with skill, exclusive(self._bare):
-            return generate(input_ids=input_ids, **host_inputs)
+            output = generate(input_ids=input_ids, **host_inputs)
+        return output if placed is None else begin_with(output, given, input_ids.shape[1])
 
     def _suppressing(self, options: dict[str, Any]) -> dict[str, Any]:
         """Options of ``generate`` with the placeholder among the tokens that are never written."""
@@ -313,6 +345,52 @@ class ForgeryVLM(Pushable, nn.Module):
             ValueError: It does not fit.
         """
         fill_adapter(self, directory)
+
+    def _place(
+        self, input_ids: torch.Tensor, host_inputs: dict[str, Any], left: bool
+    ) -> PlacedPrompts | None:
+        """A call's prompts with placeholders behind images that have none; None where nothing is
+        to be done."""
+        if self._images is None:
+            return None
+        ends = ends_without_placeholders(input_ids, self._images, self.token_id, host_inputs)
+        if ends is None:
+            return None
+        if self.placement == PLACEHOLDERS:
+            self._clients.tell_unused(self)
+            return None
+        pad = self.processor.tokenizer.pad_token_id or 0
+        return PlacedPrompts(input_ids, ends, host_inputs, self.n_forgery, self.token_id, pad, left)
+
+    def _open(
+        self,
+        input_ids: torch.Tensor,
+        forgery_images: torch.Tensor | None,
+        detection: KFDOutput | None,
+        images_per_sample: Sequence[int] | torch.Tensor | None,
+        host_inputs: dict[str, Any],
+        placed: PlacedPrompts | None,
+    ) -> tuple[AbstractContextManager[None], dict[str, Any]]:
+        """The context in which to call the host, and its inputs."""
+        general = forgery_images is None and detection is None
+        if general and placed is not None and self._shared is None:
+            forgery_images, general = self._pictures(placed), False
+        general = general and not any(count_placeholders(input_ids, self.token_id))
+        shows_images = host_inputs.get("pixel_values") is not None
+        if self._shared is not None:
+            detection, host_inputs = self._shared.prepare(forgery_images, detection, host_inputs)
+        if general:
+            return self._idle(input_ids, shows_images), host_inputs
+        skilled = self._skilled(input_ids, forgery_images, detection, images_per_sample)
+        return skilled, host_inputs
+
+    def _pictures(self, placed: PlacedPrompts) -> torch.Tensor:
+        """(N, 3, S, S) in [0, 1]: what the detector sees of the host's pixels."""
+        self._clients.tell_derived()
+        processor = self.processor.image_processor
+        pictures = pictures_of(placed.inputs, placed.given, self._images, processor)
+        side = self.kfd.config.encoder.image_size
+        return self._clients.frame(pictures, side, self.crop).to(self.device)
 
     @contextmanager
     def _skilled(
@@ -381,24 +459,29 @@ class ForgeryVLM(Pushable, nn.Module):
     ) -> list[int]:
         """Images of each sample, compared with the images given and with the placeholders."""
         samples = len(input_ids)
-        counts = [1] * samples if images_per_sample is None else [int(n) for n in images_per_sample]
-        if len(counts) != samples or any(n < 1 for n in counts):
+        if images_per_sample is None:
+            found = count_placeholders(input_ids, self.token_id)
+            # What is no multiple is told below.
+            counts = [n // self.n_forgery if n and not n % self.n_forgery else 1 for n in found]
+        else:
+            counts = [int(n) for n in images_per_sample]
+        if len(counts) != samples or any(n < 0 for n in counts):
             raise ValueError(
-                f"images_per_sample must hold a number of at least 1 for each of the {samples} "
+                f"images_per_sample must hold a number of at least 0 for each of the {samples} "
                 f"prompts, got {counts}"
             )
         left = images
         for sample, count in enumerate(counts):
             if left < count:
                 raise ValueError(
-                    f"sample {sample} has {count} images by images_per_sample (one each by "
-                    f"default), but only {left} of the {images} forgery images are left for it"
+                    f"sample {sample} has {count} images by images_per_sample (else by its "
+                    f"placeholders), but only {left} of the {images} forgery images are left for it"
                 )
             left -= count
         if left:
             raise ValueError(
-                f"{samples} prompts have {sum(counts)} images by images_per_sample (one each by "
-                f"default), but there are {images} forgery images"
+                f"{samples} prompts have {sum(counts)} images by images_per_sample (else by their "
+                f"placeholders), but there are {images} forgery images"
             )
         check_counts(input_ids, self.token_id, [self.n_forgery * count for count in counts])
         return counts
@@ -463,6 +546,8 @@ def attach_forgery(
     lora: LoraSettings | LoraConfig | None = None,
     seed: int = 0,
     train_projector: bool = False,
+    placement: str = ALWAYS,
+    crop: str = FACE,
 ) -> ForgeryVLM:
     """Give a loaded host the forgery skill.
 
@@ -480,14 +565,21 @@ def attach_forgery(
             (prompt tuning only).
         seed: Of the new weights.
         train_projector: Train the host's own projector as well.
+        placement: Whether E_forgery stands behind each image of every prompt (``always``), or
+            at written ``placeholders`` only; see :mod:`llava_forgery.hosts.placement`.
+        crop: Whether the ``face`` is cut out of pictures that come without ``forgery_images``, or
+            the whole picture is judged (``none``).
 
     Returns:
         The module that takes ``forgery_images`` beside the host's own inputs.
 
     Raises:
         ValueError: The host is of a family that was not tried or has an encoder-decoder language
-            model, the tokenizer owns ``<forgery>`` already, or sizes do not fit.
+            model, the tokenizer owns ``<forgery>`` already, sizes do not fit, or there is no such
+            placement or crop.
     """
+    check_placement(placement)
+    check_crop(crop)
     family = family_of(model)
     if model.config.get_text_config().is_encoder_decoder:
         raise ValueError(
@@ -551,4 +643,6 @@ def attach_forgery(
         trained,
         shared,
         projector,
+        placement,
+        crop,
     )

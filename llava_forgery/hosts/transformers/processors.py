@@ -21,6 +21,8 @@ TOKEN_PAD_VALUES = {
     "token_type_ids": 0,
     "mm_token_type_ids": 0,
 }
+# Of placeholders that are put in behind images.
+PLACEHOLDER_VALUES = {**TOKEN_PAD_VALUES, "attention_mask": 1}
 # Everything else (images, tiles, patches, grids, sizes) is concatenated along its first dimension.
 # These, with that many dimensions, may differ in the others and are filled up with zeros behind
 # them, as the processors do themselves within a batch: the host knows from masks or sizes.

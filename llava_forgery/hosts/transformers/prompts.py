@@ -12,7 +12,7 @@ from llava_forgery.constants import FORGERY_TOKEN, IGNORE_INDEX, IMAGE_TOKEN
 from llava_forgery.files import fingerprint_of
 from llava_forgery.hosts.base import CandidateIds
 from llava_forgery.hosts.likelihood import tell_apart
-from llava_forgery.hosts.placement import PLACEHOLDERS
+from llava_forgery.hosts.placement import ALWAYS, PLACEHOLDERS, Expansion
 from llava_forgery.hosts.transformers.chat import (
     Processor,
     Rendered,
@@ -21,7 +21,9 @@ from llava_forgery.hosts.transformers.chat import (
     special_tokens,
     tokenizer_of,
 )
+from llava_forgery.hosts.transformers.client_prompts import ImageTokens
 from llava_forgery.hosts.transformers.processors import (
+    PLACEHOLDER_VALUES,
     TOKEN_PAD_VALUES,
     adds_special_tokens,
     conventions_of,
@@ -38,6 +40,7 @@ def encode(
     max_length: int | None = None,
     *,
     label_end: bool = True,
+    behind: ImageTokens | None = None,
 ) -> dict[str, torch.Tensor]:
     """One sample as the host takes it.
 
@@ -54,6 +57,8 @@ def encode(
         n_forgery_tokens: n_f, behind each image.
         max_length: Most tokens; nothing is ever cut.
         label_end: Whether the token that ends each turn is supervised.
+        behind: Finds the images, right behind which the placeholders are put into the ids
+            (placement ``always``); None writes them into the text, before the question.
 
     Returns:
         ``input_ids`` (T,), ``attention_mask`` (T,), ``labels`` (T,) unless it is a prompt, and
@@ -68,7 +73,8 @@ def encode(
         raise ValueError("images is empty; give at least one, or None for a prompt without")
     tokenizer = tokenizer_of(processor)
     n_images = len(images) if images else 0
-    rendered = render(conversation, processor, n_forgery_tokens, n_images=n_images)
+    written = n_forgery_tokens if behind is None else 0
+    rendered = render(conversation, processor, written, n_images=n_images)
     text, spans = rendered.text, rendered.answer_spans
     if not conversation.is_prompt:
         text, closed = _close_turns(rendered, tokenizer)
@@ -80,6 +86,8 @@ def encode(
         sample = {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids)).long()}
     else:
         sample = process_sample(processor, text, images, conversation.messages[0].text)
+        if behind is not None and n_forgery_tokens:
+            sample = _follow_images(sample, behind, n_images, n_forgery_tokens, tokenizer)
     expanded = sample["input_ids"].tolist()
     if max_length is not None and len(expanded) > max_length:
         raise ValueError(
@@ -89,7 +97,7 @@ def encode(
     placeholder = tokenizer.convert_tokens_to_ids(FORGERY_TOKEN)
     known = placeholder not in (None, tokenizer.unk_token_id)
     found = expanded.count(placeholder) if known else 0
-    expected = n_forgery_tokens * max(n_images, 1)
+    expected = n_forgery_tokens * (max(n_images, 1) if behind is None else n_images)
     if found != expected:
         raise ValueError(
             f"tokenising left {found} of {expected} placeholders {FORGERY_TOKEN}: the "
@@ -114,18 +122,37 @@ def encode(
     return sample
 
 
+def _follow_images(
+    sample: dict[str, torch.Tensor],
+    tokens: ImageTokens,
+    n_images: int,
+    count: int,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, torch.Tensor]:
+    """A sample with placeholders right behind its images."""
+    ids = sample["input_ids"][None]
+    moved = Expansion.behind(tokens.ends(ids, n_images), count, left=False)
+    placeholder = tokenizer.convert_tokens_to_ids(FORGERY_TOKEN)
+    fills = {"input_ids": placeholder, **PLACEHOLDER_VALUES}
+    return {
+        name: moved.move(value[None], 0, fills[name])[0] if name in fills else value
+        for name, value in sample.items()
+    }
+
+
 class ProcessorEncoder:
     """The :class:`~llava_forgery.hosts.base.PromptEncoder` of a processor and its chat template.
 
     Args:
         processor: The host's; with placeholders its tokenizer knows ``<forgery>``.
         n_forgery: n_f, placeholders behind each image; 0 for a host without the skill.
+        behind: As for :func:`encode`.
     """
 
-    placement = PLACEHOLDERS
-
-    def __init__(self, processor: Processor, n_forgery: int) -> None:
-        self.processor, self.n_forgery = processor, n_forgery
+    def __init__(
+        self, processor: Processor, n_forgery: int, behind: ImageTokens | None = None
+    ) -> None:
+        self.processor, self.n_forgery, self._behind = processor, n_forgery, behind
         self.tokenizer = tokenizer_of(processor)
         self.placeholder_id = self.tokenizer.convert_tokens_to_ids(FORGERY_TOKEN)
 
@@ -139,8 +166,19 @@ class ProcessorEncoder:
     ) -> dict[str, torch.Tensor]:
         """See :func:`encode`."""
         return encode(
-            conversation, self.processor, images, self.n_forgery, max_length, label_end=label_end
+            conversation,
+            self.processor,
+            images,
+            self.n_forgery,
+            max_length,
+            label_end=label_end,
+            behind=self._behind,
         )
+
+    @property
+    def placement(self) -> str:
+        """Where E_forgery stands, and so the placeholders."""
+        return PLACEHOLDERS if self._behind is None else ALWAYS
 
     def encode_turns(
         self, turns: Sequence[str], images: Sequence[Image.Image], *, skill: bool, max_length: int
@@ -166,7 +204,9 @@ class ProcessorEncoder:
         if conversation.is_prompt:
             raise ValueError(f"expected a question and an answer each, got {len(turns)} turns")
         count = self.n_forgery if skill else 0
-        sample = encode(conversation, self.processor, images or None, count, max_length)
+        sample = encode(
+            conversation, self.processor, images or None, count, max_length, behind=self._behind
+        )
         if bool((sample["labels"] == IGNORE_INDEX).all()):
             raise ValueError("no token is left to learn from: all labels are masked")
         return sample
@@ -182,6 +222,7 @@ class ProcessorEncoder:
             getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template,
             repr(getattr(self.processor, "image_processor", None)),
             self.n_forgery,
+            self.placement,
         )
 
     def collate(
@@ -198,12 +239,14 @@ class ProcessorEncoder:
         """
         if not prompt.is_prompt:
             raise ValueError("expected a conversation that ends with a question")
-        text = render_text(prompt, self.processor, self.n_forgery, n_images=n_images)
+        # Placeholders that are put in behind images change no token of the text.
+        written = self.n_forgery if self._behind is None else 0
+        text = render_text(prompt, self.processor, written, n_images=n_images)
         head, _ = _tokenise(self.tokenizer, text)
 
         def continued(answer: str) -> list[int]:
             said = Conversation((*prompt.messages, Message("assistant", answer)), label=None)
-            rendered = render(said, self.processor, self.n_forgery, n_images=n_images)
+            rendered = render(said, self.processor, written, n_images=n_images)
             start, end = rendered.answer_spans[-1]
             if rendered.text[:start] != text:
                 raise ValueError(

@@ -1,14 +1,18 @@
 """``mm_forgery_placement``: the prompts of LLaVA's own tools, which hold no placeholder."""
 
 import logging
+import shutil
 from contextlib import contextmanager
 
 import pytest
 import torch
 from PIL import Image
 
+from llava_forgery.files import read_json, write_json
 from llava_forgery.fpl.config import FPLConfig
+from llava_forgery.hosts.layouts import change_placement
 from llava_forgery.hosts.llava.hooks import FORGERY_TOKEN_INDEX, IMAGE_TOKEN_INDEX
+from llava_forgery.hosts.llava.loading import load_llava
 from llava_forgery.hosts.llava.model import attach_to_llava
 from llava_forgery.hosts.llava.prompts import tokenizer_forgery_token
 from llava_forgery.hosts.placement import ALWAYS, PLACEHOLDERS
@@ -137,7 +141,7 @@ def test_rows_with_written_placeholders_stay(models):
 def test_placeholders_leave_the_host_and_say_so_once(models, caplog):
     words, model = models["square"]
     batch = _batch(words, model, PROMPTS[3:])
-    model._forgery_unused.said = False
+    model._forgery_clients.said_unused = False
     with _placed(model, PLACEHOLDERS), torch.no_grad(), caplog.at_level(logging.WARNING):
         found, again = model(**batch).logits, model(**batch).logits
         skilled, model.__class__ = model.__class__, type(model).__mro__[2]
@@ -165,3 +169,42 @@ def test_images_that_are_missing_or_cut_are_errors(models):
     finally:
         del model.config.tokenizer_model_max_length
     assert FORGERY_TOKEN_INDEX not in batch["input_ids"]
+
+
+@pytest.mark.parametrize("fault", ["moved", "deleted"])
+def test_a_detector_that_is_gone_is_an_error(models, tmp_path, fault):
+    words, model = models["square"]
+    folder = tmp_path / "llava-merged"
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    if fault == "deleted":
+        shutil.rmtree(folder / "kfd")
+    else:
+        values = read_json(folder / "config.json")
+        write_json(folder / "config.json", {**values, "mm_forgery_tower": "kfd:/moved/kfd"})
+    with pytest.raises(FileNotFoundError, match="kfd holds no kfd_config.json"):
+        load_llava(folder, device="cpu")
+
+
+def test_the_switch_is_saved_changed_and_overridden(models, tmp_path):
+    words, model = models["square"]
+    folder = tmp_path / "llava-merged"
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+
+    def loaded(**options):
+        found = load_llava(folder, device="cpu", **options)[1]
+        return found.placement, found.crop
+
+    assert loaded() == ("always", "face")
+    assert loaded(placement="placeholders", crop="none") == ("placeholders", "none")
+    change_placement(folder, crop="none")
+    assert read_json(folder / "config.json")["mm_forgery_crop"] == "none"
+    # As folders that are older than the switch have it.
+    values = read_json(folder / "config.json")
+    del values["mm_forgery_placement"], values["mm_forgery_crop"]
+    write_json(folder / "config.json", values)
+    assert loaded() == ("placeholders", "none")
+    for wrong in ({}, {"placement": "never"}, {"crop": "eyes"}):
+        with pytest.raises(ValueError, match="nothing is to be changed|must be"):
+            change_placement(folder, **wrong)

@@ -3,6 +3,7 @@
 import pytest
 
 from llava_forgery.constants import IGNORE_INDEX
+from llava_forgery.hosts.llava.hooks import FORGERY_TOKEN_INDEX
 from llava_forgery.hosts.llava.prompts import TEMPLATE, paper_template, tokenizer_forgery_token
 from llava_forgery.hosts.llava.text import PromptStyle, encode_turns, render_turns, tokenise
 from tests import tiny_llava
@@ -111,6 +112,9 @@ def test_what_is_longer_is_cut_off_but_never_all_that_is_learnt(tokenizer):
     assert cut["labels"].tolist() == whole["labels"].tolist()[:-3]
     with pytest.raises(ValueError, match="no token is left to learn from"):
         encode_turns(TURNS, tokenizer, style, skill=True, max_length=20)
+    last = int((whole["input_ids"] == FORGERY_TOKEN_INDEX).nonzero()[-1])
+    with pytest.raises(ValueError, match="end inside the forgery embeddings"):
+        encode_turns(TURNS, tokenizer, style, skill=True, max_length=last)
     # LLaVA's model cuts off again once the image has become its tokens.
     answer = int((whole["labels"] != IGNORE_INDEX).nonzero()[0])
     room = length - answer
