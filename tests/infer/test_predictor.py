@@ -9,7 +9,7 @@ from PIL import Image
 from llava_forgery.faces.detect import get_detector
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.model import attach_forgery
-from llava_forgery.hosts.transformers.prompts import collate, encode
+from llava_forgery.hosts.transformers.prompts import collate
 from llava_forgery.images import read_image, save_png
 from llava_forgery.infer.batch import judge_files, list_media
 from llava_forgery.infer.dialogue import NOTHING_SAID
@@ -102,8 +102,7 @@ def test_p_yes_is_the_likelihood_of_the_two_answers(predictor):
     vlm, image = predictor.vlm, tiny.picture(2)
     verdict = predictor.predict(image, cropped=True)
     prompt = build_prompt(verdict.score)
-    sample = encode(prompt, vlm.processor, images=[Image.fromarray(image)],
-                    n_forgery_tokens=vlm.n_forgery)  # fmt: skip
+    sample = vlm.prompts.encode(prompt, [Image.fromarray(image)])
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
         batch = collate([sample], vlm.processor.tokenizer.pad_token_id)
