@@ -6,7 +6,6 @@ from llava_forgery.hosts.baseline import BaselineVLM
 from llava_forgery.hosts.likelihood import answer_log_likelihoods, answer_probabilities
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.transformers.model import attach_forgery
-from llava_forgery.hosts.transformers.prompts import encode
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.qa.conversation import Conversation, Message
@@ -28,11 +27,11 @@ def detection(vlm):
     return vlm.detect(torch.from_numpy(PICTURE).permute(2, 0, 1)[None].float() / 255)
 
 
-def one_by_one(model, processor, prompt, answer, n_forgery, detection=None):
+def one_by_one(model, prompts, prompt, answer, detection=None):
     """Sum over the answer's tokens, each from a forward pass over what stands before it."""
     said = Conversation((*prompt.messages, Message("assistant", answer)), label=None)
-    sample = encode(said, processor, images=[IMAGE], n_forgery_tokens=n_forgery)
-    head = len(encode(prompt, processor, images=[IMAGE], n_forgery_tokens=n_forgery)["input_ids"])
+    sample = prompts.encode(said, [IMAGE])
+    head = len(prompts.encode(prompt, [IMAGE])["input_ids"])
     ids = sample["input_ids"][None]
     extra = {} if detection is None else {"detection": detection}
     total = 0.0
@@ -52,7 +51,7 @@ def test_whole_answers_in_one_batch_equal_token_by_token(vlm, detection):
     prompt = build_prompt(0.7)
     together = answer_log_likelihoods(vlm, prompt, ANSWERS, IMAGE, detection=detection)
     for answer, found in zip(ANSWERS, together.tolist(), strict=True):
-        alone = one_by_one(vlm, vlm.processor, prompt, answer, vlm.n_forgery, detection)
+        alone = one_by_one(vlm, vlm.prompts, prompt, answer, detection)
         assert found == pytest.approx(alone, abs=1e-4)
     single = answer_log_likelihoods(vlm, prompt, ANSWERS[2:3], IMAGE, detection=detection)
     assert float(single[0]) == pytest.approx(float(together[2]), abs=1e-4)
@@ -61,9 +60,10 @@ def test_whole_answers_in_one_batch_equal_token_by_token(vlm, detection):
 def test_bare_host():
     host, processor = tiny.llava()
     prompt = build_prompt()
-    found = answer_log_likelihoods(BaselineVLM(host, processor).eval(), prompt, ANSWERS, IMAGE)
+    bare = BaselineVLM(host, processor).eval()
+    found = answer_log_likelihoods(bare, prompt, ANSWERS, IMAGE)
     for answer, value in zip(ANSWERS, found.tolist(), strict=True):
-        assert value == pytest.approx(one_by_one(host, processor, prompt, answer, 0), abs=1e-4)
+        assert value == pytest.approx(one_by_one(host, bare.prompts, prompt, answer), abs=1e-4)
     assert found[2] < found[0]
 
 
@@ -108,7 +108,7 @@ def test_only_the_last_answer_of_a_dialogue_counts(vlm, detection):
         )
         found = answer_log_likelihoods(vlm, prompt, ["Yes", "No"], IMAGE, detection=detection)
         for answer, value in zip(("Yes", "No"), found.tolist(), strict=True):
-            alone = one_by_one(vlm, vlm.processor, prompt, answer, vlm.n_forgery, detection)
+            alone = one_by_one(vlm, vlm.prompts, prompt, answer, detection)
             assert value == pytest.approx(alone, abs=1e-4)
 
 

@@ -7,7 +7,6 @@ import torch
 from lmms_eval.api.instance import Instance
 from PIL import Image
 
-from llava_forgery.hosts.transformers.prompts import encode
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.integrations.lmms_eval.answering import (
     Question,
@@ -139,12 +138,8 @@ def test_loss_of_a_longer_answer_by_hand(predictor):
     vlm, said = predictor.vlm, "No. This is a pristine image."
     question = Question(_face(1), (Message("user", "What is this?"),))
     found = likelihood(vlm, [question, question], [said, "Yes"])
-    sample = encode(
-        _prompts([question], [0.5])[0],
-        vlm.processor,
-        images=[Image.fromarray(_face(1))],
-        n_forgery_tokens=vlm.n_forgery,
-    )
+    (prompt,) = _prompts([question], [0.5])
+    sample = vlm.prompts.encode(prompt, [Image.fromarray(_face(1))])
     ids = vlm.processor.tokenizer(said, add_special_tokens=False, return_tensors="pt")["input_ids"]
     start = len(sample["input_ids"])
     full = torch.cat([sample["input_ids"][None], ids], dim=1)
