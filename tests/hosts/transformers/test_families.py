@@ -179,6 +179,8 @@ def test_detach_gives_the_bare_host_back_bit_for_bit(model_type):
 
 def test_wrong_counts_are_named_before_the_host_is_called(vlm):
     batch = batch_of(vlm)
+    # The model gives prompts without any their own.
+    vlm.placement, before = "placeholders", vlm.placement
 
     class Untouched(torch.nn.Module):
         def forward(self, *args, **kwargs):
@@ -209,7 +211,7 @@ def test_wrong_counts_are_named_before_the_host_is_called(vlm):
             with pytest.raises(ValueError, match="at least 0 for each of the 2 prompts"):
                 vlm(**dict(batch, images_per_sample=wrong))
     finally:
-        vlm.host = host
+        vlm.host, vlm.placement = host, before
 
 
 def test_hosts_that_hold_something_of_a_call_are_called_in_turn(monkeypatch):
