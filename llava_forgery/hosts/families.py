@@ -44,7 +44,8 @@ class HostFamily:
     """What ``pixel_values`` hold of an image: all of it, or tiles of which the first or the last
     shows the whole, or Qwen's patches."""
     image_end: str = ""
-    """The mark behind an image's last token, if there is one."""
+    """What its processor puts behind an image's last token to close it, if anything; ``{bos}``
+    stands for the token that begins texts."""
     last_tile: str = ""
     """The mark before the tile that shows the whole, where each tile is a run of tokens."""
     notes: str = ""
@@ -111,12 +112,13 @@ for _family in (
     HostFamily("internvl", "InternVL", "cache", pixels="last tile", image_end="</img>"),
     HostFamily("idefics3", "Idefics3", **_IDEFICS),
     HostFamily("smolvlm", "SmolVLM", notes="its processor needs `num2words`", **_IDEFICS),
-    HostFamily("gemma3", "Gemma 3", "cache", image_end="<end_of_image>"),
+    HostFamily("gemma3", "Gemma 3", "cache", image_end="<end_of_image>\n\n"),
     HostFamily(
         "paligemma",
         "PaliGemma",
         "cache",
         bidirectional_prefix=True,
+        image_end="{bos}",
         notes="no chat template of its own; causal from the first answer on",
     ),
     HostFamily(
@@ -124,6 +126,7 @@ for _family in (
         "InstructBLIP",
         "language_model",
         projector="language_projection",
+        image_end="{bos}",
         notes="no chat template of its own; the Q-Former reads the first question alone",
     ),
 ):

@@ -43,13 +43,13 @@ class ImageTokens:
                 "image_token_index, so that its images cannot be found in a prompt"
             )
         self.family, self.image_id = family, image_id
-        self._close, self._last_tile = (
-            tokenizer.convert_tokens_to_ids(mark) if mark else None
-            for mark in (family.image_end, family.last_tile)
-        )
+        closing = family.image_end.format(bos=tokenizer.bos_token or "")
+        self._closing: list[int] = tokenizer(closing, add_special_tokens=False)["input_ids"]
+        tile = family.last_tile
+        self._last_tile = tokenizer.convert_tokens_to_ids(tile) if tile else None
 
     def ends(self, input_ids: torch.Tensor, images: int | None = None) -> torch.Tensor:
-        """Where each image ends: at its last token, or at the mark behind it.
+        """Where each image ends: at its last token, or at what closes it behind.
 
         Args:
             input_ids: (B, T), images expanded.
@@ -73,9 +73,11 @@ class ImageTokens:
         found = int(last.sum())
         if images is not None and found != images:
             last = self._split(inside, found, images)
-        if self._close is not None:
-            closed = last & F.pad(input_ids[:, 1:] == self._close, (0, 1))
-            last = (last & ~closed) | F.pad(closed[:, :-1], (1, 0))
+        moving = last
+        for token in self._closing:
+            moving = moving & F.pad(input_ids[:, 1:] == token, (0, 1))
+            behind = F.pad(moving[:, :-1], (1, 0))
+            last, moving = (last & ~moving) | behind, behind
         return last
 
     def _split(self, inside: torch.Tensor, found: int, images: int) -> torch.Tensor:

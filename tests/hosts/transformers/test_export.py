@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -258,6 +259,9 @@ def test_placeholders_stand_where_the_placement_has_them(plain):
     processor = LlavaForgeryProcessor.from_pretrained(plain / "exported")
     image, run = image_token_of(processor), FORGERY_TOKEN * 9
     picture, question = PHOTOGRAPHS[0][0], "Fake?"
+    # The adapter is of placement always: they come when the images' tokens do.
+    assert run not in processor.apply_chat_template(chat(picture), add_generation_prompt=True)
+    processor.forgery = replace(processor.forgery, behind=False)
     written = processor.apply_chat_template(chat(picture), add_generation_prompt=True)
     assert f"{image}\n{run}\n{question}" in written
     # A text of one's own, as programs write it.
