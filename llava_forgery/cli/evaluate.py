@@ -21,6 +21,7 @@ from llava_forgery.cli.options import (
     Out,
     Quantization,
     Seed,
+    Uncited,
     Word,
 )
 
@@ -72,6 +73,7 @@ def evaluate(
     card: Annotated[
         bool, typer.Option("--card", help="Write the figures into the adapter's model card.")
     ] = False,
+    uncited: Uncited = False,
     base_model: BaseModel = None,
     backend: Backend = "auto",
     device: Device = None,
@@ -114,7 +116,12 @@ def evaluate(
         reduce = pool or "mean"
         check_reduction(reduce)
         scorer = load_scorer(
-            model, base_model, backend, device=device, allow_download=allow_download
+            model,
+            base_model,
+            backend,
+            device=device,
+            allow_download=allow_download,
+            uncited=uncited,
         )
         metrics = evaluate_labelled(
             scorer,
@@ -145,7 +152,13 @@ def evaluate(
         )
         # Of each pair two images are judged.
         metrics = evaluate_simulated(
-            predictor, source, out, batch_size=max(1, batch_size // 2), web=web, attributes=people
+            predictor,
+            source,
+            out,
+            batch_size=max(1, batch_size // 2),
+            web=web,
+            uncited=uncited,
+            attributes=people,
         )
         groups, of = "identity", "simulated forgeries"
     if roc:

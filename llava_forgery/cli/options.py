@@ -141,6 +141,12 @@ FaceFinder = Annotated[
     str | None,
     typer.Option("--face-detector", help="Finder of faces: dlib (default) or mediapipe."),
 ]
+Uncited = Annotated[
+    bool,
+    typer.Option(
+        "--uncited", help="Ask a second time, without the detector's score in the prompt."
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")]
 ReportTo = Annotated[str, typer.Option("--report-to", help="none, tensorboard or wandb.")]
 Quantization = Annotated[

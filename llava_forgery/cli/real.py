@@ -7,7 +7,7 @@ import typer
 
 from llava_forgery.cli.app import evaluation
 from llava_forgery.cli.evaluate import AnyModel
-from llava_forgery.cli.options import AllowDownload, Backend, BaseModel, Device, Out
+from llava_forgery.cli.options import AllowDownload, Backend, BaseModel, Device, Out, Uncited
 
 
 @evaluation.command("real")
@@ -50,6 +50,7 @@ def real(
     plot: Annotated[
         bool, typer.Option("--plot", help="Draw histograms.png too, the scores by set.")
     ] = False,
+    uncited: Uncited = False,
     base_model: BaseModel = None,
     backend: Backend = "auto",
     device: Device = None,
@@ -78,7 +79,9 @@ def real(
         others[name] = read_json_lines(Path(folder) / RECORDS)
     if plot:
         require("matplotlib", extra="eval", feature="--plot")
-    scorer = load_scorer(model, base_model, backend, device=device, allow_download=allow_download)
+    scorer = load_scorer(
+        model, base_model, backend, device=device, allow_download=allow_download, uncited=uncited
+    )
     chosen = scorer.thresholds.fake if threshold is None else threshold
     metrics = evaluate_real(scorer, data, out, threshold=chosen, batch_size=batch_size, reduce=pool)
     if plot:

@@ -16,7 +16,11 @@ from llava_forgery.optional import require
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = {"kfd": "detector (score)", "p_yes": "answer, P(yes)"}
+NAMES = {
+    "kfd": "detector (score)",
+    "p_yes": "answer, P(yes)",
+    "p_yes_uncited": "answer, P(yes), score not cited",
+}
 # Okabe and Ito's colours, which colour-blind people tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 COLUMNS = 4

@@ -31,7 +31,7 @@ from llava_forgery.pooling import check_reduction
 from llava_forgery.qa.mask_regions import covered_regions
 
 # Under which names the figures stand, as for simulated forgeries.
-METRIC_NAMES = {"kfd": "kfd", "p_yes": "text"}
+METRIC_NAMES = {"kfd": "kfd", "p_yes": "text", "p_yes_uncited": "text_uncited"}
 _COPIED = ("source", "frame", "track", "video_id", "identity", "method", "compression", "label")
 UNKNOWN_METHOD = "unknown"
 
@@ -205,6 +205,6 @@ def summarise_labelled(
     metrics["groups"] = attribute_tables(rows, of_videos, attributes)
     if (masks := mask_report(records)) is not None:
         metrics["mask"] = masks
-    if len(columns) == len(RECORD_NAMES):
+    if "p_yes" in columns:
         metrics |= agreement_report(columns["kfd"], columns["p_yes"], thresholds)
     return metrics

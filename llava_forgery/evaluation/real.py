@@ -39,7 +39,7 @@ COLUMNS = ("set", "kind", "video", "identities")
 REAL_FOLDER = "real"
 FAKE_FOLDER = "fake_"
 ALL = "all"
-TITLES = {"kfd": "detector", "p_yes": "P(yes)"}
+TITLES = {"kfd": "detector", "p_yes": "P(yes)", "p_yes_uncited": "P(yes), score not cited"}
 HISTOGRAM_BINS = 20
 
 

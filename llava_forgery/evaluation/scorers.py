@@ -21,7 +21,7 @@ from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.tensors import from_bytes
 
-RECORD_NAMES = {"kfd": "score", "p_yes": "p_yes"}
+RECORD_NAMES = {"kfd": "score", "p_yes": "p_yes", "p_yes_uncited": "p_yes_uncited"}
 """Under which names a scorer's scores stand in an evaluation's records."""
 
 
@@ -29,7 +29,8 @@ class Scorer(Protocol):
     """Scores of images, one list for each of ``names``."""
 
     names: tuple[str, ...]
-    """``"kfd"``: the detector's score; ``"p_yes"``: the language model's."""
+    """``"kfd"``: the detector's score; ``"p_yes"``: the language model's; ``"p_yes_uncited"``: the
+    same with a prompt that does not cite the detector's score."""
     size: int
     """Side S of the images in pixels."""
     model: nn.Module
@@ -82,12 +83,16 @@ class DetectorScorer:
 
 
 class AdapterScorer:
-    """The KFD's score and P(yes), without written answers; see :class:`Scorer`."""
+    """The KFD's score and P(yes), without written answers; see :class:`Scorer`.
 
-    names: tuple[str, ...] = ("kfd", "p_yes")
+    Args:
+        predictor: The skill.
+        uncited: Ask a second time, without the score in the prompt.
+    """
 
-    def __init__(self, predictor: ForgeryPredictor) -> None:
+    def __init__(self, predictor: ForgeryPredictor, uncited: bool = False) -> None:
         self.predictor = predictor
+        self.names: tuple[str, ...] = ("kfd", "p_yes", *(["p_yes_uncited"] if uncited else []))
         self.model = predictor.vlm
         self.size = predictor.size
 
@@ -98,8 +103,12 @@ class AdapterScorer:
 
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
         box = (0.0, 0.0, float(self.size), float(self.size))
-        scores, p_yes = self.predictor.predict_scores([FaceInput(image, box) for image in images])
-        return {"kfd": scores, "p_yes": p_yes}
+        faces = [FaceInput(image, box) for image in images]
+        scores, p_yes = self.predictor.predict_scores(faces)
+        found = {"kfd": scores, "p_yes": p_yes}
+        if "p_yes_uncited" in self.names:
+            found["p_yes_uncited"] = self.predictor.predict_scores(faces, cite_scores=False)[1]
+        return found
 
     def masks(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """As :meth:`DetectorScorer.masks`."""
@@ -120,6 +129,7 @@ def load_scorer(
     *,
     device: str | torch.device | None = None,
     allow_download: bool = False,
+    uncited: bool = False,
 ) -> DetectorScorer | AdapterScorer:
     """Load a detector's folder, or a forgery adapter's with its host.
 
@@ -130,15 +140,18 @@ def load_scorer(
         backend: For an adapter: "transformers", "llava", or "auto".
         device: Device to load onto; a GPU if there is one by default.
         allow_download: Whether what the folder's files name may be downloaded.
+        uncited: As for :class:`AdapterScorer`.
 
     Raises:
         FileNotFoundError: The folder holds neither.
-        ValueError: A file is damaged, or a host is given for a detector.
+        ValueError: A file is damaged, or a host or ``uncited`` is given for a detector.
     """
     directory = local_folder(directory)
     if (directory / KFD_CONFIG).is_file():
         if base_model is not None:
             raise ValueError(f"{directory} is a detector, which needs no host: no --base-model")
+        if uncited:
+            raise ValueError(f"{directory} is a detector, which has no prompt: no --uncited")
         kfd = KnowledgeGuidedForgeryDetector.from_pretrained(
             directory, allow_download=allow_download
         )
@@ -152,5 +165,6 @@ def load_scorer(
     return AdapterScorer(
         ForgeryPredictor.from_pretrained(
             directory, base_model, backend, device=device, allow_download=allow_download
-        )
+        ),
+        uncited,
     )

@@ -51,6 +51,7 @@ def evaluate_simulated(
     batch_size: int = 8,
     overlays: int = 8,
     web: bool = True,
+    uncited: bool = False,
     attributes: Attributes | None = None,
 ) -> dict[str, Any]:
     """Judge the forged and the pristine image of each pair.
@@ -64,13 +65,15 @@ def evaluate_simulated(
         batch_size: Pairs that are judged at once.
         overlays: Number of pictures.
         web: Score each pair a second time, resized and compressed as on the web.
+        uncited: Ask a second time, without the detector's score in the prompt.
         attributes: Of people, from :func:`~llava_forgery.evaluation.groups.read_attributes`.
 
     Returns:
         ``kfd {auc, auc_interval, ap, eer, tpr_at_fpr_1, fpr, fnr, mask_iou}``, ``text {auc,
         auc_interval, ap, eer, tpr_at_fpr_1, accuracy, unparsed}``, ``regions_f1``, ``thresholds``,
         ``agreement``, ``agreement_if_certain``, ``uncertain``, ``images``, and ``photographs`` and
-        ``people``, how many different ones the images are of. With ``web`` also ``web``, with
+        ``people``, how many different ones the images are of. With ``uncited`` also
+        ``text_uncited``, as ``text`` without written answers. With ``web`` also ``web``, with
         ``kfd`` and ``text`` of the degraded images; ``groups``, by attribute and score. Mask IoU is
         the mean over forged images of masks cut at 0.5; the intervals (95 %) draw people.
 
@@ -84,16 +87,23 @@ def evaluate_simulated(
         "max_new_tokens": predictor.max_new_tokens,
         "overlays": overlays,
         "web": web,
+        "uncited": uncited,
     }
     with KeptRecords(output_dir, settings, predictor.vlm, batch_size, each=2) as kept:
         for places in kept.batches(len(pairs), "evaluate"):
             batch = [pairs[place] for place in places]
             records = []
-            for place, pair, verdicts in zip(places, batch, _judge(predictor, batch), strict=True):
+            faces = _faces(predictor, batch)
+            for place, pair, verdicts in zip(places, batch, _judge(predictor, faces), strict=True):
                 for label, verdict in zip((FAKE, REAL), verdicts, strict=True):
                     records.append(_record(pairs, pair, label, verdict))
                 if place < overlays:
                     _draw(pair, verdicts, output_dir / "overlays" / f"{place:02d}.png")
+            if uncited:
+                _, p_yes = predictor.predict_scores(faces, cite_scores=False)
+                records = [
+                    {**record, "p_yes_uncited": p} for record, p in zip(records, p_yes, strict=True)
+                ]
             if web:
                 seen = _scores_on_the_web(predictor, pairs.seed, places, batch)
                 records = [{**record, **own} for record, own in zip(records, seen, strict=True)]
@@ -147,6 +157,9 @@ def summarise(
             attributes,
         ),
     }
+    if "p_yes_uncited" in records[0]:
+        uncited = np.array([record["p_yes_uncited"] for record in records])
+        metrics["text_uncited"] = _ranking(labels, uncited, people)
     if "web_score" in records[0]:
         seen = {name: np.array([r[f"web_{name}"] for r in records]) for name in ("score", "p_yes")}
         metrics["web"] = {
@@ -216,13 +229,19 @@ def _scores_on_the_web(
     return [{"web_score": score, "web_p_yes": p} for score, p in zip(scores, p_yes, strict=True)]
 
 
-def _judge(predictor: ForgeryPredictor, batch: Sequence[FacePair]) -> list[tuple[Verdict, Verdict]]:
-    """The verdicts on the forged and the pristine image of each pair."""
+def _faces(predictor: ForgeryPredictor, batch: Sequence[FacePair]) -> list[FaceInput]:
+    """The forged and the pristine image of each pair in turn, as the records are."""
     size = float(predictor.size)
-    faces = [FaceInput(to_bytes(pair.forged), (0.0, 0.0, size, size)) for pair in batch]
-    faces += [FaceInput(to_bytes(pair.pristine), (0.0, 0.0, size, size)) for pair in batch]
+    images = (image for pair in batch for image in (pair.forged, pair.pristine))
+    return [FaceInput(to_bytes(image), (0.0, 0.0, size, size)) for image in images]
+
+
+def _judge(
+    predictor: ForgeryPredictor, faces: Sequence[FaceInput]
+) -> list[tuple[Verdict, Verdict]]:
+    """The verdicts of each pair."""
     verdicts = predictor.predict_faces(faces)
-    return list(zip(verdicts[: len(batch)], verdicts[len(batch) :], strict=True))
+    return list(zip(verdicts[::2], verdicts[1::2], strict=True))
 
 
 def _record(pairs: FacePairs, pair: FacePair, label: int, verdict: Verdict) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-TITLES = {"kfd": "detector", "text": "answer"}
+TITLES = {"kfd": "detector", "text": "answer", "text_uncited": "answer, score not cited"}
 COLUMNS = ("auc", "ap", "eer", "tpr_at_fpr_1", "fpr", "fnr", "ece")
 _HEADINGS = ("AUC", "AP", "EER", "TPR at 1 % FPR", "FPR", "FNR", "ECE")
 
@@ -38,7 +38,7 @@ def _simulated(metrics: dict[str, Any]) -> str:
         (f"{title}: {heading}", metrics[name][column], web.get(name, {}).get(column))
         for name, title in TITLES.items()
         for column, heading in zip(COLUMNS, _HEADINGS, strict=True)
-        if column in metrics[name]
+        if column in metrics.get(name, {})
     ]
     rows += [
         ("detector: mask IoU", metrics["kfd"]["mask_iou"], None),

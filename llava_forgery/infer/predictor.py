@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -352,31 +353,43 @@ class ForgeryPredictor(FaceFinder):
         return answers
 
     def _write(
-        self, faces: Sequence[FaceInput], detection: KFDOutput, max_new_tokens: int
+        self,
+        faces: Sequence[FaceInput],
+        detection: KFDOutput,
+        max_new_tokens: int,
+        cite_scores: bool = True,
     ) -> list[WrittenAnswer]:
-        prompts = [build_prompt(score) for score in detection.score.tolist()]
+        scores = detection.score.tolist()
+        prompts = [build_prompt(score if cite_scores else None) for score in scores]
         images = [Image.fromarray(face.image) for face in faces]
         return write_answers(self.vlm, prompts, images, detection, max_new_tokens=max_new_tokens)
 
     def predict_scores(
-        self, faces: Sequence[FaceInput]
+        self, faces: Sequence[FaceInput], cite_scores: bool = True
     ) -> tuple[list[float], list[float] | list[None]]:
         """Scores and P(yes) of any number of faces, a forward pass for each batch and no answers.
+
+        Args:
+            faces: As for :meth:`predict_faces`.
+            cite_scores: False leaves the detector's score out of the prompt: what P(yes) then
+                knows of it comes from the embeddings alone.
 
         Returns:
             The detector's scores and the language model's P(yes), each in [0, 1]; the same that
             :meth:`predict_faces` gives, at a fraction of its time. Unless all are asked about,
             P(yes) is None for each.
         """
-        rated = self._in_batches(self._predict_scores, faces)
+        rated = self._in_batches(partial(self._predict_scores, cite_scores=cite_scores), faces)
         return [score for score, _ in rated], [p_yes for _, p_yes in rated]
 
     @torch.inference_mode()
-    def _predict_scores(self, faces: Sequence[FaceInput]) -> list[tuple[float, float | None]]:
+    def _predict_scores(
+        self, faces: Sequence[FaceInput], cite_scores: bool
+    ) -> list[tuple[float, float | None]]:
         detection = self._detect(faces)
         said = [NOT_ASKED] * len(faces)
         if self.answers == "all":
-            said = self._write(faces, detection, max_new_tokens=1)
+            said = self._write(faces, detection, max_new_tokens=1, cite_scores=cite_scores)
         p_yes = [answer.p_yes for answer in said]
         return list(zip(detection.score.tolist(), p_yes, strict=True))
 

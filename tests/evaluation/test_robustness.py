@@ -4,6 +4,7 @@ import json
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
@@ -22,6 +23,9 @@ from llava_forgery.evaluation.scorers import AdapterScorer, DetectorScorer, load
 from llava_forgery.faces.records import FEATURES
 from llava_forgery.hosts.transformers.loading import load_host
 from llava_forgery.hosts.transformers.model import attach_forgery
+from llava_forgery.infer.answering import write_answers
+from llava_forgery.qa.build import build_prompt
+from llava_forgery.tensors import from_bytes
 from tests import tiny
 
 
@@ -131,6 +135,19 @@ def test_detector_and_adapter_are_told_apart(folder):
     assert scores["kfd"] == pytest.approx(detector(pictures)["kfd"], abs=1e-5)
     verdict = adapter.predictor.predict(pictures[1], cropped=True)
     assert scores["p_yes"][1] == pytest.approx(verdict.p_yes, abs=1e-5)
+    # Asked without the score, about the same embeddings.
+    uncited = AdapterScorer(adapter.predictor, uncited=True)
+    both = uncited(pictures)
+    assert tuple(both) == uncited.names == ("kfd", "p_yes", "p_yes_uncited")
+    assert both["p_yes"] == pytest.approx(scores["p_yes"], abs=1e-6)
+    prompts = [build_prompt() for _ in pictures]
+    shown = [Image.fromarray(picture) for picture in pictures]
+    with torch.inference_mode():
+        detection = adapter.model.detect(torch.stack([from_bytes(p) for p in pictures]))
+        said = write_answers(adapter.model, prompts, shown, detection, max_new_tokens=1)
+    assert both["p_yes_uncited"] == pytest.approx([answer.p_yes for answer in said], abs=1e-5)
+    with pytest.raises(ValueError, match="no prompt"):
+        load_scorer(folder / "kfd", uncited=True)
     with pytest.raises(FileNotFoundError, match="holds neither"):
         load_scorer(folder / "host")
     with pytest.raises(ValueError, match="needs no host"):

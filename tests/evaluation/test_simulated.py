@@ -65,6 +65,13 @@ def test_a_second_column_and_who_is_counted():
     assert "web" not in summarise(RECORDS)
 
 
+def test_an_answer_without_the_score_has_a_row_of_its_own():
+    metrics = summarise([{**r, "p_yes_uncited": 1 - r["p_yes"]} for r in RECORDS])
+    assert metrics["text_uncited"]["auc"] == pytest.approx(1 - metrics["text"]["auc"])
+    assert "| answer, score not cited: AUC | 0.111 |" in summary_table(metrics)
+    assert "text_uncited" not in summarise(RECORDS)
+
+
 def test_pictures_on_the_web_are_the_same_again_and_alike_in_a_pair():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (64, 64, 3), np.uint8)
