@@ -100,8 +100,11 @@ def test_all_else_is_moved_as_before(on_cpu):
 def test_models_are_loaded_on_the_cpu(on_cpu, tmp_path, device_map):
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 8}
     LlamaForCausalLM(LlamaConfig(num_attention_heads=1, **sizes)).save_pretrained(tmp_path)
-    model = LlamaForCausalLM.from_pretrained(tmp_path, device_map=device_map)
+    model = LlamaForCausalLM.from_pretrained(
+        tmp_path, device_map=device_map, attn_implementation="flash_attention_2"
+    )
     assert model.device.type == "cpu"
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_a_gpu_that_is_seen_is_refused(monkeypatch):

@@ -13,9 +13,9 @@ def use_cpu() -> None:
     """Keep this process on the CPU, and read "cuda" as "cpu".
 
     ``to`` and ``cuda`` of tensors and modules, and ``device_map`` of transformers'
-    ``from_pretrained``, take the CPU for any CUDA device: no more is called by LLaVA's tools and by
-    lmms-eval's models of ``llava``. Dtypes stay as they are, since float16 runs on CPUs and halves
-    the memory. It cannot be undone.
+    ``from_pretrained``, take the CPU for any CUDA device, and flash attention is "sdpa": no more is
+    called by LLaVA's tools and by lmms-eval's models of ``llava``. Dtypes stay as they are, since
+    float16 runs on CPUs and halves the memory. It cannot be undone.
 
     Raises:
         RuntimeError: This process sees a GPU; hide it before Python starts.
@@ -35,6 +35,9 @@ def use_cpu() -> None:
     def from_pretrained(cls: type, *args: Any, device_map: Any = None, **kwargs: Any) -> Any:
         if isinstance(device_map, dict):
             device_map = {part: _without_cuda(device) for part, device in device_map.items()}
+        # LLaVA-NeXT's loader asks for it, and no CPU has it.
+        if kwargs.get("attn_implementation") == "flash_attention_2":
+            kwargs["attn_implementation"] = "sdpa"
         return original(cls, *args, device_map=_without_cuda(device_map), **kwargs)
 
     PreTrainedModel.from_pretrained = from_pretrained
