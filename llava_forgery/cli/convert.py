@@ -112,7 +112,7 @@ def convert_placement(
     from llava_forgery.hosts.layouts import change_placement
 
     change_placement(model, placement, crop)
-    typer.echo(f"Changed {model}")
+    notice(f"Changed {model}")
 
 
 @convert.command("imagebind")

@@ -83,7 +83,7 @@ def test_equal_logits_there_and_back(root):
         app, ["convert", "adapter", *(f"--{name}={value}" for name, value in arguments.items())]
     )
     assert said.exit_code == 0, said.exception
-    assert "layout of llava" in said.stdout
+    assert "layout of llava" in said.output
     for name in ("adapter_model.safetensors", "fpl.safetensors", "kfd/kfd.safetensors"):
         one, two = load_file(folder / "tiny-llava-lora" / name), load_file(back / name)
         assert set(one) == set(two)
