@@ -93,7 +93,7 @@ def save_exported(vlm: ForgeryVLM, out: str | PathLike, max_shard_size: str = "5
     model.host, model.fpl = host, vlm.fpl
     model.generation_config = host.generation_config
     size = None if not vlm.takes_forgery_images else vlm.kfd.config.encoder.image_size
-    settings = ForgerySettings(vlm.n_forgery, size, ALWAYS, vlm.placement == ALWAYS)
+    settings = ForgerySettings(vlm.n_forgery, size, ALWAYS, vlm.placement == ALWAYS, vlm.crop)
     processor = LlavaForgeryProcessor.over(vlm.processor, settings)
     with atomic_path(out) as temporary:
         model.save_pretrained(temporary, max_shard_size=max_shard_size)

@@ -27,6 +27,8 @@ from transformers.image_utils import make_flat_list_of_images
 
 from llava_forgery.constants import FORGERY_TOKEN
 from llava_forgery.files import write_text
+from llava_forgery.hosts.pictures import ClientPrompts
+from llava_forgery.hosts.placement import FACE, WHOLE
 from llava_forgery.hosts.transformers.chat import image_token_of, pair_placeholders
 from llava_forgery.hosts.transformers.exported import (
     AUTO_MAP,
@@ -38,6 +40,7 @@ from llava_forgery.hosts.transformers.exported import (
 from llava_forgery.hosts.transformers.processors import conventions_of, process_plainly
 from llava_forgery.hosts.transformers.prompts import collate, process_sample
 from llava_forgery.images import to_rgb
+from llava_forgery.tensors import to_bytes
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ class ForgerySettings:
     behind: bool = False
     """Whether they stand right behind each image, as the model of an adapter trained with
     ``always`` puts them, or behind a line break, as prompts that write them have them."""
+    crop: str = WHOLE
+    """Whether the largest ``face`` is cut out of a picture for the detector, as training frames it,
+    or the whole picture is padded to a square (``none``)."""
+
+
+# It finds faces, and warns once.
+_CLIENTS = ClientPrompts()
 
 
 class LlavaForgeryProcessor(ProcessorMixin):
@@ -257,10 +267,13 @@ class LlavaForgeryProcessor(ProcessorMixin):
 
     def _view(self, image: Any) -> torch.Tensor:
         """What the detector sees of a picture: (3, S, S) uint8."""
-        picture = image if isinstance(image, Image.Image) else to_pil_image(image)
+        pixels = to_rgb(image if isinstance(image, Image.Image) else to_pil_image(image))
         side = self.forgery.image_size
-        square = ImageOps.pad(Image.fromarray(to_rgb(picture)), (side, side))
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+        if self.forgery.crop == FACE:
+            square = to_bytes(_CLIENTS.frame([pixels], side, FACE)[0])
+        else:
+            square = np.array(ImageOps.pad(Image.fromarray(pixels), (side, side)))
+        return torch.from_numpy(square).permute(2, 0, 1)
 
 
 def _texts(message: dict[str, Any]) -> list[str]:

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForImageTextToText,
@@ -24,6 +25,8 @@ from llava_forgery import ForgeryPredictor, export_transformers, register_auto_c
 from llava_forgery.cli import app
 from llava_forgery.constants import FORGERY_TOKEN
 from llava_forgery.evaluation.scorers import load_scorer
+from llava_forgery.faces.detect import get_detector
+from llava_forgery.faces.detected import square_of_face
 from llava_forgery.files import read_json
 from llava_forgery.hosts.auto import AutoForgeryModel, ForgeryProcessor
 from llava_forgery.hosts.transformers.chat import image_token_of
@@ -272,6 +275,21 @@ def test_placeholders_stand_where_the_placement_has_them(plain):
     # Written ones are not doubled.
     again = processor(images=picture, text=written, return_tensors="pt")
     assert torch.equal(again["input_ids"], asked(processor, chat(picture))["input_ids"])
+
+
+@pytest.mark.slow
+def test_the_detector_sees_the_face(plain, samples_dir):
+    picture = Image.open(next(samples_dir.rglob("*.jpg"))).convert("RGB")
+    processor = LlavaForgeryProcessor.from_pretrained(plain / "exported")
+    seen = {}
+    for crop in ("face", "none"):
+        processor.forgery = replace(processor.forgery, crop=crop)
+        seen[crop] = asked(processor, chat(picture))["forgery_images"][0].permute(1, 2, 0).numpy()
+    whole = ImageOps.pad(picture, (tiny.SIZE, tiny.SIZE))
+    assert (seen["none"] == np.array(whole)).all()
+    face = square_of_face(np.array(picture), tiny.SIZE, lambda: get_detector("dlib")).image
+    assert np.abs(seen["face"].astype(int) - face).max() <= 1
+    assert (face != np.array(whole)).any()
 
 
 @pytest.mark.slow
