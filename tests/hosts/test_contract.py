@@ -186,7 +186,9 @@ def likelihoods(backend: Backend, folder: Path) -> None:
 @row("the model of lmms-eval")
 def lmms_eval(backend: Backend, folder: Path) -> None:
     interface = pytest.importorskip("llava_forgery.integrations.lmms_eval.model").LlavaForgery
-    model = interface(str(backend.adapter), str(backend.host), device="cpu", batch_size=2)
+    model = interface(
+        str(backend.adapter), base_model=str(backend.host), device="cpu", batch_size=2
+    )
     model.task_dict = {"task": {"test": [{"image": Image.fromarray(face)} for face in FACES]}}
 
     def request(i: int, asked: str | dict) -> SimpleNamespace:

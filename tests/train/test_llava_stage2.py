@@ -42,6 +42,10 @@ from tests.train.interruption import interrupt
 ROOT = Path(__file__).parents[2]
 
 
+# Every prompt with its description and the detector's score.
+PAPER = {"task_descriptions": 1.0, "kfd_results": 1.0}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     tiny_llava.require_llava()
@@ -65,7 +69,8 @@ def folder(tmp_path_factory, samples_dir):
     ]
     prepare_sources(sources, folder / "faces", settings=CropSettings(size=96))
     faces = load_faces(folder / "faces")
-    build_conversations(FacePairs(faces, 4, size=tiny.SIZE), tiny.kfd(), folder / "qa", seed=1)
+    pairs = FacePairs(faces, 4, size=tiny.SIZE)
+    build_conversations(pairs, tiny.kfd(), folder / "qa", seed=1, **PAPER)
     turns = [{"from": "human", "value": "Who are you?"}, {"from": "gpt", "value": "A model."}]
     (folder / "general.json").write_text(json.dumps([{"id": "g", "conversations": turns}]))
     return folder
@@ -234,7 +239,8 @@ def test_resumed_equals_uninterrupted(folder, lora):
 def test_the_best_state_on_other_people_is_written(folder):
     """From LLaVA's JSON, which tells whom it shows; the adapter tells it as well."""
     rows = load_faces(folder / "faces")
-    build_conversations(FacePairs(rows, 4, size=tiny.SIZE), tiny.kfd(), folder / "val", seed=2)
+    pairs = FacePairs(rows, 4, size=tiny.SIZE)
+    build_conversations(pairs, tiny.kfd(), folder / "val", seed=2, **PAPER)
     data = folder / "val/conversations.json"
     entries = json.loads(data.read_text())
     held_out = {entry["identity"] for entry in entries}

@@ -41,11 +41,15 @@ def faces():
     return datasets.Dataset.from_list(rows, features=FEATURES)
 
 
+# Every prompt with its description and the detector's score.
+PAPER = {"task_descriptions": 1.0, "kfd_results": 1.0}
+
+
 @pytest.fixture(scope="module")
 def conversations(faces, tmp_path_factory):
     folder = tmp_path_factory.mktemp("qa") / "conversations"
     return build_conversations(
-        FacePairs(faces, 6, size=tiny.SIZE), tiny.kfd(), folder, seed=1, kfd_results=1.0
+        FacePairs(faces, 6, size=tiny.SIZE), tiny.kfd(), folder, seed=1, **PAPER
     )
 
 
@@ -346,7 +350,7 @@ def test_stage_2_writes_the_state_of_the_lowest_validation_loss(faces, conversat
     rows = [{**row, "identity": f"other {i}"} for i, row in enumerate(faces)]
     others = datasets.Dataset.from_list(rows, features=FEATURES)
     pairs = FacePairs(others, 3, size=tiny.SIZE)
-    held_out = build_conversations(pairs, tiny.kfd(), tmp_path / "val", seed=1)
+    held_out = build_conversations(pairs, tiny.kfd(), tmp_path / "val", seed=1, **PAPER)
     options = {"steps": 4, "batch_size": 2, "save_steps": 2, "eval_steps": 1, "learning_rate": 0.5}
     options["val_conversations"] = held_out
     train_adapter(_vlm(True), conversations, tmp_path / "whole", **options)
