@@ -246,7 +246,7 @@ def test_the_best_state_on_other_people_is_written(folder):
     held_out = {entry["identity"] for entry in entries}
     data.write_text(json.dumps([{**e, "identity": f"other {e['identity']}"} for e in entries]))
     flags = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 3, "save_strategy": "no"}
-    flags |= {"learning_rate": 1.0, "eval_data_path": data}
+    flags |= {"learning_rate": 1.0, "mm_forgery_placement": "placeholders", "eval_data_path": data}
     run(_arguments(folder, "best-llava-lora", data_path=folder / "qa/conversations.json", **flags))
     out = folder / "best-llava-lora"
     history = json.loads((out / "validation.json").read_text())
