@@ -28,9 +28,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ from llava_forgery.infer.batch import judge_files
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 PATIENCE = 600
+# Faces of a batch, as `serve` has them by default.
+_BATCH = 8
 
 
 def main() -> None:
@@ -256,22 +259,15 @@ def detect_child(arguments: argparse.Namespace, photographs: list[Path]) -> Iter
 
 def answer_parent(arguments: argparse.Namespace) -> None:
     """Judge as asked on standard input, and print the seconds."""
-    predictor = load_predictor(
-        None if arguments.model is None else Path(arguments.model), None, "auto", None, None, False
-    )
+    predictor = load_predictor(None if arguments.model is None else Path(arguments.model))
+    predictor.limits = replace(predictor.limits, faces=_BATCH)
     for line in sys.stdin:
         started = time.perf_counter()
         if line.strip() == "single":
             for path in arguments.child:
                 next(iter(judge_files(predictor, [path])))
         else:
-            faces = [
-                face
-                for path in arguments.child
-                for face in predictor.find_faces(Image.open(path).convert("RGB"))
-            ]
-            for start in range(0, len(faces), 8):
-                predictor.predict_faces(faces[start : start + 8])
+            deque(judge_files(predictor, arguments.child), maxlen=0)
         print(json.dumps(time.perf_counter() - started), flush=True)
 
 
