@@ -232,10 +232,13 @@ def train_baseline(
         "seed": seed,
         "simulator": model.simulator,
         "framing": framing,
-        "role": "training",
     }
     pairs = FacePairs(
-        faces, steps * batch_size, degradation=degradation or DegradeConfig(), **options
+        faces,
+        steps * batch_size,
+        degradation=degradation or DegradeConfig(),
+        role="training",
+        **options,
     )
     arguments = training_arguments(
         output_dir,
@@ -272,7 +275,11 @@ def train_baseline(
     if model.own_statistics:
         if norm_degradation is not None:
             pairs = FacePairs(
-                faces, norm_batches * batch_size, degradation=norm_degradation, **options
+                faces,
+                norm_batches * batch_size,
+                degradation=norm_degradation,
+                role="training",
+                **options,
             )
         recalibrate_batch_norm(model, pairs, batch_size, norm_batches)
     model.eval()

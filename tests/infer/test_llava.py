@@ -76,7 +76,7 @@ def test_the_prompt_is_the_one_of_training(predictor):
     assert yes != no
     assert [token for token in ids if token < 0] == [IMAGE_TOKEN_INDEX] + [FORGERY_TOKEN_INDEX] * 2
     text, _ = render_turns(["<image>\nIs this a deepfake image?"], prompts.style, skill=True)
-    assert text.endswith("USER: <image>\n<forgery><forgery>\nIs this a deepfake image? ASSISTANT:")
+    assert text.endswith("USER: <image><forgery><forgery>\nIs this a deepfake image? ASSISTANT:")
     sample = prompts.encode(_said("Is this a deepfake image?", "Yes, at the nose."), picture)
     begun = [*ids, *shared, yes]
     assert sample["input_ids"].tolist()[: len(begun)] == begun
@@ -95,7 +95,8 @@ def test_templates(predictor, caplog):
     prompts = LlavaEncoder(host.config, predictor.vlm.tokenizer, host.n_forgery, TEMPLATE)
     assert "was trained with the template 'v1'" in caplog.text
     text, _ = render_turns(["<image>\nWhy?"], prompts.style, skill=True)
-    assert "###Human: <Img><image></Img><forgery><forgery> Why?###Assistant:" in text
+    # Right behind the image, where the model puts them by itself.
+    assert "###Human: <Img><image><forgery><forgery></Img> Why?###Assistant:" in text
     assert prompts.stopping()["stop_strings"] == ["###"]
     assert predictor.vlm.prompts.stopping() == {}
     with pytest.raises(ValueError, match="none of LLaVA's conversation templates"):

@@ -228,16 +228,7 @@ def test_a_host_that_sees_the_image_otherwise_is_refused(hosts):
 
 
 def test_clips_text_tower_beside_a_hosts_image_tower(hosts, tmp_path):
-    import open_clip
-
-    from tests.kfd.test_open_clip import MODEL
-
-    (tmp_path / "clip").mkdir()
-    torch.manual_seed(0)
-    save_file(open_clip.CLIP(**MODEL).state_dict(), tmp_path / "clip/open_clip_model.safetensors")
-    (tmp_path / "clip/open_clip_config.json").write_text(
-        json.dumps({"model_cfg": MODEL, "preprocess_cfg": {}})
-    )
+    tiny_towers.save_open_clip(tmp_path / "clip")
     detector = tiny_towers.kfd(hosts["siglip"], text_model=f"local-dir:{tmp_path / 'clip'}")
     assert detector.config.encoder.text_width == 24
     assert detector.config.temperature == 100.0
