@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from os import PathLike
 
-from huggingface_hub import constants, errors
-from transformers import dynamic_module_utils
+from llava_forgery.optional import lazy
+
+huggingface_hub = lazy("huggingface_hub")
+transformers = lazy("transformers")
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ def named_by(file: str | PathLike, names: Mapping[str, str]) -> Iterator[None]:
 
 def _is_missing(error: BaseException | None) -> bool:
     """Whether a file of the hub was looked for and is not in its cache."""
+    errors = huggingface_hub.errors
     while error is not None:
         if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
             return True
@@ -77,12 +80,13 @@ def _is_missing(error: BaseException | None) -> bool:
 @contextmanager
 def _without_hub() -> Iterator[None]:
     global _count, _before
+    constants, code = huggingface_hub.constants, transformers.dynamic_module_utils
     with _lock:
         if not _count:
-            _before = (constants.HF_HUB_OFFLINE, dynamic_module_utils.TIME_OUT_REMOTE_CODE)
+            _before = (constants.HF_HUB_OFFLINE, code.TIME_OUT_REMOTE_CODE)
             constants.HF_HUB_OFFLINE = True
             # Where others' packages leave trust_remote_code out, nobody is asked to run code.
-            dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+            code.TIME_OUT_REMOTE_CODE = 0
         _count += 1
     try:
         yield
@@ -90,4 +94,4 @@ def _without_hub() -> Iterator[None]:
         with _lock:
             _count -= 1
             if not _count:
-                constants.HF_HUB_OFFLINE, dynamic_module_utils.TIME_OUT_REMOTE_CODE = _before
+                constants.HF_HUB_OFFLINE, code.TIME_OUT_REMOTE_CODE = _before

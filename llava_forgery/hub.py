@@ -11,8 +11,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, errors, snapshot_download
-from huggingface_hub.utils import validate_repo_id
+from llava_forgery.optional import lazy
+
+huggingface_hub = lazy("huggingface_hub")
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,8 @@ _SENT = [*_TAKEN, "modeling_llava_forgery.py", "processing_llava_forgery.py"]
 def is_hub_name(name: str) -> bool:
     """Whether a name is of the hub's form, ``owner/name``."""
     try:
-        validate_repo_id(name)
-    except errors.HFValidationError:
+        huggingface_hub.utils.validate_repo_id(name)
+    except huggingface_hub.errors.HFValidationError:
         return False
     return "/" in name and not name.startswith(".")
 
@@ -54,11 +55,15 @@ def local_folder(name: str | PathLike, *, token: str | bool | None = None) -> Pa
         return path
     try:
         return Path(
-            snapshot_download(
+            huggingface_hub.snapshot_download(
                 repo_id, revision=revision or None, allow_patterns=_TAKEN, token=token
             )
         )
-    except (OSError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
+    except (
+        OSError,
+        huggingface_hub.errors.HfHubHTTPError,
+        huggingface_hub.errors.OfflineModeIsEnabled,
+    ) as error:
         raise FileNotFoundError(
             f"there is no folder {name}, and the hub gave none of that name "
             f"({str(error).strip().splitlines()[0]}); give a folder, or owner/name[@revision] of a "
@@ -103,7 +108,7 @@ def push_folder(
         raise ValueError(f"{folder} holds no safetensors, JSON or text that could be uploaded")
     if left:
         logger.warning("not uploaded from %s: %s", folder, ", ".join(left))
-    api = HfApi(token=token)
+    api = huggingface_hub.HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)

@@ -1,9 +1,33 @@
-"""Packages that only some users need, imported where they are used."""
+"""Packages that only some users or some calls need, imported where they are used."""
 
 import importlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from llava_forgery.noise import quiet
+
+
+class lazy(ModuleType):
+    """``name = lazy("name")``: a package that is imported when something of it is first used.
+
+    For packages that take long to import and that only some calls need. What is monkeypatched on
+    it is seen through this name only.
+
+    Args:
+        package: Name to import; the package must be installed.
+    """
+
+    _package: ModuleType | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if self._package is None:
+            with quiet():
+                self._package = importlib.import_module(self.__name__)
+        return getattr(self._package, name)
 
 
 def require(package: str, extra: str, feature: str) -> ModuleType:

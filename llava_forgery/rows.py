@@ -1,19 +1,23 @@
 """Rows of Hugging Face data sets: written one by one, read without opening files, told apart."""
 
+from __future__ import annotations
+
 import hashlib
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets.arrow_writer import ArrowWriter
-from datasets.features.features import require_decoding
-from datasets.table import InMemoryTable
+from llava_forgery.optional import lazy
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+else:
+    datasets, pa = lazy("datasets"), lazy("pyarrow")
+pc = lazy("pyarrow.compute")
 
 
 def write_rows(
@@ -30,7 +34,7 @@ def write_rows(
     # Building a data set and saving it would write everything twice, and read it back through a
     # memory map, whose pages count as memory of this process.
     empty = datasets.Dataset(
-        InMemoryTable(features.arrow_schema.empty_table()),
+        datasets.table.InMemoryTable(features.arrow_schema.empty_table()),
         datasets.DatasetInfo(features=features),
         # A name of its own: a cached result of another data set must not be taken for this one's.
         fingerprint=uuid.uuid4().hex,
@@ -38,7 +42,7 @@ def write_rows(
     with _quiet_bars():
         empty.save_to_disk(str(folder), num_shards=1)
     (arrow,) = folder.glob("*.arrow")
-    with ArrowWriter(path=str(arrow), features=features) as writer:
+    with datasets.arrow_writer.ArrowWriter(path=str(arrow), features=features) as writer:
         for row in rows():
             writer.write(features.encode_example(_without_paths(row, features)))
         writer.finalize()
@@ -79,7 +83,7 @@ def embedded(rows: datasets.Dataset, name: str) -> datasets.Dataset:
             _check_embedded(rows.data.column(column), f"column {column!r} of {name}")
             if feature.decode:
                 rows = rows.cast_column(column, datasets.Image(mode=feature.mode, decode=False))
-        elif require_decoding(feature):
+        elif datasets.features.features.require_decoding(feature):
             raise ValueError(
                 f"column {column!r} of {name} holds {type(feature).__name__}, for which files "
                 "would be opened; expected pictures, texts and numbers: leave the column out"

@@ -10,14 +10,16 @@ Rows of videos and benchmarks have more fields, where there is something to say:
 ``track``, ``method``, ``compression``, ``angle``.
 """
 
+from __future__ import annotations
+
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 from PIL import Image
 
@@ -25,31 +27,50 @@ from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.faces.crop import Box
 from llava_forgery.files import atomic_path, check_name, to_json, write_json
 from llava_forgery.images import decode_image, to_rgb
+from llava_forgery.optional import lazy
 from llava_forgery.rows import image_bytes, load_rows, write_rows
 
 SPLITS = ("train", "val", "test")
 FACES, MANIFEST, SETTINGS, REPORT = "faces", "manifest.jsonl", "settings.json", "report.json"
 
-FEATURES = datasets.Features(
-    {
-        "image": datasets.Image(),
-        "landmarks": datasets.List(datasets.List(datasets.Value("float32"), length=2), length=68),
-        "box": datasets.List(datasets.Value("float64"), length=4),
-        "video_id": datasets.Value("string"),
-        "identity": datasets.Value("string"),
-        "label": datasets.ClassLabel(names=list(LABEL_NAMES)),
-        "source": datasets.Value("string"),
-        "split": datasets.Value("string"),
-        "frame": datasets.Value("int32"),
-        "track": datasets.Value("int32"),
-        "method": datasets.Value("string"),
-        "compression": datasets.Value("string"),
-        "angle": datasets.Value("float64"),
-        "mask": datasets.Image(),
-    }
-)
+if TYPE_CHECKING:
+    import datasets
+
+    FEATURES: datasets.Features
+else:
+    datasets = lazy("datasets")
 OPTIONAL = ("frame", "track", "method", "compression", "angle", "mask")
 """Columns that may be empty, and that faces prepared by an earlier version lack."""
+
+
+@cache
+def _features() -> datasets.Features:
+    values, numbers = datasets.Value, datasets.List
+    return datasets.Features(
+        {
+            "image": datasets.Image(),
+            "landmarks": numbers(numbers(values("float32"), length=2), length=68),
+            "box": numbers(values("float64"), length=4),
+            "video_id": values("string"),
+            "identity": values("string"),
+            "label": datasets.ClassLabel(names=list(LABEL_NAMES)),
+            "source": values("string"),
+            "split": values("string"),
+            "frame": values("int32"),
+            "track": values("int32"),
+            "method": values("string"),
+            "compression": values("string"),
+            "angle": values("float64"),
+            "mask": datasets.Image(),
+        }
+    )
+
+
+def __getattr__(name: str) -> datasets.Features:
+    # Made when it is asked for: a verdict on a photograph needs no data sets.
+    if name == "FEATURES":
+        return _features()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
@@ -163,13 +184,13 @@ class FaceCrop:
         }
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "FaceCrop":
+    def from_row(cls, row: Mapping[str, Any]) -> FaceCrop:
         """Read a row of the data set, its image decoded or not.
 
         Raises:
             ValueError: A column is missing, or a value is not valid.
         """
-        missing = [name for name in FEATURES if name not in row and name not in OPTIONAL]
+        missing = [name for name in _features() if name not in row and name not in OPTIONAL]
         if missing:
             raise ValueError(f"the row lacks {', '.join(missing)}; it has {', '.join(row)}")
         optional = {name: row.get(name) for name in OPTIONAL}
@@ -236,7 +257,7 @@ def save_rows(
                 if not count:
                     raise ValueError(f"no faces were given to write to {out_dir}")
 
-            write_rows(written, FEATURES, folder)
+            write_rows(written, _features(), folder)
     # A report that lies there is of the faces that were replaced.
     (out_dir / REPORT).unlink(missing_ok=True)
     write_json(out_dir / SETTINGS, dict(settings))
@@ -281,9 +302,9 @@ def load_faces(folder: str | PathLike, split: str | None = None) -> datasets.Dat
             "'llava-forgery data prepare PHOTOS --out FOLDER' wrote"
         )
     faces = load_rows(inner)
-    expected = set(FEATURES)
+    expected = set(_features())
     if not expected - set(OPTIONAL) <= set(faces.column_names) <= expected:
-        raise ValueError(f"{inner} is another data set: expected columns {list(FEATURES)}")
+        raise ValueError(f"{inner} is another data set: expected columns {list(_features())}")
     if split is not None:
         places = [i for i, name in enumerate(faces["split"]) if name == split]
         present = sorted(set(faces["split"]))

@@ -7,9 +7,11 @@ from functools import cached_property
 
 import cv2
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from llava_forgery.faces.crop import Box
+from llava_forgery.optional import lazy
+
+scipy = lazy("scipy")
 
 # A face moves less than its own width between two frames, and does not double its size.
 _FARTHEST = 1.0
@@ -108,7 +110,7 @@ class Tracker:
                 # Looking costs more than measuring.
                 if costs[i, j] < _NEVER and looks and track.look and looks[i].differs(track.look):
                     costs[i, j] = _NEVER
-        rows, columns = linear_sum_assignment(costs)
+        rows, columns = scipy.optimize.linear_sum_assignment(costs)
         found = {i: live[j] for i, j in zip(rows, columns, strict=True) if costs[i, j] < _NEVER}
         numbers = []
         for i, box in enumerate(boxes):

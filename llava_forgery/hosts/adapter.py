@@ -22,7 +22,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
 import llava_forgery
@@ -38,7 +37,10 @@ from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, fill_lora, save_lora
 from llava_forgery.hosts.projector import TRAINABLES, fill_projector
 from llava_forgery.hub import is_hub_name
+from llava_forgery.optional import lazy
 from llava_forgery.weights import load_tensors, save_tensors
+
+huggingface_hub = lazy("huggingface_hub")
 
 CONFIG, FPL, KFD, CARD = "forgery_config.json", "fpl.safetensors", "kfd", "README.md"
 FORMAT = 2
@@ -79,7 +81,9 @@ def save_adapter(model: nn.Module, directory: str | PathLike) -> None:
         temporary.mkdir()
         save_tensors(temporary / FPL, model.fpl.state_dict())
         model.kfd.save_pretrained(temporary / KFD)
-        if model.has_lora:
+        if model.frozen_lora is not None:
+            model.frozen_lora.save(temporary, name)
+        elif model.has_lora:
             save_lora(model.host, temporary, name)
         if model.projector is not None:
             save_tensors(temporary / TRAINABLES, model.projector.state())
@@ -182,7 +186,9 @@ def fill_adapter(model: nn.Module, directory: str | PathLike) -> None:
     """Fill an attached FPL, LoRA and projector from an adapter's folder, strictly."""
     directory = Path(directory)
     fill_learner(model.fpl, directory)
-    if model.has_lora:
+    if model.frozen_lora is not None:
+        model.frozen_lora.fill(directory)
+    elif model.has_lora:
         fill_lora(model.host, directory)
     fill_projector(model.projector, directory)
 
@@ -207,7 +213,7 @@ def write_card(directory: Path, host: str, lora: bool, training: Mapping[str, An
         lora: Whether the adapter holds LoRA.
         training: What is known of its training, such as ``{"conversations": 700}``.
     """
-    data = ModelCardData(
+    data = huggingface_hub.ModelCardData(
         base_model=host if is_hub_name(host) else None,
         library_name="llava-forgery",
         pipeline_tag="image-text-to-text",
@@ -219,7 +225,7 @@ def write_card(directory: Path, host: str, lora: bool, training: Mapping[str, An
         training=_table(training) or "Nothing is recorded.",
         figures=_NO_FIGURES,
     )
-    ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(directory / CARD)
+    huggingface_hub.ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(directory / CARD)
 
 
 def add_figures(directory: str | PathLike, figures: Mapping[str, float], data: str) -> None:
@@ -236,10 +242,11 @@ def add_figures(directory: str | PathLike, figures: Mapping[str, float], data: s
     path = Path(directory) / CARD
     if not path.is_file():
         raise FileNotFoundError(f"{directory} holds no {CARD}, the model card of an adapter")
-    card = ModelCard.load(path)
+    card = huggingface_hub.ModelCard.load(path)
     card.data.model_name = "forgery adapter"
     card.data.eval_results = [
-        EvalResult("image-text-to-text", data, data, name, value) for name, value in figures.items()
+        huggingface_hub.EvalResult("image-text-to-text", data, data, name, value)
+        for name, value in figures.items()
     ]
     start = card.text.index(_FIGURES)
     card.text = f"{card.text[:start]}{_FIGURES}\n\nOn {data}:\n\n{_table(figures)}\n"

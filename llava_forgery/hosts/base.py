@@ -7,21 +7,34 @@ package (:class:`~llava_forgery.hosts.llava.vlm.LlavaForgeryVLM`,
 :class:`~llava_forgery.hosts.llava.encoder.LlavaEncoder`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
+from llava_forgery.constants import IGNORE_INDEX
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.families import HostFamily
 from llava_forgery.hosts.projector import TrainedProjector
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.qa.conversation import Conversation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# One value for each token: padded beside the ids, with these values.
+TOKEN_PAD_VALUES = {
+    "attention_mask": 0,
+    "labels": IGNORE_INDEX,
+    "token_type_ids": 0,
+    "mm_token_type_ids": 0,
+}
 
 
 class CandidateIds(NamedTuple):

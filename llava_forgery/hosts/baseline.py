@@ -4,20 +4,31 @@ What the skill adds is measured against these two. Prompts hold no placeholders
 (``n_forgery_tokens=0``); what the host knows of the detector is the sentence with its score.
 """
 
+from __future__ import annotations
+
 from os import PathLike
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
 
 from llava_forgery.files import atomic_path, check_output_folder
 from llava_forgery.hosts.families import exclusive
-from llava_forgery.hosts.lora import LORA_WEIGHTS, LoraSettings, fill_lora, lora_config, save_lora
+from llava_forgery.hosts.lora import (
+    LORA_WEIGHTS,
+    LoraSettings,
+    fill_lora,
+    is_peft,
+    lora_config,
+    save_lora,
+)
 from llava_forgery.hosts.transformers.model import labelled_logits
 from llava_forgery.hosts.transformers.prompts import ProcessorEncoder
+from llava_forgery.optional import lazy
+
+peft = lazy("peft")
 
 
 class BaselineVLM(nn.Module):
@@ -48,12 +59,12 @@ class BaselineVLM(nn.Module):
     ) -> None:
         super().__init__()
         model.requires_grad_(False)
-        self.host: PreTrainedModel | PeftModel = model
+        self.host: PreTrainedModel | peft.PeftModel = model
         self.processor, self.prompts = processor, ProcessorEncoder(processor, self.n_forgery)
         if lora is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                self.host = get_peft_model(model, lora_config(model, lora))
+                self.host = peft.get_peft_model(model, lora_config(model, lora))
 
     @property
     def device(self) -> torch.device:
@@ -63,7 +74,7 @@ class BaselineVLM(nn.Module):
     @property
     def has_lora(self) -> bool:
         """Whether LoRA is attached."""
-        return isinstance(self.host, PeftModel)
+        return is_peft(self.host)
 
     def trainable_names(self) -> list[str]:
         """Names of the parameters that training changes: LoRA's."""

@@ -6,19 +6,16 @@ From 5.24 on ``forward``, ``generate`` and their outputs call them ``cache``, be
 """
 
 import functools
+import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformers import GenerationMixin
+from packaging.version import Version
 
 OLD = "past_key_values"
 NEW = "cache"
-CACHE = (
-    NEW
-    if NEW in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
-    else OLD
-)
+CACHE = NEW if Version(importlib.metadata.version("transformers")) >= Version("5.24.dev0") else OLD
 """What this transformers calls it."""
 
 

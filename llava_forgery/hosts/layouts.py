@@ -5,17 +5,14 @@ layers, which lie under another module in each; nothing else changes, so that th
 where language model, vision tower and projector are.
 """
 
+from __future__ import annotations
+
 import re
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    PeftModel,
-    get_peft_model,
-    set_peft_model_state_dict,
-)
 from transformers import AutoModelForCausalLM
 
 from llava_forgery.downloads import allow_downloads
@@ -54,7 +51,10 @@ from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.hub import local_folder
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.noise import quiet
+from llava_forgery.optional import lazy
 from llava_forgery.weights import compare_tensors, load_tensors, read_tensors
+
+peft = lazy("peft")
 
 LAYER = re.compile(r"(base_model\.model\.)(.*?)(layers\.\d+\..*)")
 
@@ -200,7 +200,7 @@ def _to_llava(source: Path, host: str, directory: str | PathLike, template: str 
     if template is not None:
         setattr(model.config, TEMPLATE_KEY, template)
     if config["lora"]:
-        model = get_peft_model(model, llava_lora_config(model, settings))
+        model = peft.get_peft_model(model, llava_lora_config(model, settings))
         _fill_lora(model, tensors, source)
     save_llava_adapter(model, directory)
     return "llava"
@@ -233,7 +233,7 @@ def _read_lora(directory: Path) -> tuple[LoraSettings, dict[str, torch.Tensor]]:
     return settings, tensors
 
 
-def _fill_lora(model: PeftModel, tensors: dict[str, torch.Tensor], source: Path) -> None:
+def _fill_lora(model: peft.PeftModel, tensors: dict[str, torch.Tensor], source: Path) -> None:
     """Fill a new LoRA from tensors that are named after another host's layers, strictly."""
     expected = lora_state(model)
     first = LAYER.fullmatch(next(iter(expected)))
@@ -247,7 +247,7 @@ def _fill_lora(model: PeftModel, tensors: dict[str, torch.Tensor], source: Path)
             )
         renamed[found[1] + first[2] + found[3]] = tensor
     compare_tensors(renamed, expected, str(source))
-    set_peft_model_state_dict(model, renamed)
+    peft.set_peft_model_state_dict(model, renamed)
 
 
 def _check_host(model: torch.nn.Module, known: dict[str, Any], source: Path) -> None:

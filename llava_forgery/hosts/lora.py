@@ -1,29 +1,34 @@
 """LoRA on the host's language model alone, through peft."""
 
+from __future__ import annotations
+
 import copy
 import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
-from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
-from transformers import PreTrainedModel
 
 from llava_forgery.files import read_json, write_json
+from llava_forgery.hosts.quantized import is_quantized
+from llava_forgery.optional import lazy
 from llava_forgery.weights import load_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+peft = lazy("peft")
 
 # peft's names.
 LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def is_peft(model: nn.Module) -> bool:
+    """Whether it is peft's wrapper around a host; told without peft, which takes long to import."""
+    return hasattr(model, "get_base_model")
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class LoraSettings:
             )
 
 
-def lora_config(host: nn.Module, settings: LoraSettings | LoraConfig) -> LoraConfig:
+def lora_config(host: nn.Module, settings: LoraSettings | peft.LoraConfig) -> peft.LoraConfig:
     """peft's configuration with the language model's layers as the targets.
 
     A plain list of names would also hit the vision tower, whose attention layers have the same
@@ -64,12 +69,14 @@ def lora_config(host: nn.Module, settings: LoraSettings | LoraConfig) -> LoraCon
     """
     decoder = host.get_decoder()
     prefix = next(name for name, module in host.named_modules() if module is decoder)
-    if isinstance(settings, LoraConfig):
+    if isinstance(settings, peft.LoraConfig):
         config = copy.deepcopy(settings)
         wanted = config.target_modules or LoraSettings.projections
     else:
         wanted = settings.projections
-        config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout)
+        config = peft.LoraConfig(
+            r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout
+        )
     if wanted == "all-linear":
         linear = (name for name, m in decoder.named_modules() if isinstance(m, nn.Linear))
         wanted = {name.rsplit(".", 1)[-1] for name in linear}
@@ -98,7 +105,7 @@ def lora_config(host: nn.Module, settings: LoraSettings | LoraConfig) -> LoraCon
 
 def load_lora(
     host: PreTrainedModel, directory: str | PathLike, trainable: bool = False
-) -> PeftModel:
+) -> peft.PeftModel:
     """A host with a saved LoRA on it; peft itself would only warn where files do not fit.
 
     Args:
@@ -116,11 +123,11 @@ def load_lora(
             raise FileNotFoundError(f"{directory} holds no {name}: the folder is not complete")
     # peft's own error would not name the file.
     read_json(directory / LORA_CONFIG)
-    config = PeftConfig.from_pretrained(str(directory))
+    config = peft.PeftConfig.from_pretrained(str(directory))
     config.inference_mode = not trainable
     # The fingerprint tells hosts apart; peft would warn of one that was moved.
     config.base_model_name_or_path = None
-    model = get_peft_model(host, config)
+    model = peft.get_peft_model(host, config)
     try:
         fill_lora(model, directory)
     except BaseException:
@@ -146,10 +153,10 @@ def check_lora(host: nn.Module, directory: str | PathLike) -> None:
             raise FileNotFoundError(f"{directory} holds no {name}: the folder is not complete")
     # peft's own error would not name the file.
     read_json(directory / LORA_CONFIG)
-    settings = PeftConfig.from_pretrained(str(directory))
+    settings = peft.PeftConfig.from_pretrained(str(directory))
     expected = {}
     for name, layer in host.named_modules():
-        if check_target_module_exists(settings, name):
+        if peft.tuners.tuners_utils.check_target_module_exists(settings, name):
             # Not of the weight, which quantisation packs.
             inputs, outputs = layer.in_features, layer.out_features
             path = f"base_model.model.{name}"
@@ -158,24 +165,24 @@ def check_lora(host: nn.Module, directory: str | PathLike) -> None:
     load_tensors(directory / LORA_WEIGHTS, expected)
 
 
-def merge_lora(host: PeftModel) -> nn.Module:
+def merge_lora(host: peft.PeftModel) -> nn.Module:
     """Add an attached LoRA to the host's weights; returns the bare host.
 
     Raises:
         ValueError: The host is quantised, and the sum would be rounded to 4 or 8 bits again.
     """
-    if getattr(host.get_base_model(), "is_quantized", False):
+    if is_quantized(host.get_base_model()):
         raise ValueError("LoRA cannot be merged into a quantised host; load it unquantised")
     return host.merge_and_unload()
 
 
-def lora_state(host: PeftModel) -> dict[str, torch.Tensor]:
+def lora_state(host: peft.PeftModel) -> dict[str, torch.Tensor]:
     """An attached LoRA's tensors, by the names of peft's files."""
     # Left to itself, peft asks the hub for the host's configuration to see if its words grew.
-    return get_peft_model_state_dict(host, save_embedding_layers=False)
+    return peft.get_peft_model_state_dict(host, save_embedding_layers=False)
 
 
-def save_lora(host: PeftModel, directory: str | PathLike, base: str | None = None) -> None:
+def save_lora(host: peft.PeftModel, directory: str | PathLike, base: str | None = None) -> None:
     """Write an attached LoRA as peft's files.
 
     Args:
@@ -193,7 +200,7 @@ def save_lora(host: PeftModel, directory: str | PathLike, base: str | None = Non
         write_json(directory / LORA_CONFIG, {**values, "base_model_name_or_path": base})
 
 
-def fill_lora(host: PeftModel, directory: str | PathLike) -> None:
+def fill_lora(host: peft.PeftModel, directory: str | PathLike) -> None:
     """Fill an attached LoRA from peft's files, strictly; errors as :func:`load_tensors`."""
     expected = lora_state(host)
-    set_peft_model_state_dict(host, load_tensors(Path(directory) / LORA_WEIGHTS, expected))
+    peft.set_peft_model_state_dict(host, load_tensors(Path(directory) / LORA_WEIGHTS, expected))

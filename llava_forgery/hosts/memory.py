@@ -15,6 +15,8 @@ What is held, for LoRA on a frozen host (QLoRA, arXiv:2305.14314, for the 4-bit 
 - logits of the supervised places: the host's dtype, float32, and a float32 gradient.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +24,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from peft import get_peft_model
 from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from llava_forgery.hosts.lora import LoraSettings, lora_config
+from llava_forgery.optional import lazy
+
+peft = lazy("peft")
 
 # bitsandbytes' block sizes: weights that share a scale, and scales that share one.
 BLOCK, NESTED_BLOCK = 64, 256
@@ -168,7 +172,7 @@ def lora_parameters(host: PreTrainedModel, settings: LoraSettings) -> int:
         host: On the meta device; LoRA is put on and taken off.
         settings: Sizes.
     """
-    adapted = get_peft_model(host, lora_config(host, settings), low_cpu_mem_usage=True)
+    adapted = peft.get_peft_model(host, lora_config(host, settings), low_cpu_mem_usage=True)
     count = sum(parameter.numel() for n, parameter in adapted.named_parameters() if ".lora_" in n)
     adapted.unload()
     return count
@@ -199,7 +203,7 @@ def _kept_bytes(config: PreTrainedConfig, settings: MemorySettings, layers: int)
     small._attn_implementation = "eager"
     host = build_on_meta(small, settings.dtype).requires_grad_(False)
     if settings.lora:
-        host = get_peft_model(host, lora_config(host, settings.lora), low_cpu_mem_usage=True)
+        host = peft.get_peft_model(host, lora_config(host, settings.lora), low_cpu_mem_usage=True)
     host.train()
     decoder = host.get_decoder()
     shape = (settings.batch_size, settings.tokens, text.hidden_size)

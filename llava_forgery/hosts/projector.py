@@ -1,11 +1,16 @@
 """The host's own projector, from vision tower to language model, where it is trained as well."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 
 from llava_forgery.weights import load_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Of an adapter that holds a trained projector, by the host's names of its weights.
 TRAINABLES = "host_trainables.safetensors"

@@ -8,6 +8,8 @@ the question reaches the Q-Former as well, whose own embedding gets a vector of 
 Source: AntifakePrompt (arXiv:2310.17419), section 3; nctu-eva-lab/AntifakePrompt at 957c1e1.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -15,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
@@ -29,6 +30,7 @@ from llava_forgery.hosts.fingerprint import (
     host_fingerprint,
     probe_difference,
 )
+from llava_forgery.hosts.lora import is_peft
 from llava_forgery.hosts.placeholder import EmbeddingHooks
 from llava_forgery.hosts.pseudo_word_checkpoint import (
     VECTORS,
@@ -38,7 +40,10 @@ from llava_forgery.hosts.pseudo_word_checkpoint import (
 from llava_forgery.hosts.transformers.model import ForgeryVLM, labelled_logits
 from llava_forgery.hub import Pushable, local_folder
 from llava_forgery.noise import quiet
+from llava_forgery.optional import lazy
 from llava_forgery.weights import load_tensors
+
+peft = lazy("peft")
 
 PLACEMENTS = ("postfix", "prefix", "replace")
 LANGUAGE_MODEL, QFORMER = "language_model", "qformer"
@@ -232,10 +237,10 @@ class PseudoWordVLM(Pushable, nn.Module):
         save_pseudo_word(self, directory)
 
 
-def bare_host(model: PreTrainedModel | PeftModel | ForgeryVLM) -> PreTrainedModel:
+def bare_host(model: PreTrainedModel | peft.PeftModel | ForgeryVLM) -> PreTrainedModel:
     """The host inside; LoRA's layers stay in it."""
     host = model.host if isinstance(model, ForgeryVLM) else model
-    return host.get_base_model() if isinstance(host, PeftModel) else host
+    return host.get_base_model() if is_peft(host) else host
 
 
 def token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -5,20 +5,40 @@ of it, and its embedding, by which an adapter knows its host, its head and its v
 they are. Adapters are trained on top in full precision (QLoRA, arXiv:2305.14314).
 """
 
+from __future__ import annotations
+
 import logging
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
-from llava_forgery.optional import require
+from llava_forgery.optional import lazy, require
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+
+transformers = lazy("transformers")
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("4bit", "8bit")
 # Of bitsandbytes' Linear4bit.
 _PACKS = "support_avx512bf16_for_cpu"
+
+
+def is_quantized(host: nn.Module) -> bool:
+    """Whether a host's weights are in 4 or 8 bits; peft's wrapper is looked through.
+
+    transformers 5.24 says so of hosts that were made of a GGUF file as well, whose weights lie in
+    full precision.
+    """
+    whole = (
+        getattr(host, "quantization_method", None) == "gguf"
+        and not host.hf_quantizer.packed_modules
+    )
+    return getattr(host, "is_quantized", False) and not whole
 
 
 def pick_device(device: str | torch.device | None = None) -> str | torch.device:
@@ -41,7 +61,7 @@ def place_host(
         dtype: What was asked for; with "auto" float16, for which processors have no arithmetic,
             becomes float32 on a CPU, or bfloat16 where memory has no room for that.
     """
-    if device == "auto" or getattr(model, "is_quantized", False):
+    if device == "auto" or is_quantized(model):
         return model
     device = torch.device(pick_device(device))
     if device.type == "cpu" and dtype == "auto" and model.dtype == torch.float16:
@@ -76,10 +96,10 @@ def quantization_config(
         raise ValueError(f"quantization must be one of {', '.join(KINDS)} or None, got {kind!r}")
     require("bitsandbytes", extra="quantization", feature=f"a host in {kind}")
     if kind == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=spared)
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=spared)
     if dtype == "auto":
         dtype = config.dtype or config.get_text_config().dtype or torch.float32
-    return BitsAndBytesConfig(
+    return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import transformers
 
 import llava_forgery
 from llava_forgery.constants import IMAGE_TOKEN
 from llava_forgery.files import atomic_path, check_output_folder, write_json
 from llava_forgery.noise import quiet
-from llava_forgery.optional import packaged_file
+from llava_forgery.optional import lazy, packaged_file
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+transformers = lazy("transformers")
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ def build_small_llava(directory: str | PathLike, seed: int = 0) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         gguf.parent, gguf_file=gguf.name, trust_remote_code=False
     )
+    # The weights lie in full precision; transformers 5.24 would call the host quantised for it.
+    vars(language.config).pop("quantization_config", None)
     tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,22 +1,25 @@
 """Talking about one face, over several turns."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers.generation.streamers import BaseStreamer
 
 from llava_forgery.call_state import lock_of
-from llava_forgery.hosts.base import ForgeryModel
+from llava_forgery.hosts.base import TOKEN_PAD_VALUES, ForgeryModel
 from llava_forgery.hosts.kv_cache import CACHE
-from llava_forgery.hosts.transformers.processors import TOKEN_PAD_VALUES
 from llava_forgery.infer.answering import was_cut
 from llava_forgery.qa.build import detection_prompt
 from llava_forgery.qa.conversation import Conversation, Message
 from llava_forgery.tensors import from_bytes, to_device
+
+if TYPE_CHECKING:
+    from transformers.generation.streamers import BaseStreamer
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import median_filter
+
+from llava_forgery.optional import lazy
+
+scipy = lazy("scipy")
 
 # A part has at least so many frames; neighbouring ones differ by so much in their mean scores.
 _SHORTEST, _SMALLEST_CHANGE = 3, 0.3
@@ -86,7 +89,7 @@ def find_changes(values: Sequence[float] | np.ndarray) -> list[int]:
     noise = max(float(np.median(np.abs(np.diff(values)))) / 0.954, _NOISE)
     price = 3 * noise**2 * np.log(count)
     # One or two frames that stand out are none; a step stays where it is.
-    values = median_filter(values, 2 * _SHORTEST - 1, mode="nearest")
+    values = scipy.ndimage.median_filter(values, 2 * _SHORTEST - 1, mode="nearest")
     sums, squares = (np.concatenate([[0], np.cumsum(v)]) for v in (values, values**2))
     cost, start = np.full(count + 1, np.inf), np.zeros(count + 1, dtype=int)
     cost[0] = 0

@@ -183,7 +183,10 @@ def load_detector(
         )
     name = _moved(config.encoder, base_model or config.encoder.name, resolve_name, directory)
     config = replace(config, encoder=replace(config.encoder, name=name))
-    with named_by(directory / CONFIG, _named(config.encoder)), default_dtype(dtype):
+    # A trunk of timm is built without its weights: nothing could be downloaded.
+    timm = config.encoder.kind == "timm"
+    named = nullcontext() if timm else named_by(directory / CONFIG, _named(config.encoder))
+    with named, default_dtype(dtype):
         detector = build(config)
     if with_tower and isinstance(detector.encoder, HostEncoder):
         named = {"host of the vision tower": name}

@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import open_clip
-import timm
 import torch
 from torch import nn
 
+from llava_forgery.kfd import trunk
 from llava_forgery.kfd.config import EncoderConfig
+from llava_forgery.optional import lazy
+
+open_clip, timm = lazy("open_clip"), lazy("timm")
 
 
 class VisualEncoder(nn.Module, ABC):
@@ -31,8 +33,10 @@ class VisualEncoder(nn.Module, ABC):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        # On the CPU also where what a checkpoint fills is built without memory.
+        for name, values in (("mean", mean), ("std", std)):
+            buffer = torch.tensor(values, device="cpu").view(1, 3, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """Encode.
@@ -65,14 +69,18 @@ class TimmEncoder(VisualEncoder):
     frozen = False
 
     def __init__(self, config: EncoderConfig) -> None:
-        trunk = timm.create_model(
-            config.name, pretrained=False, features_only=True, out_indices=config.taps
-        )
-        defaults = trunk.default_cfg
-        super().__init__(defaults["mean"], defaults["std"])
-        self.trunk = trunk
+        if config.name == trunk.NAME:
+            super().__init__(trunk.MEAN, trunk.STD)
+            model = trunk.EfficientNetLite0(config.taps)
+            self.widths = model.widths
+        else:
+            model = timm.create_model(
+                config.name, pretrained=False, features_only=True, out_indices=config.taps
+            )
+            super().__init__(model.default_cfg["mean"], model.default_cfg["std"])
+            self.widths = tuple(model.feature_info.channels())
+        self.trunk = model
         self.use_channels_last()
-        self.widths = tuple(trunk.feature_info.channels())
 
     def use_channels_last(self) -> None:
         """Bring the weights to the layout in which depthwise convolutions run about a quarter

@@ -5,22 +5,29 @@ its hidden states reach the detector without a second encoding
 (:mod:`llava_forgery.hosts.transformers.shared_tower`). Never is it saved with the detector.
 """
 
+from __future__ import annotations
+
 import inspect
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from llava_forgery.call_state import in_call, lock_of, of_call
 from llava_forgery.kfd.config import EncoderConfig
 from llava_forgery.kfd.encoder import VisualEncoder
 from llava_forgery.noise import quiet
+from llava_forgery.optional import lazy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+transformers = lazy("transformers")
 
 OWN_ENCODER = (
     "train a detector with an encoder of its own (train detector --preset, encoder kind "
@@ -253,10 +260,12 @@ def load_tower(host: str) -> PreTrainedModel:
             whole of it.
     """
     try:
-        config = AutoConfig.from_pretrained(host, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(host, trust_remote_code=False)
         # Without weights, to learn the tower's class and what it is called.
         with torch.device("meta"):
-            skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+            skeleton = transformers.AutoModelForImageTextToText.from_config(
+                config, trust_remote_code=False
+            )
         check_interface(skeleton)
         skeleton_tower = vision_tower(skeleton)
         path = next(name for name, part in skeleton.named_modules() if part is skeleton_tower)

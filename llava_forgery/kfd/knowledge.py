@@ -8,11 +8,13 @@ through the text encoder, as the paper has it.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import open_clip
 import torch
 from torch import nn
 
 from llava_forgery.kfd.config import KFDConfig
+from llava_forgery.optional import lazy
+
+open_clip = lazy("open_clip")
 
 
 class TextEncoder(nn.Module, ABC):

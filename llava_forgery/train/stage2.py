@@ -27,6 +27,7 @@ from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.baseline import BaselineVLM
 from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.placement import WHOLE
+from llava_forgery.hosts.quantized import is_quantized
 from llava_forgery.kfd.checkpoint import detector_digest
 from llava_forgery.train.deepspeed import exclude_from_deepspeed
 from llava_forgery.train.dialogues import DialogueSource, RowSource
@@ -282,7 +283,7 @@ def run_stage2(
         return
     if warm_up is not None and run.checkpoint is None:
         # Every process does the same: it takes seconds, and needs no exchange.
-        if not (arguments.deepspeed or getattr(stage.bare, "is_quantized", False)):
+        if not (arguments.deepspeed or is_quantized(stage.bare)):
             vlm.to(arguments.device)
         warm_up_fpl(vlm, samples.skill, warm_up)
     if prepare is not None:

@@ -20,6 +20,8 @@ LLaVA's loader reads all three after :func:`llava_forgery.hosts.llava.register.r
 it reads the host and LoRA, and no skill.
 """
 
+from __future__ import annotations
+
 import logging
 import shutil
 from contextlib import nullcontext
@@ -29,7 +31,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import cached_assets_path
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from llava_forgery.downloads import named_by
@@ -56,10 +57,13 @@ from llava_forgery.hosts.llava.names import (
 )
 from llava_forgery.hosts.llava.saving import save_modules, saved_config
 from llava_forgery.hosts.llava.skill import has_forgery_adapter
-from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, check_lora, save_lora
+from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, check_lora, is_peft, save_lora
 from llava_forgery.hosts.placement import PLACEHOLDERS, WHOLE
 from llava_forgery.hosts.projector import TRAINABLES, TrainedProjector
+from llava_forgery.optional import lazy
 from llava_forgery.weights import load_tensors, read_tensors, save_tensors
+
+peft = lazy("peft")
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +221,7 @@ def check_tower(model: PreTrainedModel, directory: str | PathLike) -> None:
 
 
 def save_llava_adapter(
-    model: PreTrainedModel | PeftModel,
+    model: PreTrainedModel | peft.PeftModel,
     directory: str | PathLike,
     host_trainables: dict[str, torch.Tensor] | None = None,
 ) -> None:
@@ -234,7 +238,7 @@ def save_llava_adapter(
         ValueError: The model has no skill, or the folder holds something else.
     """
     directory = Path(directory)
-    needed = ["llava", "lora"] if isinstance(model, PeftModel) else ["llava"]
+    needed = ["llava", "lora"] if is_peft(model) else ["llava"]
     if not all(word in directory.name.lower() for word in needed):
         logger.warning(
             "LLaVA's loader goes by a folder's name: %s should hold %s",
@@ -247,7 +251,7 @@ def save_llava_adapter(
 
 
 def write_llava_adapter(
-    model: PreTrainedModel | PeftModel,
+    model: PreTrainedModel | peft.PeftModel,
     temporary: Path,
     directory: Path,
     host_trainables: dict[str, torch.Tensor] | None = None,
@@ -263,7 +267,7 @@ def write_llava_adapter(
     Raises:
         ValueError: The model has no skill.
     """
-    lora = isinstance(model, PeftModel)
+    lora = is_peft(model)
     bare = model.get_base_model() if lora else model
     if not has_forgery_adapter(bare):
         raise ValueError("this model has no forgery skill to save; attach_to_llava gives it one")

@@ -4,13 +4,14 @@ LLaVA's own ``load_pretrained_model`` brings everything to float16 and goes by t
 it reads the same folders after ``register()``.
 """
 
+from __future__ import annotations
+
 from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -43,6 +44,9 @@ from llava_forgery.hosts.quantized import (
 )
 from llava_forgery.hub import local_folder
 from llava_forgery.noise import quiet
+from llava_forgery.optional import lazy
+
+peft = lazy("peft")
 
 # Modules that quantisation leaves as they are, LLaVA's choice.
 SPARED = ["model.mm_projector", "model.vision_tower", "lm_head"]
@@ -62,7 +66,7 @@ def load_llava(
     allow_download: bool = False,
     placement: str | None = None,
     crop: str | None = None,
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel | PeftModel]:
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel | peft.PeftModel]:
     """A model with the skill, in eval mode, and its tokenizer.
 
     Args:
@@ -116,7 +120,7 @@ def load_llava(
     place_host(model, device, dtype)
     model.get_vision_tower().to(model.device, model.dtype)
     if (directory / LORA_CONFIG).is_file():
-        model = PeftModel.from_pretrained(model, directory)
+        model = peft.PeftModel.from_pretrained(model, directory)
         # The sum would be rounded to 4 or 8 bits again.
         if merge and quantization is None:
             model = model.merge_and_unload()

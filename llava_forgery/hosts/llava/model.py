@@ -8,11 +8,12 @@ projector and the names of its weights stay as they are.
 Source: LVLM-DFD, sections 3.2 and 3.3.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import replace
 from os import PathLike
 
-from peft import LoraConfig
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -41,6 +42,9 @@ from llava_forgery.hosts.placement import ALWAYS, FACE, check_crop, check_placem
 from llava_forgery.hub import local_folder
 from llava_forgery.kfd.host_tower import HostEncoder
 from llava_forgery.noise import quiet
+from llava_forgery.optional import lazy
+
+peft = lazy("peft")
 
 
 @quiet()
@@ -164,7 +168,7 @@ def _install(model: PreTrainedModel, tower: KFDVisionTower, learner: ForgeryProm
     model.__class__ = forgery_class(type(model))
 
 
-def llava_lora_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
+def llava_lora_config(model: PreTrainedModel, settings: LoraSettings) -> peft.LoraConfig:
     """peft's configuration with the language model's layers alone as the targets.
 
     A list of names would also hit the vision tower, which lies inside the language model here.
@@ -183,7 +187,7 @@ def llava_lora_config(model: PreTrainedModel, settings: LoraSettings) -> LoraCon
             f"{type(model).__name__} has no layers named {names.replace('|', ', ')} in its "
             "language model; give LoraSettings(projections=...) its names"
         )
-    return LoraConfig(
+    return peft.LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,

@@ -1,5 +1,7 @@
 """A model of the ``llava`` package with the skill, as predictor, dialogue and training take it."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,13 +29,16 @@ from llava_forgery.hosts.llava.model import (
 )
 from llava_forgery.hosts.llava.names import HOST_PROJECTOR, PROJECTOR, TEMPLATE_KEY, TOWER
 from llava_forgery.hosts.llava.skill import EXPANDED_LABELS, has_forgery_adapter
-from llava_forgery.hosts.lora import LoraSettings, fill_lora, merge_lora
+from llava_forgery.hosts.lora import LoraSettings, fill_lora, is_peft, merge_lora
 from llava_forgery.hosts.placement import ALWAYS, FACE
 from llava_forgery.hosts.projector import TrainedProjector, fill_projector
 from llava_forgery.hub import Pushable
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.noise import quiet
+from llava_forgery.optional import lazy
 from llava_forgery.weights import load_tensors
+
+peft = lazy("peft")
 
 FAMILY = HostFamily("llava_llama", "LLaVA (the llava package)", "cache", projector=HOST_PROJECTOR)
 
@@ -62,7 +66,7 @@ class LlavaForgeryVLM(Pushable, nn.Module):
 
     def __init__(
         self,
-        host: PreTrainedModel | PeftModel,
+        host: PreTrainedModel | peft.PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         template: str | None = None,
     ) -> None:
@@ -88,7 +92,7 @@ class LlavaForgeryVLM(Pushable, nn.Module):
     @property
     def has_lora(self) -> bool:
         """Whether LoRA is attached; one that was merged is not."""
-        return isinstance(self.host, PeftModel)
+        return is_peft(self.host)
 
     @property
     def kfd(self) -> KnowledgeGuidedForgeryDetector:
@@ -360,11 +364,11 @@ def attach_llava(
     setattr(model.config, TEMPLATE_KEY, template)
     learner = getattr(model.get_model(), PROJECTOR)
     getattr(model.get_model(), TOWER).float()
-    host: PreTrainedModel | PeftModel = model
+    host: PreTrainedModel | peft.PeftModel = model
     if lora is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            host = get_peft_model(model, llava_lora_config(model, lora))
+            host = peft.get_peft_model(model, llava_lora_config(model, lora))
     # peft freezes all it did not make.
     learner.requires_grad_(True)
     if train_projector:

@@ -20,6 +20,7 @@ from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.adapter import CONFIG, KFD, fill_learner, read_adapter_config
 from llava_forgery.hosts.fingerprint import check_fingerprint
+from llava_forgery.hosts.frozen_lora import FrozenLora, takes_frozen
 from llava_forgery.hosts.lora import load_lora
 from llava_forgery.hosts.placement import PLACEHOLDERS, WHOLE
 from llava_forgery.hosts.projector import TRAINABLES, TrainedProjector
@@ -186,7 +187,10 @@ def load_adapter(
         crop=crop or config.get("crop", WHOLE),
     )
     if config["lora"]:
-        vlm.host = load_lora(model, directory, trainable)
+        if not trainable and takes_frozen(model, directory):
+            vlm.frozen_lora = FrozenLora(model, directory)
+        else:
+            vlm.host = load_lora(model, directory, trainable)
     fpl.requires_grad_(trainable)
     if (directory / TRAINABLES).is_file():
         vlm.projector = TrainedProjector(model, vlm.family.projector)

@@ -8,6 +8,8 @@ E_forgery of each sample's image takes their places at prefill.
 Source: LVLM-DFD, sections 3.2 and 3.3.
 """
 
+from __future__ import annotations
+
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,6 @@ from os import PathLike
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
@@ -29,8 +30,9 @@ from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.adapter import fill_adapter, save_adapter
 from llava_forgery.hosts.families import HostFamily, exclusive, family_of
 from llava_forgery.hosts.fingerprint import host_fingerprint
+from llava_forgery.hosts.frozen_lora import FrozenLora
 from llava_forgery.hosts.kv_cache import cache_in
-from llava_forgery.hosts.lora import LoraSettings, lora_config, merge_lora
+from llava_forgery.hosts.lora import LoraSettings, is_peft, lora_config, merge_lora
 from llava_forgery.hosts.pictures import ClientPrompts
 from llava_forgery.hosts.placeholder import PlaceholderHooks, check_counts, count_placeholders
 from llava_forgery.hosts.placement import (
@@ -55,7 +57,10 @@ from llava_forgery.hub import Pushable
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_tower import HostEncoder
 from llava_forgery.noise import quiet
+from llava_forgery.optional import lazy
 from llava_forgery.qa.conversation import Conversation, Message
+
+peft = lazy("peft")
 
 # Of the picture that stands in where a step shows none; every processor takes it.
 _GREY_SIDE = 64
@@ -68,7 +73,8 @@ class ForgeryVLM(Pushable, nn.Module):
     Threads and asyncio tasks may call it at once; what a call needs belongs to it alone.
 
     Attributes:
-        host: The host, or peft's wrapper around it where LoRA is attached.
+        host: The host, or peft's wrapper around it where LoRA is or will be trained.
+        frozen_lora: A saved LoRA that is not to be trained, on the bare host without peft.
         processor: The host's processor, whose tokenizer knows ``<forgery>``.
         prompts: Conversations to tokens, and tokens to answers.
         kfd: The frozen detector.
@@ -84,7 +90,7 @@ class ForgeryVLM(Pushable, nn.Module):
 
     def __init__(
         self,
-        host: PreTrainedModel | PeftModel,
+        host: PreTrainedModel | peft.PeftModel,
         processor: ProcessorMixin,
         kfd: KnowledgeGuidedForgeryDetector,
         fpl: ForgeryPromptLearner,
@@ -105,7 +111,7 @@ class ForgeryVLM(Pushable, nn.Module):
 
     def _install(
         self,
-        host: PreTrainedModel | PeftModel,
+        host: PreTrainedModel | peft.PeftModel,
         kfd: KnowledgeGuidedForgeryDetector,
         fpl: ForgeryPromptLearner,
         family: HostFamily,
@@ -123,6 +129,7 @@ class ForgeryVLM(Pushable, nn.Module):
         self.host, self.kfd, self.fpl = host, kfd, fpl
         self.family, self.fingerprint, self.host_name = family, fingerprint, host_name
         self.training_facts: dict[str, Any] = {}
+        self.frozen_lora: FrozenLora | None = None
         self._trained_before: frozenset[str] = frozenset()
 
     def use_processor(self, processor: ProcessorMixin) -> None:
@@ -146,11 +153,11 @@ class ForgeryVLM(Pushable, nn.Module):
     @property
     def has_lora(self) -> bool:
         """Whether LoRA is attached."""
-        return isinstance(self.host, PeftModel)
+        return self.frozen_lora is not None or is_peft(self.host)
 
     @property
     def _bare(self) -> PreTrainedModel:
-        return self.host.get_base_model() if self.has_lora else self.host
+        return self.host.get_base_model() if is_peft(self.host) else self.host
 
     @property
     def n_forgery(self) -> int:
@@ -167,7 +174,7 @@ class ForgeryVLM(Pushable, nn.Module):
         """Names of the parameters that training changes: the FPL's, LoRA's, the projector's."""
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
-    def train(self, mode: bool = True) -> "ForgeryVLM":
+    def train(self, mode: bool = True) -> ForgeryVLM:
         """The detector is frozen and stays in eval mode, and so does a tower that it reads."""
         super().train(mode)
         self.kfd.eval()
@@ -309,7 +316,12 @@ class ForgeryVLM(Pushable, nn.Module):
         """
         if not self.has_lora:
             raise ValueError("there is no LoRA to merge")
-        self.host, self._merged = merge_lora(self.host), True
+        if self.frozen_lora is not None:
+            self.frozen_lora.merge()
+            self.frozen_lora = None
+        else:
+            self.host = merge_lora(self.host)
+        self._merged = True
 
     def detach(self) -> PreTrainedModel:
         """Take hooks and LoRA off and return the bare host, as it was.
@@ -322,7 +334,9 @@ class ForgeryVLM(Pushable, nn.Module):
         self._hooks.remove()
         if self.projector is not None:
             self.projector.restore()
-        bare = self.host.unload() if self.has_lora else self.host
+        if self.frozen_lora is not None:
+            self.frozen_lora.remove()
+        bare = self.host.unload() if is_peft(self.host) else self.host
         for name, parameter in bare.named_parameters():
             parameter.requires_grad_(name in self._trained_before)
         return bare
@@ -543,7 +557,7 @@ def attach_forgery(
     processor: ProcessorMixin,
     kfd: KnowledgeGuidedForgeryDetector,
     fpl: ForgeryPromptLearner | FPLConfig | None = None,
-    lora: LoraSettings | LoraConfig | None = None,
+    lora: LoraSettings | peft.LoraConfig | None = None,
     seed: int = 0,
     train_projector: bool = False,
     placement: str = ALWAYS,
@@ -622,11 +636,11 @@ def attach_forgery(
     model.requires_grad_(False)
     kfd.requires_grad_(False).eval()
     name = model.name_or_path
-    host: PreTrainedModel | PeftModel = model
+    host: PreTrainedModel | peft.PeftModel = model
     if lora is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            host = get_peft_model(model, lora_config(model, lora))
+            host = peft.get_peft_model(model, lora_config(model, lora))
     projector = None
     if train_projector:
         projector = TrainedProjector(model, family.projector)

@@ -5,22 +5,20 @@ A processor is taken as it is wherever it can be. ``TOKEN_PAD_VALUES`` and
 processors that need more.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from llava_forgery.constants import IGNORE_INDEX
+from llava_forgery.hosts.base import TOKEN_PAD_VALUES
 
-# One value for each token: padded beside the ids, with these values.
-TOKEN_PAD_VALUES = {
-    "attention_mask": 0,
-    "labels": IGNORE_INDEX,
-    "token_type_ids": 0,
-    "mm_token_type_ids": 0,
-}
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
 # Of placeholders that are put in behind images.
 PLACEHOLDER_VALUES = {**TOKEN_PAD_VALUES, "attention_mask": 1}
 # Everything else (images, tiles, patches, grids, sizes) is concatenated along its first dimension.

@@ -1,0 +1,127 @@
+"""EfficientNet-Lite0 as a trunk: features of several strides, under timm's names of its weights.
+
+The same numbers as timm's ``tf_efficientnet_lite0``, without importing timm, which takes longer
+than judging a photograph. Stages behind the last tap are kept, as checkpoints hold them, and are
+not run.
+
+Source: arXiv:1905.11946 and TensorFlow's EfficientNet-Lite (ReLU6, no squeeze and excitation).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+NAME = "tf_efficientnet_lite0"
+MEAN = STD = (0.5, 0.5, 0.5)
+# Blocks, side of the depthwise kernel, stride, channels; each stage but the first widens by 6.
+_STAGES = ((1, 3, 1, 16), (2, 3, 2, 24), (2, 5, 2, 40), (3, 3, 2, 80), (3, 5, 1, 112),
+           (4, 5, 2, 192), (1, 3, 1, 320))  # fmt: skip
+_STEM = 32
+_WIDEN = 6
+# The last stage of each stride: 2, 4, 8, 16, 32.
+_TAPS = (0, 1, 2, 4, 6)
+
+
+class _Conv(nn.Conv2d):
+    """Without bias, padded as TensorFlow does: what is odd is added behind."""
+
+    def __init__(self, inputs: int, outputs: int, side: int, stride: int = 1, groups: int = 1):
+        # Symmetric where the stride is 1; else the size decides.
+        padding = side // 2 if stride == 1 else 0
+        super().__init__(inputs, outputs, side, stride, padding, groups=groups, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        stride, side = self.stride[0], self.kernel_size[0]
+        if stride > 1:
+            height, width = (
+                max((math.ceil(size / stride) - 1) * stride + side - size, 0)
+                for size in x.shape[-2:]
+            )
+            x = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+        return super().forward(x)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3)
+
+
+class _Separable(nn.Module):
+    """Depthwise and pointwise convolution."""
+
+    def __init__(self, inputs: int, outputs: int, side: int, stride: int) -> None:
+        super().__init__()
+        self.conv_dw = _Conv(inputs, inputs, side, stride, groups=inputs)
+        self.bn1 = _norm(inputs)
+        self.conv_pw = _Conv(inputs, outputs, 1)
+        self.bn2 = _norm(outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn2(self.conv_pw(F.relu6(self.bn1(self.conv_dw(x)))))
+
+
+class _Inverted(nn.Module):
+    """Widened, convolved depthwise, narrowed; added to its input where the shapes agree."""
+
+    def __init__(self, inputs: int, outputs: int, side: int, stride: int) -> None:
+        super().__init__()
+        wide = inputs * _WIDEN
+        self.conv_pw = _Conv(inputs, wide, 1)
+        self.bn1 = _norm(wide)
+        self.conv_dw = _Conv(wide, wide, side, stride, groups=wide)
+        self.bn2 = _norm(wide)
+        self.conv_pwl = _Conv(wide, outputs, 1)
+        self.bn3 = _norm(outputs)
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu6(self.bn1(self.conv_pw(x)))
+        y = F.relu6(self.bn2(self.conv_dw(y)))
+        y = self.bn3(self.conv_pwl(y))
+        return y + x if self.adds else y
+
+
+class EfficientNetLite0(nn.Module):
+    """The trunk, with new weights.
+
+    Args:
+        taps: Which strides to give, by index: 0 to 4 for 2, 4, 8, 16 and 32.
+
+    Attributes:
+        widths: Channels of each tap.
+
+    Raises:
+        ValueError: There is no such tap.
+    """
+
+    def __init__(self, taps: Sequence[int]) -> None:
+        super().__init__()
+        if not all(0 <= tap < len(_TAPS) for tap in taps):
+            raise ValueError(f"{NAME} has the taps 0 to {len(_TAPS) - 1}, got {tuple(taps)}")
+        self._stages = [_TAPS[tap] for tap in taps]
+        self.widths = tuple(_STAGES[stage][-1] for stage in self._stages)
+        self.conv_stem = _Conv(3, _STEM, 3, 2)
+        self.bn1 = _norm(_STEM)
+        self.blocks, inputs = nn.Sequential(), _STEM
+        for stage, (count, side, stride, outputs) in enumerate(_STAGES):
+            blocks = nn.Sequential()
+            for number in range(count):
+                kind = _Inverted if stage else _Separable
+                blocks.append(kind(inputs, outputs, side, 1 if number else stride))
+                inputs = outputs
+            self.blocks.append(blocks)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
+                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Features (B, C_i, h_i, w_i) of normalised images (B, 3, H, W), for each tap."""
+        x = F.relu6(self.bn1(self.conv_stem(x)))
+        features = []
+        for blocks in self.blocks[: self._stages[-1] + 1]:
+            x = blocks(x)
+            features.append(x)
+        return [features[stage] for stage in self._stages]
