@@ -28,6 +28,7 @@ from llava_forgery.kfd.calibration import Calibration
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.encoder import VisualEncoder, default_dtype
 from llava_forgery.kfd.host_tower import HostEncoder, load_tower
+from llava_forgery.kfd.trunk import NAME as TRUNK
 from llava_forgery.weights import load_tensors, save_tensors
 
 Detector = TypeVar("Detector", bound=nn.Module)
@@ -183,9 +184,9 @@ def load_detector(
         )
     name = _moved(config.encoder, base_model or config.encoder.name, resolve_name, directory)
     config = replace(config, encoder=replace(config.encoder, name=name))
-    # A trunk of timm is built without its weights: nothing could be downloaded.
-    timm = config.encoder.kind == "timm"
-    named = nullcontext() if timm else named_by(directory / CONFIG, _named(config.encoder))
+    # Our own trunk names nothing that could be downloaded.
+    own = config.encoder.kind == "timm" and config.encoder.name == TRUNK
+    named = nullcontext() if own else named_by(directory / CONFIG, _named(config.encoder))
     with named, default_dtype(dtype):
         detector = build(config)
     if with_tower and isinstance(detector.encoder, HostEncoder):
