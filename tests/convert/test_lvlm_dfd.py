@@ -22,6 +22,7 @@ from llava_forgery.convert.lvlm_dfd_keys import (
 )
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.hosts.lora import LORA_WEIGHTS
 from llava_forgery.hosts.transformers.loading import load_adapter
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from tests import official, tiny
@@ -164,10 +165,13 @@ def test_parts_on_a_host_become_an_adapter(state, imported, tmp_path):
     vlm.save_pretrained(tmp_path / "adapter")
     bare, processor = vlm.detach(), tiny.llava()[1]
     again = load_adapter(tmp_path / "adapter", bare, processor)
+    again.save_pretrained(tmp_path / "again")
     stem = "llama_model.base_model.model.model.layers.0.self_attn.o_proj.lora_A.default.weight"
-    found = [p for n, p in again.host.named_parameters() if "layers.0.self_attn.o_proj.lora_A" in n]
-    assert len(found) == 1
-    assert torch.equal(found[0], state[stem])
+    for folder in ("adapter", "again"):
+        tensors = load_file(tmp_path / folder / LORA_WEIGHTS)
+        found = [t for n, t in tensors.items() if "layers.0.self_attn.o_proj.lora_A" in n]
+        assert len(found) == 1
+        assert torch.equal(found[0], state[stem])
 
 
 def test_host_of_another_depth_is_refused(imported):
