@@ -37,12 +37,14 @@ from llava_forgery.constants import FAKE, IGNORE_INDEX, REAL
 from llava_forgery.faces.identities import identity_digests
 from llava_forgery.faces.records import image_pixels
 from llava_forgery.files import fingerprint_of
+from llava_forgery.hosts.adapter import is_exported
 from llava_forgery.hosts.auto import AutoForgeryModel
 from llava_forgery.hosts.base import ForgeryModel, PromptEncoder
 from llava_forgery.hosts.likelihood import label_log_likelihoods, last_answers
 from llava_forgery.hosts.llava.checkpoint import holds_model
 from llava_forgery.hosts.llava.names import in_llava_layout
 from llava_forgery.hosts.llava.tower import KFDImageProcessor
+from llava_forgery.hub import local_folder
 from llava_forgery.kfd.calibration import Thresholds
 from llava_forgery.noise import quiet
 from llava_forgery.progress import progress
@@ -338,11 +340,16 @@ def load_trainable(
     Raises:
         ValueError: It is a whole model, whose LoRA is part of the host's weights.
     """
-    if in_llava_layout(directory) and holds_model(Path(directory)):
+    directory = local_folder(directory)
+    in_llava = in_llava_layout(directory)
+    if is_exported(directory) or (in_llava and holds_model(directory)):
         raise ValueError(
             f"{directory} is a whole model, whose LoRA cannot be told from the host any more; give "
             "the adapter that it was merged from"
         )
+    if not in_llava:
+        # Else it would be applied without parameters to train.
+        options["trainable"] = True
     vlm = AutoForgeryModel.from_pretrained(directory, base_model, backend, **options)
     trained = [*vlm.fpl.parameters()]
     trained += [p for name, p in vlm.host.named_parameters() if ".lora_" in name]

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import cached_assets_path
+from huggingface_hub import cached_assets_path, constants
 from transformers import PreTrainedModel
 
 from llava_forgery.downloads import named_by
@@ -201,7 +201,10 @@ def for_llavas_loader(directory: Path) -> Path:
         return directory
     # By its repository and commit, as the cache has them.
     repository, commit = directory.parent.parent.name, directory.name
-    copy = cached_assets_path("llava-forgery", repository, commit) / directory.parent.parent.name
+    assets = cached_assets_path(
+        "llava-forgery", repository, commit, assets_dir=constants.HF_ASSETS_CACHE
+    )
+    copy = assets / repository
     if not (copy / name).is_file():
         with atomic_path(copy) as temporary:
             shutil.copytree(directory, temporary)

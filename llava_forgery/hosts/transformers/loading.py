@@ -123,10 +123,12 @@ def load_pretrained(
     dtype: torch.dtype | str = "auto",
     quantization: str | None = None,
     allow_download: bool = False,
+    trainable: bool = False,
     placement: str | None = None,
     crop: str | None = None,
 ) -> ForgeryVLM:
-    """:meth:`llava_forgery.hosts.auto.AutoForgeryModel.from_pretrained` of transformers."""
+    """:meth:`llava_forgery.hosts.auto.AutoForgeryModel.from_pretrained` of transformers; further
+    options as for :func:`load_adapter`."""
     directory = local_folder(directory)
     read_adapter_config(directory)
     with allow_downloads(allow_download):
@@ -137,6 +139,7 @@ def load_pretrained(
             directory,
             place_host(model, device, dtype),
             processor,
+            trainable,
             placement=placement,
             crop=crop,
         )

@@ -29,6 +29,7 @@ from llava_forgery.hosts.llava.prompts import (
 from llava_forgery.hosts.llava.register import register, unregister
 from llava_forgery.hosts.llava.skill import has_forgery_adapter
 from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.placement import PLACEHOLDERS
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.llava_flags import parse_arguments
@@ -110,7 +111,8 @@ def main(out: Path) -> None:
         model
     )
     result["template"] = TEMPLATE in conv_templates
-    attach_to_llava(model, kfd, FPLConfig(1, 3, n_forgery=2))
+    # The third prompt has none, and is to be the host's own.
+    attach_to_llava(model, kfd, FPLConfig(1, 3, n_forgery=2), placement=PLACEHOLDERS)
     torch.manual_seed(0)
     peft = get_peft_model(model, llava_lora_config(model, LoraSettings(r=2))).eval()
     for name, weight in peft.named_parameters():
@@ -160,7 +162,8 @@ def _shared(folder, out, inputs):
     """How far a detector on the model's own tower is from encoding apart; and a control."""
     kfd = tiny_llava.save_tower_kfd(out / "shared", folder.parent / "clip")
     model = load_qwen(folder)
-    attach_to_llava(model, kfd, FPLConfig(1, 3, n_forgery=2))
+    # The third prompt has none, and is to be the host's own.
+    attach_to_llava(model, kfd, FPLConfig(1, 3, n_forgery=2), placement=PLACEHOLDERS)
     detector = KnowledgeGuidedForgeryDetector.from_pretrained(kfd, with_tower=False)
     detector.encoder.adopt(model.get_vision_tower().vision_tower)
     whole = inputs["images"][:2, 0]
