@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,7 +11,8 @@ from llava_forgery.noise import quiet
 
 
 class lazy(ModuleType):
-    """``name = lazy("name")``: a package that is imported when something of it is first used.
+    """``name = lazy("name")``: a package that is imported when something of it is first used; its
+    submodules likewise.
 
     For packages that take long to import and that only some calls need. What is monkeypatched on
     it is seen through this name only.
@@ -27,7 +29,12 @@ class lazy(ModuleType):
         if self._package is None:
             with quiet():
                 self._package = importlib.import_module(self.__name__)
-        return getattr(self._package, name)
+        try:
+            return getattr(self._package, name)
+        except AttributeError:
+            with suppress(ModuleNotFoundError):
+                return importlib.import_module(f"{self.__name__}.{name}")
+            raise
 
 
 def require(package: str, extra: str, feature: str) -> ModuleType:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from llava_forgery.optional import lazy
+
 ROOT = Path(__file__).parent.parent
 # Each takes a noticeable part of a second to import, or brings packages that do.
 HEAVY = (
@@ -29,6 +31,16 @@ def loaded(*arguments: str) -> set[str]:
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     return set(result.stdout.splitlines()[-1].split())
+
+
+def test_submodules_are_found_whoever_imported_them_first(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("wsgiref")]:
+        monkeypatch.delitem(sys.modules, name)
+    package = lazy("wsgiref")
+    assert "wsgiref" not in sys.modules
+    assert package.headers.Headers is sys.modules["wsgiref.headers"].Headers
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = package.nothing
 
 
 def test_help():
