@@ -148,8 +148,8 @@ def test_rows_of_a_table_see_the_same_and_say_who_used_the_skill(adapter, photog
     assert result.returncode == 0, result.stdout + result.stderr
     bare, lora, skill = json.loads((tmp_path / "out/table.json").read_text())
     assert bare["fpl_calls"] == lora["fpl_calls"] == 0 < skill["fpl_calls"]
-    # The pristine image of each of three photographs is shown twice.
-    assert [row["pictures"] for row in (bare, lora, skill)] == [9, 9, 9]
+    # Six forgeries, and the pristine images of which they were made, some of them twice.
+    assert 6 < bare["pictures"] == lora["pictures"] == skill["pictures"] <= 12
     assert (tmp_path / "out/table.md").read_text() in result.stdout
     found = (
         skill["figures"]["forgery_detect: video_auc"],
