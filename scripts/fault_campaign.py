@@ -36,7 +36,7 @@ from llava_forgery.faces.prepare import prepare
 from llava_forgery.faces.records import MANIFEST
 from llava_forgery.faces.video import FrameChoice
 from llava_forgery.files import write_json
-from llava_forgery.infer.batch import judge_files
+from llava_forgery.infer.batch import judge_files, list_media
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.train.dialogues import open_source
 
@@ -155,10 +155,15 @@ def detected(
     """Through ``detect``: the pictures in which faces are sought are compared."""
     predictor.face_detector = watched
     came: dict[str, tuple[str | None, list[np.ndarray]]] = {}
-    for result in judge_files(predictor, [folder], frames=FRAMES):
-        json.dumps(result.to_dict(), allow_nan=False)
-        came[_key(result.file, folder)] = (result.error, watched.pictures)
-        watched.pictures = []
+    for path, problem in list_media([folder]):
+        if problem is not None:
+            came[_key(str(path), folder)] = (problem, [])
+            continue
+        # One at a time: files are read ahead, and a picture does not say of which file it is.
+        for result in judge_files(predictor, [path], frames=FRAMES):
+            json.dumps(result.to_dict(), allow_nan=False)
+            came[_key(result.file, folder)] = (result.error, watched.pictures)
+            watched.pictures = []
     for item in inputs:
         error, pictures = came.get(_shown(item.name), (None, None))
         if pictures is None:
