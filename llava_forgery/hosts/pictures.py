@@ -39,7 +39,8 @@ class ClientPrompts:
         logger.warning(
             "the prompt shows an image and holds no forgery placeholders, so the answer is that of "
             "the host and its LoRA, without the skill; let the model place them by itself "
-            '(`llava-forgery convert placement`, or placement="always" at load time)'
+            '(`llava-forgery convert placement`, or placement="always" at load time), or make its '
+            "inputs with the processor of an exported checkpoint"
         )
 
     def tell_derived(self) -> None:

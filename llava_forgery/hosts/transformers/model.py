@@ -366,6 +366,10 @@ class ForgeryVLM(Pushable, nn.Module):
         """A call's prompts with placeholders behind images that have none; None where nothing is
         to be done."""
         if self._images is None:
+            # Without its processor the ends of images are not known.
+            shown = host_inputs.get("pixel_values") is not None
+            if shown and not any(count_placeholders(input_ids, self.token_id)):
+                self._clients.tell_unused(self)
             return None
         ends = ends_without_placeholders(input_ids, self._images, self.token_id, host_inputs)
         if ends is None:

@@ -108,6 +108,20 @@ def test_logits_and_answers_are_those_of_the_adapter(exported):
     assert torch.equal(model.generate(**batch, **options), vlm.generate(**batch, **options))
 
 
+def test_prompts_of_another_processor_are_told_of(exported, caplog):
+    """It does not know where their images end, and must not leave the skill out in silence."""
+    vlm, _, model = exported
+    model._clients.said_unused = False
+    batch = batch_of(vlm)
+    ids = batch["input_ids"]
+    batch = {**batch, "input_ids": ids.masked_fill(ids == model.token_id, 5)}
+    for name in ("forgery_images", "images_per_sample"):
+        batch.pop(name, None)
+    with torch.no_grad():
+        model(**batch)
+    assert "without the skill" in caplog.text
+
+
 def test_saved_and_loaded_bit_for_bit(exported, tmp_path):
     _, folder, model = exported
     assert len(list(folder.glob("*.safetensors"))) > 1
