@@ -34,8 +34,9 @@ from llava_forgery.evaluation.scorers import DetectorScorer
 from llava_forgery.evaluation.simulated import evaluate_simulated
 from llava_forgery.faces.records import load_faces
 from llava_forgery.files import atomic_path, read_json, write_json, write_text
-from llava_forgery.hosts.adapter import CARD, CONFIG, FPL, KFD, read_adapter_config
+from llava_forgery.hosts.adapter import read_adapter_config
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS
+from llava_forgery.hosts.names import CARD, CONFIG, FPL, KFD
 from llava_forgery.infer.default import FOLDER, default_host
 from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.kfd.calibration import Calibration

@@ -63,7 +63,7 @@ def calibrate(
     )
     from llava_forgery.evaluation.figures import save_figure
     from llava_forgery.faces.records import load_faces
-    from llava_forgery.hosts.adapter import KFD
+    from llava_forgery.hosts.names import KFD
     from llava_forgery.hosts.quantized import pick_device
     from llava_forgery.kfd.checkpoint import CONFIG, write_calibration
     from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector

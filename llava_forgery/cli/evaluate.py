@@ -95,7 +95,7 @@ def evaluate(
     from llava_forgery.evaluation.simulated import draw_roc, evaluate_simulated
     from llava_forgery.evaluation.summary import summary_table
     from llava_forgery.faces.records import load_faces
-    from llava_forgery.hosts.adapter import CARD
+    from llava_forgery.hosts.names import CARD
     from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
     from llava_forgery.pooling import check_reduction
     from llava_forgery.simulate.pairs import CENTRED, FacePairs

@@ -51,8 +51,9 @@ from llava_forgery.convert.sources import (
 from llava_forgery.files import atomic_path, check_output_folder, read_json, write_json
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.adapter import FPL, KFD, fill_learner
+from llava_forgery.hosts.adapter import fill_learner
 from llava_forgery.hosts.lora import LORA_WEIGHTS, LoraSettings, lora_state
+from llava_forgery.hosts.names import FPL, KFD
 from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector

@@ -19,11 +19,11 @@ from llava_forgery.evaluation.leaks import people_in_training
 from llava_forgery.evaluation.metrics import accuracy, agreement, auc, region_scores
 from llava_forgery.evaluation.records import KeptRecords
 from llava_forgery.evaluation.turns import contradictions
-from llava_forgery.files import write_json
 from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.infer.answering import write_answers
 from llava_forgery.infer.dialogue import NOTHING_SAID
 from llava_forgery.infer.predictor import ForgeryPredictor
+from llava_forgery.kfd.calibration import Thresholds
 from llava_forgery.qa import templates
 from llava_forgery.qa.answers import parse_answer
 from llava_forgery.qa.build import build_prompt
@@ -105,11 +105,14 @@ def evaluate_dialogues(
     Returns:
         ``dialogues``; of them with a contradiction ``contradicting``, and by its kind ``place`` and
         ``untouched`` (counts). Of the first answers ``auc`` of P(yes), ``accuracy``, ``unparsed``
-        and ``agreement`` with the score; ``regions_f1`` of those of the fakes; ``kfd_auc``.
+        and ``agreement`` with the score at the detector's threshold; ``regions_f1`` of those of the
+        fakes; ``kfd_auc``.
 
     Raises:
-        ValueError: An interrupted call had other settings.
+        ValueError: An interrupted call had other settings, or there is no language model.
     """
+    if predictor.vlm is None:
+        raise ValueError("a detector alone holds no dialogues; give a forgery adapter")
     output_dir = Path(output_dir)
     settings = {
         "pairs": SimulatedSamples(pairs).describe(),
@@ -128,16 +131,18 @@ def evaluate_dialogues(
             kept.add([_record(*known, one) for known, one in zip(truth, held, strict=True)])
         people = (record["identity"] for record in kept.records)
         metrics = {
-            **summarise_dialogues(kept.records),
+            **summarise_dialogues(kept.records, predictor.kfd.thresholds),
             "people_in_training": people_in_training(predictor.vlm, people),
         }
-        write_json(output_dir / "metrics.json", metrics)
-        kept.finish()
+        kept.finish(metrics)
     return metrics
 
 
-def summarise_dialogues(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise_dialogues(
+    records: Sequence[dict[str, Any]], thresholds: Thresholds | None = None
+) -> dict[str, Any]:
     """The figures of :func:`evaluate_dialogues` from its records."""
+    thresholds = thresholds or Thresholds()
     labels = [record["label"] for record in records]
     first = [parse_answer(record["answers"][0]) for record in records]
     found = [contradictions(*record["answers"]) for record in records]
@@ -151,7 +156,7 @@ def summarise_dialogues(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "auc": auc(labels, p_yes),
         "accuracy": accuracy(labels, [answer.label for answer in first]),
         "unparsed": sum(answer.label is None for answer in first),
-        "agreement": agreement(scores, p_yes),
+        "agreement": agreement(scores, p_yes, thresholds.fake),
         "regions_f1": region_scores(
             [first[i].regions for i in fakes], [tuple(records[i]["regions"]) for i in fakes]
         ).f1,

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -24,7 +23,6 @@ from llava_forgery.evaluation.records import KeptRecords
 from llava_forgery.evaluation.report import agreement_report, detection_report
 from llava_forgery.evaluation.scorers import RECORD_NAMES, Scorer, named_scores
 from llava_forgery.evaluation.video import video_level
-from llava_forgery.files import write_json
 from llava_forgery.infer.verdict import P_YES_THRESHOLD
 from llava_forgery.kfd.calibration import Thresholds
 from llava_forgery.pooling import check_reduction
@@ -96,8 +94,7 @@ def evaluate_labelled(
             **summarise_labelled(kept.records, reduce, thresholds, attributes),
             "people_in_training": people_in_training(scorer.model, faces["identity"]),
         }
-        write_json(Path(output_dir) / "metrics.json", metrics)
-        kept.finish()
+        kept.finish(metrics)
     return metrics
 
 

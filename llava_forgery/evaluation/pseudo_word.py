@@ -19,7 +19,7 @@ from llava_forgery.constants import FAKE, LABEL_NAMES, REAL
 from llava_forgery.data.labelled import LabelledFile
 from llava_forgery.evaluation.metrics import accuracy, auc
 from llava_forgery.evaluation.records import KeptRecords
-from llava_forgery.files import fingerprint_of, write_json
+from llava_forgery.files import fingerprint_of
 from llava_forgery.hosts.likelihood import label_log_likelihoods
 from llava_forgery.hosts.pseudo_word import PseudoWordVLM
 from llava_forgery.images import read_image
@@ -91,8 +91,7 @@ def evaluate_pseudo_word(
                 ]
             )
         metrics = summarise_sets(kept.records, vlm.sources)
-        write_json(Path(output_dir) / "metrics.json", metrics)
-        kept.finish()
+        kept.finish(metrics)
     return metrics
 
 

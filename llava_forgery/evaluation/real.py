@@ -24,8 +24,8 @@ from llava_forgery.evaluation.metrics import auc, error_rates, tpr_at_fpr
 from llava_forgery.evaluation.records import KeptRecords
 from llava_forgery.evaluation.scorers import RECORD_NAMES, Scorer, named_scores
 from llava_forgery.evaluation.video import video_level
-from llava_forgery.faces.crop import crop_box
-from llava_forgery.files import fingerprint_of, write_json, write_text
+from llava_forgery.faces.crop import whole_square
+from llava_forgery.files import fingerprint_of, write_text
 from llava_forgery.images import SUFFIXES, read_image
 from llava_forgery.infer.verdict import P_YES_THRESHOLD
 from llava_forgery.pooling import check_reduction
@@ -252,18 +252,13 @@ def evaluate_real(
         people = (name for frame in frames for name in frame.identities)
         metrics["people_in_training"] = people_in_training(scorer.model, people)
         write_text(output_dir / "table.md", real_table(metrics))
-        write_json(output_dir / "metrics.json", metrics)
-        kept.finish()
+        kept.finish(metrics)
     return metrics
 
 
 def square_crop(path: Path, size: int) -> np.ndarray:
     """A picture file as (size, size, 3) uint8, padded where it is not square, never squeezed."""
-    pixels = read_image(path)
-    height, width = pixels.shape[:2]
-    side = max(height, width)
-    x, y = (width - side) / 2, (height - side) / 2
-    return crop_box(pixels, (x, y, x + side, y + side), size)
+    return whole_square(read_image(path), size)
 
 
 def summarise_real(

@@ -18,12 +18,13 @@ import torch
 from torch import nn
 
 import llava_forgery
-from llava_forgery.files import changed_setting, naming, write_json_lines
+from llava_forgery.files import changed_setting, naming, write_json, write_json_lines
 from llava_forgery.progress import progress
 
 logger = logging.getLogger(__name__)
 
 PARTIAL, RECORDS = "records.partial.jsonl", "records.jsonl"
+METRICS = "metrics.json"
 # Values of each tensor that tell weights apart: training changes nearly all of them.
 _PROBES = 32
 
@@ -131,8 +132,11 @@ class KeptRecords:
             self._file.write("".join(f"{line}\n" for line in lines).encode())
             self._file.flush()
 
-    def finish(self) -> None:
-        """Write ``records.jsonl``, the last file of an evaluation, and remove what was kept."""
+    def finish(self, metrics: dict[str, Any] | None = None) -> None:
+        """Write ``metrics.json``, if any, and ``records.jsonl``, the last file of an evaluation,
+        and remove what was kept."""
+        if metrics is not None:
+            write_json(self.path.with_name(METRICS), metrics)
         write_json_lines(self.path.with_name(RECORDS), self.records)
         self.remove()
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from llava_forgery.evaluation.checks import probabilities
-from llava_forgery.hosts.adapter import CONFIG as ADAPTER_CONFIG
-from llava_forgery.hosts.adapter import is_exported
 from llava_forgery.hosts.llava.names import in_llava_layout
+from llava_forgery.hosts.names import CONFIG as ADAPTER_CONFIG
+from llava_forgery.hosts.names import is_exported
 from llava_forgery.hosts.quantized import pick_device
 from llava_forgery.hub import local_folder
 from llava_forgery.infer.halving import in_halves

@@ -28,7 +28,7 @@ from llava_forgery.evaluation.perturb import as_on_the_web
 from llava_forgery.evaluation.records import RECORDS, KeptRecords
 from llava_forgery.evaluation.report import agreement_report
 from llava_forgery.evaluation.scorers import RECORD_NAMES
-from llava_forgery.files import read_json_lines, write_json, write_text
+from llava_forgery.files import read_json_lines, write_text
 from llava_forgery.images import save_png
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.infer.overlay import caption_of, heat_overlay, side_by_side
@@ -114,8 +114,7 @@ def evaluate_simulated(
             **summarise(kept.records, predictor.kfd.thresholds, attributes),
             "people_in_training": people_in_training(predictor.vlm, people),
         }
-        write_json(output_dir / "metrics.json", metrics)
-        kept.finish()
+        kept.finish(metrics)
     return metrics
 
 

@@ -135,6 +135,19 @@ def eye_angle(landmarks: np.ndarray) -> float:
     return math.degrees(math.atan2(float(across[1]), float(across[0])))
 
 
+def whole_box(height: int, width: int) -> Box:
+    """The smallest square around a picture, centred on it."""
+    side = max(height, width)
+    x, y = (width - side) / 2, (height - side) / 2
+    return x, y, x + side, y + side
+
+
+def whole_square(image: np.ndarray, size: int) -> np.ndarray:
+    """A whole picture as (size, size, 3) uint8: where it is not square it is padded by repeating
+    its edge, never squeezed, so that faces keep their proportions; raises as :func:`crop_box`."""
+    return crop_box(image, whole_box(*image.shape[:2]), size)
+
+
 def crop_box(image: np.ndarray, box: Box, size: int, angle: float = 0.0) -> np.ndarray:
     """Cut a square box out of an image and bring it to a size.
 

@@ -13,6 +13,7 @@ from llava_forgery.faces.crop import (
     crop_box,
     is_trained_margin,
     trained_framing,
+    whole_box,
 )
 
 SMALLEST_FACE = 64
@@ -106,9 +107,7 @@ def square_of_face(
         detector: Gives what finds faces, or raises ImportError or FileNotFoundError.
     """
     height, width = pixels.shape[:2]
-    side = max(height, width)
-    x, y = (width - side) / 2, (height - side) / 2
-    box, warnings = (x, y, x + side, y + side), ()
+    box, warnings = whole_box(height, width), ()
     try:
         landmarks = _landmarks_inside(pixels, detector())
     except (ImportError, FileNotFoundError) as error:

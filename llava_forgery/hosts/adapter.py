@@ -35,6 +35,7 @@ from llava_forgery.files import (
 )
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, fill_lora, save_lora
+from llava_forgery.hosts.names import CARD, CONFIG, FPL, KFD
 from llava_forgery.hosts.projector import TRAINABLES, fill_projector
 from llava_forgery.hub import is_hub_name
 from llava_forgery.optional import lazy
@@ -42,11 +43,7 @@ from llava_forgery.weights import load_tensors, save_tensors
 
 huggingface_hub = lazy("huggingface_hub")
 
-CONFIG, FPL, KFD, CARD = "forgery_config.json", "fpl.safetensors", "kfd", "README.md"
 FORMAT = 2
-# The model type in ``config.json`` of a checkpoint that holds its host as well
-# (:mod:`llava_forgery.hosts.transformers.exported`).
-EXPORTED = "llava_forgery"
 ENTRIES = (CONFIG, FPL, KFD, LORA_CONFIG, LORA_WEIGHTS, TRAINABLES, CARD)
 # Where format 1 kept peft's files.
 _LORA_1 = "lora"
@@ -89,13 +86,6 @@ def save_adapter(model: nn.Module, directory: str | PathLike) -> None:
             save_tensors(temporary / TRAINABLES, model.projector.state())
         write_json(temporary / CONFIG, config)
         write_card(temporary, name, model.has_lora, model.training_facts)
-
-
-def is_exported(directory: str | PathLike) -> bool:
-    """Whether a folder holds a checkpoint of transformers with host and skill."""
-    path = Path(directory) / "config.json"
-    values = read_json(path) if path.is_file() else {}
-    return isinstance(values, dict) and values.get("model_type") == EXPORTED
 
 
 def read_adapter_config(directory: str | PathLike) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from llava_forgery.hosts.adapter import is_exported
+from llava_forgery.faces.crop import whole_square
 from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.llava.names import in_llava_layout
+from llava_forgery.hosts.names import is_exported
 from llava_forgery.hub import local_folder
 from llava_forgery.images import read_image, to_rgb
 from llava_forgery.qa.conversation import Conversation, Message
@@ -173,9 +174,7 @@ class ForgeryProcessor:
 
     def _square(self, image: Picture) -> Image.Image:
         pixels = read_image(image) if isinstance(image, (str, PathLike)) else to_rgb(image)
-        side = self._model.kfd.config.encoder.image_size
-        picture = Image.fromarray(pixels)
-        return picture if picture.size == (side, side) else ImageOps.pad(picture, (side, side))
+        return Image.fromarray(whole_square(pixels, self._model.kfd.config.encoder.image_size))
 
 
 def _listed(value: Any) -> list[Any]:

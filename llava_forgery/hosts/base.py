@@ -19,14 +19,15 @@ from PIL import Image
 from torch import nn
 
 from llava_forgery.constants import IGNORE_INDEX
-from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.families import HostFamily
-from llava_forgery.hosts.projector import TrainedProjector
-from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
-from llava_forgery.qa.conversation import Conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from llava_forgery.fpl.learner import ForgeryPromptLearner
+    from llava_forgery.hosts.families import HostFamily
+    from llava_forgery.hosts.projector import TrainedProjector
+    from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
+    from llava_forgery.qa.conversation import Conversation
 
 # One value for each token: padded beside the ids, with these values.
 TOKEN_PAD_VALUES = {

@@ -19,14 +19,7 @@ from llava_forgery.downloads import allow_downloads
 from llava_forgery.files import check_output_folder, read_json, resolve_name, some_names, write_json
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.adapter import (
-    CONFIG,
-    FPL,
-    KFD,
-    convert_format,
-    read_adapter_config,
-    save_adapter,
-)
+from llava_forgery.hosts.adapter import convert_format, read_adapter_config, save_adapter
 from llava_forgery.hosts.fingerprint import (
     TOLERANCE,
     check_parts,
@@ -44,6 +37,7 @@ from llava_forgery.hosts.llava.model import attach_to_llava, llava_lora_config
 from llava_forgery.hosts.llava.names import CROP_KEY, PLACEMENT_KEY, TEMPLATE_KEY, TRAINING_KEY
 from llava_forgery.hosts.llava.register import import_llava
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, LoraSettings, lora_state
+from llava_forgery.hosts.names import CONFIG, FPL, KFD
 from llava_forgery.hosts.placement import PLACEHOLDERS, WHOLE, check_crop, check_placement
 from llava_forgery.hosts.projector import TRAINABLES
 from llava_forgery.hosts.transformers.loading import load_host

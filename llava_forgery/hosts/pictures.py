@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llava_forgery.call_state import lock_of
-from llava_forgery.faces.crop import crop_box
+from llava_forgery.faces.crop import whole_square
 from llava_forgery.faces.detect import get_detector
 from llava_forgery.faces.detected import FaceDetector, square_of_face
 from llava_forgery.hosts.placement import FACE
@@ -65,18 +65,16 @@ class ClientPrompts:
         Returns:
             (N, 3, S, S) float32 in [0, 1].
         """
-        return torch.stack([from_bytes(self._square(p, size, crop)) for p in pictures])
+        return torch.stack([from_bytes(self.square(p, size, crop)) for p in pictures])
 
-    def _square(self, pixels: np.ndarray, size: int, crop: str) -> np.ndarray:
+    def square(self, pixels: np.ndarray, size: int, crop: str) -> np.ndarray:
+        """One of :meth:`frame`, (S, S, 3) uint8."""
         if crop == FACE:
             face = square_of_face(pixels, size, self._find)
             for warning in face.warnings:
                 logger.warning("a picture of the prompt: %s", warning)
             return face.image
-        height, width = pixels.shape[:2]
-        side = max(height, width)
-        x, y = (width - side) / 2, (height - side) / 2
-        return crop_box(pixels, (x, y, x + side, y + side), size)
+        return whole_square(pixels, size)
 
     def _find(self) -> FaceDetector:
         with lock_of(self):

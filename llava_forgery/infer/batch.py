@@ -159,9 +159,9 @@ class _ReadFile:
 
 
 def _read(predictor: ForgeryPredictor, path: Path, problem: str | None, cropped: bool) -> _ReadFile:
+    if problem is not None:
+        return _ReadFile(path, error=ValueError(problem))
     try:
-        if problem is not None:
-            raise ValueError(problem)
         if kind_of(path) is Kind.VIDEO:
             return _ReadFile(path, is_video=True)
         # The pixels, not the path: what is said of a face that is not found names the file once.

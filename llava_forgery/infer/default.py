@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_forgery.files import read_json
-from llava_forgery.hosts.adapter import CONFIG, KFD
+from llava_forgery.hosts.names import CONFIG, KFD
 from llava_forgery.hosts.small_llava import (
     RECIPE,
     SHA256,

@@ -15,9 +15,9 @@ from llava_forgery.call_state import lock_of
 from llava_forgery.faces.crop import MARGIN, crop_square
 from llava_forgery.faces.detect import FaceDetector, get_detector
 from llava_forgery.faces.detected import nothing_found, square_of_face
-from llava_forgery.hosts.adapter import is_exported
 from llava_forgery.hosts.auto import AutoForgeryModel
 from llava_forgery.hosts.base import ForgeryModel
+from llava_forgery.hosts.names import is_exported
 from llava_forgery.hosts.quantized import pick_device
 from llava_forgery.hub import local_folder
 from llava_forgery.images import read_image, to_rgb

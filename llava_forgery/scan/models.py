@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llava_forgery.faces.detect import get_detector
 from llava_forgery.files import read_json
-from llava_forgery.hosts.adapter import KFD
+from llava_forgery.hosts.names import KFD
 from llava_forgery.infer.predictor import FaceFinder, ForgeryPredictor
 from llava_forgery.kfd.checkpoint import CONFIG
 

@@ -175,8 +175,8 @@ class Jobs:
                 job.status = "failed"
                 job.error = ApiError(500, "the server failed at this video; its log says why")
             job.finished = time.time()
-            await job.announce()
             job._ended.set()
+            await job.announce()
 
     async def state(self, identity: str) -> dict[str, Any]:
         """What a client is told of a job of this server, or of one that shares its board.

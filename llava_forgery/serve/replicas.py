@@ -1,6 +1,5 @@
 """The same application as a deployment of Ray Serve: replicas on one machine or on several."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,8 +13,6 @@ from llava_forgery.infer.predictor import ForgeryPredictor
 from llava_forgery.serve.app import create_app
 from llava_forgery.serve.service import Service
 from llava_forgery.serve.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 _APPLICATION = "llava-forgery"
 # Of a replica's requests; beyond them Ray starts further replicas, as far as it may.

@@ -9,13 +9,14 @@ from pathlib import Path
 import datasets
 
 from llava_forgery.files import check_output_folder
-from llava_forgery.hosts.adapter import CONFIG, ENTRIES
+from llava_forgery.hosts.adapter import ENTRIES
 from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.baseline import BaselineVLM
 from llava_forgery.hosts.llava import checkpoint as llava_checkpoint
 from llava_forgery.hosts.llava.names import in_llava_layout
 from llava_forgery.hosts.llava.vlm import LlavaForgeryVLM
 from llava_forgery.hosts.lora import LORA_WEIGHTS
+from llava_forgery.hosts.names import CONFIG
 from llava_forgery.noise import quiet
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.train.dialogues import DialogueSource

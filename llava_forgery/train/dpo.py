@@ -37,13 +37,14 @@ from llava_forgery.constants import FAKE, IGNORE_INDEX, REAL
 from llava_forgery.faces.identities import identity_digests
 from llava_forgery.faces.records import image_pixels
 from llava_forgery.files import fingerprint_of
-from llava_forgery.hosts.adapter import is_exported
 from llava_forgery.hosts.auto import AutoForgeryModel
 from llava_forgery.hosts.base import ForgeryModel, PromptEncoder
 from llava_forgery.hosts.likelihood import label_log_likelihoods, last_answers
 from llava_forgery.hosts.llava.checkpoint import holds_model
 from llava_forgery.hosts.llava.names import in_llava_layout
 from llava_forgery.hosts.llava.tower import KFDImageProcessor
+from llava_forgery.hosts.names import is_exported
+from llava_forgery.hosts.quantized import is_quantized
 from llava_forgery.hub import local_folder
 from llava_forgery.kfd.calibration import Thresholds
 from llava_forgery.noise import quiet
@@ -154,10 +155,11 @@ class PreferenceStage(Stage2):
 
 
 class PreferenceSamples(Dataset):
-    """Pairs about the images of ``data build-qa``, one for each of its conversations.
+    """Pairs about the images of ``data build-qa``, as many of real ones as of fakes.
 
     The first question is the conversation's own. An image whose score certainly speaks against its
-    label is left out: no answer fits both.
+    label is left out: no answer fits both. Of the label that then has more images some are left
+    out as well, since answers would otherwise lean to it.
 
     Args:
         rows: From ``build_conversations``.
@@ -165,7 +167,7 @@ class PreferenceSamples(Dataset):
         max_length: Most tokens of prompt and answer.
         size: Side S of the detector's pictures in pixels; None where it sees what the host sees.
         thresholds: Of the detector.
-        most: Pairs at most, drawn from all; None takes all.
+        most: Pairs at most, drawn from all; None takes as many as there are.
         seed: Of the pairs; they have a role of their own in it, so that none of their draws is one
             of the conversations'.
 
@@ -173,7 +175,7 @@ class PreferenceSamples(Dataset):
         reference: (N, 2) the reference's log-likelihoods of both answers, once they are known.
 
     Raises:
-        ValueError: The rows are no conversations about images, or none is left.
+        ValueError: The rows are no conversations about images, or none of a label is left.
     """
 
     def __init__(
@@ -197,17 +199,18 @@ class PreferenceSamples(Dataset):
         self._pictures = None if size is None else KFDImageProcessor(size)
         bands = {FAKE: "real", REAL: "fake"}
         known = rows.remove_columns("image")
-        fitting = [
-            place
-            for place, row in enumerate(known)
-            if row["score"] is None
-            or (thresholds or Thresholds()).band(row["score"]) != bands[row["label"]]
-        ]
-        if most is not None and most < len(fitting):
-            drawn = random.Random(f"preference-{seed}").sample(fitting, most)
-            self._places = sorted(drawn)
-        else:
-            self._places = fitting
+        fitting: dict[int, list[int]] = {REAL: [], FAKE: []}
+        for place, row in enumerate(known):
+            score, label = row["score"], row["label"]
+            if score is None or (thresholds or Thresholds()).band(score) != bands[label]:
+                fitting[label].append(place)
+        each = min(map(len, fitting.values()))
+        if most is not None:
+            each = min(each, max(1, most // 2))
+        rng = random.Random(f"preference-{seed}")
+        self._places = sorted(
+            place for places in fitting.values() for place in rng.sample(places, each)
+        )
         self.pairs = [
             _pair_of(known[place], random.Random(f"preference-{seed}-{place}"))
             for place in self._places
@@ -217,10 +220,13 @@ class PreferenceSamples(Dataset):
             "%d pairs (%s); the score of %d images speaks against their label: they are left out",
             len(self.pairs),
             ", ".join(f"{kind} {kinds[kind]}" for kind in KINDS),
-            len(rows) - len(fitting),
+            len(rows) - sum(map(len, fitting.values())),
         )
         if not self.pairs:
-            raise ValueError("no image has a score that fits its label, so there is no pair")
+            raise ValueError(
+                f"there are {len(fitting[REAL])} real and {len(fitting[FAKE])} fake images whose "
+                "score fits their label; pairs need both"
+            )
         self.reference: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -452,7 +458,7 @@ def train_preference(
         if run.checkpoint is not None and kept.is_file():
             samples.reference = load_tensors(kept, expected)["log_likelihoods"]
             return
-        if not getattr(stage.bare, "is_quantized", False):
+        if not is_quantized(stage.bare):
             vlm.to(arguments.device)
         samples.reference = reference_log_likelihoods(stage, samples, batch_size, vlm.device)
         if run.writes:

@@ -16,6 +16,7 @@ from llava_forgery.faces.records import FEATURES
 from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.infer.predictor import ForgeryPredictor
+from llava_forgery.kfd.calibration import Thresholds
 from llava_forgery.simulate.pairs import CENTRED, FacePairs
 from tests import tiny, tiny_hosts
 
@@ -59,14 +60,13 @@ def test_figures():
             "label": label, "score": score, "p_yes": p_yes, "regions": regions, "answers": answers
         }  # fmt: skip
 
-    metrics = summarise_dialogues(
-        [
-            record(1, 0.9, 0.8, ["nose"], "Yes. It is at the nose.", "The nose.", "The chin."),
-            record(1, 0.4, 0.6, ["chin"], "Yes. It is at the nose.", "Nowhere.", "The nose."),
-            record(0, 0.2, 0.7, [], "Yes. It is at the nose.", "The nose.", "The nose."),
-            record(0, 0.1, 0.1, [], "No.", "Nowhere.", "All of them."),
-        ]
+    records = (
+        record(1, 0.9, 0.8, ["nose"], "Yes. It is at the nose.", "The nose.", "The chin."),
+        record(1, 0.4, 0.6, ["chin"], "Yes. It is at the nose.", "Nowhere.", "The nose."),
+        record(0, 0.2, 0.7, [], "Yes. It is at the nose.", "The nose.", "The nose."),
+        record(0, 0.1, 0.1, [], "No.", "Nowhere.", "All of them."),
     )
+    metrics = summarise_dialogues(records)
     assert metrics == {
         "dialogues": 4,
         "contradicting": 2,
@@ -79,3 +79,5 @@ def test_figures():
         "regions_f1": 0.5,
         "kfd_auc": 1.0,
     }
+    # Three are called fake by the score from 0.2 on, and three by P(yes): the same ones.
+    assert summarise_dialogues(records, Thresholds(0.2, 0.2, 0.2))["agreement"] == 1.0

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from llava_forgery.files import read_json, write_json
-from llava_forgery.hosts.adapter import CONFIG
 from llava_forgery.hosts.fingerprint import check_fingerprint, host_fingerprint, host_parts
+from llava_forgery.hosts.names import CONFIG
 from llava_forgery.hosts.transformers.loading import load_adapter
 from llava_forgery.hosts.transformers.model import attach_forgery
 from tests import tiny, tiny_hosts

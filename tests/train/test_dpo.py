@@ -85,11 +85,18 @@ def test_images_without_an_answer_that_fits_are_left_out(vlm):
     assert len(samples_of(vlm)) == 2
     assert len(samples_of(vlm, thresholds=Thresholds(0.5, 0.01, 0.99))) == 4
     assert len(samples_of(vlm, rows((None,) * 4))) == 4
-    assert len(samples_of(vlm, rows((None,) * 4), most=3)) == 3
-    with pytest.raises(ValueError, match="no image has a score that fits"):
+    assert len(samples_of(vlm, rows((None,) * 4), most=3)) == 2
+    with pytest.raises(ValueError, match="0 real and 0 fake images whose score fits"):
         samples_of(vlm, rows((0.1, 0.9)))
     with pytest.raises(ValueError, match="lacks score"):
         samples_of(vlm, rows().remove_columns("score"))
+
+
+def test_there_are_as_many_pairs_of_either_label(vlm):
+    """Or answers would lean to the label of which fewer scores are wrong: that of real images."""
+    data = rows((0.05, None, None, None, None, None))
+    labels = [data[place]["label"] for place in samples_of(vlm, data)._places]
+    assert sorted(labels) == [0, 0, 1, 1]
 
 
 def test_pairs_depend_on_the_seed_alone(vlm):

@@ -42,7 +42,7 @@ from llava_forgery.files import (
 )
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.adapter import CARD, FORMAT, FPL, KFD, write_card
+from llava_forgery.hosts.adapter import FORMAT, write_card
 from llava_forgery.hosts.fingerprint import check_fingerprint, check_parts
 from llava_forgery.hosts.llava.model import attach_to_llava
 from llava_forgery.hosts.llava.names import (
@@ -58,6 +58,7 @@ from llava_forgery.hosts.llava.names import (
 from llava_forgery.hosts.llava.saving import save_modules, saved_config
 from llava_forgery.hosts.llava.skill import has_forgery_adapter
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, check_lora, is_peft, save_lora
+from llava_forgery.hosts.names import CARD, FPL, KFD
 from llava_forgery.hosts.placement import PLACEHOLDERS, WHOLE
 from llava_forgery.hosts.projector import TRAINABLES, TrainedProjector
 from llava_forgery.optional import lazy

@@ -24,7 +24,6 @@ from transformers import (
 from llava_forgery.call_state import lock_of
 from llava_forgery.downloads import allow_downloads, named_by
 from llava_forgery.files import atomic_path, check_output_folder, resolve_name
-from llava_forgery.hosts.adapter import FPL
 from llava_forgery.hosts.llava.checkpoint import (
     CONFIG,
     check_tower,
@@ -35,6 +34,7 @@ from llava_forgery.hosts.llava.names import CROP_KEY, PLACEMENT_KEY
 from llava_forgery.hosts.llava.register import import_llava, register, registered, unregister
 from llava_forgery.hosts.llava.vlm import LlavaForgeryVLM
 from llava_forgery.hosts.lora import LORA_CONFIG
+from llava_forgery.hosts.names import FPL
 from llava_forgery.hosts.placement import check_crop, check_placement
 from llava_forgery.hosts.quantized import (
     device_map_of,

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llava_forgery.files import apply_umask, portable_name
-from llava_forgery.hosts.adapter import CARD, FORMAT, FPL, KFD, library_versions, write_card
+from llava_forgery.hosts.adapter import FORMAT, library_versions, write_card
 from llava_forgery.hosts.fingerprint import host_fingerprint
 from llava_forgery.hosts.llava.names import (
     FORMAT_KEY,
@@ -20,6 +20,7 @@ from llava_forgery.hosts.llava.names import (
     TRAINING_KEY,
     VERSIONS_KEY,
 )
+from llava_forgery.hosts.names import CARD, FPL, KFD
 from llava_forgery.weights import save_tensors
 
 

@@ -17,7 +17,6 @@ from llava_forgery.call_state import in_call
 from llava_forgery.constants import IGNORE_INDEX
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.adapter import FPL
 from llava_forgery.hosts.families import HostFamily, exclusive
 from llava_forgery.hosts.kv_cache import CACHE, cache_in
 from llava_forgery.hosts.llava.checkpoint import save_llava_adapter
@@ -30,6 +29,7 @@ from llava_forgery.hosts.llava.model import (
 from llava_forgery.hosts.llava.names import HOST_PROJECTOR, PROJECTOR, TEMPLATE_KEY, TOWER
 from llava_forgery.hosts.llava.skill import EXPANDED_LABELS, has_forgery_adapter
 from llava_forgery.hosts.lora import LoraSettings, fill_lora, is_peft, merge_lora
+from llava_forgery.hosts.names import FPL
 from llava_forgery.hosts.placement import ALWAYS, FACE
 from llava_forgery.hosts.projector import TrainedProjector, fill_projector
 from llava_forgery.hub import Pushable

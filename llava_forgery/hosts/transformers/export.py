@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from llava_forgery.files import atomic_path, check_output_folder
-from llava_forgery.hosts.adapter import CARD
+from llava_forgery.hosts.names import CARD
 from llava_forgery.hosts.placement import ALWAYS
 from llava_forgery.hosts.quantized import device_map_of, pick_device, place_host
 from llava_forgery.hosts.transformers.exported import (

@@ -23,8 +23,8 @@ from llava_forgery.constants import IGNORE_INDEX
 from llava_forgery.files import write_text
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.adapter import EXPORTED
 from llava_forgery.hosts.families import family_of
+from llava_forgery.hosts.names import EXPORTED
 from llava_forgery.hosts.placement import PLACEHOLDERS, WHOLE
 from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.shared_tower import SharedTower

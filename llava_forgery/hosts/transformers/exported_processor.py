@@ -11,10 +11,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -28,7 +27,7 @@ from transformers.image_utils import make_flat_list_of_images
 from llava_forgery.constants import FORGERY_TOKEN
 from llava_forgery.files import write_text
 from llava_forgery.hosts.pictures import ClientPrompts
-from llava_forgery.hosts.placement import FACE, WHOLE
+from llava_forgery.hosts.placement import WHOLE
 from llava_forgery.hosts.transformers.chat import image_token_of, pair_placeholders
 from llava_forgery.hosts.transformers.exported import (
     AUTO_MAP,
@@ -40,7 +39,6 @@ from llava_forgery.hosts.transformers.exported import (
 from llava_forgery.hosts.transformers.processors import conventions_of, process_plainly
 from llava_forgery.hosts.transformers.prompts import collate, process_sample
 from llava_forgery.images import to_rgb
-from llava_forgery.tensors import to_bytes
 
 
 @dataclass(frozen=True)
@@ -268,11 +266,7 @@ class LlavaForgeryProcessor(ProcessorMixin):
     def _view(self, image: Any) -> torch.Tensor:
         """What the detector sees of a picture: (3, S, S) uint8."""
         pixels = to_rgb(image if isinstance(image, Image.Image) else to_pil_image(image))
-        side = self.forgery.image_size
-        if self.forgery.crop == FACE:
-            square = to_bytes(_CLIENTS.frame([pixels], side, FACE)[0])
-        else:
-            square = np.array(ImageOps.pad(Image.fromarray(pixels), (side, side)))
+        square = _CLIENTS.square(pixels, self.forgery.image_size, self.forgery.crop)
         return torch.from_numpy(square).permute(2, 0, 1)
 
 

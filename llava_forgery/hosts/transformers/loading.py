@@ -18,10 +18,11 @@ from llava_forgery.downloads import allow_downloads, named_by
 from llava_forgery.files import read_json, resolve_name
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.adapter import CONFIG, KFD, fill_learner, read_adapter_config
+from llava_forgery.hosts.adapter import fill_learner, read_adapter_config
 from llava_forgery.hosts.fingerprint import check_fingerprint
 from llava_forgery.hosts.frozen_lora import FrozenLora, takes_frozen
 from llava_forgery.hosts.lora import load_lora
+from llava_forgery.hosts.names import CONFIG, KFD
 from llava_forgery.hosts.placement import PLACEHOLDERS, WHOLE
 from llava_forgery.hosts.projector import TRAINABLES, TrainedProjector
 from llava_forgery.hosts.quantized import (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForImageTextToText,
@@ -25,6 +25,7 @@ from llava_forgery import ForgeryPredictor, export_transformers, register_auto_c
 from llava_forgery.cli import app
 from llava_forgery.constants import FORGERY_TOKEN
 from llava_forgery.evaluation.scorers import load_scorer
+from llava_forgery.faces.crop import whole_square
 from llava_forgery.faces.detect import get_detector
 from llava_forgery.faces.detected import square_of_face
 from llava_forgery.files import read_json
@@ -299,11 +300,13 @@ def test_the_detector_sees_the_face(plain, samples_dir):
     for crop in ("face", "none"):
         processor.forgery = replace(processor.forgery, crop=crop)
         seen[crop] = asked(processor, chat(picture))["forgery_images"][0].permute(1, 2, 0).numpy()
-    whole = ImageOps.pad(picture, (tiny.SIZE, tiny.SIZE))
-    assert (seen["none"] == np.array(whole)).all()
+    # As everywhere else: what is not square is padded with its edge, not with black.
+    whole = whole_square(np.array(picture), tiny.SIZE)
+    assert picture.width != picture.height
+    assert (seen["none"] == whole).all()
     face = square_of_face(np.array(picture), tiny.SIZE, lambda: get_detector("dlib")).image
     assert np.abs(seen["face"].astype(int) - face).max() <= 1
-    assert (face != np.array(whole)).any()
+    assert (face != whole).any()
 
 
 @pytest.mark.slow

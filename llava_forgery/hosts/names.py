@@ -1,0 +1,18 @@
+"""Names of an adapter's files, and of checkpoints that hold their host as well."""
+
+from os import PathLike
+from pathlib import Path
+
+from llava_forgery.files import read_json
+
+CONFIG, FPL, KFD, CARD = "forgery_config.json", "fpl.safetensors", "kfd", "README.md"
+# The model type in ``config.json`` of a checkpoint that holds its host as well
+# (:mod:`llava_forgery.hosts.transformers.exported`).
+EXPORTED = "llava_forgery"
+
+
+def is_exported(directory: str | PathLike) -> bool:
+    """Whether a folder holds a checkpoint of transformers with host and skill."""
+    path = Path(directory) / "config.json"
+    values = read_json(path) if path.is_file() else {}
+    return isinstance(values, dict) and values.get("model_type") == EXPORTED
