@@ -117,7 +117,8 @@ class Process:
     @property
     def prompts(self) -> list[dict]:
         """What it gave ``generate``: ids (1, T), images and their sizes, in order."""
-        paths = sorted((self.folder / "calls").glob("*.pt"), key=lambda path: int(path.stem))
+        found = (self.folder / "calls").glob("*.pt")
+        paths = sorted(found, key=lambda path: int(path.stem.partition("-")[0]))
         return [torch.load(path, weights_only=True) for path in paths]
 
 

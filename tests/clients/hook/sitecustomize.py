@@ -1,16 +1,19 @@
 """What a client's process does with the skill, written to the folder FORGERY_CALLS as it happens.
 
 Python imports this file at start where its folder is on PYTHONPATH. ``fpl`` gets a letter for each
-call of the Forgery Prompt Learner; ``N.pt`` what the client gave ``generate`` at its Nth call.
+call of the Forgery Prompt Learner; ``TIME-PROCESS-N.pt`` what the client gave ``generate``.
 """
 
 import functools
 import importlib.util
+import itertools
 import os
 import sys
+import time
 from pathlib import Path
 
 FOLDER = Path(os.environ["FORGERY_CALLS"])
+NUMBERS = itertools.count()
 
 
 def count(module):
@@ -37,7 +40,9 @@ def record(module):
         if function.__name__ == "generate":
             ids = args[0] if args else kwargs.get("inputs")
             given = {"ids": ids, "images": kwargs.get("images"), "sizes": kwargs.get("image_sizes")}
-            torch.save(given, FOLDER / f"{len(list(FOLDER.glob('*.pt')))}.pt")
+            # Threads and processes that ask at once write a file each.
+            name = f"{time.monotonic_ns()}-{os.getpid()}-{next(NUMBERS)}.pt"
+            torch.save(given, FOLDER / name)
         return call(self, function, args, kwargs, *others)
 
     module.LlavaForgeryMixin._call_with_skill = recorded
