@@ -1,1 +1,1 @@
-"""Forgery Prompt Learner: the detector's output as embeddings of the host's width."""
+"""Forgery Prompt Learner: turns the detector's output into embeddings of the host's width."""

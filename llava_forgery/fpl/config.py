@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class FPLConfig:
-    """Everything that decides the learner's tensors.
+    """Everything that determines the learner's tensors.
 
     The counts follow LVLM-DFD's section 3.2; the official code has 9 of each.
     """
@@ -14,14 +14,14 @@ class FPLConfig:
     hidden_size: int
     """C_emb: width of the host's token embeddings."""
     num_layers: int
-    """L: consistency maps of the detector."""
+    """L: number of the detector's consistency maps."""
     kind: Literal["paper", "lite"] = "lite"
     """``paper``: the official sizes, on maps of 224 pixels, 3 x 3 vectors through 5 x 5
     convolutions. ``lite``: small networks on maps of at most 24 pixels, read at 6 x 6 places."""
     n_base: int = 9
-    """n_1: learned base embeddings."""
+    """n_1: number of learned base embeddings."""
     n_forgery: int = 9
-    """n_f: forgery prompt embeddings that the host receives."""
+    """n_f: number of forgery prompt embeddings that the host receives."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("paper", "lite"):
@@ -39,7 +39,7 @@ class FPLConfig:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: Unknown or missing keys, or values out of range.
+            ValueError: Keys are unknown or missing, or values are out of range.
         """
         try:
             return cls(**values)

@@ -1,4 +1,4 @@
-"""The Forgery Prompt Learner: the detector's output to embeddings of the language model's width.
+"""The Forgery Prompt Learner: turns the detector's output into embeddings for the language model.
 
 Source: LVLM-DFD, section 3.2 and figure 4; the ``paper`` sizes are the official code's (commit
 589b036).
@@ -17,18 +17,18 @@ from llava_forgery.kfd.detector import KFDOutput
 # Both kinds give a grid of 3 x 3 vectors for the mask and for the maps (n_2 = n_3 = 9).
 GRID = 3
 PAPER_SIZE = 224
-# Finer maps are reduced to this side for the lite networks: regions of a face remain apart.
+# Side to which finer maps are reduced for the lite networks; keeps the regions of a face apart.
 LITE_SIZE = 24
 LITE_PLACES = 6
 
 
 class FPLInput(NamedTuple):
-    """What the learner's networks read of a detection; see :meth:`ForgeryPromptLearner.read`."""
+    """Input of the learner's networks; see :meth:`ForgeryPromptLearner.read`."""
 
     mask: torch.Tensor
     """(B, 1, h, w): probability of forgery."""
     maps: torch.Tensor
-    """(B, 2 L, h, w): consistency maps, for ``lite`` a tenth of them."""
+    """(B, 2 L, h, w): consistency maps; for ``lite``, divided by 10."""
     probabilities: torch.Tensor
     """(B, 2): real, fake."""
 
@@ -47,7 +47,7 @@ class PaperGrid(nn.Sequential):
 
 
 class PoolTo(nn.Module):
-    """Mean over equal places; maps (B, C, h, w) of that size already are left alone.
+    """Adaptive average pooling that skips maps (B, C, h, w) already of the target size.
 
     torch's own pools those too, which on a CPU takes as long as the convolutions before it.
     """
@@ -63,10 +63,10 @@ class PoolTo(nn.Module):
 
 
 class LiteGrid(nn.Module):
-    """Three small convolutions, down to 6 x 6 places; then each of 3 x 3 vectors is made from all.
+    """Three small convolutions, down to 6 x 6 places; then each of 3 x 3 vectors sees all of them.
 
-    A third of a face is too coarse to tell its eyes from its eyebrows. No norm: how strong a map is
-    says as much as where, and stage 2 runs on batches of a few samples.
+    A third of a face is too coarse to tell eyes from eyebrows. There is no norm: the strength of a
+    map matters as much as its place, and stage 2 runs on batches of a few samples.
     """
 
     def __init__(self, channels: int, hidden_size: int, latent: int = 64) -> None:
@@ -97,10 +97,10 @@ class LiteGrid(nn.Module):
 
 
 class ForgeryPromptLearner(nn.Module):
-    """E_base, the mask, the consistency maps and the score to E_forgery.
+    """Makes E_forgery from E_base, the mask, the consistency maps and the score.
 
     Args:
-        config: Sizes.
+        config: Sizes of the networks.
     """
 
     def __init__(self, config: FPLConfig) -> None:
@@ -112,23 +112,23 @@ class ForgeryPromptLearner(nn.Module):
         self.map_grid = grid(2 * config.num_layers, config.hidden_size)
         self.score = nn.Linear(2, config.hidden_size)
         vectors = config.n_base + 2 * GRID * GRID + 1
-        # The vectors are the channels; the kernel runs along the embedding's width.
+        # The vectors are the channels; the kernel slides along the embedding's width.
         self.fuse = nn.Conv1d(vectors, config.n_forgery, 3, padding=1)
         if config.kind == "lite":
             self._start_apart()
 
     @classmethod
     def from_config(cls, config: FPLConfig, seed: int = 0) -> "ForgeryPromptLearner":
-        """New weights under a seed; the global generator is left as it was."""
+        """A learner with new weights from a seed; the global generator is left unchanged."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(config)
 
     @torch.no_grad()
     def _start_apart(self) -> None:
-        """Let each output begin as one vector of every kind, plus the score's.
+        """Initialise each output as the sum of one vector of every kind and the score's.
 
-        A random start mixes all of them into all outputs alike, which takes long to undo.
+        A random initialisation mixes all of them into all outputs, which takes long to undo.
         """
         self.fuse.weight.mul_(0.1)
         self.fuse.bias.zero_()
@@ -140,14 +140,14 @@ class ForgeryPromptLearner(nn.Module):
 
     @torch.no_grad()
     def match_scale(self, embedding: torch.Tensor, gain: float = 1.0) -> None:
-        """Bring the start of E_forgery to the size of a host's token embeddings.
+        """Scale the initial E_forgery to the size of a host's token embeddings.
 
-        A language model barely hears vectors far smaller than its words and is drowned by far
-        larger ones. The input for the measurement is that of an undecided detector.
+        A language model barely notices vectors far smaller than its words, and far larger ones
+        drown them. The scale is measured on the output of an undecided detector.
 
         Args:
             embedding: (V, C), the host's input embedding.
-            gain: What the host multiplies its rows by, where it does.
+            gain: Factor by which the host multiplies its embeddings, if any.
         """
         vectors = self._read_nothing(self.base.device)
         wanted = gain * embedding.float().pow(2).mean().sqrt()
@@ -156,13 +156,13 @@ class ForgeryPromptLearner(nn.Module):
         self.fuse.bias.mul_(factor)
 
     def idle(self, device: torch.device) -> torch.Tensor:
-        """Take part in a training step that shows no face.
+        """Take part in a training step without faces.
 
         Args:
-            device: Where the FPL lies; under ZeRO-3 its weights must not be asked outside a call.
+            device: Device of the FPL; under ZeRO-3 its weights must not be read outside a call.
 
         Returns:
-            Zero, (), whatever the weights are. Added to what the loss is made of, it gives each
+            Scalar zero, whatever the weights. Added to the inputs of the loss, it gives each
             parameter a gradient of zero instead of None.
         """
         return self._read_nothing(device)[:0].sum()
@@ -179,7 +179,7 @@ class ForgeryPromptLearner(nn.Module):
             self.train(training)
 
     def forward(self, detection: KFDOutput) -> torch.Tensor:
-        """Make the embeddings.
+        """Make the forgery embeddings.
 
         Args:
             detection: The detector's output for B images; no gradient flows back into it.
@@ -193,16 +193,17 @@ class ForgeryPromptLearner(nn.Module):
         return self.embed(self.read(detection))
 
     def read(self, detection: KFDOutput) -> FPLInput:
-        """What the networks read of a detection: for ``lite`` a fraction of its size.
+        """Input of the networks from a detection; for ``lite`` a fraction of its size.
 
         Args:
             detection: The detector's output for B images.
 
         Returns:
-            Without a gradient, in the FPL's precision; for ``lite`` at most ``LITE_SIZE`` wide.
+            Tensors without gradient, in the FPL's precision; for ``lite`` at most ``LITE_SIZE``
+            wide.
 
         Raises:
-            ValueError: Another number of consistency maps than the configuration's.
+            ValueError: The number of consistency maps is not that of the configuration.
         """
         maps = detection.consistency_maps.detach()
         if maps.shape[1] != self.config.num_layers:
@@ -215,12 +216,12 @@ class ForgeryPromptLearner(nn.Module):
         if self.config.kind == "lite":
             size = tuple(min(side, LITE_SIZE) for side in flat.shape[-2:])
             mask = F.adaptive_avg_pool2d(mask, size)
-            # The maps come in units of the temperature.
+            # The maps include the factor of the temperature.
             flat = F.adaptive_avg_pool2d(flat, size) / 10
         return FPLInput(mask, flat, detection.class_logits.detach().softmax(dim=1).to(dtype))
 
     def embed(self, inputs: FPLInput) -> torch.Tensor:
-        """E_forgery (B, n_f, C) from what :meth:`read` gave."""
+        """E_forgery (B, n_f, C) from the output of :meth:`read`."""
         mask, maps, probabilities = inputs
         if self.config.kind == "paper":
             size = (PAPER_SIZE, PAPER_SIZE)

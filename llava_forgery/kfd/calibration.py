@@ -1,7 +1,7 @@
-"""From a detector's logits to probabilities, verdicts and a warning where it has no say.
+"""From a detector's logits to probabilities and verdicts, with warnings about unfamiliar pictures.
 
 All numbers are fitted by ``llava-forgery eval calibrate`` on people who were not in training, and
-stand in ``kfd_config.json``.
+are stored in ``kfd_config.json``.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 BANDS = ("real", "uncertain", "fake")
-# Neighbouring grey values that differ by less than this are flat: what codecs smooth away.
+# Neighbouring grey values that differ by less than this count as flat: codecs smooth them away.
 _FLAT = 1.5
 
 
@@ -22,12 +22,12 @@ class Thresholds:
     """Scores in [0, 1] at which a verdict changes; without a calibration all are 0.5."""
 
     fake: float = 0.5
-    """From here on a face is called fake."""
+    """Scores from here on are called fake."""
     low: float = 0.5
-    """Below, it is real: 5 % of the fakes for calibration lie there."""
+    """Scores below are real: 5 % of the fakes used for calibration lie there."""
     high: float = 0.5
-    """From here on, it is fake: 5 % of the real faces lie there. Between ``low`` and ``high`` the
-    verdict is uncertain."""
+    """Scores from here on are fake: 5 % of the real faces lie there. Between ``low`` and ``high``
+    the verdict is uncertain."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.fake <= self.high <= 1:
@@ -42,20 +42,20 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Domain:
-    """What the pictures for calibration were like; see :func:`measure_picture`."""
+    """Range of the pictures used for calibration; see :func:`measure_picture`."""
 
     sharpness: tuple[float, float]
-    """Smallest and largest."""
+    """Smallest and largest value."""
     flatness: tuple[float, float]
-    """Smallest and largest."""
+    """Smallest and largest value."""
     side: float
-    """Of the smallest squares, in pixels of their pictures."""
+    """Side of the smallest squares, in pixels of their pictures."""
     mean: tuple[float, ...]
-    """(D,) of :func:`map_features`."""
+    """(D,), the mean of :func:`map_features`."""
     whitening: tuple[tuple[float, ...], ...]
-    """(D, D): brings what is left without the mean to unit variance."""
+    """(D, D): scales the centred features to unit variance."""
     distance: float
-    """Largest norm of whitened features."""
+    """Largest norm of the whitened features."""
 
     def __post_init__(self) -> None:
         for name in ("sharpness", "flatness"):
@@ -79,8 +79,8 @@ class Domain:
 
         Args:
             image: (S, S, 3) uint8, the square that the detector sees.
-            side: Of that square in pixels of its picture.
-            maps: (L, 2, h, w), its consistency maps.
+            side: Side of that square, in pixels of its picture.
+            maps: Consistency maps (L, 2, h, w) of the square.
         """
         found = []
         if side < self.side:
@@ -108,7 +108,9 @@ _WORDS = {
 
 
 def measure_picture(image: np.ndarray) -> dict[str, float]:
-    """``sharpness``: decimal logarithm of the Laplacian's variance. ``flatness``: share of
+    """Sharpness and flatness of a picture.
+
+    ``sharpness`` is the decimal logarithm of the Laplacian's variance; ``flatness`` the share of
     neighbouring pixels that hardly differ, in [0, 1], which rises with compression.
 
     Args:
@@ -123,20 +125,20 @@ def measure_picture(image: np.ndarray) -> dict[str, float]:
 
 
 def map_features(maps: torch.Tensor) -> np.ndarray:
-    """(B, 4 L) float64: mean and spread over the places of each consistency map (B, L, 2, h, w)."""
+    """Spatial mean and standard deviation (B, 4 L) float64 of consistency maps (B, L, 2, h, w)."""
     flat = maps.detach().double().cpu().flatten(3)
     return torch.cat([flat.mean(-1), flat.std(-1)], dim=2).flatten(1).numpy()
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The score becomes ``sigmoid((logit - offset) / temperature)``; the thresholds are of it."""
+    """Turns a logit into the score ``sigmoid((logit - offset) / temperature)``."""
 
     temperature: float = 1.0
     offset: float = 0.0
     thresholds: Thresholds = field(default_factory=Thresholds)
     domain: Domain | None = None
-    """None: no picture is warned of."""
+    """None: no picture causes a warning."""
 
     def __post_init__(self) -> None:
         if not (isfinite(self.temperature) and self.temperature > 0 and isfinite(self.offset)):
@@ -159,7 +161,7 @@ class Calibration:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: Other names, or values out of range.
+            ValueError: Keys are unknown or missing, or values are out of range.
         """
         try:
             values = dict(values)

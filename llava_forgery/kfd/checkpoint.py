@@ -1,13 +1,12 @@
 """Saving and loading a detector.
 
-A folder holds ``kfd_config.json`` (with the calibration and whom it was trained on, where that is
-known), ``kfd.safetensors``
-(what inference needs: trained weights and the two text features) and ``knowledge.safetensors`` (the
-learned context, and the text encoder where it was trained: what only further training needs).
-Frozen encoders are never saved; they are built anew from ``encoder.name`` and
-``encoder.pretrained``, and a few of their output values are compared with those of the day of
-saving. A host's tower is read from the host that ``encoder.name`` names, or compared when the
-detector is attached to a host.
+A folder holds ``kfd_config.json`` (with the calibration and the people it was trained on, if
+known), ``kfd.safetensors`` (what inference needs: trained weights and the two text features) and
+``knowledge.safetensors`` (what only further training needs: the learned context, and the text
+encoder if it was trained). Frozen encoders are never saved; they are rebuilt from ``encoder.name``
+and ``encoder.pretrained``, and a few of their output values are compared with those recorded when
+the detector was saved. A host's tower is read from the host that ``encoder.name`` names, or
+compared when the detector is attached to a host.
 """
 
 import hashlib
@@ -35,15 +34,15 @@ Detector = TypeVar("Detector", bound=nn.Module)
 
 CONFIG, WEIGHTS, KNOWLEDGE = "kfd_config.json", "kfd.safetensors", "knowledge.safetensors"
 FORMAT = 1
-# How open_clip names a folder.
+# open_clip's prefix for a folder.
 LOCAL = "local-dir:"
-# Of the norm. Twelve random blocks in bfloat16 differ from float32 by up to 0.008, in float16 by
-# 0.001; weights that differ by a fiftieth of their spread, by 0.03 and more.
+# Relative to the norm. Twelve random blocks in bfloat16 differ from float32 by up to 0.008, in
+# float16 by 0.001; weights that differ by a fiftieth of their spread differ by 0.03 or more.
 TOLERANCE = 0.02
 
 
 def _detector_state(detector: nn.Module) -> dict[str, torch.Tensor]:
-    """What inference needs and no frozen encoder holds."""
+    """The tensors that inference needs, without those of frozen encoders."""
     frozen = ("encoder.",) if detector.encoder.frozen else ()
     return {
         name: tensor
@@ -62,7 +61,7 @@ def _knowledge_state(detector: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def portable_config(config: KFDConfig) -> dict[str, Any]:
-    """A configuration as JSON takes it, with the bare name of a folder that holds the encoder."""
+    """A JSON-serializable configuration; a folder that holds the encoder is reduced to its name."""
     encoder = config.encoder
     values = config.to_dict()
     values["encoder"]["name"] = _moved(
@@ -73,8 +72,8 @@ def portable_config(config: KFDConfig) -> dict[str, Any]:
 
 
 def detector_digest(detector: nn.Module) -> str:
-    """SHA-256 of a detector's own weights, configuration and calibration: the same for the same
-    scores."""
+    """SHA-256 of a detector's own weights, configuration and calibration: detectors with the same
+    digest give the same scores."""
     config = portable_config(detector.config)
     if detector.calibration is not None:
         config["calibration"] = detector.calibration.to_dict()
@@ -90,8 +89,8 @@ def encoder_probe(encoder: VisualEncoder, side: int) -> list[float]:
     """A frozen encoder's mean features of a fixed picture.
 
     Args:
-        encoder: With its weights.
-        side: Of the picture in pixels.
+        encoder: Encoder with its weights loaded.
+        side: Side of the picture in pixels.
     """
     ramp = torch.linspace(0, 1, side)
     picture = torch.stack([ramp.expand(side, side), ramp[:, None].expand(side, side),
@@ -101,13 +100,13 @@ def encoder_probe(encoder: VisualEncoder, side: int) -> list[float]:
 
 
 def same_probe(want: list[float], have: list[float]) -> bool:
-    """Whether two probes are of the same weights, perhaps in another dtype."""
+    """Whether two probes come from the same weights, possibly in different dtypes."""
     one, two = torch.tensor(want), torch.tensor(have)
     return one.shape == two.shape and float((one - two).norm()) <= TOLERANCE * float(one.norm())
 
 
 def _probe_to_save(detector: nn.Module) -> list[float]:
-    # Attached to its host, the detector keeps what the tower was compared with.
+    # Once attached to its host, the detector keeps the probe that the tower was compared with.
     if _lacks_tower(detector):
         assert detector.encoder.probe is not None
         return detector.encoder.probe
@@ -118,8 +117,8 @@ def save_detector(detector: nn.Module, directory: str | PathLike) -> None:
     """Write a detector's configuration and its own weights.
 
     Args:
-        detector: The detector; its text features are brought up to date first.
-        directory: Made if it is missing; each file in it is replaced as a whole.
+        detector: The detector; its text features are refreshed first.
+        directory: Output folder, created if it is missing; each file is replaced as a whole.
     """
     directory = Path(directory)
     detector.refresh_text_features()
@@ -132,8 +131,8 @@ def save_detector(detector: nn.Module, directory: str | PathLike) -> None:
         meta["training_people"] = sorted(detector.training_people)
     if detector.encoder.frozen:
         meta["encoder_probe"] = _probe_to_save(detector)
-    # Without its configuration a folder is no detector: it goes first and comes last, so that an
-    # interruption over an older detector leaves no mixture of both that could be read.
+    # A folder without a configuration is not a detector. It is removed first and written last, so
+    # that an interruption while overwriting an older detector leaves no readable mixture of both.
     (directory / CONFIG).unlink(missing_ok=True)
     save_tensors(directory / WEIGHTS, _detector_state(detector))
     if detector.knowledge is not None:
@@ -152,18 +151,18 @@ def load_detector(
     """Read a detector, in eval mode on the CPU.
 
     Args:
-        build: Makes the detector that a configuration describes, without a host's tower.
-        directory: Written by :func:`save_detector`.
-        with_knowledge: Read what further training needs as well.
+        build: Builds the detector that a configuration describes, without a host's tower.
+        directory: Folder written by :func:`save_detector`.
+        with_knowledge: Also read what further training needs.
         with_tower: For a detector on a host's vision tower: load the tower.
-        base_model: Folder or hub name of that host, where it is no longer the one that was saved.
-        dtype: In which it is built and filled, without ever being larger; None for torch's default.
-            A host's tower keeps its own.
+        base_model: Folder or hub name of that host, if it is no longer the one that was saved.
+        dtype: Precision in which the detector is built and filled, so that it never takes more
+            memory than that; None for torch's default. A host's tower keeps its own.
 
     Raises:
-        FileNotFoundError: The folder or a file in it is missing, or what the configuration names
-            is not on this machine and downloads are not allowed (:mod:`llava_forgery.downloads`).
-            A host that is given here may be downloaded.
+        FileNotFoundError: The folder or a file in it is missing, or a model that the configuration
+            names is not on this machine and downloads are not allowed
+            (:mod:`llava_forgery.downloads`). A host that is passed here may be downloaded.
         ValueError: A file does not fit the configuration, or the frozen encoder that is built
             here is not the one the detector was trained on.
     """
@@ -184,7 +183,7 @@ def load_detector(
         )
     name = _moved(config.encoder, base_model or config.encoder.name, resolve_name, directory)
     config = replace(config, encoder=replace(config.encoder, name=name))
-    # Our own trunk names nothing that could be downloaded.
+    # Our own trunk needs no download.
     own = config.encoder.kind == "timm" and config.encoder.name == TRUNK
     named = nullcontext() if own else named_by(directory / CONFIG, _named(config.encoder))
     with named, default_dtype(dtype):
@@ -205,7 +204,7 @@ def load_detector(
 
 
 def read_calibration(directory: str | PathLike) -> Calibration | None:
-    """The calibration of a saved detector; None where it has none.
+    """The calibration of a saved detector; None if it has none.
 
     Raises:
         FileNotFoundError: There is no detector.
@@ -215,7 +214,7 @@ def read_calibration(directory: str | PathLike) -> Calibration | None:
 
 
 def write_calibration(directory: str | PathLike, calibration: Calibration | None) -> None:
-    """Give a saved detector another calibration; its weights stay as they are.
+    """Replace the calibration of a saved detector; its weights stay unchanged.
 
     Raises:
         FileNotFoundError: There is no detector.
@@ -238,7 +237,7 @@ def _calibration(meta: dict[str, Any], directory: Path) -> Calibration | None:
 
 
 def _named(encoder: EncoderConfig) -> dict[str, str]:
-    """What is built of a configuration's names, but for a host's tower."""
+    """The models that a configuration names, except for a host's tower."""
     name = encoder.text_model if encoder.kind == "host" else encoder.name
     weights = {} if encoder.pretrained is None else {"weights": encoder.pretrained}
     return {"encoder": name or "of bytes", **weights}
@@ -247,7 +246,7 @@ def _named(encoder: EncoderConfig) -> dict[str, str]:
 def _moved(
     encoder: EncoderConfig, name: str, move: Callable[[str, Path], str], directory: Path
 ) -> str:
-    """The encoder's name, where it is a folder, relative to ``directory`` or made whole again."""
+    """The encoder's name; if it is a folder, made relative to ``directory`` or resolved again."""
     if encoder.kind == "host":
         return move(name, directory)
     if name.startswith(LOCAL):
@@ -268,7 +267,7 @@ def load_weights(detector: nn.Module, directory: Path, with_knowledge: bool) -> 
 
 
 def _fill(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Copy tensors onto parameters and buffers of the same names, which were compared before."""
+    """Copy tensors into parameters and buffers of the same names, which were already checked."""
     state = module.state_dict()
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -281,5 +280,5 @@ def _compare_probe(detector: nn.Module, meta: dict[str, Any], directory: Path) -
         source = f"pretrained={encoder.pretrained!r}" if encoder.kind != "host" else "the host"
         raise ValueError(
             f"{directory} was trained on other weights of {encoder.name} than the ones built here "
-            f"from {source}; a frozen encoder is not saved, so the same weights must be at hand"
+            f"from {source}; a frozen encoder is not saved, so the same weights must be available"
         )

@@ -9,7 +9,7 @@ HEADS = ("paper", "lite")
 
 @dataclass(frozen=True)
 class HostTower:
-    """What a host's vision tower must be like for the detector that was made for it."""
+    """Properties that a host's vision tower must have for the detector that was trained on it."""
 
     model_type: str
     """transformers' name of the tower's architecture, such as ``clip_vision_model``."""
@@ -20,9 +20,9 @@ class HostTower:
     patch_size: int
     """Side of a patch in pixels."""
     mean: tuple[float, float, float]
-    """Of the host's image processor, for pixels in [0, 1]."""
+    """Channel means of the host's image processor, for pixels in [0, 1]."""
     std: tuple[float, float, float]
-    """Likewise."""
+    """Channel standard deviations of the host's image processor, for pixels in [0, 1]."""
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "patch_size"):
@@ -41,39 +41,38 @@ class HostTower:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The image tower and the text tower that the detector looks through."""
+    """The image tower and the text tower of the detector."""
 
     kind: Literal["open_clip", "timm", "host"] = "open_clip"
-    """``open_clip``: any CLIP model, frozen. ``timm``: a convolutional trunk, trained, beside a
-    small byte-level text encoder, trained as well: for tests and the embedded default. ``host``:
-    the vision tower of a transformers host, frozen, so that one encoding serves host and
-    detector; :func:`llava_forgery.kfd.host_config.host_config` reads such a configuration."""
+    """``open_clip``: any CLIP model, frozen. ``timm``: a convolutional trunk and a small byte-level
+    text encoder, both trained: for tests and the embedded default. ``host``: the vision tower of a
+    transformers host, frozen, so that one encoding serves host and detector;
+    :func:`llava_forgery.kfd.host_config.host_config` reads such a configuration."""
     name: str = "ViT-H-14"
     """Name of the model in open_clip (or ``local-dir:PATH``) or in timm; folder or hub name of the
     host."""
     pretrained: str | None = None
-    """open_clip's weights tag or a path; needed to load a saved detector with a frozen tower. With
-    a host's tower, those of ``text_model``."""
+    """open_clip's weights tag or a path; needed to load a saved detector with a frozen tower. For
+    a host's tower, the weights of ``text_model``."""
     taps: tuple[int, ...] = (16, 24, 32)
     """open_clip and host: blocks after which patch features are taken, counted from 1; timm:
     indices of the feature stages, counted from 0."""
     text_width: int = 1024
-    """Width of the text features, to which the linear layers bring the patch features."""
+    """Width of the text features, to which the linear layers project the patch features."""
     image_size: int = 224
     """Side of the square input in pixels."""
     text_model: str | None = None
-    """For a host's tower alone: the open_clip model whose frozen text tower encodes the
-    descriptions. None: the small byte-level encoder, trained with the detector. (The image tower
-    and the text features meet in the linear layers, so any text encoder will do; CLIP's own knows
-    the words beforehand.)"""
+    """Only for a host's tower: the open_clip model whose frozen text tower encodes the
+    descriptions. None: the small byte-level encoder, trained with the detector. (The linear layers
+    match image and text features, so any text encoder works; CLIP's is pretrained on the words.)"""
     tower: HostTower | None = None
-    """For a host's tower alone: what it is like."""
+    """Only for a host's tower: its properties."""
 
     def __post_init__(self) -> None:
         if self.kind not in ENCODERS:
             raise ValueError(f"encoder.kind must be one of {ENCODERS}, got {self.kind!r}")
         if not self.taps or list(self.taps) != sorted(set(self.taps)):
-            raise ValueError(f"encoder.taps must rise and not be empty, got {self.taps}")
+            raise ValueError(f"encoder.taps must be increasing and not empty, got {self.taps}")
         if self.text_width < 1 or self.image_size < 32:
             raise ValueError(
                 "encoder.text_width must be at least 1 and encoder.image_size at least 32, got "
@@ -111,7 +110,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class KFDConfig:
-    """Everything that decides the detector's tensors."""
+    """Everything that determines the detector's tensors."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     """The towers."""
@@ -121,7 +120,7 @@ class KFDConfig:
         "an authentic face without any manipulation",
         "a natural face with even colour and sharpness",
     )
-    """D_real: texts whose features are averaged to the feature of the class real."""
+    """D_real: texts whose averaged features are the feature of the class real."""
     descriptions_fake: tuple[str, ...] = (
         "a photo of a fake human face",
         "a manipulated face with blending boundaries and colour differences",
@@ -130,12 +129,12 @@ class KFDConfig:
     )
     """D_fake: the same for the class fake."""
     context_length: int = 16
-    """Learned context tokens before each description; shared by all descriptions."""
+    """Number of learned context tokens before each description; shared by all descriptions."""
     heads: Literal["paper", "lite"] = "lite"
-    """``paper``: the official sizes on maps of the image's size. ``lite``: small heads on the
-    maps as they are, at patch resolution."""
+    """``paper``: the official sizes, on maps enlarged to the image's size. ``lite``: small heads,
+    on maps at patch resolution."""
     temperature: float = 100.0
-    """Factor of the similarities at the start; learned (its logarithm is the parameter)."""
+    """Initial factor of the similarities; learned (its logarithm is the parameter)."""
 
     def __post_init__(self) -> None:
         if self.heads not in HEADS:
@@ -146,14 +145,14 @@ class KFDConfig:
             raise ValueError(f"temperature must be over 0, got {self.temperature}")
         for name in ("descriptions_real", "descriptions_fake"):
             texts = getattr(self, name)
-            # A bare string is iterable too: the official code encoded it letter by letter.
+            # A bare string is iterable as well; the official code encoded it letter by letter.
             if isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
                 raise ValueError(f"{name} must be a non-empty list of texts, got {texts!r}")
             object.__setattr__(self, name, tuple(texts))
 
     @property
     def num_layers(self) -> int:
-        """Number of tapped layers, so of consistency maps."""
+        """Number of tapped layers and therefore of consistency maps."""
         return len(self.encoder.taps)
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,7 +164,7 @@ class KFDConfig:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: Unknown keys, or values out of range.
+            ValueError: Keys are unknown, or values are out of range.
         """
         values = dict(values)
         encoder = values.pop("encoder", {})
@@ -176,7 +175,7 @@ class KFDConfig:
 
 
 PRESETS: dict[str, KFDConfig] = {
-    # The paper's: ImageBind-Huge's towers are open_clip's ViT-H-14 (LVLM-DFD, section 4.1).
+    # As in the paper: ImageBind-Huge's towers are open_clip's ViT-H-14 (LVLM-DFD, section 4.1).
     "paper": KFDConfig(
         encoder=EncoderConfig("open_clip", "ViT-H-14", "laion2b_s32b_b79k", (16, 24, 32), 1024),
         heads="paper",

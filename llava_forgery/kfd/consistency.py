@@ -9,12 +9,12 @@ from torch import nn
 
 
 class ConsistencyMaps(nn.Module):
-    """A linear layer for each tapped layer, then similarities.
+    """A linear layer for each tapped layer, followed by similarities.
 
     Args:
         widths: Channels of the tapped layers.
         text_width: C_text.
-        temperature: Factor of the similarities at the start; learned.
+        temperature: Initial factor of the similarities; learned.
     """
 
     def __init__(self, widths: Sequence[int], text_width: int, temperature: float) -> None:
@@ -26,10 +26,10 @@ class ConsistencyMaps(nn.Module):
         """Patch features F_vis of unit length.
 
         Args:
-            features: For each tap (B, C_i, h_i, w_i).
+            features: Features (B, C_i, h_i, w_i) of each tap.
 
         Returns:
-            For each tap (B, C_text, h_i, w_i).
+            Features (B, C_text, h_i, w_i) of each tap.
         """
         projected = []
         for linear, feature in zip(self.linears, features, strict=True):
@@ -42,7 +42,7 @@ class ConsistencyMaps(nn.Module):
         """Equation 1: similarity of each patch to the real and the fake text feature.
 
         Args:
-            projected: From :meth:`project`.
+            projected: Output of :meth:`project`.
             text: (2, C_text), [real, fake].
 
         Returns:
@@ -57,8 +57,8 @@ class ConsistencyMaps(nn.Module):
         """Equation 2: cosine similarity of each patch to the pristine image's, and its complement.
 
         Args:
-            projected: Of the image, from :meth:`project`.
-            reference: Of the pristine image, from :meth:`project`.
+            projected: Output of :meth:`project` for the image.
+            reference: Output of :meth:`project` for the pristine image.
 
         Returns:
             (B, L, 2, h, w), channels [similarity, 1 - similarity], times the temperature: in the
@@ -73,7 +73,7 @@ class ConsistencyMaps(nn.Module):
     def _stack(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """Maps (B, 2, h_i, w_i) on the grid of the finest tap, (B, L, 2, h, w), scaled.
 
-        All taps of a vision transformer have one grid; a trunk's coarse stages are enlarged.
+        All taps of a vision transformer share one grid; a trunk's coarser stages are upsampled.
         """
         size = max((m.shape[-2:] for m in maps), key=lambda hw: hw[0] * hw[1])
         same = [

@@ -32,12 +32,12 @@ from llava_forgery.noise import quiet
 
 @dataclass(frozen=True)
 class KFDOutput:
-    """What the detector says of a batch."""
+    """Output of the detector for a batch."""
 
     consistency_maps: torch.Tensor
     """(B, L, 2, h, w): similarity of each patch to [real, fake], per tapped layer."""
     mask_logits: torch.Tensor
-    """(B, 2, H, W): channel 1 forged."""
+    """(B, 2, H, W): channel 1 is forged."""
     class_logits: torch.Tensor
     """(B, 2): [real, fake]."""
 
@@ -51,7 +51,7 @@ class KFDOutput:
         """(B,): probability that the image is fake, in [0, 1].
 
         Raises:
-            ValueError: One is not finite.
+            ValueError: A score is not finite.
         """
         score = self.class_logits.softmax(dim=1)[:, 1]
         if not bool(score.isfinite().all()):
@@ -62,18 +62,18 @@ class KFDOutput:
         return score
 
     def select(self, rows: Sequence[int]) -> "KFDOutput":
-        """What is said of some images of the batch, in the order of ``rows``."""
+        """The output for some images of the batch, in the order of ``rows``."""
         parts = (self.consistency_maps, self.mask_logits, self.class_logits)
         return KFDOutput(*(part[list(rows)] for part in parts))
 
     @classmethod
     def join(cls, outputs: Sequence["KFDOutput"]) -> "KFDOutput":
-        """What is said of several batches, one behind the other."""
+        """The outputs for several batches, concatenated."""
         names = ("consistency_maps", "mask_logits", "class_logits")
         return cls(*(torch.cat([getattr(output, name) for output in outputs]) for name in names))
 
     def detach(self) -> "KFDOutput":
-        """The same without a graph."""
+        """The same output without its graph."""
         return KFDOutput(
             self.consistency_maps.detach(), self.mask_logits.detach(), self.class_logits.detach()
         )
@@ -87,17 +87,17 @@ class KnowledgeGuidedForgeryDetector(Pushable, nn.Module):
     Args:
         config: Sizes, towers and texts.
         with_knowledge: Build the text encoder and the learned context, which training needs.
-            Without it the two text features are a buffer that a checkpoint fills.
-        with_tower: For an encoder of kind ``host``: load the tower. Without it, attach_forgery
-            finds the tower in the host.
+            Otherwise the two text features are a buffer that a checkpoint fills.
+        with_tower: For an encoder of kind ``host``: load the tower. Otherwise attach_forgery finds
+            the tower in the host.
     """
 
     text_features: torch.Tensor
     calibration: Calibration | None = None
-    """Of the scores that are given in eval mode; None leaves the logits as they are."""
+    """Applied to scores in eval mode; None leaves the logits unchanged."""
     training_people: frozenset[str] = frozenset()
-    """Whom it was trained on, and the adapter that it is part of, by
-    :func:`llava_forgery.faces.identities.identity_digest`; empty where that is not known."""
+    """The people that it, and the adapter that it is part of, were trained on, as
+    :func:`llava_forgery.faces.identities.identity_digest` gives them; empty if unknown."""
 
     def __init__(
         self, config: KFDConfig, with_knowledge: bool = True, with_tower: bool = True
@@ -120,14 +120,14 @@ class KnowledgeGuidedForgeryDetector(Pushable, nn.Module):
     @classmethod
     @quiet()
     def from_preset(cls, name: str, seed: int = 0) -> "KnowledgeGuidedForgeryDetector":
-        """A detector to train, with new weights where none are pretrained.
+        """A detector to train; weights that are not pretrained are initialised.
 
         Args:
             name: ``paper`` or ``tiny``.
-            seed: Of the new weights; the global generator is left as it was.
+            seed: Seed of the new weights; the global generator is left unchanged.
 
         Raises:
-            ValueError: Unknown name.
+            ValueError: The name is unknown.
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; expected one of {', '.join(PRESETS)}")
@@ -142,12 +142,13 @@ class KnowledgeGuidedForgeryDetector(Pushable, nn.Module):
         dtype: torch.dtype | None = None,
         with_knowledge: bool = True,
     ) -> "KnowledgeGuidedForgeryDetector":
-        """The same for a configuration of one's own.
+        """A detector to train from a custom configuration.
 
         Args:
             config: Sizes, towers and texts.
             seed: As for :meth:`from_preset`.
-            dtype: In which it is built, without ever being larger; None for torch's default.
+            dtype: Precision in which the detector is built, so that it never takes more memory
+                than that; None for torch's default.
             with_knowledge: As for the class.
         """
         with torch.random.fork_rng(devices=[]), default_dtype(dtype):
@@ -168,15 +169,15 @@ class KnowledgeGuidedForgeryDetector(Pushable, nn.Module):
         """Read a saved detector, in eval mode; see :mod:`llava_forgery.kfd.checkpoint`.
 
         Args:
-            directory: Written by :meth:`save_pretrained`; or its hub name.
-            with_knowledge: Read what further training needs as well. Without it the text encoder is
-                not built.
-            with_tower: For a detector on a host's vision tower: load the tower. Without it the
-                detector is only good for attach_forgery, which finds the tower in the host.
-            base_model: Folder or hub name of that host, where it is not the one that was saved.
-            dtype: In which it is built and filled; None for torch's default.
-            allow_download: Whether what the folder's files name, such as an encoder of open_clip,
-                may be downloaded. A host that is given here always may.
+            directory: Folder written by :meth:`save_pretrained`, or its hub name.
+            with_knowledge: Also read what further training needs. Otherwise the text encoder is not
+                built.
+            with_tower: For a detector on a host's vision tower: load the tower. Otherwise the
+                detector only works with attach_forgery, which finds the tower in the host.
+            base_model: Folder or hub name of that host, if it is not the one that was saved.
+            dtype: Precision in which the detector is built and filled; None for torch's default.
+            allow_download: Whether models that the folder's files name, such as an encoder of
+                open_clip, may be downloaded. A host that is passed here may always be downloaded.
         """
 
         def build(config: KFDConfig) -> KnowledgeGuidedForgeryDetector:
@@ -192,17 +193,17 @@ class KnowledgeGuidedForgeryDetector(Pushable, nn.Module):
 
     @property
     def thresholds(self) -> Thresholds:
-        """Where verdicts change."""
+        """Scores at which the verdict changes."""
         return Thresholds() if self.calibration is None else self.calibration.thresholds
 
     def refresh_text_features(self) -> None:
-        """Compute the two text features anew from the knowledge and keep them."""
+        """Recompute the two text features from the knowledge and store them."""
         if self.knowledge is not None:
             with torch.no_grad():
                 self.text_features.copy_(self.knowledge())
 
     def train(self, mode: bool = True) -> "KnowledgeGuidedForgeryDetector":
-        """Leaving training mode computes the text features once for all images to come."""
+        """Leaving training mode computes the text features once for all following images."""
         leaving = self.training and not mode
         super().train(mode)
         if leaving:
@@ -210,23 +211,23 @@ class KnowledgeGuidedForgeryDetector(Pushable, nn.Module):
         return self
 
     def forward(self, pixel_values: torch.Tensor) -> KFDOutput:
-        """Detect.
+        """Detect forgeries in a batch of images.
 
         Args:
             pixel_values: (B, 3, H, W) in [0, 1], H = W = ``config.encoder.image_size``; the
                 encoder normalises them itself.
 
         Returns:
-            The maps at patch resolution, the mask at the image's size and the score's logits.
+            The maps at patch resolution, the mask at the image's size and the logits of the score.
 
         Raises:
-            ValueError: Another shape.
+            ValueError: The shape differs.
         """
         self._check(pixel_values)
         return self.read_features(self.encoder(pixel_values))
 
     def read_features(self, features: list[torch.Tensor]) -> KFDOutput:
-        """Detect on what the encoder gave, for each tap (B, C_i, h_i, w_i)."""
+        """Detect on the encoder's features (B, C_i, h_i, w_i) of each tap."""
         side = self.config.encoder.image_size
         projected = self.consistency.project(features)
         return self._read(self._text_maps(projected), torch.Size((side, side)))
@@ -234,19 +235,19 @@ class KnowledgeGuidedForgeryDetector(Pushable, nn.Module):
     def detect_pairs(
         self, forged: torch.Tensor, pristine: torch.Tensor, reference: bool
     ) -> tuple[KFDOutput, torch.Tensor | None]:
-        """Detect on forgeries and what they were made of, in one pass of the encoder.
+        """Detect on forgeries and their pristine images in one pass of the encoder.
 
-        A pristine image is both a real sample and the reference of its forgery, so that the
-        reference costs nothing more.
+        A pristine image is both a real sample and the reference of its forgery, so the reference
+        costs nothing extra.
 
         Args:
             forged: (B, 3, H, W) in [0, 1].
             pristine: (B, 3, H, W) in [0, 1].
-            reference: Whether to locate by the reference maps as well (LVLM-DFD, equation 3).
+            reference: Whether to also locate with the reference maps (LVLM-DFD, equation 3).
 
         Returns:
             The output for forged and pristine images, (2B, ...), and the mask logits
-            (B, 2, H, W) that the reference maps give; None without them.
+            (B, 2, H, W) from the reference maps, or None without them.
         """
         images = torch.cat([forged, pristine])
         self._check(images)
@@ -282,7 +283,7 @@ class KnowledgeGuidedForgeryDetector(Pushable, nn.Module):
         return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
 
     def _enlarge(self, maps: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        """The official heads read maps of the image's size, the lite ones the maps as they are."""
+        """Enlarge the maps to the image's size, as the official heads need; lite heads do not."""
         if self.config.heads == "lite":
             return maps
         flat = F.interpolate(maps.flatten(0, 1), size, mode="bilinear", align_corners=True)
@@ -303,7 +304,7 @@ class KnowledgeGuidedForgeryDetector(Pushable, nn.Module):
 def _build_encoders(
     config: KFDConfig, with_knowledge: bool
 ) -> tuple[VisualEncoder, nn.Module | None]:
-    """The image encoder, and the text encoder where it is wanted."""
+    """The image encoder, and the text encoder if requested."""
     if config.encoder.kind == "timm":
         text = ByteTextEncoder(config.encoder.text_width) if with_knowledge else None
         return TimmEncoder(config.encoder), text
@@ -316,7 +317,7 @@ def _build_encoders(
 
 
 def _host_text_encoder(config: EncoderConfig) -> nn.Module:
-    """The text encoder beside a host's tower, which has none of its own."""
+    """The text encoder to go with a host's tower, which has none of its own."""
     if config.text_model is None:
         return ByteTextEncoder(config.text_width)
     clip = replace(config, kind="open_clip", name=config.text_model, text_model=None, tower=None)

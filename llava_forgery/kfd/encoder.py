@@ -1,4 +1,4 @@
-"""Image encoders: an image to patch features of several layers.
+"""Image encoders: patch features of several layers of an image.
 
 Source: LVLM-DFD, section 3.1: l layers of a pretrained image encoder.
 """
@@ -22,7 +22,7 @@ class VisualEncoder(nn.Module, ABC):
 
     Attributes:
         widths: Channels of each tapped layer.
-        frozen: Whether the weights stay as they are; a frozen encoder runs in eval mode under
+        frozen: Whether the weights stay fixed; a frozen encoder runs in eval mode under
             ``no_grad`` and its weights are not saved.
     """
 
@@ -33,20 +33,20 @@ class VisualEncoder(nn.Module, ABC):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        # On the CPU also where what a checkpoint fills is built without memory.
+        # On the CPU even where modules that a checkpoint fills are built on the meta device.
         for name, values in (("mean", mean), ("std", std)):
             buffer = torch.tensor(values, device="cpu").view(1, 3, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """Encode.
+        """Encode a batch of images.
 
         Args:
             pixel_values: (B, 3, H, W) in [0, 1], not normalised: the encoder's own mean and
                 standard deviation are applied here.
 
         Returns:
-            For each tap (B, C_i, h_i, w_i).
+            Features (B, C_i, h_i, w_i) of each tap.
         """
         normalised = (pixel_values - self.mean) / self.std
         if self.frozen:
@@ -83,8 +83,8 @@ class TimmEncoder(VisualEncoder):
         self.use_channels_last()
 
     def use_channels_last(self) -> None:
-        """Bring the weights to the layout in which depthwise convolutions run about a quarter
-        faster on CPU; loaded weights lie as they were saved."""
+        """Convert the weights to the memory format in which depthwise convolutions run about a
+        quarter faster on CPU; loaded weights keep the format in which they were saved."""
         self.trunk.to(memory_format=torch.channels_last)
 
     def features(self, normalised: torch.Tensor) -> list[torch.Tensor]:
@@ -104,7 +104,7 @@ class OpenClipEncoder(VisualEncoder):
         self.indices = [tap - 1 for tap in config.taps]
         self.eval()
         if isinstance(self.visual, open_clip.transformer.VisionTransformer):
-            # All its blocks are as wide as the patches; a pass to measure it would take seconds.
+            # All blocks are as wide as the patches; measuring it with a pass would take seconds.
             self.widths = (self.visual.conv1.out_channels,) * len(config.taps)
         else:
             side = config.image_size
@@ -127,7 +127,7 @@ class OpenClipEncoder(VisualEncoder):
 
 @contextmanager
 def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
-    """What is built inside has this precision from the start; None leaves the default."""
+    """Context in which modules are built in this precision; None keeps torch's default."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype or before)
     try:
@@ -140,7 +140,7 @@ def load_open_clip(config: EncoderConfig) -> nn.Module:
     """Both towers of an open_clip model, in eval mode.
 
     Raises:
-        ValueError: The name is unknown, or ``encoder.image_size`` is not the model's.
+        ValueError: The name is unknown, or ``encoder.image_size`` is not that of the model.
     """
     known = config.name.startswith(("local-dir:", "hf-hub:")) or (
         config.name in open_clip.list_models()

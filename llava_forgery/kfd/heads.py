@@ -17,7 +17,7 @@ from torch import nn
 class PaperLocator(nn.Module):
     """Per layer conv 3 x 3 (2 to 128), ReLU, batch norm; then conv 3 x 3 to two channels.
 
-    The first convolution pads by 2 and the last by 0, so that the size stays.
+    The first convolution pads by 2 and the last by 0, so that the size is preserved.
     """
 
     def __init__(self, num_layers: int, width: int = 128) -> None:
@@ -29,13 +29,13 @@ class PaperLocator(nn.Module):
         self.head = nn.Conv2d(num_layers * width, 2, 3)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """Maps (B, L, 2, h, w) to mask logits (B, 2, h, w), channel 1 forged."""
+        """Maps (B, L, 2, h, w) to mask logits (B, 2, h, w); channel 1 is forged."""
         branches = [branch(maps[:, i]) for i, branch in enumerate(self.branches)]
         return self.head(torch.cat(branches, dim=1))
 
 
 class LiteLocator(nn.Module):
-    """Per layer down by two and up again as the paper describes, then convolutions to two channels.
+    """Per layer down and up by two as the paper describes, then convolutions to two channels.
 
     Args:
         num_layers: L.
@@ -63,7 +63,7 @@ class LiteLocator(nn.Module):
         )
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """Maps (B, L, 2, h, w) to mask logits (B, 2, h, w), channel 1 forged."""
+        """Maps (B, L, 2, h, w) to mask logits (B, 2, h, w); channel 1 is forged."""
         size = maps.shape[-2:]
         branches = []
         for i, branch in enumerate(self.branches):
@@ -77,8 +77,8 @@ class ForgeryClassifier(nn.Module):
 
     Args:
         num_layers: L.
-        channels: Output channels of a branch's convolutions; each halves the size.
-        hidden: Width between the two linear layers.
+        channels: Output channels of a branch's convolutions, each of which halves the size.
+        hidden: Hidden width of the two linear layers.
     """
 
     def __init__(
@@ -122,10 +122,10 @@ def make_heads(kind: str, num_layers: int) -> tuple[nn.Module, ForgeryClassifier
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms inside use the batch's statistics as usual but do not remember them.
+    """Context in which batch norms use the batch's statistics as usual but do not track them.
 
-    The locator also reads the reference maps while training. At test time there are none: its
-    running statistics must be those of the text maps alone.
+    In training the locator also reads the reference maps. At test time there are none, so its
+    running statistics must come from the text maps only.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

@@ -1,8 +1,8 @@
-"""Reading from a host what a detector on its vision tower is made of; no weights are read.
+"""Configuration of a detector on a host's vision tower, read from the host without its weights.
 
-Only towers that see an image as one square of a fixed size are supported: there the detector's
-grid of patches is the image's. Hosts that cut an image into tiles or take it at its own size need
-a detector with an encoder of its own.
+Only towers that see an image as one square of a fixed size are supported: with them the detector's
+grid of patches covers the image. Hosts that cut an image into tiles or take it at its native size
+need a detector with an encoder of its own.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from llava_forgery.kfd.config import EncoderConfig, HostTower, KFDConfig
 from llava_forgery.kfd.host_tower import OWN_ENCODER, check_processor
 from llava_forgery.noise import quiet
 
-# Width of the text features where the text encoder is trained with the detector.
+# Width of the text features if the text encoder is trained with the detector.
 TEXT_WIDTH = 256
 # Their classifier halves the maps three times.
 LITE_GRID = 8
@@ -36,15 +36,15 @@ def host_config(
 
     Args:
         host: Folder or hub name of a transformers image-text-to-text model.
-        taps: Blocks, counted from 1; by default spread like the paper's 16, 24, 32 of 32.
+        taps: Tapped blocks, counted from 1; by default spread like the paper's 16, 24, 32 of 32.
         text_model: See ``EncoderConfig.text_model``.
         text_weights: open_clip's weights tag of ``text_model``, or a path.
         changes: Other fields of :class:`KFDConfig`.
 
     Raises:
         FileNotFoundError: transformers finds no such host.
-        ValueError: Its tower does not see an image as one square of a fixed size, or taps lie
-            outside its blocks.
+        ValueError: Its tower does not see an image as one square of a fixed size, or there are no
+            such blocks.
     """
     try:
         config = AutoConfig.from_pretrained(host, trust_remote_code=False)
@@ -75,14 +75,14 @@ def host_config(
         tower=tower,
     )
     check_processor(processor, encoder, host)
-    # A text encoder that is trained from nothing learns slowly at CLIP's temperature.
+    # A text encoder that is trained from scratch learns slowly at CLIP's temperature.
     changes.setdefault("temperature", 10.0 if text_model is None else 100.0)
     detector = KFDConfig(encoder=encoder, **changes)
     grid = side // tower.patch_size
     if detector.heads == "lite" and grid < LITE_GRID:
         raise ValueError(
             f"the tower of {host} has {grid} x {grid} patches, the 'lite' heads need at least "
-            f"{LITE_GRID} x {LITE_GRID}; take heads='paper', which enlarge the maps"
+            f"{LITE_GRID} x {LITE_GRID}; use heads='paper', which enlarge the maps"
         )
     return detector
 
@@ -93,10 +93,10 @@ def spread_taps(layers: int) -> tuple[int, ...]:
 
 
 def parse_taps(text: str | None) -> tuple[int, ...] | None:
-    """Numbers with commas between them, as ``12,18,24``; None stays None.
+    """Parse numbers separated by commas, such as ``12,18,24``; None stays None.
 
     Raises:
-        ValueError: It is none such.
+        ValueError: The text is not a list of numbers.
     """
     if text is None:
         return None
@@ -122,8 +122,8 @@ def _number(vision: Any, name: str, host: str) -> int:
     value = getattr(vision, name, None)
     if not isinstance(value, int):
         raise ValueError(
-            f"the vision configuration of {host} has no {name} (got {value!r}): it is no tower for "
-            f"square images of a fixed size; {OWN_ENCODER}"
+            f"the vision configuration of {host} has no {name} (got {value!r}): it is not a tower "
+            f"for square images of a fixed size; {OWN_ENCODER}"
         )
     return value
 

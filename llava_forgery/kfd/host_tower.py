@@ -1,8 +1,8 @@
 """The vision tower of a transformers host as the detector's image encoder.
 
-In stage 1 the tower is loaded alone, from the host's checkpoint. Later it is the host's own, and
-its hidden states reach the detector without a second encoding
-(:mod:`llava_forgery.hosts.transformers.shared_tower`). Never is it saved with the detector.
+In stage 1 only the tower is loaded from the host's checkpoint. Later the detector uses the tower
+of the loaded host, and the hidden states reach it without a second encoding
+(:mod:`llava_forgery.hosts.transformers.shared_tower`). The tower is never saved with the detector.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def vision_tower(host: nn.Module) -> PreTrainedModel:
     """The module of a transformers host that encodes images.
 
     Raises:
-        ValueError: transformers finds none.
+        ValueError: transformers finds no such module.
     """
     tower = host.get_encoder(modality="image")
     if tower is host or tower is host.base_model:
@@ -51,7 +51,7 @@ def tower_blocks(tower: PreTrainedModel) -> nn.ModuleList:
     """The tower's transformer blocks, in order.
 
     Raises:
-        ValueError: They cannot be told.
+        ValueError: The blocks cannot be found.
     """
     layers = getattr(tower.config, "num_hidden_layers", None)
     for module in tower.modules():
@@ -65,11 +65,11 @@ def tapped(tower: PreTrainedModel, taps: Sequence[int]) -> Iterator[dict[int, to
     """Collect the outputs of some blocks while this thread or task runs the tower once.
 
     Args:
-        tower: The host's.
-        taps: Blocks, counted from 1.
+        tower: Vision tower of the host.
+        taps: Tapped blocks, counted from 1.
 
     Yields:
-        Filled while the tower runs: tap to hidden state (B, T, C), without a graph.
+        Hidden state (B, T, C) of each tap, without a graph; filled while the tower runs.
     """
     states: dict[int, torch.Tensor] = {}
 
@@ -83,7 +83,7 @@ def tapped(tower: PreTrainedModel, taps: Sequence[int]) -> Iterator[dict[int, to
         return hook
 
     blocks = tower_blocks(tower)
-    # torch numbers hooks without a lock: two threads' could get one number.
+    # torch numbers hooks without a lock: those of two threads could get the same number.
     with lock_of(tower):
         handles = [blocks[tap - 1].register_forward_hook(keep(tap)) for tap in taps]
     try:
@@ -98,15 +98,15 @@ def tapped(tower: PreTrainedModel, taps: Sequence[int]) -> Iterator[dict[int, to
 class HostEncoder(VisualEncoder):
     """A host's vision tower, frozen, in its own dtype; tokens before the patches are dropped.
 
-    It comes without the tower: :meth:`adopt` gives it one. Once the detector is attached to its
-    host, the tower is the host's alone, and this encoder only arranges what is tapped from it.
+    It is built without a tower; :meth:`adopt` sets one. Once the detector is attached to its host,
+    the tower belongs to the host only, and this encoder merely arranges what is tapped from it.
 
     Args:
-        config: Of kind ``host``.
+        config: Configuration of kind ``host``.
 
     Attributes:
-        tower: The tower, None where it is the host's.
-        probe: Output values that the right tower has (:mod:`llava_forgery.kfd.checkpoint`).
+        tower: The tower; None if it belongs to the host.
+        probe: Output values of the right tower (:mod:`llava_forgery.kfd.checkpoint`).
     """
 
     frozen = True
@@ -123,13 +123,13 @@ class HostEncoder(VisualEncoder):
         """Take a tower, freeze it and put it into eval mode.
 
         Raises:
-            ValueError: It is not like the one that the detector was made for.
+            ValueError: It differs from the one that the detector was trained on.
         """
         check_tower(tower, self.config)
         self.tower = tower.requires_grad_(False).eval()
 
     def borrow(self, tower: PreTrainedModel) -> AbstractContextManager[None]:
-        """Use the host's tower for what this thread or task calls inside."""
+        """Context in which calls of this thread or task use the host's tower."""
         return in_call(self, tower)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
@@ -153,7 +153,7 @@ class HostEncoder(VisualEncoder):
         """Hidden states (B, T, C) of the taps to grids (B, C, h, w).
 
         Raises:
-            ValueError: T is not that of one square image, with or without a class token.
+            ValueError: T does not match one square image, with or without a class token.
         """
         grids = []
         for tap in self.config.taps:
@@ -170,7 +170,7 @@ class HostEncoder(VisualEncoder):
 
 
 def check_tower(tower: PreTrainedModel, config: EncoderConfig) -> None:
-    """Compare a tower with the one a detector was made for.
+    """Compare a tower with the one that a detector was trained on.
 
     Raises:
         ValueError: They differ; the message names the field and both values.
@@ -195,14 +195,14 @@ def check_tower(tower: PreTrainedModel, config: EncoderConfig) -> None:
 
 
 def check_interface(host: PreTrainedModel) -> None:
-    """A host must take finished image features, and make them of ``pixel_values`` alone.
+    """Check that a host accepts finished image features and makes them from ``pixel_values`` only.
 
     Raises:
-        ValueError: It does not, so that one encoding cannot serve host and detector.
+        ValueError: It does not, so one encoding cannot serve host and detector.
     """
     name = type(host).__name__
     if "mm_encoder_outputs" not in inspect.signature(host.forward).parameters:
-        raise ValueError(f"{name} takes no finished image features; {OWN_ENCODER}")
+        raise ValueError(f"{name} does not accept finished image features; {OWN_ENCODER}")
     needed = [
         parameter.name
         for parameter in inspect.signature(host.base_model.get_image_features).parameters.values()
@@ -211,20 +211,20 @@ def check_interface(host: PreTrainedModel) -> None:
     ]
     if needed != ["pixel_values"]:
         raise ValueError(
-            f"{name} makes its image features of {', '.join(needed)}, not of pixel_values alone, "
-            f"so its tower cannot be shared; {OWN_ENCODER}"
+            f"{name} makes its image features from {', '.join(needed)}, not from pixel_values "
+            f"only, so its tower cannot be shared; {OWN_ENCODER}"
         )
 
 
 def check_processor(image_processor: Any, config: EncoderConfig, host: str) -> None:
-    """Try whether the host sees a square image as the detector does: whole, once, normalised.
+    """Check that the host sees a square image as the detector does: whole, once, normalised.
 
     Raises:
-        ValueError: It does not; the message says in what.
+        ValueError: It does not; the message says how they differ.
     """
     side = config.image_size
     row = np.arange(side)
-    # Neighbouring pixels differ, so that a resized or shifted picture is told.
+    # Neighbouring pixels differ, so that a resized or shifted picture is noticed.
     picture = (37 * row[None, :, None] + 91 * row[:, None, None] + 53 * np.arange(3)) % 256
     picture = picture.astype(np.uint8)
     values = image_processor(images=[Image.fromarray(picture)], return_tensors="pt")
@@ -232,36 +232,36 @@ def check_processor(image_processor: Any, config: EncoderConfig, host: str) -> N
     if shape != (1, 3, side, side):
         raise ValueError(
             f"{host} turns one image of {side} pixels into pixel_values of shape {shape}, expected "
-            f"{(1, 3, side, side)}: it cuts images into tiles or takes them at their own size, and "
-            f"its tower cannot be shared; {OWN_ENCODER}"
+            f"{(1, 3, side, side)}: it cuts images into tiles or takes them at their native size, "
+            f"so its tower cannot be shared; {OWN_ENCODER}"
         )
     tower = config.tower
     expected = (picture / 255 - np.float64(tower.mean)) / np.float64(tower.std)
     difference = np.abs(values["pixel_values"][0].permute(1, 2, 0).double().numpy() - expected)
-    # A step of one of 256 grey values; libraries round differently within it.
+    # One step of 256 grey values; libraries round differently within it.
     if difference.max() > 1.01 / 255 / min(tower.std):
         raise ValueError(
-            f"{host} does not hand a square image of {side} pixels to its tower with mean "
+            f"{host} does not pass a square image of {side} pixels to its tower with mean "
             f"{tower.mean} and std {tower.std} (pixels differ by up to {difference.max():.2g}): "
-            f"the detector would see another picture than the host; {OWN_ENCODER}"
+            f"the detector would see a different picture than the host; {OWN_ENCODER}"
         )
 
 
 @quiet()
 def load_tower(host: str) -> PreTrainedModel:
-    """A host's vision tower alone, in the dtype of its checkpoint.
+    """Only the vision tower of a host, in the dtype of its checkpoint.
 
     Args:
         host: Folder or hub name.
 
     Raises:
         FileNotFoundError: transformers finds no such host.
-        ValueError: The tower cannot be shared with the host, or the checkpoint does not hold the
-            whole of it.
+        ValueError: The tower cannot be shared with the host, or the checkpoint does not hold all of
+            it.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(host, trust_remote_code=False)
-        # Without weights, to learn the tower's class and what it is called.
+        # Without weights, to find the tower's class and name.
         with torch.device("meta"):
             skeleton = transformers.AutoModelForImageTextToText.from_config(
                 config, trust_remote_code=False
@@ -273,7 +273,7 @@ def load_tower(host: str) -> PreTrainedModel:
         tower, report = type(skeleton_tower).from_pretrained(
             host,
             config=skeleton_tower.config,
-            # Checkpoints of CLIP and SigLIP towers have one level more than the modules.
+            # Names in checkpoints of CLIP and SigLIP towers have one level more than the modules.
             key_mapping={rf"^(?:.*\.)?{name}\.(?:vision_model\.)?": ""},
             output_loading_info=True,
             dtype="auto",
@@ -287,7 +287,7 @@ def load_tower(host: str) -> PreTrainedModel:
     if lacking:
         raise ValueError(
             f"the checkpoint of {host!r} does not hold its whole vision tower under the names of "
-            f"{type(tower).__name__}: {len(lacking)} tensors lack or differ in shape, such as "
-            f"{lacking[0]}; {OWN_ENCODER}"
+            f"{type(tower).__name__}: {len(lacking)} tensors are missing or differ in shape, such "
+            f"as {lacking[0]}; {OWN_ENCODER}"
         )
     return tower

@@ -1,8 +1,8 @@
-"""External knowledge: texts that describe real and fake faces, and the context learned with them.
+"""External knowledge: texts that describe real and fake faces, with learned context.
 
 Source: LVLM-DFD, section 3.1: descriptions D_real and D_fake, augmented with learnable context,
-through a text encoder to F_text (2 x C_text). The learned context stands before the words and goes
-through the text encoder, as the paper has it.
+through a text encoder to F_text (2 x C_text). As in the paper, the learned context precedes the
+words and passes through the text encoder.
 """
 
 from abc import ABC, abstractmethod
@@ -18,12 +18,12 @@ open_clip = lazy("open_clip")
 
 
 class TextEncoder(nn.Module, ABC):
-    """Turns texts with learned context tokens before them into features.
+    """Encodes texts, each preceded by learned context tokens.
 
     Attributes:
-        width: Width of the token embeddings, so of the context tokens.
+        width: Width of the token embeddings and therefore of the context tokens.
         text_width: Width of the features.
-        frozen: Whether its own weights stay as they are (the context is learned in any case).
+        frozen: Whether its own weights stay fixed (the context is learned in any case).
     """
 
     width: int
@@ -32,18 +32,18 @@ class TextEncoder(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Features (N, text_width) of tokens (N, T) with context (n, width) in its places."""
+        """Features (N, text_width) of tokens (N, T) with context (n, width) at its positions."""
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str], context_length: int) -> torch.Tensor:
-        """Token ids (N, T) with ``context_length`` places for the context kept free."""
+        """Token ids (N, T) with ``context_length`` positions reserved for the context."""
 
 
 class ByteTextEncoder(TextEncoder):
     """A small transformer over bytes, trained with the detector.
 
-    No pretrained text encoder is at hand for the embedded default; this one is small enough to be
-    trained from nothing together with the trunk.
+    The embedded default has no pretrained text encoder; this one is small enough to be trained from
+    scratch together with the trunk.
     """
 
     frozen = False
@@ -89,8 +89,8 @@ class OpenClipTextEncoder(TextEncoder):
 
     def __init__(self, model: nn.Module, name: str) -> None:
         super().__init__()
-        # CLIP keeps the text tower's parts beside the image tower, CustomTextCLIP in `text`. The
-        # image tower is another module's: it is taken off so that it is not held twice.
+        # CLIP keeps the text tower's parts next to the image tower, CustomTextCLIP in `text`. The
+        # image tower belongs to another module: it is removed here so as not to be held twice.
         model.visual = None
         self.model = model
         self.embedding = getattr(model, "text", model).token_embedding
@@ -100,13 +100,13 @@ class OpenClipTextEncoder(TextEncoder):
             self.text_width = model.encode_text(self.tokenizer(["face"])).shape[-1]
 
     def tokenize(self, texts: Sequence[str], context_length: int) -> torch.Tensor:
-        # Plain letters hold the context's places: each is one token and none is the end mark.
+        # Plain letters reserve the context's positions: each is one token, none is the end token.
         words = " ".join(["x"] * context_length)
         tokens = self.tokenizer([f"{words} {text}".strip() for text in texts])
         letter = self.tokenizer(["x"])[0, 1]
         if not bool((tokens[:, 1 : 1 + context_length] == letter).all()):
             raise ValueError("the tokenizer does not keep single letters apart")
-        # A text that was cut ends with the end mark in its last place.
+        # A truncated text ends with the end token in the last position.
         if bool((tokens[:, -1] != self.tokenizer(["x"])[0, -1]).any()):
             raise ValueError(
                 f"a description is too long for {tokens.shape[1]} tokens with {context_length} "
@@ -115,7 +115,7 @@ class OpenClipTextEncoder(TextEncoder):
         return tokens
 
     def encode(self, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        # The context goes in at the embedding's output, before the positions are added.
+        # The context is inserted after the embedding, before the positions are added.
         places = torch.zeros_like(tokens, dtype=torch.bool)
         places[:, 1 : 1 + len(context)] = True
         handle = self.embedding.register_forward_hook(
@@ -128,7 +128,7 @@ class OpenClipTextEncoder(TextEncoder):
 
 
 def _place(embedded: torch.Tensor, places: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-    """Embeddings (N, T, C) with the context (n, C) at each row's ``places`` (N, T)."""
+    """Embeddings (N, T, C) with the context (n, C) at the ``places`` (N, T) of each row."""
     if len(context) == 0:
         return embedded
     values = context.to(embedded.dtype).repeat(len(embedded), 1)
@@ -139,7 +139,7 @@ class ForgeryKnowledge(nn.Module):
     """The text features of real and fake, with learned context.
 
     Args:
-        config: Descriptions and length of the context.
+        config: Configuration with the descriptions and the length of the context.
         encoder: The text encoder.
     """
 

@@ -14,11 +14,11 @@ def dice_loss(logits: torch.Tensor, mask: torch.Tensor, smooth: float = 1.0) -> 
 
     For each sample and class :math:`1 - (2 \sum p g + s) / (\sum p + \sum g + s)`. Where a sample
     has no forged pixel, the forged class has nothing to overlap with, and its Dice would be a
-    constant near 1 that drowns the rest: such a sample counts with its background alone. The same
-    holds for the background of a mask that covers everything.
+    constant near 1 that dominates the rest: such a sample counts with its background only. The
+    same holds for the background of a mask that covers everything.
 
     Args:
-        logits: (B, 2, H, W), channel 1 forged.
+        logits: (B, 2, H, W); channel 1 is forged.
         mask: (B, 1, H, W) or (B, H, W), in [0, 1].
         smooth: s, in pixels.
 
@@ -26,7 +26,7 @@ def dice_loss(logits: torch.Tensor, mask: torch.Tensor, smooth: float = 1.0) -> 
         Scalar in [0, 1].
 
     Raises:
-        ValueError: Shapes do not fit.
+        ValueError: The shapes do not match.
     """
     given = tuple(mask.shape)
     if mask.ndim == 4 and mask.shape[1] == 1:
@@ -50,13 +50,14 @@ class LossWeights:
     """Weights of stage 1's terms."""
 
     reference: float = 1.0
-    """Lambda of equation 3: Dice of the mask from the reference maps."""
+    """Lambda of equation 3: weight of the Dice loss of the mask from the reference maps."""
     focal: float = 1.0
-    """Focal loss on the mask, which the official code adds; 0 leaves it out."""
+    """Focal loss on the mask, which the official code adds; 0 omits it."""
     classification: float = 1.0
     """Binary cross-entropy of the score (equation 4)."""
     label_smoothing: float = 0.0
-    """Share of each label that both classes share, in [0, 1): scores then stay off 0 and 1."""
+    """Share of each label that is spread over both classes, in [0, 1); keeps scores away from 0
+    and 1."""
 
     def __post_init__(self) -> None:
         if self.label_smoothing >= 1:
@@ -85,9 +86,9 @@ def detector_loss(
         label: (B,) long, real 0 and fake 1.
         weights: Weights of the terms.
         reference_logits: (R, 2, H, W) from the reference maps of the first R samples, if any.
-        masked: (B,) bool, whose masks are known, some of them; by default all are.
-        paired: (R,) bool, which of the first R samples have their pristine image as reference, so
-            that their masks are known; by default all have.
+        masked: (B,) bool, True where the mask is known, for at least one; by default everywhere.
+        paired: (R,) bool, True for those of the first R samples whose reference is their pristine
+            image, so that their masks are known; by default for all.
 
     Returns:
         ``loss`` and the unweighted ``dice``, ``reference``, ``focal``, ``classification``.
@@ -101,7 +102,7 @@ def detector_loss(
         terms["focal"] = kornia.losses.focal_loss(
             located, target, alpha=None, gamma=2.0, reduction="mean"
         )
-    # Two-class cross-entropy on [real, fake] is the binary one on the probability of fake.
+    # Two-class cross-entropy on [real, fake] is binary cross-entropy on the probability of fake.
     terms["classification"] = F.cross_entropy(
         class_logits, label, label_smoothing=weights.label_smoothing
     )
@@ -112,7 +113,7 @@ def detector_loss(
         referred = mask[: len(reference_logits)]
         if paired is not None:
             reference_logits, referred = reference_logits[paired], referred[paired]
-        # Of none the mean is not a number; their sum, 0, leaves gradients of 0.
+        # The mean of no values is NaN; their sum, 0, gives gradients of 0.
         some = len(referred) > 0
         terms["reference"] = (
             dice_loss(reference_logits, referred) if some else reference_logits.sum()
@@ -133,13 +134,14 @@ def training_losses(
     """Stage 1's losses on pairs (equations 3 and 4).
 
     Args:
-        detector: In training.
+        detector: Detector in training mode.
         forged: (B, 3, H, W) in [0, 1].
         pristine: (B, 3, H, W) in [0, 1].
         mask: (B, 1, H, W) in [0, 1].
         weights: Weights of the terms.
-        masked: (B,) bool, whose masks are known; by default all are.
-        paired: (B,) bool, which forgeries were made from their pristine images; by default all.
+        masked: (B,) bool, True where the mask is known; by default everywhere.
+        paired: (B,) bool, True where a forgery was made from its pristine image; by default
+            everywhere.
 
     Returns:
         The output for forged and pristine images, (2B, ...), and the losses.

@@ -1,7 +1,7 @@
-"""A detector as JSON, and built from that without weights: for checkpoints that hold all of them.
+"""A detector described as JSON and built from it without weights, for self-contained checkpoints.
 
 A detector's own folder names its frozen encoder (:mod:`llava_forgery.kfd.checkpoint`); a checkpoint
-of a whole model holds it, and needs to know no more than what it is like.
+of a whole model contains it and only needs its architecture.
 """
 
 import json
@@ -25,15 +25,15 @@ _HUB, _OPEN_CLIP = "hf-hub:", "open_clip_config.json"
 
 
 def describe(detector: KnowledgeGuidedForgeryDetector) -> dict[str, Any]:
-    """What :func:`build_skeleton` needs, as JSON takes it.
+    """JSON-serializable input of :func:`build_skeleton`.
 
     Args:
-        detector: With an encoder of its own, or on the tower of a host.
+        detector: Detector with an encoder of its own, or on the tower of a host.
 
     Returns:
-        ``config``; and where there are any ``open_clip`` (the architecture of an encoder that
-        open_clip does not know by name), ``calibration``, ``training_people`` and, on a host's
-        tower, ``encoder_probe``.
+        ``config`` and, where present, ``open_clip`` (the architecture of an encoder that open_clip
+        does not know by name), ``calibration``, ``training_people`` and, on a host's tower,
+        ``encoder_probe``.
     """
     values: dict[str, Any] = {"config": portable_config(detector.config)}
     name = detector.config.encoder.name
@@ -41,7 +41,7 @@ def describe(detector: KnowledgeGuidedForgeryDetector) -> dict[str, Any]:
         if name.startswith(LOCAL):
             values["open_clip"] = read_json(Path(name.removeprefix(LOCAL)) / _OPEN_CLIP)
         elif name.startswith(_HUB):
-            # In the cache: the detector was loaded from there.
+            # Already in the cache, as the detector was loaded from there.
             values["open_clip"] = read_json(hf_hub_download(name.removeprefix(_HUB), _OPEN_CLIP))
     if detector.calibration is not None:
         values["calibration"] = detector.calibration.to_dict()
@@ -53,18 +53,18 @@ def describe(detector: KnowledgeGuidedForgeryDetector) -> dict[str, Any]:
 
 
 def build_skeleton(values: Mapping[str, Any]) -> KnowledgeGuidedForgeryDetector:
-    """A detector that lacks its weights, frozen and in eval mode.
+    """A detector without its weights, frozen and in eval mode.
 
-    All its buffers are part of its state, so that a checkpoint of it is whole.
+    All its buffers are persistent, so that its checkpoint is complete.
 
     Args:
-        values: From :func:`describe`.
+        values: Output of :func:`describe`.
 
     Raises:
-        ValueError: They are of another version.
+        ValueError: The values come from another version.
     """
     config = KFDConfig.from_dict(values["config"])
-    # None of them is needed: the checkpoint has the encoder.
+    # No weights are needed: the checkpoint has the encoder.
     bare = replace(config.encoder, pretrained=None, text_model=None)
     # timm and open_clip compute while they build.
     with tempfile.TemporaryDirectory() as folder, torch.device("cpu"):

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 as a trunk: features of several strides, under timm's names of its weights.
+"""EfficientNet-Lite0 as a trunk: features of several strides, with timm's parameter names.
 
-The same numbers as timm's ``tf_efficientnet_lite0``, without importing timm, which takes longer
-than judging a photograph. Stages behind the last tap are kept, as checkpoints hold them, and are
-not run.
+Gives the same values as timm's ``tf_efficientnet_lite0`` without importing timm, which takes longer
+than judging a photograph. Stages after the last tap are kept, as checkpoints hold them, but not
+run.
 
 Source: arXiv:1905.11946 and TensorFlow's EfficientNet-Lite (ReLU6, no squeeze and excitation).
 """
@@ -16,7 +16,7 @@ from torch import nn
 
 NAME = "tf_efficientnet_lite0"
 MEAN = STD = (0.5, 0.5, 0.5)
-# Blocks, side of the depthwise kernel, stride, channels; each stage but the first widens by 6.
+# Blocks, depthwise kernel size, stride, channels; each stage except the first expands by 6.
 _STAGES = ((1, 3, 1, 16), (2, 3, 2, 24), (2, 5, 2, 40), (3, 3, 2, 80), (3, 5, 1, 112),
            (4, 5, 2, 192), (1, 3, 1, 320))  # fmt: skip
 _STEM = 32
@@ -26,10 +26,10 @@ _TAPS = (0, 1, 2, 4, 6)
 
 
 class _Conv(nn.Conv2d):
-    """Without bias, padded as TensorFlow does: what is odd is added behind."""
+    """Convolution without bias, padded like TensorFlow: an odd pixel is added at the end."""
 
     def __init__(self, inputs: int, outputs: int, side: int, stride: int = 1, groups: int = 1):
-        # Symmetric where the stride is 1; else the size decides.
+        # Symmetric if the stride is 1; otherwise it depends on the input's size.
         padding = side // 2 if stride == 1 else 0
         super().__init__(inputs, outputs, side, stride, padding, groups=groups, bias=False)
 
@@ -63,7 +63,7 @@ class _Separable(nn.Module):
 
 
 class _Inverted(nn.Module):
-    """Widened, convolved depthwise, narrowed; added to its input where the shapes agree."""
+    """Inverted residual: expand, depthwise convolution, project; residual if the shapes match."""
 
     def __init__(self, inputs: int, outputs: int, side: int, stride: int) -> None:
         super().__init__()
@@ -84,10 +84,10 @@ class _Inverted(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The trunk, with new weights.
+    """The trunk, with newly initialised weights.
 
     Args:
-        taps: Which strides to give, by index: 0 to 4 for 2, 4, 8, 16 and 32.
+        taps: Indices of the strides to return: 0 to 4 for 2, 4, 8, 16 and 32.
 
     Attributes:
         widths: Channels of each tap.
@@ -118,7 +118,7 @@ class EfficientNetLite0(nn.Module):
                 nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Features (B, C_i, h_i, w_i) of normalised images (B, 3, H, W), for each tap."""
+        """Features (B, C_i, h_i, w_i) of each tap, for normalised images (B, 3, H, W)."""
         x = F.relu6(self.bn1(self.conv_stem(x)))
         features = []
         for blocks in self.blocks[: self._stages[-1] + 1]:

@@ -223,7 +223,7 @@ def test_a_host_that_sees_the_image_otherwise_is_refused(hosts):
     ):
         values = {"size": {"shortest_edge": SIDE}, **change}
         processor = CLIPImageProcessorPil(crop_size={"height": SIDE, "width": SIDE}, **values)
-        with pytest.raises(ValueError, match="another picture"):
+        with pytest.raises(ValueError, match="a different picture"):
             check_processor(processor, encoder, "host")
 
 

@@ -17,9 +17,9 @@ REFUSED = {
     "llava_onevision": "cuts images into tiles",
     "idefics3": "cuts images into tiles",
     "smolvlm": "cuts images into tiles",
-    "qwen2_vl": "no tower for square images",
-    "qwen2_5_vl": "no tower for square images",
-    "qwen3_vl": "no tower for square images",
+    "qwen2_vl": "not a tower for square images",
+    "qwen2_5_vl": "not a tower for square images",
+    "qwen3_vl": "not a tower for square images",
     "instructblip": "qformer_input_ids",
 }
 

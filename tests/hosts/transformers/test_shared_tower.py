@@ -245,7 +245,7 @@ def test_a_host_with_another_tower_is_refused(hosts):
         return original(host.model, pixel_values, image_sizes=image_sizes, **options)
 
     host.model.get_image_features = with_sizes
-    with pytest.raises(ValueError, match="of pixel_values, image_sizes, not"):
+    with pytest.raises(ValueError, match="from pixel_values, image_sizes, not"):
         attach(host, processor)
 
 
