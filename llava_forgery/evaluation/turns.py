@@ -3,12 +3,13 @@
 import re
 
 from llava_forgery.constants import FAKE, REAL, REGION_NAMES, WHOLE_FACE
-from llava_forgery.qa.answer_words import REGION
+from llava_forgery.qa.answer_words import FAKE_WORDS, REGION
 from llava_forgery.qa.answers import ParsedAnswer, parse_answer
 
 _NOWHERE = re.compile(r"^\W*(?:nowhere|none|nothing|no (?:parts?|regions?|areas?))\b", re.I)
 _NONE = re.compile(r"^\W*(?:none|nothing|no (?:parts?|regions?|areas?))\b|\bnone\b", re.I)
 _ALL = re.compile(r"\b(?:all|every\w*|entire|whole)\b", re.I)
+_SENTENCE_END = re.compile(r"[.;]")
 _BUT = re.compile(r"\b(?:but|except|apart from|other than)\b", re.I)
 _PARTS = tuple(name for name in REGION_NAMES if name != WHOLE_FACE)
 
@@ -47,16 +48,20 @@ def parse_untouched(text: str) -> tuple[str, ...] | None:
 
     Returns:
         The parts of the inner face that it calls untouched, in the order of ``REGION_NAMES``: all
-        of them, none, or those that it names. None where it names none and says neither.
+        of them, none, or those that it names. None where it names none and says neither. Parts
+        that it calls forged are not among them.
     """
     said, *exceptions = _BUT.split(text, maxsplit=1)
+    excepted = _named("".join(exceptions))
     if _NONE.search(said):
-        # "None but the chin."
-        return _named("".join(exceptions))
-    named = _named(said)
+        # "No part is forged but the chin." against "None but the chin."
+        of_forged = FAKE_WORDS.search(_SENTENCE_END.split(text.lower(), maxsplit=1)[0])
+        return _others(excepted) if of_forged else excepted
+    parsed = parse_answer(said)
+    forged = parsed.regions if parsed.label == FAKE else ()
+    named = tuple(name for name in _named(said) if name not in forged)
     if WHOLE_FACE in named or (_ALL.search(said) and not named):
-        left_out = _named("".join(exceptions))
-        return tuple(name for name in _PARTS if name not in left_out)
+        return excepted if parsed.label == FAKE else _others(excepted)
     return named or None
 
 
@@ -95,6 +100,10 @@ def contradictions(verdict: str, place: str, untouched: str) -> tuple[str, ...]:
         "untouched": untouched_agrees(first, parse_untouched(untouched)),
     }
     return tuple(name for name, fit in fits.items() if not fit)
+
+
+def _others(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in _PARTS if name not in names)
 
 
 def _named(text: str) -> tuple[str, ...]:

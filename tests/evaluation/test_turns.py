@@ -64,6 +64,13 @@ ALL = ("eyes", "eyebrows", "nose", "mouth", "chin", "cheeks")
         ("The whole face except the nose and mouth.", ("eyes", "eyebrows", "chin", "cheeks")),
         ("None of the inner face. Hair and background look untouched.", ()),
         ("Nothing but the chin.", ("chin",)),
+        ("No part of the face is forged.", ALL),
+        ("None of the parts shows signs of editing.", ALL),
+        ("No part but the nose is forged.", ("eyes", "eyebrows", "mouth", "chin", "cheeks")),
+        ("No part looks pristine.", ()),
+        ("All parts are forged.", ()),
+        ("The artifact is at the nose.", None),
+        ("I see no signs of editing at the eyes and chin; the nose is forged.", ("eyes", "chin")),
         ("I cannot tell.", None),
     ],
 )
