@@ -1,13 +1,15 @@
 """Reading and writing tensors strictly: names, shapes and types as expected, every value finite."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from llava_forgery.files import atomic_path, some_names
 
@@ -39,11 +41,19 @@ def read_tensors(path: str | PathLike) -> dict[str, torch.Tensor]:
         FileNotFoundError: There is no such file.
         ValueError: It is cut off, or something else.
     """
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def open_tensors(path: str | PathLike) -> Iterator[Any]:
+    """A safetensors file, to read some of its tensors; raises as :func:`read_tensors`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the folder is not complete")
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            yield file
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}): it was cut off or is damaged; copy "

@@ -6,13 +6,14 @@ from pathlib import Path
 from llava_forgery.files import read_json
 
 CONFIG, FPL, KFD, CARD = "forgery_config.json", "fpl.safetensors", "kfd", "README.md"
-# The model type in ``config.json`` of a checkpoint that holds its host as well
+MODEL_CONFIG = "config.json"
+# The model type in it, of a checkpoint that holds its host as well
 # (:mod:`llava_forgery.hosts.transformers.exported`).
 EXPORTED = "llava_forgery"
 
 
 def is_exported(directory: str | PathLike) -> bool:
     """Whether a folder holds a checkpoint of transformers with host and skill."""
-    path = Path(directory) / "config.json"
+    path = Path(directory) / MODEL_CONFIG
     values = read_json(path) if path.is_file() else {}
     return isinstance(values, dict) and values.get("model_type") == EXPORTED

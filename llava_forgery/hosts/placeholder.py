@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from threading import get_ident
+from typing import Any
 
 import torch
 from torch import nn
@@ -129,3 +130,32 @@ def check_counts(input_ids: torch.Tensor, token_id: int, expected: list[int]) ->
                 "forgery embeddings; render the prompt with "
                 "llava_forgery.hosts.transformers.prompts, and do not cut it"
             )
+
+
+class PromptView:
+    """A streamer of transformers that is shown the prompt as its caller knows it.
+
+    ``generate`` gives a streamer the prompt first, and then the tokens as they are written.
+
+    Args:
+        streamer: The caller's.
+        prompt: (B, T) ids of the prompt that it gets.
+    """
+
+    def __init__(self, streamer: Any, prompt: torch.Tensor) -> None:
+        self._streamer = streamer
+        self._prompt: torch.Tensor | None = prompt
+
+    def put(self, value: torch.Tensor) -> None:
+        """Hand the prompt, then tokens on."""
+        shown, self._prompt = self._prompt, None
+        self._streamer.put(value if shown is None else shown.cpu())
+
+    def end(self) -> None:
+        """The last token was written."""
+        self._streamer.end()
+
+
+def without_placeholders(input_ids: torch.Tensor, token_id: int) -> torch.Tensor:
+    """A prompt (1, T) without its placeholders; several (B, T) come back as they are."""
+    return input_ids[:, input_ids[0] != token_id] if len(input_ids) == 1 else input_ids

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_forgery.files import read_json
-from llava_forgery.hosts.names import CONFIG, KFD
+from llava_forgery.hosts.names import CONFIG, KFD, MODEL_CONFIG, is_exported
 from llava_forgery.hosts.small_llava import (
     RECIPE,
     SHA256,
@@ -20,6 +20,7 @@ from llava_forgery.hosts.small_llava import (
 from llava_forgery.hub import local_folder
 from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
+from llava_forgery.kfd.skeleton import load_from_model
 
 logger = logging.getLogger(__name__)
 
@@ -108,10 +109,18 @@ def is_detector(directory: str | PathLike) -> bool:
     return (Path(directory) / KFD_CONFIG).is_file()
 
 
+def exported_reads_host(directory: str | PathLike) -> bool:
+    """Whether a folder is an exported checkpoint whose detector reads the host's vision tower."""
+    if not is_exported(directory):
+        return False
+    values = read_json(Path(directory) / MODEL_CONFIG)
+    return values["kfd"]["config"]["encoder"]["kind"] == "host"
+
+
 def load_detector_of(
     directory: str | PathLike, host: Any = None, allow_download: bool = False
 ) -> KnowledgeGuidedForgeryDetector:
-    """A detector's folder, or the detector of an adapter without its host.
+    """A detector's folder, or the detector of an adapter or of an exported checkpoint, without host.
 
     Args:
         directory: The folder, or its hub name.
@@ -121,9 +130,14 @@ def load_detector_of(
 
     Raises:
         FileNotFoundError: There is no detector.
-        ValueError: A file is damaged.
+        ValueError: A file is damaged; or the detector reads the vision tower of the host that an
+            exported checkpoint holds, which must be loaded with it.
     """
     folder = local_folder(directory)
+    if is_exported(folder):
+        if exported_reads_host(folder):
+            raise ValueError(f"the detector in {directory} reads its host's tower: load the whole")
+        return load_from_model(read_json(folder / MODEL_CONFIG)["kfd"], folder)
     if not is_detector(folder):
         folder = folder / KFD
     config = folder / KFD_CONFIG

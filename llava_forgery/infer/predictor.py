@@ -17,13 +17,17 @@ from llava_forgery.faces.detect import FaceDetector, get_detector
 from llava_forgery.faces.detected import nothing_found, square_of_face
 from llava_forgery.hosts.auto import AutoForgeryModel
 from llava_forgery.hosts.base import ForgeryModel
-from llava_forgery.hosts.names import is_exported
 from llava_forgery.hosts.quantized import pick_device
 from llava_forgery.hub import local_folder
 from llava_forgery.images import read_image, to_rgb
 from llava_forgery.infer.answering import WrittenAnswer, write_answers
 from llava_forgery.infer.batching import BatchLimits
-from llava_forgery.infer.default import is_detector, load_detector_of, shipped_model
+from llava_forgery.infer.default import (
+    exported_reads_host,
+    is_detector,
+    load_detector_of,
+    shipped_model,
+)
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.infer.halving import in_halves
 from llava_forgery.infer.memory import FaceMemory, free_memory
@@ -202,8 +206,8 @@ class ForgeryPredictor(FaceFinder):
             quantization: "4bit" or "8bit"; None leaves the weights as they are.
             allow_download: Whether what the adapter's files name, its host and the detector's
                 encoder, may be downloaded. A host that is given here always may.
-            answers: As for the class. With ``none`` no host is loaded, but that of a checkpoint
-                which holds both.
+            answers: As for the class. With ``none`` no host is loaded, unless the detector reads
+                the vision tower of one.
             cache: Folder for the shipped model's host; by default $LLAVA_FORGERY_CACHE or
                 ~/.cache/llava-forgery.
             max_memory: As for the class.
@@ -219,7 +223,7 @@ class ForgeryPredictor(FaceFinder):
         adapter_dir = local_folder(adapter_dir)
         alone = is_detector(adapter_dir)
         answers = _checked_answers(answers, alone)
-        if answers == "none" and not is_exported(adapter_dir):
+        if answers == "none" and not exported_reads_host(adapter_dir):
             kfd = load_detector_of(adapter_dir, base_model, allow_download)
             # Convolutions are a third faster on CPUs with the channels behind each other.
             kfd = kfd.to(pick_device(device)).to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""A detector described as JSON and built from it without weights, for self-contained checkpoints.
+"""A detector described as JSON and built from it, for self-contained checkpoints.
 
 A detector's own folder names its frozen encoder (:mod:`llava_forgery.kfd.checkpoint`); a checkpoint
 of a whole model contains it and only needs its architecture.
@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from llava_forgery.kfd.checkpoint import LOCAL, portable_config
 from llava_forgery.kfd.config import KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_tower import HostEncoder
+from llava_forgery.weights import compare_tensors, open_tensors
 
 _HUB, _OPEN_CLIP = "hf-hub:", "open_clip_config.json"
 
@@ -84,3 +86,28 @@ def build_skeleton(values: Mapping[str, Any]) -> KnowledgeGuidedForgeryDetector:
     if isinstance(detector.encoder, HostEncoder):
         detector.encoder.probe = values["encoder_probe"]
     return detector.requires_grad_(False).eval()
+
+
+def load_from_model(
+    values: Mapping[str, Any], directory: str | PathLike, prefix: str = "kfd."
+) -> KnowledgeGuidedForgeryDetector:
+    """A detector with an encoder of its own out of a whole model's safetensors; nothing else of
+    them is read.
+
+    Args:
+        values: From :func:`describe`.
+        directory: The model's folder.
+        prefix: Of its tensors' names.
+
+    Raises:
+        ValueError: The tensors do not fit, or a file is damaged.
+    """
+    detector = build_skeleton(values)
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(Path(directory).glob("*.safetensors")):
+        with open_tensors(path) as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            found |= {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    compare_tensors(found, detector.state_dict(), str(directory))
+    detector.load_state_dict(found, assign=True)
+    return detector.requires_grad_(False)

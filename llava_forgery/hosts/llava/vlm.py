@@ -261,6 +261,9 @@ class LlavaForgeryVLM(Pushable, nn.Module):
         ids = nn.functional.pad(input_ids.clamp(min=0), (more, 0))
         options = {name: v for name, v in options.items() if name not in ("images", "image_sizes")}
         options[CACHE] = cache
+        if options.get("streamer") is not None:
+            # As of LLaVA's own ``generate``, which goes by embeddings: no prompt.
+            options["streamer"] = PromptView(options["streamer"], input_ids[:, :0])
         with exclusive(self._bare):
             output = GenerationMixin.generate(
                 self._bare, input_ids=ids, attention_mask=torch.ones_like(ids), **options

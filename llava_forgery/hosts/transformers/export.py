@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from llava_forgery.files import atomic_path, check_output_folder
-from llava_forgery.hosts.names import CARD
+from llava_forgery.hosts.names import CARD, MODEL_CONFIG
 from llava_forgery.hosts.placement import ALWAYS
 from llava_forgery.hosts.quantized import device_map_of, pick_device, place_host
 from llava_forgery.hosts.transformers.exported import (
@@ -24,8 +24,6 @@ from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hub import is_hub_name, local_folder
 from llava_forgery.kfd.skeleton import describe
 from llava_forgery.noise import quiet
-
-CONFIG = "config.json"
 
 
 def export_transformers(
@@ -51,7 +49,7 @@ def export_transformers(
         FileNotFoundError: Adapter or host is missing.
         ValueError: The host is another one, a file is damaged, or ``out`` holds something else.
     """
-    check_output_folder(out, CONFIG, f"{MODELING}.py")
+    check_output_folder(out, MODEL_CONFIG, f"{MODELING}.py")
     vlm = load_adapter_folder(
         directory, base_model, device="cpu", dtype=dtype, allow_download=allow_download
     )
@@ -71,7 +69,7 @@ def save_exported(vlm: ForgeryVLM, out: str | PathLike, max_shard_size: str = "5
     Raises:
         ValueError: The host is quantised, or ``out`` holds something else.
     """
-    check_output_folder(out, CONFIG, f"{MODELING}.py")
+    check_output_folder(out, MODEL_CONFIG, f"{MODELING}.py")
     if vlm.has_lora:
         vlm.merge_lora()
     host = vlm.host

@@ -34,7 +34,13 @@ from llava_forgery.hosts.frozen_lora import FrozenLora
 from llava_forgery.hosts.kv_cache import cache_in
 from llava_forgery.hosts.lora import LoraSettings, is_peft, lora_config, merge_lora
 from llava_forgery.hosts.pictures import ClientPrompts
-from llava_forgery.hosts.placeholder import PlaceholderHooks, check_counts, count_placeholders
+from llava_forgery.hosts.placeholder import (
+    PlaceholderHooks,
+    PromptView,
+    check_counts,
+    count_placeholders,
+    without_placeholders,
+)
 from llava_forgery.hosts.placement import (
     ALWAYS,
     FACE,
@@ -258,6 +264,8 @@ class ForgeryVLM(Pushable, nn.Module):
     ) -> Any:
         """The host's ``generate`` with E_forgery at the placeholders; never emits a placeholder.
 
+        A ``streamer`` is shown the prompt without placeholders.
+
         Args:
             input_ids: As for :meth:`forward`; the whole prompt also where ``cache``
                 (``past_key_values`` before transformers 5.24) holds the first part of it.
@@ -276,6 +284,9 @@ class ForgeryVLM(Pushable, nn.Module):
             raise RuntimeError("call eval() before generate()")
         host_inputs = self._suppressing(host_inputs)
         given = input_ids
+        if host_inputs.get("streamer") is not None:
+            shown = without_placeholders(given, self.token_id)
+            host_inputs["streamer"] = PromptView(host_inputs["streamer"], shown)
         placed = self._place(input_ids, host_inputs, left=True)
         if placed is not None:
             input_ids, images_per_sample = placed.input_ids, placed.images_per_sample

@@ -234,8 +234,12 @@ def test_our_own_loaders_take_it(plain):
     assert all(torch.equal(found[name], inputs[name]) for name in inputs)
     pictures = [tiny.picture(i) for i in range(2)]
     assert load_scorer(plain / "exported")(pictures) == load_scorer(plain / "adapter")(pictures)
-    scores = ForgeryPredictor.from_pretrained(plain / "exported", answers="none")
-    assert scores.answers == "none"
+    alone = [ForgeryPredictor.from_pretrained(plain / name, answers="none")
+             for name in ("exported", "adapter")]  # fmt: skip
+    # The detector was read, and nothing of the host.
+    assert [(one.answers, one.vlm) for one in alone] == [("none", None)] * 2
+    one, two = (scores.predict(tiny.picture(), cropped=True) for scores in alone)
+    assert (one.score, one.band) == (two.score, two.band)
     with pytest.raises(ValueError, match="holds its host: give no base_model"):
         AutoForgeryModel.from_pretrained(plain / "exported", str(plain / "host"))
 
@@ -257,6 +261,15 @@ def test_a_streamer_gets_the_answer_as_it_is_written(plain):
     answer = ids[0, inputs["input_ids"].shape[1] :]
     assert "".join(pieces) == processor.tokenizer.decode(answer)
     assert model.token_id not in answer
+    # Of a prompt with placeholders, and of one that the model puts them into.
+    bare = {name: t for name, t in inputs.items() if name != "input_ids"}
+    bare["attention_mask"] = bare["attention_mask"][:, model.n_forgery :]
+    unwritten = inputs["input_ids"][inputs["input_ids"] != model.token_id][None]
+    for given in (inputs, {**bare, "input_ids": unwritten}):
+        pieces.clear()
+        said = model.generate(**given, streamer=Streamer(processor.tokenizer), max_new_tokens=5)
+        assert torch.equal(said[:, -5:], ids[:, -5:])
+        assert "".join(pieces) == processor.tokenizer.decode([*unwritten[0], *answer])
 
 
 @pytest.mark.slow
