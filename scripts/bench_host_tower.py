@@ -4,9 +4,10 @@
 
 A LLaVA-1.5-7B of random weights at its real widths (CLIP ViT-L/14 at 336 pixels, 576 image tokens,
 a language model 4096 wide), with as many language layers as asked for. All variants run in turn in
-one process; the table gives the median and the ratio to the bare host. Beside the time that
-passed stands, on CPU, the time that the process was busy: other work on the machine leaves it
-nearly as it is. --tiny checks that the script runs; its figures say nothing.
+one process; the table gives the median and the ratio to the first, the bare host. Beside the time
+that passed stands, on CPU, the time that the process was busy: other work on the machine leaves it
+nearly as it is. --placement runs only the skill, with written placeholders and without. --tiny
+checks that the script runs; its figures say nothing.
 """
 
 import tempfile
@@ -38,6 +39,8 @@ from llava_forgery.kfd.host_config import host_config
 
 # Tokens of the prompt beside the image: the question, and the sentence with the score.
 QUESTION, SCORE_SENTENCE = 48, 16
+SHARED = "skill, the host's tower shared"
+PLACED = "  placed by the model in a client's prompt"
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,9 @@ def main(
     rounds: Annotated[int, typer.Option(help="Runs of each variant.")] = 5,
     warm_up: Annotated[int, typer.Option(help="Runs before them that do not count.")] = 1,
     threads: Annotated[int | None, typer.Option(help="torch's CPU threads.")] = None,
+    placement: Annotated[
+        bool, typer.Option("--placement", help="Only with written placeholders and without.")
+    ] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="Tiny sizes, to see that it runs.")] = False,
 ) -> None:
     """Print the table."""
@@ -91,6 +97,8 @@ def main(
     sizes = TINY if tiny else LLAVA_7B
     with torch.inference_mode():
         variants = build(sizes, layers, torch.device(device), getattr(torch, dtype))
+        if placement:
+            variants = {name: variants[name] for name in (SHARED, PLACED)}
         times = measure(variants, rounds, warm_up, torch.device(device))
     print(
         f"{layers} language layers of width {sizes.width}, {device}, {dtype}, "
@@ -145,8 +153,8 @@ def build(
         "bare host": lambda: run_host(host, bare_ids, pixels),
         "bare host, prompt as long as the skill's": lambda: run_host(host, long_ids, pixels),
         "skill, own encoder as large as the host's": own,
-        "skill, the host's tower shared": shared,
-        "  placed by the model in a client's prompt": placed,
+        SHARED: shared,
+        PLACED: placed,
         "  of which linear layers, maps and heads": lambda: skilled.kfd.read_features(taps),
         "  of which FPL": lambda: skilled.fpl(detection),
     }

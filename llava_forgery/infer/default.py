@@ -120,7 +120,7 @@ def exported_reads_host(directory: str | PathLike) -> bool:
 def load_detector_of(
     directory: str | PathLike, host: Any = None, allow_download: bool = False
 ) -> KnowledgeGuidedForgeryDetector:
-    """A detector's folder, or the detector of an adapter or of an exported checkpoint, without host.
+    """A detector's folder, or the detector of an adapter or an exported checkpoint, without host.
 
     Args:
         directory: The folder, or its hub name.

@@ -9,7 +9,7 @@ from argparse import Namespace
 import pytest
 import torch
 from PIL import Image
-from transformers import DynamicCache
+from transformers import DynamicCache, TextStreamer
 
 from llava_forgery.cli.app import load_predictor
 from llava_forgery.fpl.config import FPLConfig
@@ -24,6 +24,7 @@ from llava_forgery.hosts.llava.prompts import TEMPLATE
 from llava_forgery.hosts.llava.register import register, unregister
 from llava_forgery.hosts.llava.text import render_turns
 from llava_forgery.hosts.llava.vlm import LlavaForgeryVLM
+from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.qa.build import build_prompt
 from llava_forgery.qa.conversation import Conversation, Message
 from tests import tiny, tiny_llava
@@ -114,6 +115,15 @@ def test_a_cache_must_hold_the_image(predictor):
     with pytest.raises(RuntimeError, match=r"eval\(\) before generate"):
         LlavaForgeryVLM(predictor.vlm.host, predictor.vlm.tokenizer).train().generate(None)
     predictor.vlm.eval()
+
+
+def test_a_streamer_is_shown_answers_only(root, predictor, capsys):
+    dialogue = Dialogue(predictor.vlm, tiny.picture(), max_new_tokens=6)
+    for question in ("Is this a deepfake image?", "Why?"):
+        answer = dialogue.ask(question, TextStreamer(predictor.vlm.tokenizer))
+        shown = capsys.readouterr().out.removesuffix("\n").removesuffix("</s>")
+        assert shown.strip() == answer
+    assert dialogue.reused_tokens
 
 
 def test_other_hosts_are_refused(root):

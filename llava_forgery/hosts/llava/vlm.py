@@ -30,6 +30,7 @@ from llava_forgery.hosts.llava.names import HOST_PROJECTOR, PROJECTOR, TEMPLATE_
 from llava_forgery.hosts.llava.skill import EXPANDED_LABELS, has_forgery_adapter
 from llava_forgery.hosts.lora import LoraSettings, fill_lora, is_peft, merge_lora
 from llava_forgery.hosts.names import FPL
+from llava_forgery.hosts.placeholder import PromptView
 from llava_forgery.hosts.placement import ALWAYS, FACE
 from llava_forgery.hosts.projector import TrainedProjector, fill_projector
 from llava_forgery.hub import Pushable
