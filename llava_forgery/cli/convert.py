@@ -18,6 +18,10 @@ from llava_forgery.cli.options import (
 
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Written by torch.save.")]
 
+MaxShardSize = Annotated[
+    str, typer.Option("--max-shard-size", help="Largest file of weights, such as 5GB.")
+]
+
 
 @convert.command("merge-llava")
 def merge_llava(
@@ -68,9 +72,7 @@ def export_transformers(
     out: Out,
     base_model: BaseModel = None,
     dtype: Dtype = "auto",
-    max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", help="Largest file of weights, such as 5GB.")
-    ] = "5GB",
+    max_shard_size: MaxShardSize = "5GB",
     allow_download: AllowDownload = False,
 ) -> None:
     """Write host, LoRA, detector and learner as one checkpoint that transformers loads.
@@ -79,6 +81,32 @@ def export_transformers(
     llava_forgery.register_auto_classes().
     """
     from llava_forgery.hosts.transformers.export import export_transformers as export
+
+    export(
+        model,
+        out,
+        base_model,
+        dtype=dtype,
+        allow_download=allow_download,
+        max_shard_size=max_shard_size,
+    )
+    notice(f"Wrote {out}")
+
+
+@convert.command("export-language-model")
+def export_language_model(
+    model: Model,
+    out: Out,
+    base_model: BaseModel = None,
+    dtype: Dtype = "auto",
+    max_shard_size: MaxShardSize = "5GB",
+    allow_download: AllowDownload = False,
+) -> None:
+    """Write the host's language model by itself, LoRA merged, for vLLM with prompt embeddings.
+
+    scripts/vllm_request.py writes the requests that it answers.
+    """
+    from llava_forgery.hosts.language_model import export_language_model as export
 
     export(
         model,

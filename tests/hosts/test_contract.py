@@ -13,10 +13,12 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from PIL import Image
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.auto import BACKENDS, AutoForgeryModel, ForgeryProcessor
 from llava_forgery.hosts.base import ForgeryModel
+from llava_forgery.hosts.language_model import prompt_embeddings, save_language_model
 from llava_forgery.hosts.layouts import convert_adapter
 from llava_forgery.hosts.likelihood import answer_likelihoods, answer_probabilities
 from llava_forgery.hosts.llava.model import attach_to_llava, llava_lora_config
@@ -163,6 +165,25 @@ def dialogue(backend: Backend, folder: Path) -> None:
         assert kept.ask(question) == anew.ask(question)
         assert bool(kept.reused_tokens) == (turn > 0)
         assert not anew.reused_tokens
+
+
+@row("prompt embeddings for its language model by itself, as vLLM takes them")
+def language_model(backend: Backend, folder: Path) -> None:
+    vlm = backend.load()
+    inputs = ForgeryProcessor(vlm)(FACES[0], build_prompt(0.3))
+    # Before LoRA is merged: it changes nothing of what the language model is fed.
+    embeddings = prompt_embeddings(vlm, **inputs)
+    wanted = vlm(**inputs).logits
+    assert len(embeddings) == wanted.shape[1]
+    save_language_model(vlm, folder / "language")
+    plain = AutoModelForCausalLM.from_pretrained(folder / "language").eval()
+    assert type(plain).__name__ == "LlamaForCausalLM"
+    with torch.no_grad():
+        torch.testing.assert_close(plain(inputs_embeds=embeddings[None]).logits, wanted,
+                                   rtol=0, atol=1e-4)  # fmt: skip
+    AutoTokenizer.from_pretrained(folder / "language")
+    with pytest.raises(ValueError, match="one at a time"):
+        prompt_embeddings(vlm, **ForgeryProcessor(vlm)(list(FACES[:2]), [build_prompt(0.3)] * 2))
 
 
 @row("likelihoods of whole answers")
