@@ -97,6 +97,8 @@ setup(
             "python-multipart>=0.0.20",
             "prometheus-client>=0.23",
         ],
+        # What files state of their origin, beside the server's verdicts.
+        "provenance": ["c2pa-python>=0.38"],
         "demo": DEMO,
         "eval": EVAL,
         # fsspec addresses such as s3:// need their own package, such as s3fs.
@@ -114,7 +116,8 @@ setup(
         # num2words: without it SmolVLM's processor cannot be made. scikit-learn: the measures are
         # compared with its own. openai: the client that the server is for. playwright and axe: the
         # page is used by a browser, which the system has or its test is skipped. moto: a local S3
-        # server that s3fs reads. trl: the preference stage's loss is compared with its own.
+        # server that s3fs reads. cryptography: certificates that sign files. trl: the preference
+        # stage's loss is compared with its own.
         "dev": [
             "pytest>=9.0",
             "pytest-xdist>=3.8",
@@ -125,6 +128,7 @@ setup(
             "playwright>=1.55",
             "axe-playwright-python>=0.1.4",
             "moto[server,s3]>=5.1",
+            "cryptography>=45.0",
             "s3fs>=2025.9",
             "scikit-learn>=1.7",
             "trl>=1.16",

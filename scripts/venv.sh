@@ -6,7 +6,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${VENV:-$ROOT/.venv}"
 
 DEMO_EXTRAS="faces,train,demo"
-TEST_EXTRAS="$DEMO_EXTRAS,video,ray,heic,llava,eval,quantization,deepspeed,serve,docs,dev"
+TEST_EXTRAS="$DEMO_EXTRAS,video,ray,heic,llava,eval,quantization,deepspeed,serve,provenance,docs,dev"
 
 # install_venv EXTRAS: installs anew when the list of packages has changed since the last time.
 install_venv() {

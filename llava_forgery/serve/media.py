@@ -27,7 +27,7 @@ _VIDEO_MAGIC = (
     b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
 )
 # Control characters, and what reorders or hides text.
-_UNPRINTABLE = re.compile(
+UNPRINTABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _NAME_LENGTH = 120
@@ -50,7 +50,7 @@ class Upload:
         """
         if not data:
             raise ApiError(400, "the file is empty", "media")
-        name = _UNPRINTABLE.sub("", PurePosixPath(name.replace("\\", "/")).name)
+        name = UNPRINTABLE.sub("", PurePosixPath(name.replace("\\", "/")).name)
         return cls(data, name[-_NAME_LENGTH:] or "unnamed")
 
     @cached_property

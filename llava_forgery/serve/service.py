@@ -19,6 +19,7 @@ from llava_forgery.serve.errors import ApiError, busy
 from llava_forgery.serve.jobs import Board, Job, Jobs
 from llava_forgery.serve.media import Upload, frames_of, open_picture, video_file, without_path
 from llava_forgery.serve.metrics import Metrics
+from llava_forgery.serve.provenance import provenance, reads_provenance
 from llava_forgery.serve.records import MaskForm, record
 from llava_forgery.serve.settings import Settings
 from llava_forgery.serve.shared import SharedPredictor
@@ -84,6 +85,7 @@ class Service:
             for name, predictor in predictors.items()
         }
         self.metrics.active.set_function(lambda: self.admission.requests)
+        self._reads_provenance = reads_provenance()
 
     def _serve(
         self, name: str, predictor: ForgeryPredictor, batch_size: int, batch_wait: float
@@ -160,8 +162,10 @@ class Service:
                 future = model.engine.predict_faces(faces)
             except Busy as error:
                 raise busy(str(error), error.retry_after) from None
+        # While the faces are judged.
+        stated = await self.read(self._stated, upload)
         verdicts = await asyncio.wrap_future(future)
-        return self._record(model, upload, verdicts, options)
+        return {**self._record(model, upload, verdicts, options), **stated}
 
     def judge_video(self, upload: Upload, options: DetectOptions, job: Job) -> dict[str, Any]:
         """The record of a video; called in a job's thread.
@@ -185,7 +189,7 @@ class Service:
                 text = without_path(error, path, upload)
                 none = "no face" in text
                 raise ApiError(422 if none else 400, text, "no_face" if none else "media") from None
-        return self._record(model, upload, verdicts, options)
+        return {**self._record(model, upload, verdicts, options), **self._stated(upload)}
 
     def frames(self, options: DetectOptions) -> FrameChoice:
         """Which frames of a video are judged.
@@ -214,6 +218,10 @@ class Service:
         self.metrics.disagreements.labels(model.name).inc(apart)
         found = record(upload.name, verdicts, options.masks)
         return {**found, "model": model.name, "sha256": upload.sha256}
+
+    def _stated(self, upload: Upload) -> dict[str, Any]:
+        """``provenance`` of a file's record, where it can be read."""
+        return {"provenance": provenance(upload)} if self._reads_provenance else {}
 
     async def drain(self) -> bool:
         """Refuse new work, finish what runs, and wait a little for results to be asked for."""

@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { draw, heatMap } from "./draw.js";
 import { plot } from "./plot.js";
 import { download, report } from "./report.js";
-import { BANDS, agreement, figures } from "./words.js";
+import { BANDS, agreement, figures, provenance } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const state = { info: null, file: null, record: null, source: null, chosen: 0, maps: {}, dialogue: [], frame: null,
@@ -85,6 +85,11 @@ async function show(file) {
   }
   $("faces").replaceChildren(...faces().map((_, i) => faceButton(i)));
   $("log").replaceChildren();
+  // Only a server with c2pa-python has looked for it.
+  $("provenance-box").hidden = !("provenance" in state.record);
+  const stated = provenance(state.record.provenance);
+  $("provenance-meaning").textContent = stated.meaning;
+  list($("provenance"), stated.rows);
   $("result").hidden = $("talk").hidden = false;
   await choose(0);
   $("result-title").focus();
@@ -98,16 +103,20 @@ function faceButton(i) {
   return label;
 }
 
+function list(place, rows) {
+  place.replaceChildren(...rows.flatMap(([term, what]) => [
+    Object.assign(document.createElement("dt"), { textContent: term }),
+    Object.assign(document.createElement("dd"), { textContent: what }),
+  ]));
+}
+
 async function choose(i) {
   if (i !== state.chosen) endDialogue();
   state.chosen = i;
   const chosen = face();
   $("band").textContent = BANDS[chosen.band];
   $("band").className = chosen.band;
-  $("figures").replaceChildren(...figures(chosen).flatMap(([term, what]) => [
-    Object.assign(document.createElement("dt"), { textContent: term }),
-    Object.assign(document.createElement("dd"), { textContent: what }),
-  ]));
+  list($("figures"), figures(chosen));
   $("agreement").textContent = agreement(chosen);
   $("warnings").replaceChildren(...chosen.warnings.map((warning) =>
     Object.assign(document.createElement("li"), { textContent: warning })));

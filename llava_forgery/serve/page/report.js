@@ -1,6 +1,6 @@
 // A report that needs nothing else: one HTML file without scripts, every text escaped.
 
-import { BANDS, agreement, figures } from "./words.js";
+import { BANDS, agreement, figures, provenance } from "./words.js";
 
 const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
 const text = (value) => String(value).replace(/[&<>"']/g, (letter) => ESCAPES[letter]);
@@ -18,10 +18,9 @@ ${face.warnings.length ? `<ul>${face.warnings.map((w) => `<li>${text(w)}</li>`).
 ${pictures[i] ? `<img alt="The picture with the map of the forged area of face ${i + 1}" src="${text(pictures[i])}">` : ""}
 </article>`).join("");
   const said = dialogue.map((m) => `<li><b>${m.role === "user" ? "Question" : "Answer"}:</b> ${text(m.text)}</li>`);
-  const provenance = record.provenance
-    ? `<h2>Provenance (C2PA)</h2><p>Stated by the file itself, and no part of the score.</p>${rows(
-      Object.entries(record.provenance).map(([k, v]) => [k, typeof v === "string" ? v : JSON.stringify(v)]))}`
-    : "";
+  const stated = provenance(record.provenance);
+  const origin = "provenance" in record
+    ? `<h2>Provenance (C2PA)</h2><p>${text(stated.meaning)}</p>${rows(stated.rows)}` : "";
   return `<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>Report on ${text(record.file)}</title><style>${STYLE}</style></head><body>
@@ -30,7 +29,7 @@ ${rows([["SHA-256 of the file", record.sha256], ["Judged", new Date().toISOStrin
     ...Object.entries(info.versions)])}
 <h2>What this is, and is not</h2>
 <ul>${info.limits.map((line) => `<li>${text(line)}</li>`).join("")}</ul>
-${faces}${provenance}
+${faces}${origin}
 ${said.length ? `<h2>Dialogue</h2><ul>${said.join("")}</ul>` : ""}</body></html>`;
 }
 

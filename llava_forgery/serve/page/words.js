@@ -18,6 +18,23 @@ export function agreement(face) {
     + "the score is measured more often than the words.";
 }
 
+const SIGNED = {
+  valid: "Signed, and unchanged since. Whether to believe the signer was not checked: anybody can make a certificate.",
+  trusted: "Signed with a certificate that is trusted, and unchanged since.",
+  invalid: "Signed, but the signature does not hold: the file was changed since, or the signature is broken.",
+  unreadable: "There is a record of provenance that cannot be read.",
+};
+
+// What the file states of its origin: a sentence, and terms with descriptions, as text.
+export function provenance(stated) {
+  if (!stated) return { meaning: "The file states nothing of its origin, like most files.", rows: [] };
+  const rows = [["Signed by", stated.signed_by], ["Signed at", stated.signed_at], ["Program", stated.program],
+    ["Actions", stated.actions.join(", ")], ["Kind of source", stated.sources.join(", ")],
+    ["Problems", stated.problems.join(", ")]];
+  return { meaning: `${SIGNED[stated.state] ?? stated.state} It is no part of the score.`,
+    rows: rows.filter(([, what]) => what) };
+}
+
 const percent = (value) => (value === null ? "not asked" : `${(100 * value).toFixed(1)} %`);
 
 // Term and description, as text.
