@@ -10,6 +10,7 @@ from llava_forgery.cli.options import (
     AllowDownload,
     Backend,
     BaseModel,
+    DeepSpeed,
     Device,
     Dtype,
     Faces,
@@ -58,6 +59,7 @@ def train_preference(
     seed: Seed = 0,
     resume: Resume = False,
     report_to: ReportTo = "none",
+    deepspeed: DeepSpeed = None,
 ) -> None:
     """Train an adapter further so that its answers do not contradict each other (DPO).
 
@@ -98,6 +100,7 @@ def train_preference(
         seed=seed,
         resume=resume,
         report_to=report_to,
+        deepspeed=deepspeed,
     )
 
 

@@ -122,13 +122,15 @@ def _post(address, values=None):
         return response.read()
 
 
-def _wait_for_models(address, *processes):
+def _wait_for_models(manager, worker, *processes):
+    """The worker makes itself known to the controller before it listens."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         for process in processes:
             assert process.poll() is None, "a server has ended"
         try:
-            models = json.loads(_post(f"{address}/list_models"))["models"]
+            models = json.loads(_post(f"{manager}/list_models"))["models"]
+            _post(f"{worker}/worker_get_status")
         except (urllib.error.URLError, ConnectionError):
             models = []
         if models:
@@ -151,7 +153,7 @@ def test_controller_and_model_worker(client, checkpoint, pictures, same_as_writt
     )  # fmt: skip
     started: list[subprocess.Popen] = [control.start(), serve.start()]
     try:
-        assert _wait_for_models(manager, *started) == [checkpoint.name]
+        assert _wait_for_models(manager, worker, *started) == [checkpoint.name]
         said = {}
 
         def ask(picture):

@@ -33,6 +33,7 @@ from llava_forgery.train.deepspeed import (
     make_contiguous,
 )
 from llava_forgery.train.dialogues import open_source
+from llava_forgery.train.dpo import load_trainable, train_preference
 from llava_forgery.train.trainer import training_arguments
 from tests import tiny
 
@@ -246,6 +247,37 @@ def test_two_processes_of_which_one_shows_no_face_train_as_one(folder, one_proce
         command += ["--deepspeed", ROOT / f"scripts/zero{stage}.json"]
     _two_processes(folder, *command)
     _compare_adapters(one_process_mixed, folder / out)
+
+
+@pytest.fixture(scope="module")
+def one_process_preference(folder, one_process):
+    """As ``one_process``, from its adapter on; without scores, none speaks against a label."""
+    faces = datasets.Dataset.from_list([tiny.face(i).to_row() for i in range(4)], features=FEATURES)
+    build_conversations(FacePairs(faces, 6, size=tiny.SIZE), None, folder / "uncited", seed=1)
+    rows = datasets.load_from_disk(str(folder / "uncited"))
+    vlm = load_trainable(one_process, str(folder / "host"), device="cpu")
+    train_preference(vlm, rows, folder / "one-preference",
+                     sft_weight=1, steps=4, batch_size=1, accumulate=2, learning_rate=1e-2,
+                     save_steps=None)  # fmt: skip
+    return folder / "one-preference"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_preference_stage_of_two_processes_is_that_of_one(
+    folder, one_process, one_process_preference, stage
+):
+    out = f"preference{stage}"
+    command = ["train", "preference", "--model", one_process, "--base-model", "host", "--data",
+               "uncited", "--out", out, "--sft-weight", 1, "--steps", 4, "--batch-size", 1,
+               "--learning-rate", 0.01]  # fmt: skip
+    if stage:
+        pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
+        command += ["--deepspeed", ROOT / f"scripts/zero{stage}.json"]
+    _two_processes(folder, *command)
+    _compare_adapters(one_process_preference, folder / out)
+    before, after = (load_file(f / "fpl.safetensors") for f in (one_process, folder / out))
+    assert any(not torch.allclose(after[name], tensor) for name, tensor in before.items())
 
 
 def _trainable():

@@ -16,13 +16,12 @@ from llava_forgery.images import png_bytes
 from llava_forgery.kfd.calibration import Thresholds
 from llava_forgery.qa.build import kfd_result
 from llava_forgery.train.dpo import (
-    PreferenceCollator,
-    PreferenceSamples,
     PreferenceStage,
     dpo_loss,
     reference_log_likelihoods,
     train_preference,
 )
+from llava_forgery.train.preference_samples import PreferenceCollator, PreferenceSamples
 from tests import tiny
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
+from llava_forgery.call_state import in_call, of_call
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.kv_cache import takes_cache
@@ -39,6 +40,8 @@ from llava_forgery.hub import is_hub_name, local_folder
 
 logger = logging.getLogger(__name__)
 
+# Owner of the folder that LLaVA's loader is given, while it runs.
+_LOADING = object()
 # What undoes each change, in the order in which they were made.
 _undo: list[Callable[[], None]] = []
 
@@ -153,7 +156,8 @@ def _loader(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         model_path = _local(model_path)
         check_folder(Path(model_path), model_base, model_name)
-        loaded = original(model_path, model_base, model_name, *args, **kwargs)
+        with in_call(_LOADING, model_path):
+            loaded = original(model_path, model_base, model_name, *args, **kwargs)
         check_tower(loaded[1], model_path)
         return loaded
 
@@ -214,8 +218,11 @@ def _teach_from_pretrained(model_class: type) -> None:
     @functools.wraps(model_class.from_pretrained.__func__)
     def from_pretrained(cls: type, path: Any, *args: Any, **kwargs: Any) -> Any:
         config = kwargs.get("config")
-        # LLaVA reads a LoRA folder's configuration and its base's weights.
-        folder = config.name_or_path if isinstance(config, PreTrainedConfig) else path
+        folder = path
+        if isinstance(config, PreTrainedConfig):
+            # LLaVA reads a LoRA folder's configuration and its base's weights. Only AutoConfig
+            # notes where a configuration was read.
+            folder = config.name_or_path or of_call(_LOADING) or path
         loaded = super(model_class, cls).from_pretrained(path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if getattr(model.config, "mm_forgery_tower", None) is not None:

@@ -26,6 +26,7 @@ from tests.hub_server import put
 
 tiny_llava.require_llava()
 loader = pytest.importorskip("llava.model.builder")
+llava_llama = pytest.importorskip("llava.model.language_model.llava_llama")
 
 # LLaVA's loader brings everything to float16.
 HALF = {"rtol": 0, "atol": 0.03}
@@ -120,7 +121,11 @@ def test_lora_folder_has_llavas_layout(lora):
     assert all(".model.layers." in name and "lora_" in name for name in names)
 
 
-def test_llavas_loader_reads_a_lora_folder(root, lora):
+@pytest.mark.parametrize("reader", ["AutoConfig", "LlavaConfig"])
+def test_llavas_loader_reads_a_lora_folder(root, lora, monkeypatch, reader):
+    """Releases of LLaVA read its configuration by either class; only one notes the folder."""
+    if reader == "LlavaConfig":
+        monkeypatch.setattr(loader, "AutoConfig", llava_llama.LlavaConfig)
     folder, inputs, expected = lora
     words, model, _, _ = _load(folder, root / "tiny-llava")
     assert has_forgery_adapter(model)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from llava_forgery.constants import FORGERY_TOKEN, IMAGE_TOKEN
 from llava_forgery.files import read_json
 from llava_forgery.hosts.adapter import read_adapter_config
 from llava_forgery.hosts.layouts import change_placement
@@ -73,6 +74,22 @@ def test_a_clients_prompt_says_what_written_placeholders_say(vlm, side):
             assert torch.equal(given[:, :start], ids)
             answers.append(given[:, start:])
         assert torch.equal(*answers)
+
+
+def test_an_image_of_a_later_turn():
+    host, processor = tiny.llava()
+    vlm = perturb(attach_forgery(host, processor, tiny.kfd(), crop="none")).eval()
+    client = f"USER: Hi ASSISTANT: Yes? USER: {IMAGE_TOKEN}\nReal? ASSISTANT:"
+    written = client.replace(IMAGE_TOKEN, IMAGE_TOKEN + FORGERY_TOKEN * vlm.n_forgery)
+    client, written = (
+        processor(images=PHOTOGRAPHS[0], text=text, return_tensors="pt")
+        for text in (client, written)
+    )
+    images = vlm._clients.frame(_pictures(vlm, client), 64, "none")
+    with torch.no_grad():
+        found, expected = vlm(**client), vlm(**written, forgery_images=images)
+    assert found.logits.shape == expected.logits.shape
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
 
 
 def test_labels_move_with_their_tokens(vlm):
