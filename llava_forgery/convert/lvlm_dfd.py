@@ -234,5 +234,5 @@ def _save_lora(directory: Path, tensors: dict[str, torch.Tensor], sizes: LvlmDfd
         task_type="CAUSAL_LM",
         base_model_name_or_path=LANGUAGE_MODEL,
         inference_mode=True,
-    ).save_pretrained(directory)
+    ).save_pretrained(str(directory))
     save_tensors(directory / LORA_WEIGHTS, tensors)

@@ -123,7 +123,7 @@ def answer_report(
     }
     if regions is not None:
         same_length(labels=labels, regions=regions)
-        fakes = np.flatnonzero(labels == FAKE)
+        fakes = np.flatnonzero(labels == FAKE).tolist()
         found = region_scores([parsed[i].regions for i in fakes], [regions[i] for i in fakes])
         report |= {f"region_{name}": value for name, value in found._asdict().items()}
     return report

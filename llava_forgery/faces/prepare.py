@@ -241,9 +241,11 @@ def _prepare(
     if not sources:
         raise ValueError("there are no sources to prepare; expected at least one")
     check_sources(sources)
-    by_name = isinstance(detector, str)
-    make_detector = detector_factory(detector) if by_name else partial(_itself, detector)
-    job = {**asdict(settings), "detector": detector if by_name else _description(detector)}
+    job = {**asdict(settings), "detector": _description(detector)}
+    if isinstance(detector, str):
+        make_detector = detector_factory(detector)
+    else:
+        make_detector = partial(_itself, detector)
     working = out_dir / UNFINISHED
     with open_journal(working, job) as journal:
         keys = [source_key(source) for source in sources]
@@ -350,8 +352,10 @@ def _itself(detector: FaceDetector) -> FaceDetector:
     return detector
 
 
-def _description(detector: FaceDetector) -> dict[str, Any]:
-    """Class and options of a detector: with others a run starts anew."""
+def _description(detector: str | FaceDetector) -> str | dict[str, Any]:
+    """A detector's name, or its class and options: with others a run starts anew."""
+    if isinstance(detector, str):
+        return detector
     return {"class": type(detector).__name__, **getattr(detector, "options", {})}
 
 

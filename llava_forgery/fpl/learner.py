@@ -130,13 +130,14 @@ class ForgeryPromptLearner(nn.Module):
 
         A random initialisation mixes all of them into all outputs, which takes long to undo.
         """
-        self.fuse.weight.mul_(0.1)
-        self.fuse.bias.zero_()
+        weight, bias = self.fuse.parameters()
+        weight.mul_(0.1)
+        bias.zero_()
         n_base, places = self.config.n_base, GRID * GRID
         for output in range(self.config.n_forgery):
             kinds = (output % n_base, n_base + output % places, n_base + places + output % places)
             for vector in (*kinds, n_base + 2 * places):
-                self.fuse.weight[output, vector, 1] = 1.0
+                weight[output, vector, 1] = 1.0
 
     @torch.no_grad()
     def match_scale(self, embedding: torch.Tensor, gain: float = 1.0) -> None:
@@ -152,8 +153,8 @@ class ForgeryPromptLearner(nn.Module):
         vectors = self._read_nothing(self.base.device)
         wanted = gain * embedding.float().pow(2).mean().sqrt()
         factor = (wanted / vectors.float().pow(2).mean().sqrt()).to(self.base.dtype)
-        self.fuse.weight.mul_(factor)
-        self.fuse.bias.mul_(factor)
+        for parameter in self.fuse.parameters():
+            parameter.mul_(factor)
 
     def idle(self, device: torch.device) -> torch.Tensor:
         """Take part in a training step without faces.
@@ -214,7 +215,8 @@ class ForgeryPromptLearner(nn.Module):
         dtype = self.base.dtype
         mask, flat = detection.mask.detach().to(dtype), maps.flatten(1, 2).to(dtype)
         if self.config.kind == "lite":
-            size = tuple(min(side, LITE_SIZE) for side in flat.shape[-2:])
+            height, width = flat.shape[-2:]
+            size = (min(height, LITE_SIZE), min(width, LITE_SIZE))
             mask = F.adaptive_avg_pool2d(mask, size)
             # The maps include the factor of the temperature.
             flat = F.adaptive_avg_pool2d(flat, size) / 10

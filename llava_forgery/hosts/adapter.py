@@ -20,9 +20,7 @@ import shutil
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import Any, Protocol
 
 import llava_forgery
 from llava_forgery.files import (
@@ -34,10 +32,12 @@ from llava_forgery.files import (
     write_text,
 )
 from llava_forgery.fpl.learner import ForgeryPromptLearner
+from llava_forgery.hosts.frozen_lora import FrozenLora
 from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS, fill_lora, save_lora
 from llava_forgery.hosts.names import CARD, CONFIG, FPL, KFD
-from llava_forgery.hosts.projector import TRAINABLES, fill_projector
+from llava_forgery.hosts.projector import TRAINABLES, TrainedProjector, fill_projector
 from llava_forgery.hub import is_hub_name
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.optional import lazy
 from llava_forgery.weights import load_tensors, save_tensors
 
@@ -51,7 +51,26 @@ _LORA_1 = "lora"
 _LIBRARIES = ("torch", "transformers", "peft")
 
 
-def save_adapter(model: nn.Module, directory: str | PathLike) -> None:
+class AdaptedModel(Protocol):
+    """What an adapter is written of, and filled into: a ``ForgeryVLM``."""
+
+    host: Any
+    """With LoRA a ``PeftModel``."""
+    host_name: str
+    fingerprint: dict[str, Any]
+    kfd: KnowledgeGuidedForgeryDetector
+    fpl: ForgeryPromptLearner
+    frozen_lora: FrozenLora | None
+    projector: TrainedProjector | None
+    training_facts: dict[str, Any]
+    placement: str
+    crop: str
+
+    @property
+    def has_lora(self) -> bool: ...
+
+
+def save_adapter(model: AdaptedModel, directory: str | PathLike) -> None:
     """Write the adapter of a model.
 
     Args:
@@ -172,7 +191,7 @@ def convert_format(source: str | PathLike, directory: str | PathLike) -> None:
         write_card(temporary, name, config["lora"], {})
 
 
-def fill_adapter(model: nn.Module, directory: str | PathLike) -> None:
+def fill_adapter(model: AdaptedModel, directory: str | PathLike) -> None:
     """Fill an attached FPL, LoRA and projector from an adapter's folder, strictly."""
     directory = Path(directory)
     fill_learner(model.fpl, directory)

@@ -155,7 +155,9 @@ class ForgeryProcessor:
         ]
         batch = prompts.collate(samples, padding_side="left" if kinds == {True} else "right")
         if self._model.takes_forgery_images:
-            batch["forgery_images"] = torch.stack([from_bytes(picture) for picture in pictures])
+            batch["forgery_images"] = torch.stack(
+                [from_bytes(np.asarray(picture)) for picture in pictures]
+            )
         return to_device(batch, self._model.device)
 
     def stopping(self) -> dict[str, Any]:

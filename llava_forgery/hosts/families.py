@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from llava_forgery.call_state import lock_of
 
@@ -64,7 +64,7 @@ class HostFamily:
 
 
 # Qwen's positions count an image by its grid; the host keeps the offset of its last prompt.
-_QWEN = {
+_QWEN: dict[str, Any] = {
     "cache_mode": "cache",
     "stateful_attributes": ("rope_deltas",),
     "cached_turn_inputs": ("image_grid_thw",),
@@ -72,7 +72,7 @@ _QWEN = {
     "pixels": "patches",
     "image_end": "<|vision_end|>",
 }
-_IDEFICS = {
+_IDEFICS: dict[str, Any] = {
     "cache_mode": "cache",
     "projector": "connector",
     "pixels": "last tile",
@@ -138,7 +138,7 @@ def known_families() -> Iterator[HostFamily]:
     yield from _FAMILIES.values()
 
 
-def family_of(host: nn.Module) -> HostFamily:
+def family_of(host: PreTrainedModel) -> HostFamily:
     """The record of a host.
 
     A family that nobody tried is an error rather than a guess: most would run, but what differs
@@ -159,7 +159,7 @@ def family_of(host: nn.Module) -> HostFamily:
     return _FAMILIES[model_type]
 
 
-def exclusive(host: nn.Module) -> AbstractContextManager[Any]:
+def exclusive(host: PreTrainedModel) -> AbstractContextManager[Any]:
     """The context in which to call a host that threads share: its lock, or nothing.
 
     Threads take turns where a host keeps something of the call that runs: families that remember,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import nn
@@ -18,15 +19,16 @@ from llava_forgery.optional import lazy
 from llava_forgery.weights import load_tensors
 
 if TYPE_CHECKING:
+    import peft
     from transformers import PreTrainedModel
-
-peft = lazy("peft")
+else:
+    peft = lazy("peft")
 
 # peft's names.
 LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def is_peft(model: nn.Module) -> bool:
+def is_peft(model: nn.Module) -> TypeGuard[peft.PeftModel]:
     """Whether it is peft's wrapper around a host; told without peft, which takes long to import."""
     return hasattr(model, "get_base_model")
 
@@ -52,7 +54,7 @@ class LoraSettings:
             )
 
 
-def lora_config(host: nn.Module, settings: LoraSettings | peft.LoraConfig) -> peft.LoraConfig:
+def lora_config(host: PreTrainedModel, settings: LoraSettings | peft.LoraConfig) -> peft.LoraConfig:
     """peft's configuration with the language model's layers as the targets.
 
     A plain list of names would also hit the vision tower, whose attention layers have the same
@@ -71,7 +73,7 @@ def lora_config(host: nn.Module, settings: LoraSettings | peft.LoraConfig) -> pe
     prefix = next(name for name, module in host.named_modules() if module is decoder)
     if isinstance(settings, peft.LoraConfig):
         config = copy.deepcopy(settings)
-        wanted = config.target_modules or LoraSettings.projections
+        wanted: Collection[str] | str = config.target_modules or LoraSettings.projections
     else:
         wanted = settings.projections
         config = peft.LoraConfig(
@@ -84,7 +86,7 @@ def lora_config(host: nn.Module, settings: LoraSettings | peft.LoraConfig) -> pe
         pattern = told = wanted
     else:
         # peft makes a set of a list.
-        names = sorted(wanted) if isinstance(wanted, set) else wanted
+        names = sorted(wanted) if isinstance(wanted, set) else list(wanted)
         told = ", ".join(names)
         pattern = rf"{re.escape(prefix)}\..*\.({'|'.join(map(re.escape, names))})"
     found = [name for name, _ in host.named_modules() if re.fullmatch(pattern, name)]

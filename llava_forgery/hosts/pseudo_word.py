@@ -14,7 +14,7 @@ import re
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -43,7 +43,10 @@ from llava_forgery.noise import quiet
 from llava_forgery.optional import lazy
 from llava_forgery.weights import load_tensors
 
-peft = lazy("peft")
+if TYPE_CHECKING:
+    import peft
+else:
+    peft = lazy("peft")
 
 PLACEMENTS = ("postfix", "prefix", "replace")
 LANGUAGE_MODEL, QFORMER = "language_model", "qformer"
@@ -132,6 +135,9 @@ class PseudoWord(nn.Module):
         super().__init__()
         self.vectors = nn.ModuleDict({name: LearnedVector(w) for name, w in widths.items()})
 
+    def __getitem__(self, name: str) -> LearnedVector:
+        return cast(LearnedVector, self.vectors[name])
+
 
 class PseudoWordHooks(EmbeddingHooks):
     """A learned vector wherever the pseudo-word stands.
@@ -193,14 +199,14 @@ class PseudoWordVLM(Pushable, nn.Module):
             if name != LANGUAGE_MODEL
         }
         self._hooks = [
-            PseudoWordHooks(embedding, token_id_of(tokenizer), word.vectors[name])
+            PseudoWordHooks(embedding, token_id_of(tokenizer), word[name])
             for name, (embedding, tokenizer) in embeddings.items()
         ]
 
     @property
     def device(self) -> torch.device:
         """Where the host lies."""
-        return bare_host(self.model).get_input_embeddings().weight.device
+        return input_embedding(bare_host(self.model)).weight.device
 
     def trainable_names(self) -> list[str]:
         """Names of the parameters that training changes."""
@@ -224,7 +230,8 @@ class PseudoWordVLM(Pushable, nn.Module):
             token_id_of(self.processor.tokenizer),
         ]
         with exclusive(bare_host(self.model)):
-            return self.model.generate(suppress_tokens=suppressed, **inputs)
+            generate: Any = self.model.generate
+            return generate(suppress_tokens=suppressed, **inputs)
 
     def detach(self) -> PreTrainedModel | ForgeryVLM:
         """Take the hooks off and return what the word was attached to, as it was."""
@@ -240,17 +247,22 @@ class PseudoWordVLM(Pushable, nn.Module):
 def bare_host(model: PreTrainedModel | peft.PeftModel | ForgeryVLM) -> PreTrainedModel:
     """The host inside; LoRA's layers stay in it."""
     host = model.host if isinstance(model, ForgeryVLM) else model
-    return host.get_base_model() if is_peft(host) else host
+    return cast(PreTrainedModel, host.get_base_model() if is_peft(host) else host)
+
+
+def input_embedding(host: PreTrainedModel) -> nn.Embedding:
+    """The language model's input embedding."""
+    return cast(nn.Embedding, host.get_input_embeddings())
 
 
 def token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
     """Id of ``[*]``."""
-    return tokenizer.convert_tokens_to_ids(PSEUDO_WORD)
+    return cast(int, tokenizer.convert_tokens_to_ids(PSEUDO_WORD))
 
 
 def pseudo_word_embeddings(
     host: PreTrainedModel, processor: ProcessorMixin
-) -> dict[str, tuple[nn.Module, PreTrainedTokenizerBase]]:
+) -> dict[str, tuple[nn.Embedding, PreTrainedTokenizerBase]]:
     """Each input embedding that reads the question, with its tokenizer.
 
     Args:
@@ -261,7 +273,7 @@ def pseudo_word_embeddings(
     Raises:
         ValueError: The processor has a Q-Former's tokenizer but the host has no Q-Former.
     """
-    found = {LANGUAGE_MODEL: (host.get_input_embeddings(), processor.tokenizer)}
+    found = {LANGUAGE_MODEL: (input_embedding(host), processor.tokenizer)}
     tokenizer = getattr(processor, "qformer_tokenizer", None)
     if tokenizer is not None:
         suffix = f"{QFORMER}.embeddings.word_embeddings"
@@ -271,13 +283,13 @@ def pseudo_word_embeddings(
                 f"the processor has a Q-Former's tokenizer, but {type(host).__name__} has "
                 f"{len(modules)} modules named {suffix}; give the host's own processor"
             )
-        found[QFORMER] = (modules[0], tokenizer)
+        found[QFORMER] = (cast(nn.Embedding, modules[0]), tokenizer)
     return found
 
 
 @torch.no_grad()
 def initial_vector(
-    embedding: nn.Module,
+    embedding: nn.Embedding,
     tokenizer: PreTrainedTokenizerBase,
     word: str | None,
     generator: torch.Generator,
@@ -332,7 +344,7 @@ def attach_pseudo_word(
     word = PseudoWord({name: module.weight.shape[1] for name, (module, _) in embeddings.items()})
     for name, (module, tokenizer) in embeddings.items():
         start = initial_vector(module, tokenizer, config.initial_word, generator)
-        word.vectors[name].weight.data.copy_(start)
+        word[name].weight.data.copy_(start)
         # Not special: it stands in texts that users write. Not normalised: no tokenizer may put
         # a space or a lower case into it.
         tokenizer.add_tokens([AddedToken(PSEUDO_WORD, special=False, normalized=False)])
@@ -340,8 +352,8 @@ def attach_pseudo_word(
     if isinstance(model, ForgeryVLM):
         fingerprint, name = model.fingerprint, model.host_name
     else:
-        fingerprint, name = host_fingerprint(model), model.name_or_path
-    device = host.get_input_embeddings().weight.device
+        fingerprint, name = host_fingerprint(model), str(model.name_or_path)
+    device = input_embedding(host).weight.device
     return PseudoWordVLM(model, processor, word.to(device), config, fingerprint, name)
 
 

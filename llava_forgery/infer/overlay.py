@@ -50,11 +50,12 @@ def paste_mask(verdict: Verdict, height: int, width: int) -> np.ndarray:
     side = verdict.mask.shape[0]
     # Pixel centres of the mask onto those of the photograph.
     scale_x, scale_y = (x1 - x0) / side, (y1 - y0) / side
-    matrix = np.float32(
+    matrix = np.array(
         [
             [scale_x, 0, x0 + (scale_x - 1) / 2],
             [0, scale_y, y0 + (scale_y - 1) / 2],
-        ]
+        ],
+        np.float32,
     )
     return cv2.warpAffine(verdict.mask, matrix, (width, height), flags=cv2.INTER_LINEAR)
 

@@ -26,7 +26,12 @@ from llava_forgery.kfd.encoder import (
 )
 from llava_forgery.kfd.heads import frozen_statistics, make_heads
 from llava_forgery.kfd.host_tower import HostEncoder, load_tower
-from llava_forgery.kfd.knowledge import ByteTextEncoder, ForgeryKnowledge, OpenClipTextEncoder
+from llava_forgery.kfd.knowledge import (
+    ByteTextEncoder,
+    ForgeryKnowledge,
+    OpenClipTextEncoder,
+    TextEncoder,
+)
 from llava_forgery.noise import quiet
 
 
@@ -273,10 +278,10 @@ class KnowledgeGuidedForgeryDetector(Pushable, nn.Module):
             )
 
     def _text_maps(self, projected: list[torch.Tensor]) -> torch.Tensor:
-        learning = self.training and self.knowledge is not None
-        return self.consistency.to_text(
-            projected, self.knowledge() if learning else self.text_features
-        )
+        features = self.text_features
+        if self.training and self.knowledge is not None:
+            features = self.knowledge()
+        return self.consistency.to_text(projected, features)
 
     def _locate(self, maps: torch.Tensor, size: torch.Size) -> torch.Tensor:
         logits = self.locator(maps)
@@ -303,11 +308,11 @@ class KnowledgeGuidedForgeryDetector(Pushable, nn.Module):
 
 def _build_encoders(
     config: KFDConfig, with_knowledge: bool
-) -> tuple[VisualEncoder, nn.Module | None]:
+) -> tuple[VisualEncoder, TextEncoder | None]:
     """The image encoder, and the text encoder if requested."""
     if config.encoder.kind == "timm":
-        text = ByteTextEncoder(config.encoder.text_width) if with_knowledge else None
-        return TimmEncoder(config.encoder), text
+        byte_text = ByteTextEncoder(config.encoder.text_width) if with_knowledge else None
+        return TimmEncoder(config.encoder), byte_text
     if config.encoder.kind == "host":
         text = _host_text_encoder(config.encoder) if with_knowledge else None
         return HostEncoder(config.encoder), text
@@ -316,7 +321,7 @@ def _build_encoders(
     return visual, OpenClipTextEncoder(model, config.encoder.name) if with_knowledge else None
 
 
-def _host_text_encoder(config: EncoderConfig) -> nn.Module:
+def _host_text_encoder(config: EncoderConfig) -> TextEncoder:
     """The text encoder to go with a host's tower, which has none of its own."""
     if config.text_model is None:
         return ByteTextEncoder(config.text_width)

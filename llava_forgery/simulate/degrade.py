@@ -7,6 +7,7 @@ of a pair are changed by the same amounts.
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any
 
 import cv2
 import numpy as np
@@ -105,7 +106,7 @@ def degrade(
         stack = cv2.flip(stack, 1)
     light, colour, reduced, noisy, compressed = rng.random(5) < config.probability
     if light or colour:
-        changes = {}
+        changes: dict[str, Any] = {}
         if light:
             changes["brightness"] = rng.uniform(-config.brightness, config.brightness)
             changes["contrast"] = rng.uniform(*config.contrast)

@@ -172,8 +172,13 @@ class ForgerySimulator:
         wanted = images.is_cuda if self.renderer == "auto" else self.renderer == "torch"
         if wanted and len(images):
             source = (images * 255).round().byte()
-            *drawn, regions = self.forge_on_device(source, points, seeds)
-            return ForgedFaces(*((t.float() / 255).to(images) for t in drawn), regions)
+            made = self.forge_on_device(source, points, seeds)
+            return ForgedFaces(
+                (made.image.float() / 255).to(images),
+                (made.pristine.float() / 255).to(images),
+                (made.mask.float() / 255).to(images),
+                made.regions,
+            )
         pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         forged = self.forge_batch(list(pixels), list(points), seeds)
         return ForgedFaces(
@@ -206,8 +211,9 @@ class ForgerySimulator:
             ValueError: A face lies outside its image, or a donor is missing.
         """
         donors = [None] * len(images) if donors is None else donors
-        chosen, masks = self.drawer(seeds, landmarks, tuple(images.shape[2:]))
-        drawn = render_batch(images, landmarks, chosen, masks, donors)
+        height, width = images.shape[2:]
+        chosen, masks = self.drawer(seeds, landmarks, (height, width))
+        drawn = render_batch(images, list(landmarks), chosen, masks, donors)
         image, pristine, mask = drawn[:3]
         best = drawn.difference.cpu().numpy()
         for turn in range(1, self.config.max_draws):
@@ -215,16 +221,17 @@ class ForgerySimulator:
             if not len(left):
                 break
             # Few faces get here.
-            plans = [next(islice(draw_plans(self.config, seeds[i]), turn, None)) for i in left]
-            given = [donors[i] for i in left]
-            drawn = render_batch(images[left], landmarks[left], plans, donors=given)
+            rows = left.tolist()
+            plans = [next(islice(draw_plans(self.config, seeds[i]), turn, None)) for i in rows]
+            given = [donors[i] for i in rows]
+            drawn = render_batch(images[left], list(landmarks[left]), plans, donors=given)
             differences = drawn.difference.cpu().numpy()
             (stronger,) = np.nonzero(differences > best[left])
             to = left[stronger]
             image[to], pristine[to] = drawn.image[stronger], drawn.pristine[stronger]
             mask[to], best[to] = drawn.mask[stronger], differences[stronger]
-            for place in stronger:
-                chosen[left[place]] = plans[place]
+            for place in stronger.tolist():
+                chosen[rows[place]] = plans[place]
         if (best < 0).any():
             raise ValueError(_OUTSIDE)
         return ForgedFaces(image, pristine, mask, tuple(plan.regions for plan in chosen))

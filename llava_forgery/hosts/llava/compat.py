@@ -104,8 +104,8 @@ def _find_pruneable_heads_and_indices(
 ) -> tuple[set[int], torch.Tensor]:
     """Which heads to prune and which of n_heads * head_size columns remain, as transformers 4
     counted them: among the heads that were left by earlier pruning."""
-    left = range(n_heads + len(already_pruned_heads))
-    left = [head for head in left if head not in already_pruned_heads]
+    heads_before = n_heads + len(already_pruned_heads)
+    left = [head for head in range(heads_before) if head not in already_pruned_heads]
     pruned = set(heads) - set(already_pruned_heads)
     kept = torch.tensor([head not in pruned for head in left]).repeat_interleave(head_size)
     return pruned, torch.arange(len(kept))[kept].long()
@@ -142,8 +142,9 @@ def _delay_towers() -> Iterable[str]:
             kwargs["delay_load"] = True
         return original(vision_tower_cfg, **kwargs)
 
-    build_vision_tower._delays = True
-    _set(arch, "build_vision_tower", build_vision_tower)
+    delaying: Any = build_vision_tower
+    delaying._delays = True
+    _set(arch, "build_vision_tower", delaying)
     yield (
         "llava_arch.build_vision_tower leaves the tower's weights to load_model() inside "
         "from_pretrained, as delay_load in the configuration does"
@@ -174,8 +175,9 @@ def _plain_sizes() -> Iterable[str]:
         plain = processor if isinstance(processor.size, tuple) else _PlainSize(processor)
         return original(image, plain, *args, **kwargs)
 
-    process_anyres_image._plain = True
-    _set(module, "process_anyres_image", process_anyres_image)
+    plain_sized: Any = process_anyres_image
+    plain_sized._plain = True
+    _set(module, "process_anyres_image", plain_sized)
     yield (
         "llava.mm_utils.process_anyres_image reads an image processor's size as a dictionary, "
         "which transformers 5 has replaced"

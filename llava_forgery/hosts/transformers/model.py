@@ -132,7 +132,9 @@ class ForgeryVLM(Pushable, nn.Module):
         self._images: ImageTokens | None = None
         self._clients = ClientPrompts()
         self._shared, self.projector, self._merged = shared, None, False
-        self.host, self.kfd, self.fpl = host, kfd, fpl
+        # peft's wrapper passes the host's own attributes on, which types cannot say.
+        self.host: Any = host
+        self.kfd, self.fpl = kfd, fpl
         self.family, self.fingerprint, self.host_name = family, fingerprint, host_name
         self.training_facts: dict[str, Any] = {}
         self.frozen_lora: FrozenLora | None = None
