@@ -30,7 +30,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from llava_forgery.constants import IMAGE_TOKEN
 from llava_forgery.hosts.small_llava import CHAT_TEMPLATE
-from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
+from llava_forgery.hosts.transformers.vlm import ForgeryVLM
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector

@@ -33,7 +33,8 @@ from transformers.utils import logging
 
 from llava_forgery.cli.app import run
 from llava_forgery.constants import IMAGE_TOKEN
-from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
+from llava_forgery.hosts.transformers.vlm import ForgeryVLM
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_config import host_config
 

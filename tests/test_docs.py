@@ -1,6 +1,7 @@
 """The documentation's site is whole."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -51,3 +52,15 @@ def test_messages_on_the_page_of_errors_are_those_of_the_code():
     for message in quoted:
         pieces = [piece.strip() for piece in message.split("...") if piece.strip()]
         assert any(all(piece in text for piece in pieces) for text in texts), message
+
+
+def test_commands_that_messages_name_exist():
+    commands = set(json.loads((ROOT / "tests/public.json").read_text(encoding="utf-8"))["options"])
+    for path in (ROOT / "llava_forgery").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            text = "".join(str(p.value) for p in parts if isinstance(p, ast.Constant))
+            for first, second in re.findall(
+                r"(?:`|: )llava-forgery ([a-z-]+)(?: ([a-z-]+))?", text
+            ):
+                assert {first, f"{first} {second}"} & commands, f"{path}: {first} {second}"

@@ -11,19 +11,11 @@ import pytest
 import llava_forgery
 
 ROOT = Path(__file__).parents[1]
-# Hosts whose attributes torch's Module.__getattr__ gives as "Tensor | Module".
-UNCHECKED = {
-    "llava_forgery.hosts.llava.model",
-    "llava_forgery.hosts.llava.register",
-    "llava_forgery.hosts.transformers.model",
-    "llava_forgery.infer.predictor",
-    "llava_forgery.infer.video",
-}
 
 
-def test_the_checked_modules_are_those_of_the_public_names():
+def test_the_modules_of_all_public_names_are_checked():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
-    assert set(settings["modules"]) == set(llava_forgery._PUBLIC.values()) - UNCHECKED
+    assert set(settings["modules"]) >= set(llava_forgery._PUBLIC.values())
 
 
 @pytest.mark.slow

@@ -39,7 +39,8 @@ from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.quantized import pick_device, place_host
 from llava_forgery.hosts.transformers.loading import load_host
-from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
+from llava_forgery.hosts.transformers.vlm import ForgeryVLM
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.kfd.config import PRESETS, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector

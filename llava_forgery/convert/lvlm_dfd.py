@@ -54,7 +54,8 @@ from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.adapter import fill_learner
 from llava_forgery.hosts.lora import LORA_WEIGHTS, LoraSettings, lora_state
 from llava_forgery.hosts.names import FPL, KFD
-from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
+from llava_forgery.hosts.transformers.vlm import ForgeryVLM
 from llava_forgery.kfd.config import EncoderConfig, KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.noise import quiet

@@ -1,6 +1,6 @@
 """Animated GIF, WebP, PNG and AVIF files, read frame by frame as videos are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class Animation:
         """
         return self._seconds[number]
 
-    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def read(self, numbers: Sequence[int]) -> Generator[tuple[int, np.ndarray], None, None]:
         """Decode frames.
 
         Args:

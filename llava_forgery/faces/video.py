@@ -2,7 +2,7 @@
 
 import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -109,7 +109,7 @@ class Video:
         """
         return self._seconds[number]
 
-    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def read(self, numbers: Sequence[int]) -> Generator[tuple[int, np.ndarray], None, None]:
         """Decode frames.
 
         High dynamic range (PQ, HLG) is brought to the standard range, with a warning.

@@ -1,7 +1,7 @@
 """What a host with the forgery skill is, whichever backend it comes from.
 
 Predictor, dialogue, likelihoods, training and lmms-eval know these two protocols only. Each has one
-implementation for transformers (:class:`~llava_forgery.hosts.transformers.model.ForgeryVLM`,
+implementation for transformers (:class:`~llava_forgery.hosts.transformers.vlm.ForgeryVLM`,
 :class:`~llava_forgery.hosts.transformers.prompts.ProcessorEncoder`) and one for the ``llava``
 package (:class:`~llava_forgery.hosts.llava.vlm.LlavaForgeryVLM`,
 :class:`~llava_forgery.hosts.llava.encoder.LlavaEncoder`).
@@ -161,6 +161,12 @@ class ForgeryModel(Protocol):
     takes_forgery_images: bool
     """Whether calls take ``forgery_images``. A detector on the host's own vision tower reads what
     the host is shown, and each image is encoded once."""
+
+    training: bool
+    """As of ``nn.Module``."""
+
+    def eval(self) -> Any:
+        """As of ``nn.Module``."""
 
     def detect(self, forgery_images: torch.Tensor) -> KFDOutput:
         """The detector's output for images (N, 3, S, S) in [0, 1]."""

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from llava_forgery.files import atomic_path, check_output_folder
 from llava_forgery.hosts.families import exclusive
+from llava_forgery.hosts.likelihood import labelled_logits
 from llava_forgery.hosts.lora import (
     LORA_WEIGHTS,
     LoraSettings,
@@ -24,7 +25,6 @@ from llava_forgery.hosts.lora import (
     lora_config,
     save_lora,
 )
-from llava_forgery.hosts.transformers.model import labelled_logits
 from llava_forgery.hosts.transformers.prompts import ProcessorEncoder
 from llava_forgery.optional import lazy
 

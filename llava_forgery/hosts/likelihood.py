@@ -8,12 +8,14 @@ than a token ("real" against "fake" in many vocabularies, whole sentences),
 Source: AntifakePrompt (official code at 957c1e1) ranks its two answers by likelihood as well.
 """
 
+import inspect
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 from llava_forgery.constants import IGNORE_INDEX
 from llava_forgery.hosts.base import CandidateIds, ForgeryModel
@@ -95,6 +97,34 @@ def _common(sequences: Sequence[Sequence[int]]) -> list[int]:
             break
         shared.append(tokens[0])
     return shared
+
+
+def labelled_logits(
+    model: Callable[..., Any], host: nn.Module, labels: torch.Tensor, **inputs: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:meth:`ForgeryModel.labelled_logits` of what calls a host of transformers.
+
+    Before the first answer stand the image and the question: with a large vocabulary their logits
+    cost a fifth of a small host's training step, and are left out where the host can.
+
+    Args:
+        model: Called with ``inputs``.
+        host: What it calls, without peft's wrapper.
+        labels: (B, T), -100 where nothing is asked.
+        inputs: Of the model.
+
+    Returns:
+        (B, K, V) and (B, K) on the logits' device.
+    """
+    # Nothing predicts the first token.
+    first = 1 + int((labels[:, 1:] != IGNORE_INDEX).any(dim=0).nonzero()[0])
+    labels = labels[:, first:]
+    # Each token is predicted by the logits of the place before it.
+    kept = labels.shape[1] + 1
+    if "logits_to_keep" in inspect.signature(host.forward).parameters:
+        inputs["logits_to_keep"] = kept
+    logits = model(**inputs).logits[:, -kept:-1]
+    return logits, labels.to(logits.device)
 
 
 def label_log_likelihoods(

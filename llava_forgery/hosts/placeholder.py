@@ -4,16 +4,26 @@ The prompt holds placeholder tokens for each sample; hooks on the host's input e
 their rows by the given vectors. Nothing of the host is replaced, renamed or saved.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from llava_forgery.call_state import in_call, lock_of, of_call
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def input_embedding(host: PreTrainedModel) -> nn.Embedding:
+    """The language model's input embedding, where the hooks hang."""
+    return cast(nn.Embedding, host.get_input_embeddings())
 
 
 def count_placeholders(input_ids: torch.Tensor, token_id: int) -> list[int]:
@@ -130,6 +140,54 @@ def check_counts(input_ids: torch.Tensor, token_id: int, expected: list[int]) ->
                 "forgery embeddings; render the prompt with "
                 "llava_forgery.hosts.transformers.prompts, and do not cut it"
             )
+
+
+def images_of_samples(
+    input_ids: torch.Tensor,
+    token_id: int,
+    n_forgery: int,
+    images: int,
+    images_per_sample: Sequence[int] | torch.Tensor | None = None,
+) -> list[int]:
+    """How many images each sample shows, compared with the images and the placeholders.
+
+    Args:
+        input_ids: (B, T).
+        token_id: Of the placeholder.
+        n_forgery: n_f, placeholders for each image.
+        images: How many the B samples show in all.
+        images_per_sample: Of each; by default as many as its placeholders say.
+
+    Raises:
+        ValueError: They do not fit; the message has the numbers.
+    """
+    samples = len(input_ids)
+    if images_per_sample is None:
+        found = count_placeholders(input_ids, token_id)
+        # What is no multiple is told below.
+        counts = [n // n_forgery if n and not n % n_forgery else 1 for n in found]
+    else:
+        counts = [int(n) for n in images_per_sample]
+    if len(counts) != samples or any(n < 0 for n in counts):
+        raise ValueError(
+            f"images_per_sample must hold a number of at least 0 for each of the {samples} "
+            f"prompts, got {counts}"
+        )
+    left = images
+    for sample, count in enumerate(counts):
+        if left < count:
+            raise ValueError(
+                f"sample {sample} has {count} images by images_per_sample (else by its "
+                f"placeholders), but only {left} of the {images} forgery images are left for it"
+            )
+        left -= count
+    if left:
+        raise ValueError(
+            f"{samples} prompts have {sum(counts)} images by images_per_sample (else by their "
+            f"placeholders), but there are {images} forgery images"
+        )
+    check_counts(input_ids, token_id, [n_forgery * count for count in counts])
+    return counts
 
 
 class PromptView:

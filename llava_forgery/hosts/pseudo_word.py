@@ -30,14 +30,15 @@ from llava_forgery.hosts.fingerprint import (
     host_fingerprint,
     probe_difference,
 )
+from llava_forgery.hosts.likelihood import labelled_logits
 from llava_forgery.hosts.lora import is_peft
-from llava_forgery.hosts.placeholder import EmbeddingHooks
+from llava_forgery.hosts.placeholder import EmbeddingHooks, input_embedding
 from llava_forgery.hosts.pseudo_word_checkpoint import (
     VECTORS,
     read_pseudo_word_config,
     save_pseudo_word,
 )
-from llava_forgery.hosts.transformers.model import ForgeryVLM, labelled_logits
+from llava_forgery.hosts.transformers.vlm import ForgeryVLM
 from llava_forgery.hub import Pushable, local_folder
 from llava_forgery.noise import quiet
 from llava_forgery.optional import lazy
@@ -248,11 +249,6 @@ def bare_host(model: PreTrainedModel | peft.PeftModel | ForgeryVLM) -> PreTraine
     """The host inside; LoRA's layers stay in it."""
     host = model.host if isinstance(model, ForgeryVLM) else model
     return cast(PreTrainedModel, host.get_base_model() if is_peft(host) else host)
-
-
-def input_embedding(host: PreTrainedModel) -> nn.Embedding:
-    """The language model's input embedding."""
-    return cast(nn.Embedding, host.get_input_embeddings())
 
 
 def token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -165,11 +165,16 @@ class ForgeryPredictor(FaceFinder):
         limits: BatchLimits | None = None,
         max_memory: int | None = None,
     ) -> None:
-        alone = isinstance(vlm, KnowledgeGuidedForgeryDetector)
-        self.vlm: ForgeryModel | None = None if alone else vlm.eval()
-        self.kfd: KnowledgeGuidedForgeryDetector = vlm.eval() if alone else vlm.kfd
+        vlm.eval()
+        self.vlm: ForgeryModel | None = (
+            None if isinstance(vlm, KnowledgeGuidedForgeryDetector) else vlm
+        )
+        """The host with the skill; None of a detector alone."""
+        self.kfd: KnowledgeGuidedForgeryDetector = (
+            vlm if isinstance(vlm, KnowledgeGuidedForgeryDetector) else vlm.kfd
+        )
         """The detector."""
-        self.answers = _checked_answers(answers, alone)
+        self.answers = _checked_answers(answers, self.vlm is None)
         self.max_new_tokens = max_new_tokens
         self.limits, self.max_memory = limits or BatchLimits(), max_memory
         self._memory = FaceMemory()
@@ -292,6 +297,7 @@ class ForgeryPredictor(FaceFinder):
         """Most faces of a batch, by the limits and by the memory that they may take."""
         if self.max_memory is None:
             self.max_memory = free_memory(self._device) // 2
+        assert self._memory.bytes is not None
         room = self.max_memory // self._memory.bytes
         return max(1, min(self.limits.size(self._memory.tokens), room))
 
@@ -363,6 +369,7 @@ class ForgeryPredictor(FaceFinder):
         max_new_tokens: int,
         cite_scores: bool = True,
     ) -> list[WrittenAnswer]:
+        assert self.vlm is not None
         scores = detection.score.tolist()
         prompts = [build_prompt(score if cite_scores else None) for score in scores]
         images = [Image.fromarray(face.image) for face in faces]
@@ -370,7 +377,7 @@ class ForgeryPredictor(FaceFinder):
 
     def predict_scores(
         self, faces: Sequence[FaceInput], cite_scores: bool = True
-    ) -> tuple[list[float], list[float] | list[None]]:
+    ) -> tuple[list[float], list[float | None]]:
         """Scores and P(yes) of any number of faces, a forward pass for each batch and no answers.
 
         Args:

@@ -1,6 +1,6 @@
 """Verdicts on videos: the faces of some frames, followed, judged and pooled."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -161,7 +161,7 @@ def judge_video(
 
 def find_video_faces(
     finder: FaceFinder, path: Path, choice: FrameChoice, cropped: bool = False
-) -> Iterator[tuple[FaceInput, SeenFace]]:
+) -> Generator[tuple[FaceInput, SeenFace], None, None]:
     """The faces of a video's frames, followed.
 
     Args:
@@ -234,7 +234,7 @@ def video_overlay(path: str | PathLike, verdicts: Sequence[VideoVerdict]) -> Ima
 
 def _whole_frames(
     finder: FaceFinder, path: Path, choice: FrameChoice
-) -> Iterator[tuple[FaceInput, SeenFace]]:
+) -> Generator[tuple[FaceInput, SeenFace], None, None]:
     video = open_video(path)
     with closing(video.read(choice.numbers(len(video)))) as pictures:
         for number, image in pictures:
@@ -245,7 +245,7 @@ def _whole_frames(
 
 def _tracked_faces(
     finder: FaceFinder, path: Path, choice: FrameChoice
-) -> Iterator[tuple[FaceInput, SeenFace]]:
+) -> Generator[tuple[FaceInput, SeenFace], None, None]:
     # Split and label are not known and not read.
     source = MediaSource(
         path, name=path.name, video_id=path.name, identity=None, label=REAL, split="test"
@@ -253,6 +253,10 @@ def _tracked_faces(
     settings = CropSettings(finder.size, MARGIN, largest_only=False, frames=choice)
     for found in find_faces(source, finder.face_detector, settings):
         crop = found.crop
+        # Known of every face of a video.
+        assert crop.frame is not None
+        assert crop.track is not None
+        assert found.seconds is not None
         seen = SeenFace(crop.box, crop.frame, crop.track, found.area, found.seconds)
         yield FaceInput(crop.image, crop.box), seen
 

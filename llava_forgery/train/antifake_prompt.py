@@ -22,8 +22,8 @@ from llava_forgery.files import check_output_folder
 from llava_forgery.hosts.likelihood import label_log_likelihoods
 from llava_forgery.hosts.pseudo_word import PseudoWordConfig, PseudoWordVLM, bare_host
 from llava_forgery.hosts.pseudo_word_checkpoint import CONFIG, ENTRIES, VECTORS
-from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.prompts import collate, encode
+from llava_forgery.hosts.transformers.vlm import ForgeryVLM
 from llava_forgery.images import read_image
 from llava_forgery.noise import quiet
 from llava_forgery.qa.conversation import Conversation, Message

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.prompts import collate, encode
+from llava_forgery.hosts.transformers.vlm import ForgeryVLM
 from llava_forgery.infer.dialogue import Dialogue
 from llava_forgery.qa.build import build_prompt
 from tests import tiny, tiny_hosts

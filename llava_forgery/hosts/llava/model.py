@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -38,13 +39,17 @@ from llava_forgery.hosts.llava.skill import forgery_class, has_forgery_adapter
 from llava_forgery.hosts.llava.tower import KFDVisionTower
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.pictures import ClientPrompts
+from llava_forgery.hosts.placeholder import input_embedding
 from llava_forgery.hosts.placement import ALWAYS, FACE, check_crop, check_placement
 from llava_forgery.hub import local_folder
 from llava_forgery.kfd.host_tower import HostEncoder
 from llava_forgery.noise import quiet
 from llava_forgery.optional import lazy
 
-peft = lazy("peft")
+if TYPE_CHECKING:
+    import peft
+else:
+    peft = lazy("peft")
 
 
 @quiet()
@@ -97,7 +102,7 @@ def attach_to_llava(
     if isinstance(fpl, FPLConfig):
         _check_initialisation()
         learner = ForgeryPromptLearner.from_config(replace(fpl, hidden_size=width), seed)
-        learner.match_scale(model.get_input_embeddings().weight.detach().cpu())
+        learner.match_scale(input_embedding(model).weight.detach().cpu())
     else:
         learner = fpl
     sizes = {"hidden_size": width, "num_layers": layers}
@@ -108,8 +113,6 @@ def attach_to_llava(
                 f"detector need {expected}: it belongs to others"
             )
     _install(model, tower, learner)
-    if isinstance(tower.kfd.encoder, HostEncoder):
-        model._forgery_shared = LlavaSharedTower(model, tower.kfd)
     config = model.config
     config.mm_forgery_tower = f"{PREFIX}{tower.directory}"
     config.mm_forgery_projector_type = PROJECTOR_TYPE
@@ -130,7 +133,7 @@ def _check_initialisation() -> None:
         )
 
 
-def detach_from_llava(model: PreTrainedModel) -> PreTrainedModel:
+def detach_from_llava(model: Any) -> PreTrainedModel:
     """Take the skill off; the model is then as it was.
 
     Raises:
@@ -159,13 +162,16 @@ def detach_from_llava(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _install(model: PreTrainedModel, tower: KFDVisionTower, learner: ForgeryPromptLearner) -> None:
-    device = model.get_input_embeddings().weight.device
+def _install(model: Any, tower: KFDVisionTower, learner: ForgeryPromptLearner) -> None:
+    device = input_embedding(model).weight.device
     inner = model.get_model()
     setattr(inner, TOWER, tower.to(device))
     setattr(inner, PROJECTOR, learner.to(device))
     model._forgery_clients = ClientPrompts()
-    model.__class__ = forgery_class(type(model))
+    kind: Any = type(model)
+    model.__class__ = forgery_class(kind)
+    if isinstance(tower.kfd.encoder, HostEncoder):
+        model._forgery_shared = LlavaSharedTower(model, tower.kfd)
 
 
 def llava_lora_config(model: PreTrainedModel, settings: LoraSettings) -> peft.LoraConfig:

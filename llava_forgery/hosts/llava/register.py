@@ -198,6 +198,7 @@ def _llava_modules() -> list[ModuleType]:
 
 
 def _model_classes(meta: type) -> Iterator[type]:
+    child: type
     for child in meta.__subclasses__():
         if issubclass(child, nn.Module) and "from_pretrained" not in vars(child):
             yield child
@@ -213,8 +214,7 @@ def _teach_cache(model_class: type, name: str) -> None:
     _undo.append(lambda: setattr(model_class, name, original))
 
 
-def _teach_from_pretrained(model_class: type) -> None:
-    @classmethod
+def _teach_from_pretrained(model_class: Any) -> None:
     @functools.wraps(model_class.from_pretrained.__func__)
     def from_pretrained(cls: type, path: Any, *args: Any, **kwargs: Any) -> Any:
         config = kwargs.get("config")
@@ -229,5 +229,5 @@ def _teach_from_pretrained(model_class: type) -> None:
             load_skill(model, local_folder(str(folder)))
         return loaded
 
-    model_class.from_pretrained = from_pretrained
+    model_class.from_pretrained = classmethod(from_pretrained)
     _undo.append(lambda: delattr(model_class, "from_pretrained"))

@@ -20,7 +20,7 @@ from llava_forgery.hosts.transformers.exported_processor import (
     LlavaForgeryProcessor,
 )
 from llava_forgery.hosts.transformers.loading import load_pretrained as load_adapter_folder
-from llava_forgery.hosts.transformers.model import ForgeryVLM
+from llava_forgery.hosts.transformers.vlm import ForgeryVLM
 from llava_forgery.hub import is_hub_name, local_folder
 from llava_forgery.kfd.skeleton import describe
 from llava_forgery.noise import quiet

@@ -26,8 +26,8 @@ from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.families import family_of
 from llava_forgery.hosts.names import EXPORTED
 from llava_forgery.hosts.placement import PLACEHOLDERS, WHOLE
-from llava_forgery.hosts.transformers.model import ForgeryVLM
 from llava_forgery.hosts.transformers.shared_tower import SharedTower
+from llava_forgery.hosts.transformers.vlm import ForgeryVLM
 from llava_forgery.kfd.detector import KFDOutput
 from llava_forgery.kfd.encoder import TimmEncoder
 from llava_forgery.kfd.host_tower import HostEncoder

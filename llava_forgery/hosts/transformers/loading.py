@@ -31,7 +31,8 @@ from llava_forgery.hosts.quantized import (
     place_host,
     quantization_config,
 )
-from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
+from llava_forgery.hosts.transformers.vlm import ForgeryVLM
 from llava_forgery.hub import local_folder
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.noise import quiet

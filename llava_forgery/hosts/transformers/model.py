@@ -1,571 +1,36 @@
-"""The forgery skill on a transformers image-text-to-text model.
-
-``attach_forgery`` hangs hooks on a loaded host and returns a module that owns host, detector and
-learner. The prompt holds ``<forgery>`` tokens after the image
-(:mod:`llava_forgery.hosts.transformers.prompts`);
-E_forgery of each sample's image takes their places at prefill.
+"""Give a loaded transformers image-text-to-text model the forgery skill.
 
 Source: LVLM-DFD, sections 3.2 and 3.3.
 """
 
 from __future__ import annotations
 
-import copy
-import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
-from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.modeling_outputs import ModelOutput
 
-from llava_forgery.constants import FORGERY_TOKEN, IGNORE_INDEX
+from llava_forgery.constants import FORGERY_TOKEN
 from llava_forgery.fpl.config import FPLConfig
 from llava_forgery.fpl.learner import ForgeryPromptLearner
-from llava_forgery.hosts.adapter import fill_adapter, save_adapter
-from llava_forgery.hosts.families import HostFamily, exclusive, family_of
+from llava_forgery.hosts.families import family_of
 from llava_forgery.hosts.fingerprint import host_fingerprint
-from llava_forgery.hosts.frozen_lora import FrozenLora
-from llava_forgery.hosts.kv_cache import cache_in
-from llava_forgery.hosts.lora import LoraSettings, is_peft, lora_config, merge_lora
-from llava_forgery.hosts.pictures import ClientPrompts
-from llava_forgery.hosts.placeholder import (
-    PlaceholderHooks,
-    PromptView,
-    check_counts,
-    count_placeholders,
-    without_placeholders,
-)
-from llava_forgery.hosts.placement import (
-    ALWAYS,
-    FACE,
-    PLACEHOLDERS,
-    WHOLE,
-    check_crop,
-    check_placement,
-)
+from llava_forgery.hosts.lora import LoraSettings, lora_config
+from llava_forgery.hosts.placeholder import input_embedding
+from llava_forgery.hosts.placement import ALWAYS, FACE, check_crop, check_placement
 from llava_forgery.hosts.projector import TrainedProjector
-from llava_forgery.hosts.transformers.client_prompts import (
-    ImageTokens,
-    PlacedPrompts,
-    begin_with,
-    ends_without_placeholders,
-    pictures_of,
-)
-from llava_forgery.hosts.transformers.prompts import ProcessorEncoder
 from llava_forgery.hosts.transformers.shared_tower import SharedTower
-from llava_forgery.hub import Pushable
-from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
+from llava_forgery.hosts.transformers.vlm import ForgeryVLM
+from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_tower import HostEncoder
 from llava_forgery.noise import quiet
 from llava_forgery.optional import lazy
-from llava_forgery.qa.conversation import Conversation, Message
 
-peft = lazy("peft")
-
-# Of the picture that stands in where a step shows none; every processor takes it.
-_GREY_SIDE = 64
-
-
-class ForgeryVLM(Pushable, nn.Module):
-    """A :class:`~llava_forgery.hosts.base.ForgeryModel` of transformers; from
-    :func:`attach_forgery`.
-
-    Threads and asyncio tasks may call it at once; what a call needs belongs to it alone.
-
-    Attributes:
-        host: The host, or peft's wrapper around it where LoRA is or will be trained.
-        frozen_lora: A saved LoRA that is not to be trained, on the bare host without peft.
-        processor: The host's processor, whose tokenizer knows ``<forgery>``.
-        prompts: Conversations to tokens, and tokens to answers.
-        kfd: The frozen detector.
-        fpl: The learner.
-        family: What is known of the host's kind.
-        fingerprint: Of the bare host.
-        host_name: Where the bare host came from: a folder or a hub name.
-        training_facts: What the model card says of the training, such as ``{"steps": 140}``.
-        projector: The host's own projector, where it is or was trained.
-        placement: Where E_forgery stands; see :mod:`llava_forgery.hosts.placement`.
-        crop: Whether faces are cut out of pictures that are given without ``forgery_images``.
-    """
-
-    def __init__(
-        self,
-        host: PreTrainedModel | peft.PeftModel,
-        processor: ProcessorMixin,
-        kfd: KnowledgeGuidedForgeryDetector,
-        fpl: ForgeryPromptLearner,
-        family: HostFamily,
-        fingerprint: dict[str, Any],
-        host_name: str,
-        trained_before: frozenset[str] = frozenset(),
-        shared: SharedTower | None = None,
-        projector: TrainedProjector | None = None,
-        placement: str = PLACEHOLDERS,
-        crop: str = WHOLE,
-    ) -> None:
-        super().__init__()
-        self._install(host, kfd, fpl, family, fingerprint, host_name, shared, placement, crop)
-        self.projector, self._trained_before = projector, trained_before
-        self.use_processor(processor)
-        self._hang(self.prompts.placeholder_id)
-
-    def _install(
-        self,
-        host: PreTrainedModel | peft.PeftModel,
-        kfd: KnowledgeGuidedForgeryDetector,
-        fpl: ForgeryPromptLearner,
-        family: HostFamily,
-        fingerprint: dict[str, Any],
-        host_name: str,
-        shared: SharedTower | None,
-        placement: str,
-        crop: str,
-    ) -> None:
-        self.placement, self.crop = check_placement(placement), check_crop(crop)
-        # They need the processor's tokenizer.
-        self._images: ImageTokens | None = None
-        self._clients = ClientPrompts()
-        self._shared, self.projector, self._merged = shared, None, False
-        # peft's wrapper passes the host's own attributes on, which types cannot say.
-        self.host: Any = host
-        self.kfd, self.fpl = kfd, fpl
-        self.family, self.fingerprint, self.host_name = family, fingerprint, host_name
-        self.training_facts: dict[str, Any] = {}
-        self.frozen_lora: FrozenLora | None = None
-        self._trained_before: frozenset[str] = frozenset()
-
-    def use_processor(self, processor: ProcessorMixin) -> None:
-        """Take the host's processor, whose tokenizer knows ``<forgery>``."""
-        self.processor = processor
-        self._images = ImageTokens(self.family, self._bare.config, processor.tokenizer)
-        self.prompts = ProcessorEncoder(
-            processor, self.n_forgery, self._images if self.placement == ALWAYS else None
-        )
-
-    def _hang(self, token_id: int) -> None:
-        """Hang the hooks that put E_forgery in the places of a token."""
-        self.token_id = token_id
-        self._hooks = PlaceholderHooks(self.host.get_input_embeddings(), token_id)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the host lies."""
-        return self.host.get_input_embeddings().weight.device
-
-    @property
-    def has_lora(self) -> bool:
-        """Whether LoRA is attached."""
-        return self.frozen_lora is not None or is_peft(self.host)
-
-    @property
-    def _bare(self) -> PreTrainedModel:
-        return self.host.get_base_model() if is_peft(self.host) else self.host
-
-    @property
-    def n_forgery(self) -> int:
-        """n_f: placeholders that a prompt must hold for each of its images."""
-        return self.fpl.config.n_forgery
-
-    @property
-    def takes_forgery_images(self) -> bool:
-        """Whether calls take ``forgery_images``. A detector on the host's own vision tower reads
-        ``pixel_values``, and each image is encoded once."""
-        return self._shared is None
-
-    def trainable_names(self) -> list[str]:
-        """Names of the parameters that training changes: the FPL's, LoRA's, the projector's."""
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-
-    def train(self, mode: bool = True) -> ForgeryVLM:
-        """The detector is frozen and stays in eval mode, and so does a tower that it reads."""
-        super().train(mode)
-        self.kfd.eval()
-        if self._shared is not None:
-            self._shared.tower.eval()
-        return self
-
-    @torch.no_grad()
-    def detect(self, forgery_images: torch.Tensor) -> KFDOutput:
-        """The detector's output for images (N, 3, S, S) in [0, 1], or uint8.
-
-        Where it reads the host's tower, the output keeps the host's features of the images:
-        handed on as ``detection``, it spares the host a second encoding.
-        """
-        if forgery_images.dtype == torch.uint8:
-            forgery_images = forgery_images / 255
-        if self._shared is not None:
-            return self._shared.encode_images(forgery_images)
-        reference = next(self.kfd.consistency.parameters())
-        return self.kfd(forgery_images.to(reference.device, reference.dtype))
-
-    @contextmanager
-    def detector_alone(self) -> Iterator[KnowledgeGuidedForgeryDetector]:
-        """The detector for calls without the host, also where it reads the host's tower."""
-        with nullcontext() if self._shared is None else self._shared.attached():
-            yield self.kfd
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        forgery_images: torch.Tensor | None = None,
-        detection: KFDOutput | None = None,
-        images_per_sample: Sequence[int] | torch.Tensor | None = None,
-        **host_inputs: Any,
-    ) -> ModelOutput:
-        """The host's forward with E_forgery at the placeholders.
-
-        Args:
-            input_ids: (B, T), each row with n_f placeholders for each of its images.
-            forgery_images: (N, 3, S, S) in [0, 1] for the detector: the images of all samples in
-                their order; none where it reads the host's own tower, and so ``pixel_values``; or
-            detection: the detector's output for them, where it is known already. Without both,
-                prompts without placeholders get them behind their images, and the detector sees
-                ``pixel_values`` (placement ``always``), or the host answers as it would without
-                the skill.
-            images_per_sample: How many of the N images belong to each of the B samples; by default
-                as many as their placeholders say.
-            host_inputs: What the host takes: ``attention_mask``, ``pixel_values``, ``labels`` ...
-
-        Returns:
-            The host's output.
-
-        Raises:
-            ValueError: A sample's placeholders or images are not as many as they must be, or
-                neither or both of ``forgery_images`` and ``detection`` are given.
-        """
-        placed = self._place(input_ids, host_inputs, left=False)
-        if placed is not None:
-            input_ids, images_per_sample = placed.input_ids, placed.images_per_sample
-            host_inputs = placed.inputs
-        skill, host_inputs = self._open(
-            input_ids, forgery_images, detection, images_per_sample, host_inputs, placed
-        )
-        with skill, exclusive(self._bare):
-            return self.host(input_ids=input_ids, **host_inputs)
-
-    def labelled_logits(
-        self, labels: torch.Tensor, **inputs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits that predict labelled tokens, and their labels; see the protocol."""
-        return labelled_logits(self, self._bare, labels, **inputs)
-
-    def generate(
-        self,
-        input_ids: torch.Tensor,
-        forgery_images: torch.Tensor | None = None,
-        detection: KFDOutput | None = None,
-        images_per_sample: Sequence[int] | torch.Tensor | None = None,
-        cached_tokens: int | None = None,
-        **host_inputs: Any,
-    ) -> Any:
-        """The host's ``generate`` with E_forgery at the placeholders; never emits a placeholder.
-
-        A ``streamer`` is shown the prompt without placeholders.
-
-        Args:
-            input_ids: As for :meth:`forward`; the whole prompt also where ``cache``
-                (``past_key_values`` before transformers 5.24) holds the first part of it.
-            forgery_images: As for :meth:`forward`; neither they nor ``detection`` where the
-                cache reaches behind the last placeholder.
-            detection: As for :meth:`forward`.
-            images_per_sample: As for :meth:`forward`.
-            cached_tokens: How many tokens of ``input_ids`` the cache holds; by default its length.
-            host_inputs: What the host's ``generate`` takes.
-
-        Raises:
-            RuntimeError: The model is in training mode.
-            ValueError: As :meth:`forward`.
-        """
-        if self.training:
-            raise RuntimeError("call eval() before generate()")
-        host_inputs = self._suppressing(host_inputs)
-        given = input_ids
-        if host_inputs.get("streamer") is not None:
-            shown = without_placeholders(given, self.token_id)
-            host_inputs["streamer"] = PromptView(host_inputs["streamer"], shown)
-        placed = self._place(input_ids, host_inputs, left=True)
-        if placed is not None:
-            input_ids, images_per_sample = placed.input_ids, placed.images_per_sample
-            host_inputs = placed.inputs
-        cache = cache_in(host_inputs)
-        known = 0 if cache is None else cached_tokens or cache.get_seq_length()
-        if known and not any(count_placeholders(input_ids[:, known:], self.token_id)):
-            if forgery_images is not None or detection is not None:
-                raise ValueError(
-                    "the cache reaches behind the placeholders, so that forgery_images or "
-                    "detection would not be read; leave them out, or the cache"
-                )
-            generate, skill = self._continuation, nullcontext()
-        else:
-            generate = self.host.generate
-            skill, host_inputs = self._open(
-                input_ids, forgery_images, detection, images_per_sample, host_inputs, placed
-            )
-        with skill, exclusive(self._bare):
-            output = generate(input_ids=input_ids, **host_inputs)
-        return output if placed is None else begin_with(output, given, input_ids.shape[1])
-
-    def _suppressing(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Options of ``generate`` with the placeholder among the tokens that are never written."""
-        name, given = "suppress_tokens", options.get("generation_config")
-        if given is None or options.get(name) is not None:
-            known = options.get(name) or self._bare.generation_config.suppress_tokens or []
-            return {**options, name: [*known, self.token_id]}
-        given = copy.deepcopy(given)
-        given.suppress_tokens = [*(given.suppress_tokens or []), self.token_id]
-        return {**options, "generation_config": given}
-
-    def merge_lora(self) -> None:
-        """Add LoRA to the host's weights: calls are faster, but nothing can be saved or detached.
-
-        Raises:
-            ValueError: There is none, or the host is quantised.
-        """
-        if not self.has_lora:
-            raise ValueError("there is no LoRA to merge")
-        if self.frozen_lora is not None:
-            self.frozen_lora.merge()
-            self.frozen_lora = None
-        else:
-            self.host = merge_lora(self.host)
-        self._merged = True
-
-    def detach(self) -> PreTrainedModel:
-        """Take hooks and LoRA off and return the bare host, as it was.
-
-        Raises:
-            ValueError: LoRA was merged.
-        """
-        if self._merged:
-            raise ValueError("LoRA was merged into the host: load the adapter again")
-        self._hooks.remove()
-        if self.projector is not None:
-            self.projector.restore()
-        if self.frozen_lora is not None:
-            self.frozen_lora.remove()
-        bare = self.host.unload() if is_peft(self.host) else self.host
-        for name, parameter in bare.named_parameters():
-            parameter.requires_grad_(name in self._trained_before)
-        return bare
-
-    def save_pretrained(self, directory: str | PathLike) -> None:
-        """Write the forgery adapter; see :mod:`llava_forgery.hosts.adapter`.
-
-        Raises:
-            ValueError: LoRA was merged, or the folder holds something else.
-        """
-        if self._merged:
-            raise ValueError("LoRA was merged into the host: load the adapter again")
-        save_adapter(self, directory)
-
-    def load_weights(self, directory: str | PathLike) -> None:
-        """Fill FPL and LoRA from what :meth:`save_pretrained` wrote, strictly.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: It does not fit.
-        """
-        fill_adapter(self, directory)
-
-    def _place(
-        self, input_ids: torch.Tensor, host_inputs: dict[str, Any], left: bool
-    ) -> PlacedPrompts | None:
-        """A call's prompts with placeholders behind images that have none; None where nothing is
-        to be done."""
-        if self._images is None:
-            # Without its processor the ends of images are not known.
-            shown = host_inputs.get("pixel_values") is not None
-            if shown and not any(count_placeholders(input_ids, self.token_id)):
-                self._clients.tell_unused(self)
-            return None
-        ends = ends_without_placeholders(input_ids, self._images, self.token_id, host_inputs)
-        if ends is None:
-            return None
-        if self.placement == PLACEHOLDERS:
-            self._clients.tell_unused(self)
-            return None
-        pad = self.processor.tokenizer.pad_token_id or 0
-        return PlacedPrompts(input_ids, ends, host_inputs, self.n_forgery, self.token_id, pad, left)
-
-    def _open(
-        self,
-        input_ids: torch.Tensor,
-        forgery_images: torch.Tensor | None,
-        detection: KFDOutput | None,
-        images_per_sample: Sequence[int] | torch.Tensor | None,
-        host_inputs: dict[str, Any],
-        placed: PlacedPrompts | None,
-    ) -> tuple[AbstractContextManager[None], dict[str, Any]]:
-        """The context in which to call the host, and its inputs."""
-        general = forgery_images is None and detection is None
-        if general and placed is not None and self._shared is None:
-            forgery_images, general = self._pictures(placed), False
-        general = general and not any(count_placeholders(input_ids, self.token_id))
-        shows_images = host_inputs.get("pixel_values") is not None
-        if self._shared is not None:
-            detection, host_inputs = self._shared.prepare(forgery_images, detection, host_inputs)
-        if general:
-            return self._idle(input_ids, shows_images), host_inputs
-        skilled = self._skilled(input_ids, forgery_images, detection, images_per_sample)
-        return skilled, host_inputs
-
-    def _pictures(self, placed: PlacedPrompts) -> torch.Tensor:
-        """(N, 3, S, S) in [0, 1]: what the detector sees of the host's pixels."""
-        self._clients.tell_derived()
-        processor = self.processor.image_processor
-        pictures = pictures_of(placed.inputs, placed.given, self._images, processor)
-        side = self.kfd.config.encoder.image_size
-        return self._clients.frame(pictures, side, self.crop).to(self.device)
-
-    @contextmanager
-    def _skilled(
-        self,
-        input_ids: torch.Tensor,
-        forgery_images: torch.Tensor | None,
-        detection: KFDOutput | None,
-        images_per_sample: Sequence[int] | torch.Tensor | None,
-    ) -> Iterator[None]:
-        if (forgery_images is None) == (detection is None):
-            raise ValueError("give either forgery_images or detection, one entry for each image")
-        images = len(forgery_images if detection is None else detection.class_logits)
-        # Before the detector and the host are called: an error inside them would be hard to read.
-        counts = self._count_images(input_ids, images, images_per_sample)
-        if detection is None:
-            detection = self.detect(forgery_images)
-        vectors = self.fpl(detection).split(counts)
-        with self._hooks.use([sample.flatten(0, 1) for sample in vectors]):
-            yield
-
-    @contextmanager
-    def _idle(self, input_ids: torch.Tensor, shows_images: bool) -> Iterator[None]:
-        """Let a training step on general data run what one of the skill runs, with gradients of 0.
-
-        Processes that train together exchange gradients, under ZeRO-3 weights as well, in the order
-        in which each computes them, so all must run the same modules in the same order: the FPL
-        before the host, and the vision tower behind the input embedding, where hosts run it, also
-        for text alone. Both are tied to the embedding's output.
-        """
-        if not (self.training and torch.is_grad_enabled()):
-            yield
-            return
-        zeros = []
-        if not shows_images and self._shared is not None:
-            zeros.append(self._encode_nothing())
-        zeros.append(self.fpl.idle(input_ids.device))
-
-        def add(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-            if not shows_images and self._shared is None:
-                zeros.append(self._encode_nothing())
-            return output + sum(zero.to(output.device, output.dtype) for zero in zeros)
-
-        handle = self.host.get_input_embeddings().register_forward_hook(add)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def _encode_nothing(self) -> torch.Tensor:
-        """Zero, (), from the host's features of a grey picture."""
-        grey = Image.new("RGB", (_GREY_SIDE, _GREY_SIDE), "grey")
-        question = Conversation((Message("user", "?"),), label=None)
-        sample = self.prompts.encode(question, [grey])
-        encode_images = self._bare.base_model.get_image_features
-        taken = inspect.signature(encode_images).parameters
-        shown = {name: value.to(self.device) for name, value in sample.items() if name in taken}
-        shown["pixel_values"] = shown["pixel_values"].to(self._bare.dtype)
-        features = encode_images(**shown, return_dict=True)
-        return sum(tensor.flatten()[:0].sum() for tensor in _tensors(features.pooler_output))
-
-    def _count_images(
-        self,
-        input_ids: torch.Tensor,
-        images: int,
-        images_per_sample: Sequence[int] | torch.Tensor | None,
-    ) -> list[int]:
-        """Images of each sample, compared with the images given and with the placeholders."""
-        samples = len(input_ids)
-        if images_per_sample is None:
-            found = count_placeholders(input_ids, self.token_id)
-            # What is no multiple is told below.
-            counts = [n // self.n_forgery if n and not n % self.n_forgery else 1 for n in found]
-        else:
-            counts = [int(n) for n in images_per_sample]
-        if len(counts) != samples or any(n < 0 for n in counts):
-            raise ValueError(
-                f"images_per_sample must hold a number of at least 0 for each of the {samples} "
-                f"prompts, got {counts}"
-            )
-        left = images
-        for sample, count in enumerate(counts):
-            if left < count:
-                raise ValueError(
-                    f"sample {sample} has {count} images by images_per_sample (else by its "
-                    f"placeholders), but only {left} of the {images} forgery images are left for it"
-                )
-            left -= count
-        if left:
-            raise ValueError(
-                f"{samples} prompts have {sum(counts)} images by images_per_sample (else by their "
-                f"placeholders), but there are {images} forgery images"
-            )
-        check_counts(input_ids, self.token_id, [self.n_forgery * count for count in counts])
-        return counts
-
-    def _continuation(self, **inputs: Any) -> Any:
-        """``generate`` from a cache on.
-
-        Raises:
-            ValueError: The family does not allow it.
-        """
-        bare = self._bare
-        if self.family.cache_mode == "recompute":
-            raise ValueError(
-                f"{self.family.name} hosts do not go on from a cache; give the whole "
-                "prompt with its images and no cache"
-            )
-        for name in self.family.stateful_attributes:
-            setattr(bare.model, name, None)
-        if self.family.cache_mode == "language_model":
-            return bare.language_model.generate(**inputs)
-        return self.host.generate(**inputs)
-
-
-def _tensors(features: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [features] if isinstance(features, torch.Tensor) else list(features)
-
-
-def labelled_logits(
-    model: Callable[..., ModelOutput], host: PreTrainedModel, labels: torch.Tensor, **inputs: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """:meth:`ForgeryModel.labelled_logits` of what calls a host of transformers.
-
-    Before the first answer stand the image and the question: with a large vocabulary their logits
-    cost a fifth of a small host's training step, and are left out where the host can.
-
-    Args:
-        model: Called with ``inputs``.
-        host: What it calls, without peft's wrapper.
-        labels: (B, T), -100 where nothing is asked.
-        inputs: Of the model.
-
-    Returns:
-        (B, K, V) and (B, K) on the logits' device.
-    """
-    # Nothing predicts the first token.
-    first = 1 + int((labels[:, 1:] != IGNORE_INDEX).any(dim=0).nonzero()[0])
-    labels = labels[:, first:]
-    # Each token is predicted by the logits of the place before it.
-    kept = labels.shape[1] + 1
-    if "logits_to_keep" in inspect.signature(host.forward).parameters:
-        inputs["logits_to_keep"] = kept
-    logits = model(**inputs).logits[:, -kept:-1]
-    return logits, labels.to(logits.device)
+if TYPE_CHECKING:
+    import peft
+else:
+    peft = lazy("peft")
 
 
 @quiet()
@@ -630,7 +95,7 @@ def attach_forgery(
     if isinstance(fpl, FPLConfig):
         fpl = replace(fpl, hidden_size=width)
         learner = ForgeryPromptLearner.from_config(fpl, seed)
-        embedding = model.get_input_embeddings()
+        embedding = input_embedding(model)
         # Gemma's families multiply the rows of their embedding by the square root of its width.
         learner.match_scale(embedding.weight, float(getattr(embedding, "embed_scale", 1.0)))
     else:
@@ -652,7 +117,6 @@ def attach_forgery(
     trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
     model.requires_grad_(False)
     kfd.requires_grad_(False).eval()
-    name = model.name_or_path
     host: PreTrainedModel | peft.PeftModel = model
     if lora is not None:
         with torch.random.fork_rng(devices=[]):
@@ -662,7 +126,7 @@ def attach_forgery(
     if train_projector:
         projector = TrainedProjector(model, family.projector)
         projector.unfreeze()
-    device = model.get_input_embeddings().weight.device
+    device = input_embedding(model).weight.device
     return ForgeryVLM(
         host,
         processor,
@@ -670,7 +134,7 @@ def attach_forgery(
         learner.to(device),
         family,
         fingerprint,
-        name,
+        str(model.name_or_path),
         trained,
         shared,
         projector,

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -154,7 +154,7 @@ class ProcessorEncoder:
     ) -> None:
         self.processor, self.n_forgery, self._behind = processor, n_forgery, behind
         self.tokenizer = tokenizer_of(processor)
-        self.placeholder_id = self.tokenizer.convert_tokens_to_ids(FORGERY_TOKEN)
+        self.placeholder_id = cast(int, self.tokenizer.convert_tokens_to_ids(FORGERY_TOKEN))
 
     def encode(
         self,

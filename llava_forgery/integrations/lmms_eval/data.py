@@ -55,7 +55,7 @@ def locate() -> tuple[str, dict[str, Any]]:
         return "json", {"data_files": {SPLIT: str(path)}}
     if not (path / "dataset_dict.json").is_file():
         raise ValueError(
-            f"{path} is no data set with the split {SPLIT!r}; make one with: llava-forgery "
+            f"{path} is no data set with the split {SPLIT!r}; make one with: llava-forgery data "
             "export-eval --faces FACES --out DATA"
         )
     found = datasets.load_from_disk(str(path))

@@ -4,8 +4,9 @@ import torch
 from PIL import Image
 
 from llava_forgery.hosts.lora import LoraSettings
-from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.hosts.transformers.prompts import collate, encode
+from llava_forgery.hosts.transformers.vlm import ForgeryVLM
 from llava_forgery.qa.build import build_prompt
 from tests import tiny, tiny_hosts
 

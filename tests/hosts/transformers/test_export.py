@@ -36,7 +36,8 @@ from llava_forgery.hosts.transformers.exported import (
     LlavaForgeryForConditionalGeneration,
 )
 from llava_forgery.hosts.transformers.exported_processor import LlavaForgeryProcessor
-from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
+from llava_forgery.hosts.transformers.vlm import ForgeryVLM
 from llava_forgery.kfd.config import EncoderConfig
 from llava_forgery.qa.conversation import Conversation, Message
 from tests import tiny, tiny_hosts, tiny_towers

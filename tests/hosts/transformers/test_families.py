@@ -16,8 +16,9 @@ from llava_forgery.hosts.families import (
     known_families,
     register_family,
 )
-from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.hosts.transformers.prompts import collate, encode
+from llava_forgery.hosts.transformers.vlm import ForgeryVLM
 from llava_forgery.qa.conversation import Conversation, Message
 from tests import tiny, tiny_hosts
 from tests.hosts.transformers.contract import (

@@ -8,8 +8,9 @@ import torch
 from llava_forgery.constants import FAKE, IGNORE_INDEX
 from llava_forgery.hosts.transformers.chat import special_tokens
 from llava_forgery.hosts.transformers.loading import load_adapter
-from llava_forgery.hosts.transformers.model import ForgeryVLM, attach_forgery
+from llava_forgery.hosts.transformers.model import attach_forgery
 from llava_forgery.hosts.transformers.prompts import collate, encode
+from llava_forgery.hosts.transformers.vlm import ForgeryVLM
 from llava_forgery.qa.build import build_conversation, build_prompt
 from llava_forgery.qa.conversation import Conversation, Message
 from llava_forgery.train.stage2 import Stage2
