@@ -13,6 +13,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+import llava_forgery
 from llava_forgery.cli import app
 from llava_forgery.faces.records import save_faces
 from llava_forgery.files import sentence
@@ -285,3 +286,8 @@ def test_what_the_system_refuses_is_one_line_and_exit_status_2(tmp_path):
     result = _run("data", "forge", "--faces", tmp_path, "--out", tmp_path / "file/out")
     assert result.returncode == 2
     assert result.stderr == f"error: {tmp_path / 'file/out'}: Not a directory\n"
+
+
+def test_version():
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"llava-forgery {llava_forgery.__version__}\n")

@@ -11,11 +11,13 @@ import pytest
 import llava_forgery
 
 ROOT = Path(__file__).parents[1]
+# Its classes are made at run time, one for each host's processor.
+UNCHECKED = {"llava_forgery.hosts.transformers.exported_processor"}
 
 
 def test_the_modules_of_all_public_names_are_checked():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
-    assert set(settings["modules"]) >= set(llava_forgery._PUBLIC.values())
+    assert set(settings["modules"]) >= set(llava_forgery._PUBLIC.values()) - UNCHECKED
 
 
 @pytest.mark.slow

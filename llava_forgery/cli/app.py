@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llava_forgery import __version__
 from llava_forgery.files import sentence
 from llava_forgery.noise import notices_wanted, quiet, without_notices
 
@@ -57,6 +58,22 @@ app = Commands(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llava-forgery {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
 
 
 def _group(name: str, text: str) -> typer.Typer:
