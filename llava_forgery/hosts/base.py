@@ -116,6 +116,10 @@ class PromptEncoder(Protocol):
             padding_side: "right" for training and likelihoods, "left" for ``generate``.
         """
 
+    def positions(self, sample: dict[str, Any]) -> int:
+        """How many positions an encoded sample takes in the host, its images' among them; at most,
+        where that shows only once the images are encoded."""
+
     def candidate_ids(self, prompt: Conversation) -> CandidateIds:
         """The tokens with which "Yes" and "No" begin behind a prompt about one image.
 

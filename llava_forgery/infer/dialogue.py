@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 NOTHING_SAID = "(The model gave no answer.)"
 
 
+class PromptTooLong(ValueError):
+    """A prompt and its answer take more positions than the language model has."""
+
+
 class Dialogue:
     """A dialogue about one face; detector and vision tower look at it once.
 
@@ -46,7 +50,8 @@ class Dialogue:
         score: The detector's score of the face.
         messages: What was said so far.
         truncated: Whether the last answer was cut off at ``max_new_tokens``.
-        reused_tokens: Tokens of the last turn's prompt that were not computed again.
+        prompt_tokens: Tokens of the last turn's prompt.
+        reused_tokens: How many of them were not computed again.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class Dialogue:
         self.score = float(self._detection.score[0])
         self.messages: tuple[Message, ...] = ()
         self.truncated = False
-        self.reused_tokens = 0
+        self.prompt_tokens = self.reused_tokens = 0
         self._cache: Any = None
         self._cached_ids = torch.empty(0, dtype=torch.long)
         self._first_prompt = 0
@@ -82,6 +87,8 @@ class Dialogue:
 
         Raises:
             ValueError: An empty question.
+            PromptTooLong: A ValueError: dialogue and answer are longer than the language model
+                reads.
         """
         text = text.strip()
         if not text:
@@ -98,28 +105,23 @@ class Dialogue:
         Raises:
             ValueError: A text is empty or holds a placeholder.
         """
-        messages: list[Message] = []
-        for question, answer in turns:
-            if not messages:
-                question = detection_prompt(self.score, question=question)
-            messages += Message("user", question.strip()), Message("assistant", answer.strip())
+        messages = messages_of(self.score, turns)
         with lock_of(self):
-            self.messages, self._cache, self.reused_tokens = tuple(messages), None, 0
+            self.messages, self._cache, self.reused_tokens = messages, None, 0
             self._first_prompt = 0
 
     def _ask(self, text: str, streamer: BaseStreamer | None, options: dict[str, Any]) -> str:
-        first = not self.messages
-        question = detection_prompt(self.score, question=text) if first else text
-        messages = (*self.messages, Message("user", question))
+        messages = with_question(self.score, self.messages, text)
         prompts = self.vlm.prompts
-        encoded = prompts.encode(Conversation(messages, label=None), [Image.fromarray(self.image)])
+        limit = options.get("max_new_tokens", self.max_new_tokens)
+        encoded = encode_turn(self.vlm, messages, self.image, limit)
         inputs = to_device(prompts.collate([encoded], padding_side="left"), self.vlm.device)
         ids = inputs["input_ids"][0]
         if not self._first_prompt:
             self._first_prompt = len(ids)
         # What fails half-way must not be gone on from.
         cached, cache = self._cut_cache(ids), self._cache
-        self.reused_tokens, self._cache = cached, None
+        self.prompt_tokens, self.reused_tokens, self._cache = len(ids), cached, None
         if cached:
             kept = {"input_ids", *TOKEN_PAD_VALUES, *self.vlm.family.cached_turn_inputs}
             inputs = {name: tensor for name, tensor in inputs.items() if name in kept}
@@ -174,3 +176,45 @@ class Dialogue:
             logger.debug("the cache cannot be cut (%s): computed anew", error)
             return 0
         return common
+
+
+def messages_of(score: float, turns: Iterable[tuple[str, str]]) -> tuple[Message, ...]:
+    """Questions and their answers as the model is told of them; the first cites the score."""
+    messages: tuple[Message, ...] = ()
+    for question, answer in turns:
+        asked = with_question(score, messages, question.strip())
+        messages = (*asked, Message("assistant", answer.strip()))
+    return messages
+
+
+def with_question(score: float, messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
+    """A dialogue with its next question."""
+    question = text if messages else detection_prompt(score, question=text)
+    return (*messages, Message("user", question))
+
+
+def encode_turn(
+    vlm: ForgeryModel, messages: Sequence[Message], image: np.ndarray, max_new_tokens: int
+) -> dict[str, Any]:
+    """A dialogue that waits for its next answer, as the host takes it, without a batch dimension.
+
+    Args:
+        vlm: The host.
+        messages: The last one is a question.
+        image: (S, S, 3) uint8.
+        max_new_tokens: Most tokens of the answer, for which there must be room.
+
+    Raises:
+        PromptTooLong: There is none.
+    """
+    conversation = Conversation(tuple(messages), label=None)
+    encoded = vlm.prompts.encode(conversation, [Image.fromarray(image)])
+    text = vlm.host.config.get_text_config(decoder=True)
+    limit = getattr(text, "max_position_embeddings", None)
+    taken = vlm.prompts.positions(encoded)
+    if limit is not None and taken + max_new_tokens > limit:
+        raise PromptTooLong(
+            f"the dialogue takes {taken} positions and its answer up to {max_new_tokens}; the "
+            f"language model has {limit}: begin a new dialogue, or ask for a shorter answer"
+        )
+    return encoded

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from llava_forgery.infer.dialogue import PromptTooLong
 from llava_forgery.infer.predictor import FaceInput
 from llava_forgery.infer.verdict import P_YES_THRESHOLD
 from llava_forgery.serve.admission import Reservation
@@ -110,12 +111,17 @@ class _Chat:
         """The face that is talked about, and its verdict.
 
         Raises:
-            ApiError: As ``Service.find_faces``; 400 where there are fewer faces.
+            ApiError: As ``Service.find_faces``; 400 where there are fewer faces, or dialogue and
+                answer are longer than the language model reads.
         """
         service = self._service
         model = service.model(wanted.model)
-        wanted.options(service.settings, 1)
-        source, _, _ = wanted.dialogue(service.settings)
+        if model.predictor.vlm is None:
+            raise ApiError(
+                400, f"{model.name} is a detector with no language model", "no_dialogue", "model"
+            )
+        options = wanted.options(service.settings, model.predictor.max_new_tokens)
+        source, turns, question = wanted.dialogue(service.settings)
         upload = await upload_from_text(source, "picture", service, held)
         which = wanted.forgery
         key = f"{model.name} {upload.sha256} {which.face} {which.cropped}"
@@ -139,6 +145,11 @@ class _Chat:
                 self._verdicts.popitem(last=False)
         self._verdicts.move_to_end(key)
         face, verdict = self._verdicts[key]
+        check, score = model.dialogues.check_length, verdict["score"]
+        try:
+            await service.read(check, face, score, turns, question, options)
+        except PromptTooLong as error:
+            raise ApiError(400, str(error), "context_length_exceeded", "messages") from None
         return model, face, Completion(model.name, verdict)
 
     async def answer(self, wanted: ChatRequest, held: Reservation) -> dict[str, Any]:

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from llava_forgery.infer.dialogue import NOTHING_SAID, Dialogue
+from llava_forgery.infer.dialogue import (
+    NOTHING_SAID,
+    Dialogue,
+    encode_turn,
+    messages_of,
+    with_question,
+)
 from llava_forgery.infer.predictor import FaceInput, ForgeryPredictor
 from llava_forgery.serve.engine import Busy
 
@@ -88,7 +94,6 @@ class AnswerStream(BaseStreamer):
         self._given = 0
         self._prompt_seen = False
         self.text = ""
-        self.prompt_tokens = 0
 
     @property
     def count(self) -> int:
@@ -105,7 +110,6 @@ class AnswerStream(BaseStreamer):
             raise _Ended
         if not self._prompt_seen:
             self._prompt_seen = True
-            self.prompt_tokens = value.numel()
             return
         self._ids += value.flatten().tolist()
         if self._take(self._decode(torch.tensor(self._ids)), final=False):
@@ -196,6 +200,17 @@ class Dialogues:
         future.add_done_callback(self._leave)
         return future
 
+    def check_length(
+        self, face: FaceInput, score: float, turns: Turns, question: str, options: TurnOptions
+    ) -> None:
+        """Refuse what :meth:`ask` would fail at; any thread may call.
+
+        Raises:
+            PromptTooLong: Dialogue and answer are longer than the language model reads.
+        """
+        messages = with_question(score, messages_of(score, _told(turns)), question)
+        encode_turn(self._predictor.vlm, messages, face.image, options.max_tokens)
+
     def close(self) -> None:
         """Finish what waits, and end."""
         self._pool.shutdown()
@@ -216,7 +231,7 @@ class Dialogues:
         dialogue = self._kept.pop(_key(face, turns), None)
         if dialogue is None:
             dialogue = self._predictor.dialogue(face.image, cropped=True)
-            dialogue.recall((asked, said or NOTHING_SAID) for asked, said in turns)
+            dialogue.recall(_told(turns))
         stream = AnswerStream(dialogue.vlm.prompts.decode, options.stop, on_text, gone)
         try:
             dialogue.ask(
@@ -234,8 +249,13 @@ class Dialogues:
         return self._turn(stream, "length" if full else "stop", dialogue)
 
     @staticmethod
-    def _turn(stream: AnswerStream, reason: str, dialogue: Any) -> Turn:
-        return Turn(stream.text, reason, stream.prompt_tokens, stream.count, dialogue.reused_tokens)
+    def _turn(stream: AnswerStream, reason: str, dialogue: Dialogue) -> Turn:
+        tokens = dialogue.prompt_tokens, stream.count, dialogue.reused_tokens
+        return Turn(stream.text, reason, *tokens)
+
+
+def _told(turns: Turns) -> list[tuple[str, str]]:
+    return [(asked, said or NOTHING_SAID) for asked, said in turns]
 
 
 def _key(face: FaceInput, turns: Turns) -> str:

@@ -1,12 +1,16 @@
 """The page in a real browser: Chromium of the system, without a window."""
 
+import base64
+import io
 import os
 import re
 import shutil
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from llava_forgery.images import png_bytes
 from llava_forgery.serve.settings import Settings
@@ -136,6 +140,21 @@ def test_a_person_uses_the_page(browser, predictor, tmp_path):
         page.locator("#plot .dot").nth(20).focus()
         page.keyboard.press("Enter")
         expect(page.locator("#plot .dot").nth(20)).to_have_attribute("aria-pressed", "true")
+        with page.expect_download() as download:
+            page.click("#report")
+        report = Path(download.value.path()).read_text(encoding="utf-8")
+        assert report.count("<svg") == report.count('alt="The picture with the map') == 1
+        assert report.count('class="dot"') == 24
+        # A frame of the video, and not an empty canvas.
+        picture = re.search(r"data:image/jpeg;base64,([^\"]+)", report)[1]
+        pixels = np.array(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"))
+        assert pixels.shape == (128, 128, 3)
+        assert pixels.std() > 10
+        report_page = browser.new_page()
+        report_page.set_content(report)
+        assert _serious(report_page) == []
+        _shot(report_page, "report")
+        report_page.close()
         assert _serious(page) == []
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         _shot(page, "video")

@@ -162,6 +162,12 @@ class LlavaEncoder:
         """See :func:`collate`."""
         return collate(samples, padding_side=padding_side)
 
+    def positions(self, sample: dict[str, Any]) -> int:
+        """Positions of a sample in the host, where each image is one id; see the protocol."""
+        shown = sample.get("images", ())
+        squares = sum(1 if image.ndim == 3 else len(image) for image in shown)
+        return len(sample["input_ids"]) - len(shown) + squares * self.image_tokens
+
     def candidate_ids(self, prompt: Conversation) -> CandidateIds:
         """The tokens that tell "Yes" from "No" behind a prompt; see the protocol."""
         if not prompt.is_prompt:

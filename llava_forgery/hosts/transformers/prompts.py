@@ -231,6 +231,10 @@ class ProcessorEncoder:
         """See :func:`collate`."""
         return collate(samples, self.tokenizer.pad_token_id, padding_side)
 
+    def positions(self, sample: dict[str, torch.Tensor]) -> int:
+        """Positions of a sample in the host: processors write a token for each."""
+        return len(sample["input_ids"])
+
     def candidate_ids(self, prompt: Conversation, n_images: int = 1) -> CandidateIds:
         """The tokens that tell "Yes" from "No" behind a prompt; see the protocol.
 

@@ -29,7 +29,8 @@ export async function heatMap(base64) {
   return canvas;
 }
 
-// `source`: an image, or null over a video whose frame stays visible below.
+// `source`: an image or a video's frame, or null over a video that stays visible below. Of `faces`, those that are
+// not to be seen are null.
 export function draw(canvas, { source, width, height, faces, chosen, map, opacity }) {
   canvas.width = width;
   canvas.height = height;
@@ -47,6 +48,7 @@ export function draw(canvas, { source, width, height, faces, chosen, map, opacit
   const size = Math.max(14, Math.round(Math.max(width, height) / 35));
   pen.font = `600 ${size}px system-ui, sans-serif`;
   faces.forEach((other, i) => {
+    if (!other) return;
     const [x0, y0, x1, y1] = other.box;
     // White in black: to be seen on skin, hair and bright walls alike.
     for (const [style, extra] of [["#000", 2 * line], ["#fff", 0]]) {

@@ -78,10 +78,11 @@ async function show(file) {
     seek(face());
   } else {
     video.removeAttribute("src");
-    state.source = new Image();
-    state.source.src = url;
-    await state.source.decode();
-    state.size = [state.source.naturalWidth, state.source.naturalHeight];
+    const image = new Image();
+    image.src = url;
+    // The server reads formats that browsers do not.
+    state.source = await image.decode().then(() => image, () => null);
+    state.size = [image.naturalWidth, image.naturalHeight];
   }
   $("faces").replaceChildren(...faces().map((_, i) => faceButton(i)));
   $("log").replaceChildren();
@@ -121,9 +122,11 @@ async function choose(i) {
   $("warnings").replaceChildren(...chosen.warnings.map((warning) =>
     Object.assign(document.createElement("li"), { textContent: warning })));
   $("plot-box").hidden = !isFilm();
-  if (isFilm()) plot($("plot"), { ...chosen, uncertain: state.info.thresholds[state.record.model] }, seek);
+  if (isFilm()) plot($("plot"), withBand(chosen), seek);
   await redraw();
 }
+
+const withBand = (one) => ({ ...one, uncertain: state.info.thresholds[state.record.model] });
 
 function endDialogue() {
   state.answer?.abort();
@@ -139,11 +142,15 @@ async function redraw() {
   if (which === "mask") state.maps[key] ??= await heatMap(face().mask);
   const map = which === "none" ? null : state.maps[key] ?? null;
   const [width, height] = state.size;
-  const described = !isFilm() || state.frame === face().frame;
-  draw($("canvas"), { source: state.source, width, height, faces: described ? faces() : [], chosen: state.chosen,
-    map: described ? map : null, opacity: $("opacity").value / 100 });
-  $("caption").textContent = isFilm() && !described
-    ? `Frame ${state.frame}: map and boxes are of frame ${face().frame}.` : "";
+  const shown = faces().map((one) => (!isFilm() || one.frame === state.frame ? one : null));
+  draw($("canvas"), { source: state.source, width, height, faces: shown, chosen: state.chosen, map,
+    opacity: $("opacity").value / 100 });
+  if (!width) {
+    $("caption").textContent = "This browser cannot show the file. The server can read it: the verdict holds.";
+  } else {
+    $("caption").textContent = shown[state.chosen]
+      ? "" : `Frame ${state.frame}: map and box are of frame ${face().frame}.`;
+  }
 }
 
 function seek(frame) {
@@ -159,8 +166,12 @@ async function why() {
   say("Computing the maps …");
   try {
     const file = isFilm() ? await shownFrame() : state.file;
-    const { faces: found } = await api.explain(file, chosenFields(), new AbortController().signal);
-    for (const [i, explained] of found.entries()) {
+    const fields = chosenFields();
+    fields.cropped ||= oneOfSeveral();
+    const { faces: found } = await api.explain(file, fields, new AbortController().signal);
+    for (const [place, explained] of found.entries()) {
+      const i = isFilm() ? state.chosen : place;
+      if (isFilm() && place) break;
       state.maps[`${i} grad-cam`] = await heatMap(explained.grad_cam);
       for (const layer of explained.consistency) state.maps[`${i} ${layer.tap}`] = await heatMap(layer.map);
     }
@@ -178,11 +189,23 @@ async function why() {
   }
 }
 
+// Of several people in a video, a frame does not tell which is meant: the face is cut out of its own.
+const oneOfSeveral = () => isFilm() && faces().length > 1;
+
+const settled = (video) => new Promise((resolve) => {
+  if (video.seeking) video.addEventListener("seeked", resolve, { once: true });
+  else resolve();
+});
+
 async function shownFrame() {
   const video = $("video");
+  if (!state.size[0]) throw new Error("This browser cannot show the video, so no frame of it can be sent.");
+  if (oneOfSeveral() && state.frame !== face().frame) seek(face());
+  await settled(video);
   const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = state.size;
-  canvas.getContext("2d").drawImage(video, 0, 0);
+  const [x0, y0, x1, y1] = oneOfSeveral() ? face().box : [0, 0, ...state.size];
+  [canvas.width, canvas.height] = [x1 - x0, y1 - y0];
+  canvas.getContext("2d").drawImage(video, -x0, -y0);
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   return new File([blob], `frame-${state.frame}.png`, { type: "image/png" });
 }
@@ -223,7 +246,7 @@ async function ask(question) {
     const messages = turns.map(({ role, text }, i) => ({ role, content: i ? text : [
       { type: "text", text }, { type: "image_url", image_url: { url: state.picture } }] }));
     const body = { model: state.record.model, messages,
-      forgery: { face: isFilm() ? 0 : state.chosen, cropped: $("cropped").checked } };
+      forgery: { face: isFilm() ? 0 : state.chosen, cropped: $("cropped").checked || oneOfSeveral() } };
     for await (const piece of api.chat(body, answer.signal)) said.textContent += piece;
     state.dialogue = [...turns, { role: "assistant", text: said.textContent }];
     if (!said.textContent) said.textContent = "(no answer)";
@@ -243,19 +266,23 @@ async function ask(question) {
 // Reporting
 
 async function save() {
-  const before = [state.chosen, $("map").value];
-  const pictures = [];
-  if (!isFilm()) {
-    $("map").value = "mask";
-    for (const i of faces().keys()) {
-      state.chosen = i;
-      await redraw();
-      pictures.push($("canvas").toDataURL("image/jpeg", 0.9));
+  const video = $("video");
+  const [width, height] = state.size;
+  const [pictures, plots, before] = [[], [], video.currentTime];
+  for (const [chosen, one] of faces().entries()) {
+    if (isFilm()) {
+      video.currentTime = one.seconds + 0.001;
+      await settled(video);
+      plots.push(plot(document.createElement("div"), withBand(one), null).outerHTML);
     }
-    [state.chosen, $("map").value] = before;
-    await redraw();
+    const canvas = document.createElement("canvas");
+    const shown = faces().map((other) => (!isFilm() || other.frame === one.frame ? other : null));
+    draw(canvas, { source: state.source ?? video, width, height, faces: shown, chosen,
+      map: await heatMap(one.mask), opacity: $("opacity").value / 100 });
+    pictures.push(width ? canvas.toDataURL("image/jpeg", 0.9) : null);
   }
-  const html = report({ record: state.record, info: state.info, pictures, dialogue: state.dialogue });
+  if (isFilm()) video.currentTime = before;
+  const html = report({ record: state.record, info: state.info, pictures, plots, dialogue: state.dialogue });
   download(`report-${state.record.sha256.slice(0, 12)}.html`, html);
 }
 

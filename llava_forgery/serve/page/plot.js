@@ -1,4 +1,4 @@
-// A video's scores over time: a line, the uncertain band behind it, a button for each frame.
+// A video's scores over time: a line, the uncertain band behind it, a button for each frame; without `onChoose` a dot.
 
 const NS = "http://www.w3.org/2000/svg";
 const [HEIGHT, LEFT, BOTTOM, TOP] = [180, 34, 26, 10];
@@ -13,12 +13,12 @@ function element(name, attributes, parent) {
 export function plot(box, face, onChoose) {
   const { frames, threshold } = face;
   // As wide as its place, so that letters keep their size on a phone.
-  const width = Math.max(box.clientWidth, 240);
+  const width = Math.max(box.clientWidth || 640, 240);
   const last = Math.max(frames.at(-1).seconds, 1e-3);
   const x = (seconds) => LEFT + ((width - LEFT - 10) * seconds) / last;
   const y = (score) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - score);
   const svg = element("svg", {
-    viewBox: `0 0 ${width} ${HEIGHT}`, role: "group", "aria-labelledby": "plot-title",
+    viewBox: `0 0 ${width} ${HEIGHT}`, role: onChoose ? "group" : "img", "aria-label": "Scores of the frames",
   });
   if (face.uncertain) {
     const [low, high] = face.uncertain;
@@ -37,6 +37,7 @@ export function plot(box, face, onChoose) {
   const points = frames.map((frame) => `${x(frame.seconds)},${y(frame.score)}`).join(" ");
   element("polyline", { class: "track", points }, svg);
   const dots = frames.map((frame) => {
+    if (!onChoose) return element("circle", { class: "dot", cx: x(frame.seconds), cy: y(frame.score), r: 4 }, svg);
     const dot = element("g", {
       class: "dot", tabindex: 0, role: "button", "aria-pressed": "false",
       "aria-label": `frame ${frame.frame}, ${frame.seconds.toFixed(1)} s, score ${frame.score.toFixed(2)}`,
@@ -57,4 +58,5 @@ export function plot(box, face, onChoose) {
     return dot;
   });
   box.replaceChildren(svg);
+  return svg;
 }

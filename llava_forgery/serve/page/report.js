@@ -9,13 +9,17 @@ const rows = (pairs) =>
 
 const STYLE = `body{font:1rem/1.5 system-ui,sans-serif;max-width:60rem;margin:1rem auto;padding:0 1rem;color:#16181d;
 background:#fff;overflow-wrap:anywhere}img{max-width:100%}dt{color:#4b5160}dd{margin:0 0 .4rem}
+svg{display:block;width:100%;max-width:40rem}.axis{stroke:#7a8191}.zone{fill:#7a5200;opacity:.15}.dot{fill:#0b57c4}
+.track{fill:none;stroke:#0b57c4;stroke-width:2}svg text{fill:#4b5160;font-size:12px}
 article{border-top:1px solid #7a8191;margin-top:1rem}li{white-space:pre-wrap}`;
 
-export function report({ record, info, pictures, dialogue }) {
+// `pictures`: a data URL for each face, or null; `plots`: the SVG of each face of a video.
+export function report({ record, info, pictures, plots, dialogue }) {
   const faces = record.faces.map((face, i) => `<article><h2>Face ${i + 1}: ${text(BANDS[face.band])}</h2>
 <p>${text(agreement(face))}</p>${rows(figures(face))}
 ${face.warnings.length ? `<ul>${face.warnings.map((w) => `<li>${text(w)}</li>`).join("")}</ul>` : ""}
 ${pictures[i] ? `<img alt="The picture with the map of the forged area of face ${i + 1}" src="${text(pictures[i])}">` : ""}
+${plots[i] ? `<h3>Scores of the frames</h3>${plots[i]}` : ""}
 </article>`).join("");
   const said = dialogue.map((m) => `<li><b>${m.role === "user" ? "Question" : "Answer"}:</b> ${text(m.text)}</li>`);
   const stated = provenance(record.provenance);
