@@ -65,6 +65,17 @@ LLAVA_7B = Sizes(
         "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
     },
 )  # fmt: skip
+SMALL = Sizes(
+    vocabulary=49152,
+    width=576,
+    inner=1536,
+    heads=9,
+    vision={
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "image_size": 224, "patch_size": 14,
+    },
+)  # fmt: skip
+"""A SmolLM2-135M (30 layers) behind a CLIP ViT-B with 256 image tokens."""
 TINY = Sizes(
     vocabulary=256,
     width=32,
@@ -87,6 +98,9 @@ def main(
     placement: Annotated[
         bool, typer.Option("--placement", help="Only with written placeholders and without.")
     ] = False,
+    small: Annotated[
+        bool, typer.Option("--small", help="A host of 0.2 billion weights, with --layers 30.")
+    ] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="Tiny sizes, to see that it runs.")] = False,
 ) -> None:
     """Print the table."""
@@ -95,7 +109,7 @@ def main(
     # The weights are random: transformers' remarks on them help nobody.
     logging.set_verbosity_error()
     torch.manual_seed(0)
-    sizes = TINY if tiny else LLAVA_7B
+    sizes = TINY if tiny else SMALL if small else LLAVA_7B
     with torch.inference_mode():
         variants = build(sizes, layers, torch.device(device), getattr(torch, dtype))
         if placement:

@@ -197,7 +197,7 @@ class LlavaForgery(_api.lmms):
             questions = [requests[place].read() for place in places]
             found = answer(self.predictor.vlm, questions, settings)
             for place, item in zip(places, found, strict=True):
-                answers[place] = _text(item, settings)
+                answers[place] = _text(item, settings, self.predictor.kfd.thresholds.fake)
         return answers
 
     def _question(self, pictures: Sequence[Any] | None, text: str) -> Question:
@@ -278,7 +278,7 @@ def _words(content: Sequence[Any]) -> str:
     return "\n".join(part["text"] for part in content if part["type"] == "text")
 
 
-def _text(item: Answer, settings: Settings) -> str:
+def _text(item: Answer, settings: Settings, fake_from: float) -> str:
     if settings.report and item.p_yes is not None:
-        return write_report(item.text, item.p_yes, item.score)
+        return write_report(item.text, item.p_yes, item.score, fake_from)
     return item.text

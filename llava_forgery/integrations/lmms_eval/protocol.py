@@ -1,10 +1,10 @@
 """What passes between a model and a task of lmms-eval, which exchange texts alone.
 
-A *report* is a line behind the answer with the two numbers that the words do not say. The model
+A *report* is a line behind the answer with the numbers that the words do not say. The model
 writes it where the task asks for it with the generation argument ``report``::
 
     Yes. This is a deepfake image, and the artifact is at the nose.
-    [p_yes=0.8312 score=0.9104]
+    [p_yes=0.8312 score=0.9104 fake_from=0.773]
 
 A *transcript* is a dialogue as one question, for models that take no more than that::
 
@@ -21,7 +21,7 @@ from llava_forgery.infer.dialogue import NOTHING_SAID
 from llava_forgery.qa.conversation import ROLES, Message
 
 _NUMBER = r"[0-9.]+(?:e-?[0-9]+)?"
-_REPORT = re.compile(rf"\s*\[p_yes=({_NUMBER}) score=({_NUMBER})\]\s*$")
+_REPORT = re.compile(rf"\s*\[p_yes=({_NUMBER}) score=({_NUMBER}) fake_from=({_NUMBER})\]\s*$")
 _TURN = re.compile(r"(User|Assistant): (\S.*)")
 
 
@@ -33,19 +33,21 @@ class Report(NamedTuple):
     """The model's probability of "Yes" (fake) against "No", in [0, 1]."""
     score: float | None
     """The detector's, in [0, 1]."""
+    fake_from: float | None
+    """The score from which on the detector calls an image fake."""
 
 
-def write_report(text: str, p_yes: float, score: float) -> str:
+def write_report(text: str, p_yes: float, score: float, fake_from: float) -> str:
     """The answer with a report behind it; the numbers come back exactly."""
-    return f"{text}\n[p_yes={p_yes!r} score={score!r}]"
+    return f"{text}\n[p_yes={p_yes!r} score={score!r} fake_from={fake_from!r}]"
 
 
 def read_report(text: str) -> Report:
     """Take an answer apart; the inverse of :func:`write_report`."""
     found = _REPORT.search(text)
     if found is None:
-        return Report(text.strip(), None, None)
-    return Report(text[: found.start()].strip(), float(found[1]), float(found[2]))
+        return Report(text.strip(), None, None, None)
+    return Report(text[: found.start()].strip(), *map(float, found.groups()))
 
 
 def write_transcript(turns: Sequence[str]) -> str:

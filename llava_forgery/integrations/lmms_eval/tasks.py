@@ -130,7 +130,7 @@ def process_detect(doc: Doc, results: Sequence[str]) -> dict[str, Record]:
     record["from_likelihood"] = report.p_yes is not None
     names = ["video_auc", "video_ap", "auc", "ap", "unparsed", "p_yes_from_likelihood"]
     if report.score is not None:
-        record["kfd_score"] = report.score
+        record["kfd_score"], record["kfd_fake_from"] = report.score, report.fake_from
         names += ["kfd_video_auc", "kfd_auc", "agreement"]
     return {**dict.fromkeys(names, record), **_correct(record)}
 
@@ -195,8 +195,9 @@ kfd_auc = _ranking(metrics.auc, "kfd_score", False, "AUC of the detector's score
 
 
 def agreement(records: Sequence[Record]) -> float:
-    """Share of images of which score and P(yes) say the same."""
-    return metrics.agreement(_column(records, "kfd_score"), _column(records, "p_yes"))
+    """Share of images of which score and P(yes) say the same, each by its threshold."""
+    (fake_from,) = set(_column(records, "kfd_fake_from"))
+    return metrics.agreement(_column(records, "kfd_score"), _column(records, "p_yes"), fake_from)
 
 
 def accuracy(records: Sequence[Record]) -> float:

@@ -12,17 +12,19 @@ from llava_forgery.qa.conversation import Message
 
 @pytest.mark.parametrize("p_yes", [0.0, 1.0, 0.1 + 0.2, 1e-12, 3.4e-05, 0.49821993708610535])
 def test_numbers_come_back_exactly(p_yes):
-    report = read_report(write_report("Yes. The nose [left].", p_yes, 1 - p_yes))
-    assert report == ("Yes. The nose [left].", p_yes, 1 - p_yes)
+    report = read_report(write_report("Yes. The nose [left].", p_yes, 1 - p_yes, 0.773))
+    assert report == ("Yes. The nose [left].", p_yes, 1 - p_yes, 0.773)
 
 
-@pytest.mark.parametrize("text", ["Yes.", "", "[p_yes=0.5]", "[p_yes=0.5 score=0.5] Yes."])
+@pytest.mark.parametrize(
+    "text", ["Yes.", "", "[p_yes=0.5]", "[p_yes=0.5 score=0.5 fake_from=0.5] Yes."]
+)
 def test_answers_without_a_report(text):
-    assert read_report(text) == (text, None, None)
+    assert read_report(text) == (text, None, None, None)
 
 
 def test_empty_answer_keeps_its_numbers():
-    assert read_report(write_report("", 0.25, 0.5)) == ("", 0.25, 0.5)
+    assert read_report(write_report("", 0.25, 0.5, 0.7)) == ("", 0.25, 0.5, 0.7)
 
 
 def test_transcript_comes_back_as_turns():

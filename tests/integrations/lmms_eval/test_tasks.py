@@ -169,7 +169,7 @@ def test_unparsed_is_wrong_in_the_ranking_too():
 
 
 def test_one_class_leaves_the_ranking_empty_and_says_so(caplog):
-    record = tasks.process_detect(_doc(FAKE), [write_report("Yes.", 0.8, 0.7)])["auc"]
+    record = tasks.process_detect(_doc(FAKE), [write_report("Yes.", 0.8, 0.7, 0.75)])["auc"]
     for name in ("frame_auc", "frame_ap", "video_auc", "video_ap", "kfd_auc", "kfd_video_auc"):
         caplog.clear()
         assert getattr(tasks, name)([record, record]) is None
@@ -177,11 +177,23 @@ def test_one_class_leaves_the_ranking_empty_and_says_so(caplog):
     assert tasks.accuracy([record, record]) == 1
 
 
+def test_score_and_answer_agree_by_the_detectors_own_threshold():
+    """0.6 is real to a detector that says fake from 0.75 on."""
+    numbers = ((0.8, 0.6), (0.8, 0.75), (0.2, 0.6), (0.2, 0.8))
+    records = [
+        tasks.process_detect(_doc(FAKE), [write_report("Yes.", *pair, 0.75)])["agreement"]
+        for pair in numbers
+    ]
+    assert tasks.agreement(records) == 0.5
+
+
 def test_videos_by_hand():
     """Frames of 0.9 and 0.1 make a video of 0.5, below the real one's 0.6."""
     texts = [("a", FAKE, 0.9), ("a", FAKE, 0.1), ("b", REAL, 0.6), ("c", FAKE, 0.7)]
     records = [
-        tasks.process_detect(_doc(label, video=video), [write_report("Yes.", p, 0.5)])["video_auc"]
+        tasks.process_detect(_doc(label, video=video), [write_report("Yes.", p, 0.5, 0.5)])[
+            "video_auc"
+        ]
         for video, label, p in texts
     ]
     assert tasks.video_auc(records) == 0.5
