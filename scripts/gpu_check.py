@@ -15,6 +15,7 @@ With ``--train MINUTES`` the shipped detector's recipe is trained at this machin
 
 import argparse
 import json
+import math
 import platform
 import signal
 import subprocess
@@ -66,7 +67,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="folder for figures")
     parser.add_argument("--parts", help="some of: " + ",".join(PARTS))
-    parser.add_argument("--budget", type=float, default=480, help="seconds for all parts")
+    parser.add_argument(
+        "--budget", type=float, help="seconds for all parts, by default 480; no limit to --rehearse"
+    )
     parser.add_argument("--device", default="cuda", help="such as cuda or cuda:1")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, at tiny sizes")
     parser.add_argument("--train", type=float, default=0, help="minutes of training; 0: none")
@@ -96,12 +99,14 @@ def main() -> None:
     if not given.train:
         wanted = [name for name in wanted if name != "train"]
     given.out.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + given.budget
+    # A rehearsal's parts are to end, however slow the processor is.
+    budget = given.budget or (math.inf if given.rehearse else 480)
+    end = time.monotonic() + budget
     results: dict[str, Any] = {"machine": describe(setting.device), "rehearsal": given.rehearse}
     results["parts"] = {}
     for name in wanted:
         limit = end - time.monotonic()
-        if not given.rehearse:  # Its parts are to end, however slow the processor is.
+        if not given.rehearse:
             limit = min(limit, PARTS[name].seconds + 60 * given.train * (name == "train"))
         results["parts"][name] = run_alone(name, given.out, limit)
         write_json(given.out / "gpu_check.json", results)
@@ -121,7 +126,7 @@ def run_alone(name: str, out: Path, seconds: float) -> dict[str, Any]:
             stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            code = process.wait(seconds)
+            code = process.wait(None if seconds == math.inf else seconds)
             outcome = "done" if code == 0 else f"failed, see {name}.log"
         except subprocess.TimeoutExpired:
             outcome = f"stopped after {seconds:.0f} s"

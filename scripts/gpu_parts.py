@@ -361,7 +361,7 @@ def _supply(setting: Setting, faces: list[Any]) -> None:
             train_kfd(
                 detector, rows, Path(folder) / "kfd", steps=number, batch_size=pairs,
                 save_steps=None, workers=0 if setting.tiny else os.cpu_count() or 1,
-                renderer=renderer,
+                renderer=renderer, norm_batches=1,
             )  # fmt: skip
             taken[renderer] = (time.perf_counter() - start) / number
         setting.report(f"stage 1, renderer {renderer}: step", 1000 * taken[renderer], "ms")

@@ -10,16 +10,15 @@ import torch
 from typer.testing import CliRunner
 
 from llava_forgery.cli import app
-from llava_forgery.evaluation.calibration import (
-    _people,
+from llava_forgery.evaluation.calibration import _people, calibration_images
+from llava_forgery.evaluation.checks import OneClassError
+from llava_forgery.evaluation.images import ManifestImages
+from llava_forgery.evaluation.reliability import (
     balanced_calibration_error,
-    calibration_images,
     choose_thresholds,
     fit_temperature,
     reliability,
 )
-from llava_forgery.evaluation.checks import OneClassError
-from llava_forgery.evaluation.images import ManifestImages
 from llava_forgery.faces.records import load_faces, save_faces
 from llava_forgery.kfd.calibration import Calibration
 from llava_forgery.kfd.checkpoint import read_calibration, write_calibration
