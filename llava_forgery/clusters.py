@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +50,7 @@ def connected(
         options["runtime_env"] = {"py_modules": [package], **(runtime_env or {})}
         options["address"] = address
     try:
-        with _no_native_lines():
+        with _no_native_lines(), _own_signals():
             ray.init(**options)
     except Exception as error:
         # Ray raises bare exceptions where its processes do not answer in time.
@@ -61,6 +63,17 @@ def connected(
         raise OSError(f"a worker failed, see Ray's logs: {_last_line(error)}") from error
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray puts its own handler of SIGTERM in the place of the caller's, if there is one."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

@@ -1,17 +1,19 @@
 """What a scan costs beside ``detect``, with more workers, with more files, and under kills.
 
-    python scripts/bench_scan.py overhead --model ADAPTER --files 500
-    python scripts/bench_scan.py scaling --model ADAPTER --files 3000 --videos 60 --answers flagged
-    python scripts/bench_scan.py memory --model ADAPTER --files 1000 20000
-    python scripts/bench_scan.py kills --model ADAPTER --files 300
-    python scripts/bench_scan.py report --rows 100000
+    python scripts/bench_scan.py overhead --files 500
+    python scripts/bench_scan.py scaling --files 3000 --videos 60 --answers none flagged
+    python scripts/bench_scan.py memory --files 1000 20000
+    python scripts/bench_scan.py kills --files 300
+    python scripts/bench_scan.py report --records SCAN/records --rows 100000
 
-The archive is made of the photographs of ``samples/``, encoded again as often as needed so that no
-two files are the same, and of short clips that move over them. Each scan is a process of its own,
-with a Ray cluster of its own on this machine. Rates are taken between the first and the last
-result, so that the start of processes and models is not in them; ``detect``'s between its first
-and its last photograph. CPU seconds are those of all processes of a scan in the same time: other
-work on the machine leaves them nearly as they are.
+The shipped model judges, or --model ADAPTER. The archive is made of the photographs of
+``samples/``, encoded again as often as needed so that no two files are the same, and of short clips
+that move over them. Each scan is a process of its own, with a Ray cluster of its own on this
+machine. Rates are taken between the first and the last result, so that the start of processes and
+models is not in them; ``detect``'s between its first and its last photograph. CPU is that of the
+driver and the stages in the same time, which other work on the machine leaves nearly as it is;
+Ray's own processes stand beside it: what they take goes with the time that a scan lasts, not with
+its files. Workers run without Ray's niceness, so that neither side waits for the other.
 
 overhead pins both to one processor, one worker each. scaling compares two workers with two scans of
 half the archive each, one worker each, at the same time. memory replaces the detector by a constant
@@ -115,7 +117,7 @@ def run_child(spec: dict[str, Any], wait: bool = True, pin: int | None = None) -
     command = [sys.executable, __file__, "child", json.dumps(spec)]
     if pin is not None:
         command = ["taskset", "-c", str(pin), *command]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     return read_child(process) if wait else process
 
@@ -140,13 +142,13 @@ def child(spec: dict[str, Any]) -> None:
             for kind, arguments in list_stages(*given)
         ]
     cluster = Cluster(workers=spec["workers"], block=spec.get("block", 16))
-    points: list[tuple[float, int, float]] = []
+    points: list[tuple[float, int, float, float]] = []
     peak = 0
 
     def progress(files: int) -> None:
         nonlocal peak
         before = points[-1][1] if points else 0
-        points.append((time.monotonic(), before + files, cpu_seconds()))
+        points.append((time.monotonic(), before + files, *cpu_seconds()))
         peak = max(peak, *(worker.memory_info().rss for worker in workers()), 0)
 
     with open_folder(Path(spec["out"]), settings.decisive()) as folder:
@@ -156,13 +158,15 @@ def child(spec: dict[str, Any]) -> None:
             # All of its processes are there when the first file is given out.
             ray.data.DataContext.get_current().wait_for_min_actors_s = 600
             run_scan(ray, cluster, settings, plan, collector, progress)
-    (begun, first, busy), (ended, files, busy_end) = points[0], points[-1]
+    (begun, first, busy, ray_busy), (ended, files, busy_end, ray_end) = points[0], points[-1]
     print(
         json.dumps(
             {
                 "files": files,
                 "rate": (files - first) / (ended - begun),
                 "cpu": (busy_end - busy) / (files - first),
+                # A share of one processor.
+                "ray": (ray_end - ray_busy) / (ended - begun),
                 "driver": own_peak(),
                 "worker": peak / 2**20,
             }
@@ -192,22 +196,30 @@ def time_detect(spec: dict[str, Any]) -> dict[str, float]:
 
 def workers() -> list[psutil.Process]:
     """Processes of the stages of this process's cluster."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "MapWorker" in " ".join(process.cmdline())
-    ]
+    return [process for process in psutil.Process().children(recursive=True) if is_worker(process)]
 
 
-def cpu_seconds() -> float:
-    """Of this process and all its descendants, Ray's own among them."""
-    total = 0.0
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+def is_worker(process: psutil.Process) -> bool:
+    """Whether a process is one of a stage."""
+    try:
+        return "MapWorker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def cpu_seconds() -> tuple[float, float]:
+    """Of this process and its workers, and of Ray's own processes."""
+    work, own = sum(psutil.Process().cpu_times()[:2]), 0.0
+    for process in psutil.Process().children(recursive=True):
         try:
-            total += sum(process.cpu_times()[:2])
+            seconds = sum(process.cpu_times()[:2])
         except psutil.NoSuchProcess:
             continue
-    return total
+        if is_worker(process):
+            work += seconds
+        else:
+            own += seconds
+    return work, own
 
 
 def own_peak() -> float:
@@ -221,17 +233,17 @@ def bench_overhead(arguments: argparse.Namespace, folder: Path) -> None:
     rows = []
     for name, more in (("detect", {"detect": True}), ("scan, 1 worker", {})):
         found = run_child({**spec, **more}, pin=0)
-        rows.append((name, found["rate"], 1000 * found["cpu"]))
-    print("| one processor | files/s | CPU ms a file |\n|---|---|---|")
-    for name, rate, cpu in rows:
-        print(f"| {name} | {rate:.2f} | {cpu:.0f} |")
+        rows.append((name, found["rate"], 1000 * found["cpu"], found.get("ray", 0.0)))
+    print("| one processor | files/s | CPU ms a file | Ray, CPUs |\n|---|---|---|---|")
+    for name, rate, cpu, own in rows:
+        print(f"| {name} | {rate:.2f} | {cpu:.1f} | {own:.3f} |")
     print(
         f"overhead: {rows[0][1] / rows[1][1] - 1:+.1%} time, {rows[1][2] / rows[0][2] - 1:+.1%} CPU"
     )
 
 
 def bench_scaling(arguments: argparse.Namespace, folder: Path) -> None:
-    print("| answers | | files/s | CPU ms a file |\n|---|---|---|---|")
+    print("| answers | | files | files/s | CPU ms a file |\n|---|---|---|---|---|")
     for answers in arguments.answers:
         whole = make_archive(folder / answers, arguments.files[0], arguments.videos)
         both = run_child(spec_of(arguments, whole, folder / f"{answers}-2", answers, workers=2))
@@ -247,8 +259,12 @@ def bench_scaling(arguments: argparse.Namespace, folder: Path) -> None:
         found = [read_child(process) for process in alone]
         rate = sum(one["rate"] for one in found)
         cpu = sum(one["cpu"] for one in found) / 2
-        print(f"| {answers} | two scans of half, 1 worker each | {rate:.2f} | {1000 * cpu:.0f} |")
-        print(f"| {answers} | 2 workers | {both['rate']:.2f} | {1000 * both['cpu']:.0f} |")
+        files = sum(one["files"] for one in found)
+        for name, judged, speed, busy in (
+            ("two scans of half, 1 worker each", files, rate, cpu),
+            ("2 workers", both["files"], both["rate"], both["cpu"]),
+        ):
+            print(f"| {answers} | {name} | {judged} | {speed:.2f} | {1000 * busy:.1f} |")
         print(f"ratio for {answers}: {both['rate'] / rate:.2f}, by CPU {cpu / both['cpu']:.2f}")
 
 
@@ -280,11 +296,7 @@ def bench_kills(arguments: argparse.Namespace, folder: Path) -> None:
         if now <= shards:
             continue
         shards = now
-        found = [
-            one
-            for one in psutil.Process(process.pid).children(recursive=True)
-            if "MapWorker" in " ".join(one.cmdline())
-        ]
+        found = [p for p in psutil.Process(process.pid).children(recursive=True) if is_worker(p)]
         if killed["worker"] * (_DRIVER_DEATHS + 1) >= _WORKER_DEATHS * (killed["driver"] + 1) and (
             killed["driver"] < _DRIVER_DEATHS
         ):
@@ -349,7 +361,7 @@ def spec_of(
     """What a child is told."""
     return {
         "archive": str(archive), "out": str(out), "answers": answers, "workers": workers,
-        "model": str(arguments.model.resolve()), "host": arguments.base_model,
+        "model": arguments.model and str(arguments.model.resolve()), "host": arguments.base_model,
     }  # fmt: skip
 
 

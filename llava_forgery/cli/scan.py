@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llava_forgery.cli.app import app
+from llava_forgery.cli.app import app, notice
 from llava_forgery.cli.options import (
     AllowDownload,
     BaseModel,
@@ -36,7 +36,9 @@ def scan(
     out: Out,
     model: Annotated[
         Path | None,
-        typer.Option("--model", help="Folder of a forgery adapter; default: the shipped one."),
+        typer.Option(
+            "--model", help="Folder or hub name of an adapter or detector; default: the shipped."
+        ),
     ] = None,
     answers: Annotated[
         str, typer.Option(help="Whom the language model is asked about: none, flagged or all.")
@@ -105,8 +107,7 @@ def scan(
     130 when it was interrupted.
     """
     from llava_forgery.faces.video import frame_choice
-    from llava_forgery.hub import local_folder
-    from llava_forgery.infer.default import default_host, default_model, missing_for_answers
+    from llava_forgery.infer.default import default_host, is_detector, missing_for_answers
     from llava_forgery.pooling import check_reduction
     from llava_forgery.scan.engine import Cluster, ray_data
     from llava_forgery.scan.judge import JudgeSettings
@@ -120,21 +121,21 @@ def scan(
     if verify not in ("stat", "hash"):
         raise ValueError(f"--verify must be stat or hash, got {verify!r}")
     ray_data()
-    if model is None:
-        model = default_model()
-        if answers != "none" and (missing := missing_for_answers()):
-            typer.echo(f"no answers: {missing}", err=True)
-            answers = "none"
-        if answers != "none" and base_model is None:
-            base_model = str(default_host())
+    name = None if model is None else str(model.resolve() if model.exists() else model)
+    chosen = ModelSettings(name, base_model, device, face_detector or "dlib", allow_download)
+    # What every worker would fail for stops here.
+    _ = chosen.size
+    missing = missing_for_answers() if model is None else None
+    if is_detector(chosen.folder):
+        missing = f"{chosen.folder} holds a detector alone"
+    if missing and answers != "none":
+        notice(f"no answers: {missing}")
+        answers = "none"
+    if answers != "none" and model is None and base_model is None:
+        # Here once, not by each process of this machine.
+        default_host()
     settings = ScanSettings(
-        ModelSettings(
-            str(local_folder(model).resolve()),
-            base_model,
-            device,
-            face_detector or "dlib",
-            allow_download,
-        ),
+        chosen,
         answers,
         ReadSettings(frame_choice(frames, every), cropped, max_pixels),
         JudgeSettings(pool, batch_size, overlays),

@@ -13,14 +13,16 @@ from llava_forgery import clusters
 from llava_forgery.clusters import require_ray
 from llava_forgery.faces.kinds import Kind
 from llava_forgery.scan.collector import Collector
+from llava_forgery.scan.columns import from_columns, to_columns
 from llava_forgery.scan.folder import ScanFolder
 from llava_forgery.scan.long import next_units
 from llava_forgery.scan.plan import Plan
 from llava_forgery.scan.reader import hash_file
 from llava_forgery.scan.registry import Registry
+from llava_forgery.scan.results import Result
 from llava_forgery.scan.sources import Entry
 from llava_forgery.scan.stages import ScanSettings, list_stages
-from llava_forgery.scan.units import Unit, pack, unpack
+from llava_forgery.scan.units import Unit
 
 # Tasks that wait beside the one that runs, of each process.
 _AHEAD = 2
@@ -109,7 +111,7 @@ def run_scan(
         progress: Called with the number of files that were taken, from time to time.
 
     Raises:
-        RuntimeError: Workers give back nothing more, and files are left.
+        OSError: Workers give back nothing more, and files are left.
     """
     registry = _start_registry(ray, collector.folder)
     stages = list_stages(settings, registry)
@@ -132,12 +134,12 @@ def run_scan(
                 **pools[kind.name],
             )
         for table in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            results = unpack(table)
+            results = from_columns(Result, table)
             collector.add(results)
             progress(sum(result.part is None for result in results))
         collector.flush()
         if (collector.files, collector.parts) == before:
-            raise RuntimeError(
+            raise OSError(
                 f"{len(units)} files were given to workers and none came back, the first of them "
                 f"{units[0].path}; see Ray's logs"
             )
@@ -147,32 +149,32 @@ def hash_entries(
     ray: ModuleType, entries: Iterable[Entry], block: int = 64
 ) -> Iterator[tuple[str, str | None]]:
     """Path and SHA-256 of files, None where they cannot be read; in any order."""
-    tables = list(_blocks([Unit(entry) for entry in entries], block))
-    if not tables:
-        return
-    rows = ray.data.from_arrow(tables)
-    rows = rows.map_batches(_hash, batch_size=None, batch_format="pyarrow")
-    for table in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from zip(table["path"].to_pylist(), table["sha256"].to_pylist(), strict=True)
+    entries = iter(entries)
+    while units := [Unit(entry) for entry in islice(entries, _WAVE)]:
+        rows = ray.data.from_arrow(list(_blocks(units, block)))
+        rows = rows.map_batches(_hash, batch_size=None, batch_format="pyarrow")
+        for table in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from zip(table["path"].to_pylist(), table["sha256"].to_pylist(), strict=True)
 
 
 def _hash(table: pa.Table) -> pa.Table:
     hashes = []
-    for path in table["path"].to_pylist():
+    paths = [unit.path for unit in from_columns(Unit, table)]
+    for path in paths:
         try:
             hashes.append(hash_file(path))
         except OSError:
             hashes.append(None)
-    return pa.table({"path": table["path"], "sha256": pa.array(hashes, pa.string())})
+    return pa.table({"path": paths, "sha256": pa.array(hashes, pa.string())})
 
 
 def _blocks(units: Iterable[Unit], size: int) -> Iterator[pa.Table]:
     """Videos alone and first, as they take the longest; then photographs in tables of a size."""
     units = list(units)
-    yield from (pack([unit]) for unit in units if unit.entry.kind is Kind.VIDEO)
+    yield from (to_columns(Unit, [unit]) for unit in units if unit.entry.kind is Kind.VIDEO)
     rest = (unit for unit in units if unit.entry.kind is not Kind.VIDEO)
     while block := list(islice(rest, size)):
-        yield pack(block)
+        yield to_columns(Unit, block)
 
 
 def _start_registry(ray: ModuleType, folder: ScanFolder) -> SharedRegistry:

@@ -256,8 +256,11 @@ def open_folder(root: Path, settings: Mapping[str, Any]) -> Iterator[ScanFolder]
             raise ValueError(f"{root} holds records but no {SETTINGS}; give another --out")
         else:
             write_json(root / SETTINGS, settings)
-        folder = ScanFolder(root)
         try:
-            yield folder
-        finally:
-            folder.close()
+            folder = ScanFolder(root)
+            try:
+                yield folder
+            finally:
+                folder.close()
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{root / _INDEX} cannot be written: {error}") from error

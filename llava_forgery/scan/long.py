@@ -8,11 +8,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from llava_forgery.faces.tracks import PATIENCE
 from llava_forgery.faces.video import FrameChoice
 from llava_forgery.infer.video import FrameScore, SeenFace, join_tracks
+from llava_forgery.scan.columns import codec_of
 from llava_forgery.scan.sources import Entry
 from llava_forgery.scan.units import Span, Unit
 
@@ -21,6 +22,15 @@ LONG = "long"
 """Name of the part that says that a video is judged in spans."""
 
 Rows = list[tuple[SeenFace, FrameScore]]
+_SEEN, _SCORES = codec_of(list[SeenFace]), codec_of(list[FrameScore])
+
+
+class Part(NamedTuple):
+    """What is kept of a step until the video has a record."""
+
+    name: str
+    value: bytes
+    """JSON."""
 
 
 def list_spans(choice: FrameChoice, frames: int, size: int) -> list[Span]:
@@ -104,34 +114,28 @@ def part_name(span: Span) -> str:
     return f"span {span.number}"
 
 
-def pack_long(sha256: str, frames: int) -> bytes:
+def pack_long(sha256: str, frames: int) -> Part:
     """The part that says that a video is judged in spans.
 
     Args:
         sha256: Of the file.
         frames: How many are looked at.
     """
-    return json.dumps({"sha256": sha256, "frames": frames}).encode()
+    return Part(LONG, json.dumps({"sha256": sha256, "frames": frames}).encode())
 
 
-def pack_part(seen: Sequence[SeenFace], scores: Sequence[FrameScore]) -> bytes:
+def pack_part(span: Span, seen: Sequence[SeenFace], scores: Sequence[FrameScore]) -> Part:
     """What a span gives, as JSON.
 
     Args:
+        span: Of the video.
         seen: Faces in the order of their frames.
         scores: As many.
     """
-    rows = [
-        [list(map(float, face.box)), face.frame, face.track, face.area, face.seconds,
-         score.score, score.p_yes]
-        for face, score in zip(seen, scores, strict=True)
-    ]  # fmt: skip
-    return json.dumps(rows).encode()
+    value = {"seen": _SEEN.encode(seen), "scores": _SCORES.encode(scores)}
+    return Part(part_name(span), json.dumps(value).encode())
 
 
 def _unpack(part: bytes) -> Rows:
-    rows = []
-    for box, frame, track, area, seconds, score, p_yes in json.loads(part):
-        seen = SeenFace(tuple(box), frame, track, area, seconds)
-        rows.append((seen, FrameScore(frame, score, p_yes, seconds)))
-    return rows
+    value = json.loads(part)
+    return list(zip(_SEEN.decode(value["seen"]), _SCORES.decode(value["scores"]), strict=True))

@@ -144,6 +144,11 @@ class Plan:
         """Files without a record, in order."""
         return self._entries("LEFT JOIN file USING (path)", "file.path IS NULL")
 
+    def left(self) -> int:
+        """How many files have no record."""
+        query = "SELECT count(*) FROM plan LEFT JOIN file USING (path) WHERE file.path IS NULL"
+        return self._index.execute(query).fetchone()[0]
+
     def failed(self) -> int:
         """How many files have a record that is an error."""
         query = "SELECT count(*) FROM plan JOIN file USING (path) WHERE file.failed"

@@ -78,22 +78,18 @@ class Reader:
         return items
 
     def _guarded(self, unit: Unit) -> Item:
-        deaths = self.registry.begin([unit.path])
-        if deaths >= _MOST_DEATHS:
-            item = Item(unit, error=f"reading {unit.path} ended its process {deaths} times")
-        else:
-            item = self._read(unit)
+        item = self._read(unit, deaths=self.registry.begin([unit.path]))
         self.registry.end([unit.path])
         return item
 
-    def _read(self, unit: Unit) -> Item:
+    def _read(self, unit: Unit, deaths: int = 0) -> Item:
         item = Item(unit)
         if unit.entry.problem is not None:
             return replace(item, error=unit.entry.problem)
         try:
             with local_copy(unit.path) as path:
                 try:
-                    self._fill(item, path)
+                    self._fill(item, path, deaths)
                 except Exception as error:
                     # Of an address, the copy's name says nothing.
                     item.error = error_sentence(error).replace(str(path), unit.path)
@@ -101,10 +97,13 @@ class Reader:
             item.error = error_sentence(error)
         return item
 
-    def _fill(self, item: Item, path: Path) -> None:
+    def _fill(self, item: Item, path: Path, deaths: int) -> None:
         unit = item.unit
         item.sha256 = unit.sha256 or hash_file(str(path))
         item.kind = kind_of(path)
+        if deaths >= _MOST_DEATHS:
+            # Its bytes are known: what is a duplicate of it gets the same record.
+            raise ValueError(f"reading {unit.path} ended its process {deaths} times")
         if unit.tracks is not None:
             if not unit.tracks:
                 raise ValueError(no_face(path))

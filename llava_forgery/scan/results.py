@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import pyarrow as pa
 
 from llava_forgery.infer.batch import FileVerdicts
 from llava_forgery.scan.judge import is_flagged
-from llava_forgery.scan.long import LONG, pack_long, pack_part, part_name
+from llava_forgery.scan.long import Part, pack_long, pack_part
+from llava_forgery.scan.schema import SCHEMA
 from llava_forgery.scan.sources import Entry
 from llava_forgery.scan.units import Item
+
+Record = Annotated[dict[str, Any], pa.struct(list(SCHEMA))]
 
 
 @dataclass(frozen=True)
@@ -17,13 +22,13 @@ class Result:
 
     entry: Entry
     sha256: str | None
-    record: dict[str, Any] | None
+    record: Record | None
     """None of a file whose bytes another file has, which is judged in its place, and where there is
     a ``part``."""
     kind: str | None = None
     """``picture`` or ``video``."""
-    part: tuple[str, bytes] | None = None
-    """Name and value of what a step of a long video gave."""
+    part: Part | None = None
+    """What a step of a long video gave."""
     overlay: bytes | None = None
     """PNG, to be written beside the records."""
 
@@ -44,10 +49,10 @@ def to_result(item: Item, provenance: Mapping[str, str]) -> Result:
     if item.is_duplicate:
         return Result(unit.entry, item.sha256, None, item.kind)
     if item.long is not None:
-        part = (LONG, pack_long(item.sha256, item.long))
+        part = pack_long(item.sha256, item.long)
         return Result(unit.entry, item.sha256, None, item.kind, part)
     if item.error is None and unit.span is not None:
-        part = (part_name(unit.span), pack_part(item.seen, item.scores))
+        part = pack_part(unit.span, item.seen, item.scores)
         return Result(unit.entry, item.sha256, None, item.kind, part)
     judged = FileVerdicts(item.path, error=item.error, faces=item.verdicts).to_dict()
     for face, picture in zip(judged["faces"], item.pictures, strict=True):

@@ -1,6 +1,7 @@
 """A scan from beginning to end: list, plan, judge, sum up."""
 
 import logging
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ from llava_forgery.faces.kinds import Kind
 from llava_forgery.progress import progress
 from llava_forgery.scan.collector import Collector
 from llava_forgery.scan.engine import Cluster, connected, hash_entries, run_scan
-from llava_forgery.scan.folder import open_folder
-from llava_forgery.scan.plan import Plan, Selection
+from llava_forgery.scan.folder import SETTINGS, open_folder
+from llava_forgery.scan.plan import Counts, Plan, Selection
 from llava_forgery.scan.sources import Entry, list_entries
 from llava_forgery.scan.stages import ScanSettings, judge_here
 from llava_forgery.scan.units import Unit
@@ -58,8 +59,9 @@ class Summary:
             f"{self.skipped} unchanged and skipped, {self.changed} changed and judged again, "
             f"{self.failed} could not be judged",
         ]
-        if self.left:
-            lines.append(f"interrupted: {self.left} files are left; the same command resumes")
+        if self.interrupted:
+            left = f"{self.left} files are left" if self.left else "before all files were listed"
+            lines.append(f"interrupted: {left}; the same command resumes")
         return [*lines, f"records in {self.out}; page: llava-forgery scan-report {self.out}"]
 
 
@@ -93,22 +95,24 @@ def scan_archive(
     """
     summary = Summary(out)
     with open_folder(out, settings.decisive()) as folder:
-        plan = Plan(folder, list_entries(sources), selection)
-        if not verify_hashes:
-            summary.changed = plan.drop_changed(retry_errors)
-        with connected(cluster) as ray:
-            try:
-                if verify_hashes:
-                    hashes = hash_entries(ray, plan.judged())
-                    summary.changed = plan.drop_other_content(hashes, retry_errors)
-                summary.left = sum(1 for _ in plan.pending())
-                summary.skipped = len(plan) - summary.left
-                collector = Collector(folder, seconds=shard_seconds)
-                _judge(ray, cluster, settings, plan, collector, summary)
-            except KeyboardInterrupt:
-                summary.interrupted = True
-        summary.left = sum(1 for _ in plan.pending())
-        summary.failed = plan.failed()
+        plan = None
+        try:
+            plan = Plan(folder, list_entries(sources, out), selection)
+            if not verify_hashes:
+                summary.changed = plan.drop_changed(retry_errors)
+            if verify_hashes or plan.left():
+                with connected(cluster) as ray:
+                    if verify_hashes:
+                        hashes = hash_entries(ray, plan.judged())
+                        summary.changed = plan.drop_other_content(hashes, retry_errors)
+                    summary.left = plan.left()
+                    collector = Collector(folder, seconds=shard_seconds)
+                    _judge(ray, cluster, settings, plan, collector, summary)
+        except KeyboardInterrupt:
+            summary.interrupted = True
+        if plan is not None:
+            summary.left, summary.failed = plan.left(), plan.failed()
+            summary.skipped = len(plan) - summary.left - summary.files
     return summary
 
 
@@ -120,8 +124,6 @@ def _judge(
     collector: Collector,
     summary: Summary,
 ) -> None:
-    if not summary.left:
-        return
     begun = time.monotonic()
     with collector, progress(title="scan", unit="file", total=summary.left) as bar:
 
@@ -156,18 +158,10 @@ def estimate(
         ``seconds_for_each`` picture and video, None where none was tried; ``hours`` of one
         worker's time, and of the given number of workers where it is given.
     """
-    with open_folder(out, settings.decisive()) as folder:
-        plan = Plan(folder, list_entries(sources), selection)
-        counts = [plan.count(pending) for pending in (False, True)]
-        left = Counter(entry.kind for entry in plan.pending())
-        tried = {
-            kind: nsmallest(
-                most,
-                (entry for entry in plan.pending() if entry.kind is kind),
-                key=lambda entry: selection.draw(entry.path),
-            )
-            for kind, most in _TRIED.items()
-        }
+    with tempfile.TemporaryDirectory(prefix="llava-forgery-") as scratch:
+        # A scan that was not begun is not begun by this.
+        root = out if (out / SETTINGS).is_file() else Path(scratch)
+        counts, left, tried = _planned(root, out, sources, settings, selection)
     each = _time_each(settings, tried)
     hours = sum((each.get(kind) or 0) * number for kind, number in left.items()) / 3600
     report: dict[str, Any] = {
@@ -179,6 +173,25 @@ def estimate(
     if cluster.workers:
         report["hours"][f"{cluster.workers} workers"] = round(hours / cluster.workers, 3)
     return report
+
+
+def _planned(
+    root: Path, out: Path, sources: Sequence[str], settings: ScanSettings, selection: Selection
+) -> tuple[list[dict[str, Counts]], Counter[Kind | None], dict[Kind, list[Entry]]]:
+    """All files and those that are left, by suffix; these by kind; and some of each to be tried."""
+    with open_folder(root, settings.decisive()) as folder:
+        plan = Plan(folder, list_entries(sources, out), selection)
+        counts = [plan.count(pending) for pending in (False, True)]
+        left = Counter(entry.kind for entry in plan.pending())
+        tried = {
+            kind: nsmallest(
+                most,
+                (entry for entry in plan.pending() if entry.kind is kind),
+                key=lambda entry: selection.draw(entry.path),
+            )
+            for kind, most in _TRIED.items()
+        }
+    return counts, left, tried
 
 
 def _time_each(settings: ScanSettings, tried: dict[Kind, list[Entry]]) -> dict[Kind, float | None]:

@@ -48,12 +48,13 @@ def is_address(path: str) -> bool:
     return "://" in path
 
 
-def list_entries(sources: Iterable[str]) -> Iterator[Entry]:
+def list_entries(sources: Iterable[str], leave_out: Path | None = None) -> Iterator[Entry]:
     """The files of an archive, each once as far as a source itself names it once.
 
     Args:
-        sources: Folders, files, globs, lists (``LISTS``) or fsspec addresses of any of these but
-            lists. Folders are searched to the bottom; hidden files are left out.
+        sources: Folders, files, globs, lists (``LISTS``) or fsspec addresses of any of these.
+            Folders are searched to the bottom; hidden files are left out.
+        leave_out: A folder whose files are none of the archive.
 
     Yields:
         Photographs and videos; what is named and cannot be read has a ``problem``.
@@ -62,6 +63,14 @@ def list_entries(sources: Iterable[str]) -> Iterator[Entry]:
         FileNotFoundError: A source is not there.
         ValueError: A list is damaged, or names no files in the way described.
     """
+    own: tuple[str, ...] = ()
+    if leave_out is not None:
+        own = (os.path.join(os.path.abspath(leave_out), ""),
+               os.path.join(os.path.realpath(leave_out), ""))  # fmt: skip
+    yield from (entry for entry in _all_entries(sources) if not entry.path.startswith(own))
+
+
+def _all_entries(sources: Iterable[str]) -> Iterator[Entry]:
     for source in sources:
         if source.startswith("file://"):
             source = url_to_fs(source)[1]
@@ -130,14 +139,19 @@ def _entry(address: str, info: dict[str, Any]) -> Entry:
         if isinstance(time, datetime):
             time = time.timestamp()
         if time:
-            return Entry(address, int(info["size"] or 0), round(time * 1e6) * 1000)
-    return Entry(address, int(info["size"] or 0), 0)
+            return Entry(address, int(info.get("size") or 0), round(time * 1e6) * 1000)
+    return Entry(address, int(info.get("size") or 0), 0)
 
 
 def _listed(source: str) -> Iterator[Entry]:
     """The files that a list names; paths are relative to its folder."""
-    folder = os.path.dirname(os.path.abspath(source))
-    for name in _names(source):
+    remote = is_address(source)
+    folder = os.path.dirname(source if remote else os.path.abspath(source))
+    for number, name in enumerate(_names(source), start=1):
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{source}: its file number {number} has no path, but {name!r}")
+        if remote and not is_address(name):
+            name = f"{folder}/{name}"
         if is_address(name) and not name.startswith("file://"):
             fs, path = url_to_fs(name)
             try:
@@ -151,15 +165,16 @@ def _listed(source: str) -> Iterator[Entry]:
 
 def _names(source: str) -> Iterator[str]:
     kind = Path(source).suffix.lower()
-    if not os.path.isfile(source):
+    if not (is_address(source) or os.path.isfile(source)):
         raise FileNotFoundError(f"there is no list {source}")
     if kind == ".parquet":
-        with pq.ParquetFile(source) as file:
+        with fsspec.open(source, "rb") as opened, pq.ParquetFile(opened) as file:
             column = _column(file.schema_arrow.names, source)
             for batch in file.iter_batches(columns=[column]):
                 yield from batch.column(0).to_pylist()
         return
-    with open(source, encoding="utf-8", newline="") as file:
+    # Spreadsheets begin a CSV file with a byte order mark.
+    with fsspec.open(source, "r", encoding="utf-8-sig", newline="") as file:
         if kind == ".csv":
             rows = csv.DictReader(file)
             column = _column(rows.fieldnames or (), source)

@@ -9,13 +9,14 @@ import torch
 
 from llava_forgery.images import set_pixel_limit
 from llava_forgery.infer.predictor import ANSWERS
+from llava_forgery.scan.columns import from_columns, to_columns
 from llava_forgery.scan.judge import Judge, JudgeSettings
 from llava_forgery.scan.models import ModelSettings
 from llava_forgery.scan.reader import Reader, ReadSettings
 from llava_forgery.scan.registry import Registry
 from llava_forgery.scan.results import Result, to_result
 from llava_forgery.scan.schema import versions
-from llava_forgery.scan.units import Unit, pack, unpack
+from llava_forgery.scan.units import Item, Unit
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ScanSettings:
         """Columns of a record that are the same for all files of a run."""
         return {
             "answers": self.answers,
-            "model": self.model.model,
+            "model": self.model.model or "shipped",
             "weights": self.model.weights,
             "versions": versions(),
         }
@@ -71,7 +72,7 @@ class ReadStage:
         self._reader = Reader(settings.model.finder(), settings.read, registry)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return pack(self._reader(unpack(table)))
+        return to_columns(Item, self._reader(from_columns(Unit, table)))
 
 
 class JudgeStage:
@@ -100,10 +101,10 @@ class JudgeStage:
         )
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        items = self._judge(unpack(table))
+        items = self._judge(from_columns(Item, table))
         if self._provenance is None:
-            return pack(items)
-        return pack(to_result(item, self._provenance) for item in items)
+            return to_columns(Item, items)
+        return to_columns(Result, (to_result(item, self._provenance) for item in items))
 
 
 class DetectStage(JudgeStage):
@@ -145,10 +146,10 @@ def judge_here(
     stages = [kind(*arguments) for kind, arguments in list_stages(settings, registry or Registry())]
 
     def run(units: Sequence[Unit]) -> list[Result]:
-        table = pack(units)
+        table = to_columns(Unit, units)
         for stage in stages:
             table = stage(table)
-        return unpack(table)
+        return from_columns(Result, table)
 
     return run
 

@@ -1,17 +1,13 @@
 """What passes between the processes of a scan."""
 
-import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import pyarrow as pa
 
 from llava_forgery.faces.kinds import Kind
 from llava_forgery.faces.video import FrameChoice
 from llava_forgery.infer.predictor import FaceInput
 from llava_forgery.infer.verdict import Verdict
-from llava_forgery.infer.video import FrameScore, SeenFace, Track
+from llava_forgery.infer.video import FrameScore, SeenFace, Track, VideoVerdict
 from llava_forgery.scan.sources import Entry
 
 
@@ -75,7 +71,7 @@ class Item:
     """Of ``seen``."""
     tracks: Sequence[Track] | None = None
     """Of the whole video, once they are known."""
-    verdicts: list[Verdict] = field(default_factory=list)
+    verdicts: list[VideoVerdict | Verdict] = field(default_factory=list)
     """The largest face first."""
     pictures: list[bytes | None] = field(default_factory=list)
     """JPEG of each verdict's face beside its map, None where it is not flagged."""
@@ -91,16 +87,3 @@ class Item:
     def is_open(self) -> bool:
         """Whether there is anything left to judge."""
         return self.error is None and not self.is_duplicate and self.long is None
-
-
-def pack(values: Iterable[Unit | Item]) -> pa.Table:
-    """Values as rows that Ray Data moves; the path stands beside each for those who watch."""
-    values = list(values)
-    data: list[Any] = [pickle.dumps(value, pickle.HIGHEST_PROTOCOL) for value in values]
-    columns = {"path": pa.array([value.path for value in values], pa.string())}
-    return pa.table({**columns, "value": pa.array(data, pa.large_binary())})
-
-
-def unpack(table: pa.Table) -> list[Any]:
-    """The inverse of :func:`pack`. The bytes come from processes of the same scan alone."""
-    return [pickle.loads(value.as_buffer()) for chunk in table["value"].chunks for value in chunk]

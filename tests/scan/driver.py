@@ -73,10 +73,12 @@ def main(address, archive, out, model, host, kills, workers=1) -> None:
         (stages[kind], (*arguments, kills)) for kind, arguments in list_stages(*given)
     ]
     cluster = Cluster(None if address == "local" else address, workers=int(workers), block=2)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     summary = scan_archive(
         [archive], Path(out), settings(model, host), Selection(), cluster, shard_seconds=0
     )
     print("\n".join(summary.lines()))
+    sys.exit(130 if summary.interrupted else 0)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,20 @@ def test_workers_and_the_driver_are_killed(scene, undisturbed, tmp_path):
     assert f"{len(undisturbed)} unchanged and skipped" in again.communicate(timeout=300)[0]
 
 
+def test_sigterm_ends_a_scan_as_ctrl_c_does(scene, tmp_path):
+    """Ray's own handler would end it without a word of what is left."""
+    out, kills = tmp_path / "out", tmp_path / "kills"
+    kills.mkdir()
+    driver = start("local", scene, out, kills)
+    wait_for(driver, lambda: shards(out))
+    driver.send_signal(signal.SIGTERM)
+    said = driver.communicate(timeout=600)[0]
+    assert driver.returncode == 130, said
+    assert "the same command resumes" in said
+    files = pq.read_table(out / "records", columns=["file"])["file"].to_pylist()
+    assert 0 < len(files) == len(set(files))
+
+
 def test_one_of_two_nodes_is_killed(scene, undisturbed, tmp_path):
     from ray.cluster_utils import Cluster
 

@@ -113,6 +113,15 @@ def test_a_full_disk_leaves_what_was_written(tmp_path, fill_disk):
             collector.flush()
         fill_disk(None)
     assert list(records(tmp_path)) == ["/a.jpg"]
+
+    def keep_a_part():
+        with open_folder(tmp_path, SETTINGS) as folder:
+            fill_disk(1000)
+            folder.add_part(Entry("/long.mp4", 1, 1), "span 0", bytes(1 << 20))
+
+    with pytest.raises(OSError, match=r"scan\.sqlite cannot be written"):
+        keep_a_part()
+    fill_disk(None)
     collect(tmp_path, result("/b.jpg", 0.5))
     assert list(records(tmp_path)) == ["/a.jpg", "/b.jpg"]
 

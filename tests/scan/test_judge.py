@@ -1,7 +1,6 @@
 """From files to records in one process: the same that ``detect`` says, by whichever stages."""
 
 import os
-import pickle
 import shutil
 
 import numpy as np
@@ -10,13 +9,14 @@ import pytest
 from llava_forgery.faces.video import FrameChoice
 from llava_forgery.infer.batch import judge_files
 from llava_forgery.infer.predictor import FaceFinder, ForgeryPredictor
+from llava_forgery.scan.columns import from_columns, to_columns
 from llava_forgery.scan.judge import Judge, JudgeSettings, face_picture
 from llava_forgery.scan.reader import Reader, ReadSettings
 from llava_forgery.scan.registry import Registry
 from llava_forgery.scan.results import to_result
 from llava_forgery.scan.sources import list_entries
 from llava_forgery.scan.stages import ScanSettings
-from llava_forgery.scan.units import Unit, pack, unpack
+from llava_forgery.scan.units import Item, Unit
 from tests import tiny
 from tests.faces.media import RedSquare, photograph
 from tests.scan.making import PROVENANCE, archive, save_model
@@ -84,7 +84,7 @@ def test_records_are_those_of_detect(predictor, model, root, answers):
         items = Judge(model.predictor("none"), settings, is_last=False)(items)
         assert {v.p_yes for item in items for v in item.verdicts} == {None}
         assert any(len(item.faces) for item in items)
-    items = unpack(pack(items))
+    items = from_columns(Item, to_columns(Item, items))
     items = Judge(predictor, settings, flagged_only=answers == "flagged")(items)
     records = [to_result(item, PROVENANCE).record for item in items]
     detected = judge_files(predictor, [root], cropped=True, frames=CHOICE)
@@ -108,7 +108,7 @@ def test_the_detector_alone_asks_nobody_and_lets_pixels_go(model, predictor, roo
     assert [verdict.score for verdict in judged.verdicts] == pytest.approx(scores, abs=1e-5)
     assert judged.overlay.startswith(b"\x89PNG")
     assert (judged.faces, judged.seen) == ([], [])
-    assert len(pickle.dumps(judged)) < 200_000
+    assert to_columns(Item, [judged]).nbytes < 200_000
     assert ScanSettings(model).decisive()["weights"] == model.weights
 
 
@@ -147,6 +147,8 @@ def test_duplicates_and_files_that_kill_their_process(root):
     again = read(root, registry=registry)
     (dead,) = (item for item in again if item.error and "ended its process" in item.error)
     assert dead.path == killer
+    # What it is stays known, so that copies of it get its record.
+    assert (len(dead.sha256), dead.kind) == (64, "picture")
     assert registry.begin(paths) == 0
 
 
@@ -185,6 +187,8 @@ def test_the_digest_of_a_model_is_that_of_its_files(model, tmp_path):
     other = type(model)(str(copy))
     assert (other.weights, other.size) == (model.weights, tiny.SIZE)
     (copy / "more").write_text("x")
+    with pytest.raises(ValueError, match="other files than where the scan was started"):
+        other.predictor("none")
     assert type(model)(str(copy)).weights != model.weights
     with pytest.raises(FileNotFoundError, match="it is no adapter"):
         _ = type(model)(str(tmp_path)).size

@@ -6,10 +6,12 @@ import pytest
 
 from llava_forgery.faces.video import FrameChoice
 from llava_forgery.infer.predictor import FaceFinder
+from llava_forgery.infer.segments import FrameScore
+from llava_forgery.infer.video import SeenFace
 from llava_forgery.scan.collector import Collector
 from llava_forgery.scan.folder import open_folder
 from llava_forgery.scan.judge import Judge, JudgeSettings
-from llava_forgery.scan.long import list_spans, next_units
+from llava_forgery.scan.long import list_spans, next_units, pack_long, pack_part
 from llava_forgery.scan.reader import Reader, ReadSettings
 from llava_forgery.scan.registry import Registry
 from llava_forgery.scan.results import to_result
@@ -106,6 +108,16 @@ def test_spans_have_every_frame_once_and_some_again():
     assert spans[1].numbers(100) == list(range(19, 50))
     even = list_spans(FrameChoice(10), 10, 5)
     assert even[1].numbers(1000) == FrameChoice(10).numbers(1000)
+
+
+def test_what_is_wrong_with_a_square_comes_through_its_span(clip):
+    (entry,) = list_entries([str(clip)])
+    (span,) = list_spans(CHOICE, 48, 100)
+    seen = [SeenFace((0.0, 0.0, 9.0, 9.0), 3, 0, 81.0, 0.1, ("small",))]
+    parts = [pack_long("00", 48), pack_part(span, seen, [FrameScore(3, 0.5, None, 0.1)])]
+    (unit,) = next_units(entry, dict(parts), CHOICE, 100, "mean")
+    assert unit.shown == tuple(seen)
+    assert unit.tracks[0].faces == tuple(seen)
 
 
 def test_parts_of_a_file_that_changed_count_for_nothing(tmp_path, clip):

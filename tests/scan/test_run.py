@@ -29,6 +29,7 @@ def scan(model, tmp_path, monkeypatch):
 
     @contextmanager
     def connected(cluster):
+        invoke.clusters += 1
         yield None
 
     def run_scan(ray, cluster, settings, plan, collector, progress):
@@ -55,7 +56,7 @@ def scan(model, tmp_path, monkeypatch):
                      *more]  # fmt: skip
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
-    invoke.stop = -1
+    invoke.stop, invoke.clusters = -1, 0
     return invoke
 
 
@@ -77,6 +78,8 @@ def test_interrupted_resumed_and_changed(scan, tmp_path):
     before = records(tmp_path)
     assert len(before) == 10
     assert scan().stdout.startswith("0 files in 0 s")
+    # Where nothing is left no cluster is started.
+    assert scan.clusters == 2
     # Touched: judged again by its time, not by its content. Written anew: by both.
     os.utime(tmp_path / "archive/d0/0003.png", (1, 1))
     (tmp_path / "archive/text.png").write_bytes((tmp_path / "archive/d1/0001.png").read_bytes())
@@ -101,7 +104,18 @@ def test_a_dry_run_judges_a_few_and_writes_no_record(scan, tmp_path):
     assert told["pending"] == told["files"]
     assert set(told["seconds_for_each"]) == {"picture", "video"}
     assert told["hours"]["2 workers"] <= told["hours"]["1 worker"]
-    assert not list((tmp_path / "out").glob("records/*.parquet"))
+    # Neither is a scan begun, whose settings would bind the next one.
+    assert not (tmp_path / "out").exists()
+
+
+def test_interrupted_while_files_are_listed(scan, monkeypatch):
+    def list_entries(sources, leave_out):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "list_entries", list_entries)
+    stopped = scan()
+    assert stopped.exit_code == 130
+    assert "interrupted: before all files were listed; the same command resumes" in stopped.stdout
 
 
 def test_wrong_use_is_said_before_anything_is_judged(scan, tmp_path):

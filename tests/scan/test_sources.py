@@ -49,6 +49,32 @@ def test_lists_name_files_relative_to_their_folder(folder, kind):
     assert "No such file" in entries[1].problem
 
 
+def test_a_list_of_a_spreadsheet_begins_with_a_byte_order_mark(folder):
+    (folder / "list.csv").write_text("path\na.jpg\n", encoding="utf-8-sig")
+    assert names([str(folder / "list.csv")], folder) == ["a.jpg"]
+
+
+def test_lists_of_other_file_systems_name_files_beside_them():
+    fs = fsspec.filesystem("memory")
+    fs.pipe({"/lists/in.csv": b"path\na.jpg\nmemory://other/b.jpg\n", "/lists/a.jpg": b"one"})
+    fs.pipe("/other/b.jpg", b"three")
+    pq.write_table(pa.table({"path": ["a.jpg"]}), where := fs.open("/lists/in.parquet", "wb"))
+    where.close()
+    found = list(list_entries(["memory://lists/in.csv", "memory://lists/in.parquet"]))
+    assert [entry.size for entry in found] == [3, 5, 3]
+    assert {entry.problem for entry in found} == {None}
+
+
+def test_what_a_scan_writes_is_not_scanned(folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "picture.png").write_bytes(b"")
+    (folder / "outer.png").write_bytes(b"")
+    for source in (str(folder), f"{folder}/**"):
+        entries = list_entries([source], leave_out=folder / "out")
+        names = [os.path.relpath(entry.path, folder) for entry in entries]
+        assert sorted(set(names)) == ["a.jpg", "b/c.mp4", "outer.png"]
+
+
 def test_other_file_systems():
     fs = fsspec.filesystem("memory")
     fs.pipe({"/shelf/a.jpg": b"one", "/shelf/deep/b.mp4": b"three", "/shelf/c.txt": b""})
@@ -78,6 +104,9 @@ def test_what_is_not_there_or_names_nothing_is_an_error(folder):
     (folder / "wrong.csv").write_text("name\na.jpg\n")
     with pytest.raises(ValueError, match="no column path or file, only name"):
         list(list_entries([str(folder / "wrong.csv")]))
+    (folder / "empty.csv").write_text("path,label\na.jpg,0\n,1\n")
+    with pytest.raises(ValueError, match="file number 2 has no path"):
+        list(list_entries([str(folder / "empty.csv")]))
     (folder / "wrong.jsonl").write_text('{"path": "a.jpg"}\n[1]\n')
     with pytest.raises(ValueError, match="line 2: expected an object"):
         list(list_entries([str(folder / "wrong.jsonl")]))
