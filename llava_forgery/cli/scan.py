@@ -46,6 +46,9 @@ def scan(
     overlays: Annotated[
         bool, typer.Option("--overlays", help="Write pictures with maps of flagged files.")
     ] = False,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Keep the maps of flagged faces in the records, as PNG.")
+    ] = False,
     cropped: Cropped = False,
     frames: Frames = None,
     every: Every = None,
@@ -138,7 +141,7 @@ def scan(
         chosen,
         answers,
         ReadSettings(frame_choice(frames, every), cropped, max_pixels),
-        JudgeSettings(pool, batch_size, overlays),
+        JudgeSettings(pool, batch_size, overlays, masks),
     )
     selection = Selection(limit, parse_share(sample), shuffle, seed)
     environment = read_json(runtime_env) if runtime_env else {}

@@ -43,6 +43,8 @@ class JudgeSettings:
     """How many faces are judged at once, where memory has room for so many."""
     overlays: bool = False
     """Whether a flagged file's picture is drawn, beside its maps."""
+    masks: bool = False
+    """Whether the maps of flagged faces are kept as they are."""
 
 
 class Judge:
@@ -80,7 +82,7 @@ class Judge:
                 self._close(item)
             except Exception as error:
                 item.error = error_sentence(error)
-                item.verdicts, item.pictures = [], []
+                item.verdicts, item.pictures, item.masks = [], [], []
         return list(items)
 
     def _pictures(self, items: Sequence[Item]) -> None:
@@ -137,11 +139,15 @@ class Judge:
     def _close(self, item: Item) -> None:
         """Draw what is wanted, and let go what nobody needs."""
         if item.error is not None:
-            item.verdicts, item.pictures = [], []
+            item.verdicts, item.pictures, item.masks = [], [], []
         if not self.flagged_only:
             item.pictures = [
                 face_picture(_face(item, i), verdict) if is_flagged(verdict) else None
                 for i, verdict in enumerate(item.verdicts)
+            ]
+            item.masks = [
+                mask_picture(verdict) if self.settings.masks and is_flagged(verdict) else None
+                for verdict in item.verdicts
             ]
         flagged = any(is_flagged(verdict) for verdict in item.verdicts)
         drawn = flagged and self.settings.overlays
@@ -208,6 +214,12 @@ def face_picture(face: FaceInput, verdict: Verdict) -> bytes:
     buffer = io.BytesIO()
     sheet.save(buffer, format="JPEG", quality=80)
     return buffer.getvalue()
+
+
+def mask_picture(verdict: Verdict) -> bytes:
+    """PNG of a map over its box: (S, S) grey, 255 where it is 1."""
+    grey = Image.fromarray((255 * verdict.mask).round().astype(np.uint8))
+    return png_bytes(grey, "map of the forged area, drawn by a detector")
 
 
 def _draw(item: Item) -> bytes:

@@ -55,8 +55,9 @@ def to_result(item: Item, provenance: Mapping[str, str]) -> Result:
         part = pack_part(unit.span, item.seen, item.scores)
         return Result(unit.entry, item.sha256, None, item.kind, part)
     judged = FileVerdicts(item.path, error=item.error, faces=item.verdicts).to_dict()
-    for face, picture in zip(judged["faces"], item.pictures, strict=True):
-        face["picture"] = picture
+    pictures = zip(judged["faces"], item.pictures, item.masks, strict=True)
+    for face, picture, mask in pictures:
+        face |= {"picture": picture, "mask": mask}
     entry = unit.entry
     record = {
         **judged,

@@ -52,6 +52,8 @@ FACE = pa.struct(
         ("segments", pa.list_(SEGMENT)),
         # JPEG of the face beside its map, of flagged faces.
         ("picture", pa.binary()),
+        # PNG of the map over the box, of flagged faces, on request.
+        ("mask", pa.binary()),
     ]
 )
 SCHEMA = pa.schema(

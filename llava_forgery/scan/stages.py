@@ -54,6 +54,7 @@ class ScanSettings:
             "max_pixels": self.read.max_pixels,
             "pool": self.judge.reduce,
             "overlays": self.judge.overlays,
+            "masks": self.judge.masks,
         }
 
 

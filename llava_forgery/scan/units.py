@@ -75,6 +75,8 @@ class Item:
     """The largest face first."""
     pictures: list[bytes | None] = field(default_factory=list)
     """JPEG of each verdict's face beside its map, None where it is not flagged."""
+    masks: list[bytes | None] = field(default_factory=list)
+    """PNG of each verdict's map, None where it is not flagged or none is wanted."""
     overlay: bytes | None = None
     """PNG of the whole picture beside its maps, where it is asked for and a face is flagged."""
 

@@ -29,6 +29,7 @@ def result(path: str, *scores: float, sha256: str = "00" * 32, error=None, size=
     faces = [verdict(score) for score in scores]
     item = Item(Unit(entry), sha256, error, verdicts=faces)
     item.pictures = [b"jpeg" if score >= 0.5 else None for score in scores]
+    item.masks = [None] * len(scores)
     return to_result(item, PROVENANCE)
 
 

@@ -1,10 +1,12 @@
 """From files to records in one process: the same that ``detect`` says, by whichever stages."""
 
+import io
 import os
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from llava_forgery.faces.video import FrameChoice
 from llava_forgery.infer.batch import judge_files
@@ -54,7 +56,9 @@ def read(root, size=tiny.SIZE, registry=None, cropped=True):
 
 
 def plain(faces):
-    return [{name: v for name, v in face.items() if name != "picture"} for face in faces]
+    return [
+        {name: v for name, v in face.items() if name not in ("picture", "mask")} for face in faces
+    ]
 
 
 def assert_same(record, judged, asked_once):
@@ -102,11 +106,15 @@ def test_records_are_those_of_detect(predictor, model, root, answers):
 
 def test_the_detector_alone_asks_nobody_and_lets_pixels_go(model, predictor, root):
     (item,) = (i for i in read(root, cropped=False) if i.path.endswith("two.png"))
-    (judged,) = Judge(model.predictor("none"), JudgeSettings(batch_size=1, overlays=True))([item])
+    settings = JudgeSettings(batch_size=1, overlays=True, masks=True)
+    (judged,) = Judge(model.predictor("none"), settings)([item])
     assert [verdict.answer for verdict in judged.verdicts] == [None, None]
     scores, _ = predictor.predict_scores(FaceFinder(tiny.SIZE, RedSquare()).find_faces(item.path))
     assert [verdict.score for verdict in judged.verdicts] == pytest.approx(scores, abs=1e-5)
     assert judged.overlay.startswith(b"\x89PNG")
+    masks = [np.asarray(Image.open(io.BytesIO(mask))) for mask in judged.masks]
+    assert [mask.shape for mask in masks] == [(tiny.SIZE, tiny.SIZE)] * 2
+    assert all(mask.max() > 0 for mask in masks)
     assert (judged.faces, judged.seen) == ([], [])
     assert to_columns(Item, [judged]).nbytes < 200_000
     assert ScanSettings(model).decisive()["weights"] == model.weights
