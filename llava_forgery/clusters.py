@@ -54,13 +54,13 @@ def connected(
             ray.init(**options)
     except Exception as error:
         # Ray raises bare exceptions where its processes do not answer in time.
-        raise OSError(f"Ray could not be started or joined: {_last_line(error)}") from error
+        raise OSError(f"Ray could not be started or joined: {last_line(error)}") from error
     try:
         for name in ("ray.data", "ray.serve", "ray"):
             logging.getLogger(name).setLevel(logging.ERROR)
         yield
     except ray.exceptions.RayError as error:
-        raise OSError(f"a worker failed, see Ray's logs: {_last_line(error)}") from error
+        raise OSError(f"a worker failed, see Ray's logs: {last_line(error)}") from error
     finally:
         ray.shutdown()
 
@@ -90,6 +90,6 @@ def _no_native_lines() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
     """Of a message with the traceback of another process, what it ends with."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -1,5 +1,6 @@
 """A scan on Ray Data: paths are distributed, results come back to the one process that writes."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from llava_forgery import clusters
-from llava_forgery.clusters import require_ray
+from llava_forgery.clusters import last_line, require_ray
 from llava_forgery.faces.kinds import Kind
 from llava_forgery.scan.collector import Collector
 from llava_forgery.scan.columns import from_columns, to_columns
@@ -23,6 +24,8 @@ from llava_forgery.scan.results import Result
 from llava_forgery.scan.sources import Entry
 from llava_forgery.scan.stages import ScanSettings, list_stages
 from llava_forgery.scan.units import Unit
+
+logger = logging.getLogger(__name__)
 
 # Tasks that wait beside the one that runs, of each process.
 _AHEAD = 2
@@ -112,6 +115,7 @@ def run_scan(
 
     Raises:
         OSError: Workers give back nothing more, and files are left.
+        ray.exceptions.RayError: The same, and Ray says why.
     """
     registry = _start_registry(ray, collector.folder)
     stages = list_stages(settings, registry)
@@ -133,16 +137,29 @@ def run_scan(
                 batch_format="pyarrow",
                 **pools[kind.name],
             )
-        for table in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            results = from_columns(Result, table)
-            collector.add(results)
-            progress(sum(result.part is None for result in results))
+        failure = None
+        try:
+            for table in rows.iter_batches(
+                batch_size=None, batch_format="pyarrow", prefetch_batches=0
+            ):
+                results = from_columns(Result, table)
+                collector.add(results)
+                progress(sum(result.part is None for result in results))
+        except ray.exceptions.RayError as error:
+            # One of its own processes was lost, as where memory runs out: the rest is given out
+            # again, as long as anything comes back.
+            failure = error
         collector.flush()
         if (collector.files, collector.parts) == before:
+            if failure is not None:
+                raise failure
             raise OSError(
                 f"{len(units)} files were given to workers and none came back, the first of them "
                 f"{units[0].path}; see Ray's logs"
             )
+        if failure is not None:
+            reason = last_line(failure)
+            logger.warning("Ray lost what it needs, what is left is given out again: %s", reason)
 
 
 def hash_entries(
@@ -183,7 +200,9 @@ def _start_registry(ray: ModuleType, folder: ScanFolder) -> SharedRegistry:
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    kind = ray.remote(num_cpus=0, scheduling_strategy=here)(Registry)
+    kind = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)(
+        Registry
+    )
     actor = kind.remote()
     while rows := list(islice(judged, 100_000)):
         ray.get(actor.add.remote(rows))

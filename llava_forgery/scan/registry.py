@@ -4,7 +4,11 @@ from collections.abc import Iterable, Sequence
 
 
 class Registry:
-    """One for a scan. Calls that are repeated, as after a death, give the same answers."""
+    """One for a scan. Calls that are repeated, as after a worker's death, give the same answers.
+
+    One that died itself begins with nothing: some bytes are then judged more than once, and every
+    file still has one record.
+    """
 
     def __init__(self) -> None:
         self._owners: dict[tuple[bytes, str | None], str] = {}
