@@ -19,6 +19,10 @@ def require_ray(library: str, feature: str) -> ModuleType:
     return require("ray", extra="ray", feature=feature)
 
 
+# Ray gives its processes 30 seconds, which is little where the machine has other work.
+_STARTS = 3
+
+
 @contextmanager
 def connected(
     ray: ModuleType,
@@ -49,12 +53,7 @@ def connected(
         package = str(Path(__file__).parent)
         options["runtime_env"] = {"py_modules": [package], **(runtime_env or {})}
         options["address"] = address
-    try:
-        with _no_native_lines(), _own_signals():
-            ray.init(**options)
-    except Exception as error:
-        # Ray raises bare exceptions where its processes do not answer in time.
-        raise OSError(f"Ray could not be started or joined: {last_line(error)}") from error
+    _begin(ray, options, 1 if address else _STARTS)
     try:
         for name in ("ray.data", "ray.serve", "ray"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -63,6 +62,20 @@ def connected(
         raise OSError(f"a worker failed, see Ray's logs: {last_line(error)}") from error
     finally:
         ray.shutdown()
+
+
+def _begin(ray: ModuleType, options: Mapping[str, Any], times: int) -> None:
+    for left in reversed(range(times)):
+        try:
+            with _no_native_lines(), _own_signals():
+                ray.init(**options)
+            return
+        except Exception as error:
+            # Ray raises bare exceptions where its processes do not answer in time.
+            ray.shutdown()
+            if not left:
+                reason = last_line(error)
+                raise OSError(f"Ray could not be started or joined: {reason}") from error
 
 
 @contextmanager
