@@ -4,7 +4,8 @@
     python scripts/bench_scan.py scaling --files 3000 --videos 60 --answers none flagged
     python scripts/bench_scan.py memory --files 1000 20000
     python scripts/bench_scan.py kills --files 300
-    python scripts/bench_scan.py report --records SCAN/records --rows 100000
+    python scripts/bench_scan.py stages --files 500
+    python scripts/bench_scan.py report --rows 100000
 
 The shipped model judges, or --model ADAPTER. The archive is made of the photographs of
 ``samples/``, encoded again as often as needed so that no two files are the same, and of short clips
@@ -19,7 +20,9 @@ overhead pins both to one processor, one worker each. scaling compares two worke
 half the archive each, one worker each, at the same time. memory replaces the detector by a constant
 and sees small pictures, as 20,000 photographs would take an hour otherwise.
 kills ends worker processes (ten times, each after further records) and the driver (twice, with its
-cluster), and compares every record with that of an undisturbed scan.
+cluster), and compares every record with that of an undisturbed scan. stages takes turns, sixteen
+photographs each, between detect and all stages of a scan in one process: what is left of overhead
+without Ray. report repeats the records of some photographs.
 """
 
 import argparse
@@ -40,6 +43,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from llava_forgery.faces.video import FrameChoice
@@ -56,7 +60,8 @@ from llava_forgery.scan.reader import ReadSettings
 from llava_forgery.scan.report import write_report
 from llava_forgery.scan.schema import to_table
 from llava_forgery.scan.sources import list_entries
-from llava_forgery.scan.stages import DetectStage, ScanSettings, list_stages
+from llava_forgery.scan.stages import DetectStage, ScanSettings, judge_here, list_stages
+from llava_forgery.scan.units import Unit
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 _WORKER_DEATHS, _DRIVER_DEATHS = 10, 2
@@ -342,8 +347,36 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     )
 
 
+def bench_stages(arguments: argparse.Namespace, folder: Path) -> None:
+    torch.set_num_threads(1)
+    archive = make_archive(folder / "archive", arguments.files[0], 0)
+    settings = settings_of(spec_of(arguments, archive, folder, answers="none", workers=1))
+    run, predictor = judge_here(settings), settings.model.predictor("none")
+    entries = list(list_entries([str(archive)]))
+    blocks = [entries[start : start + 16] for start in range(0, len(entries), 16)]
+    turns = {
+        "detect": lambda block: list(judge_files(predictor, [entry.path for entry in block])),
+        "all stages": lambda block: run([Unit(entry) for entry in block]),
+    }
+    busy = dict.fromkeys(turns, 0.0)
+    for number, block in enumerate(blocks):
+        for name in sorted(turns, reverse=number % 2 == 0):
+            begun = time.process_time()
+            turns[name](block)
+            # The first block also pays for what is loaded when it is first needed.
+            busy[name] += time.process_time() - begun if number else 0.0
+    files = len(entries) - len(blocks[0])
+    print("| in one process | CPU ms a file |\n|---|---|")
+    for name, seconds in busy.items():
+        print(f"| {name} | {1000 * seconds / files:.1f} |")
+    print(f"overhead: {busy['all stages'] / busy['detect'] - 1:+.1%} CPU")
+
+
 def bench_report(arguments: argparse.Namespace, folder: Path) -> None:
-    rows = pq.read_table(arguments.records).to_pylist()
+    archive = make_archive(folder / "archive", arguments.files[0], 0)
+    settings = settings_of(spec_of(arguments, archive, folder, answers="none", workers=1))
+    units = [Unit(entry) for entry in list_entries([str(archive)])]
+    rows = [result.record for result in judge_here(settings)(units)]
     shard = folder / RECORDS / "part-000000.parquet"
     shard.parent.mkdir()
     number, size = 0, 5000
@@ -372,7 +405,7 @@ def spec_of(
 
 BENCHES = {
     "overhead": bench_overhead, "scaling": bench_scaling, "memory": bench_memory,
-    "kills": bench_kills, "report": bench_report,
+    "kills": bench_kills, "stages": bench_stages, "report": bench_report,
 }  # fmt: skip
 
 
@@ -388,7 +421,6 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=0)
     parser.add_argument("--answers", nargs="+", default=["none"])
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--records", type=Path, help="of report: records that are repeated")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-scan-"))
     try:
