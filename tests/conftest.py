@@ -4,6 +4,7 @@ import functools
 import os
 import resource
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,14 @@ from llava_forgery.integrations.lmms_eval import on_import
 
 # Tests share a process, and choose themselves what is registered in it.
 on_import.register_on_import = functools.wraps(on_import.register_on_import)(lambda: None)
+
+
+@pytest.fixture(autouse=True)
+def full_precision() -> Iterator[None]:
+    """What a command that ran in this process left is not the next test's."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The command, on a tiny adapter and host saved to disk."""
 
+import gc
 import json
 import os
 import re
@@ -9,12 +10,14 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
+import torch
 import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 import llava_forgery
 from llava_forgery.cli import app
+from llava_forgery.cli.app import load_predictor
 from llava_forgery.faces.records import save_faces
 from llava_forgery.files import sentence
 from llava_forgery.hosts.lora import LoraSettings
@@ -50,7 +53,7 @@ def _run(*arguments, text=None, code="from llava_forgery.cli import main; main()
 
 def test_detect_in_a_new_process_says_what_the_library_says(folder):
     result = _run("detect", folder / "face.png", "--model", folder / "adapter", "--cropped",
-                  "--json")  # fmt: skip
+                  "--json", "--dtype", "float32")  # fmt: skip
     assert (result.returncode, result.stderr) == (0, "")
     (entry,) = json.loads(result.stdout)
     predictor = ForgeryPredictor.from_pretrained(folder / "adapter")
@@ -60,6 +63,15 @@ def test_detect_in_a_new_process_says_what_the_library_says(folder):
     assert entry["faces"][0]["p_yes"] == pytest.approx(verdict.p_yes, abs=1e-4)
     assert entry["faces"][0]["answer"] == verdict.answer
     assert entry["faces"][0]["overlay"] is None
+
+
+def test_loading_chooses_the_precision_and_collects_again(folder):
+    for dtype, expected in ((None, "highest"), ("float32", "highest"), ("auto", "medium")):
+        load_predictor(folder / "adapter", device="cpu", dtype=dtype)
+        assert (torch.get_float32_matmul_precision(), gc.isenabled()) == (expected, True)
+    with pytest.raises(FileNotFoundError):
+        load_predictor(folder / "nothing")
+    assert gc.isenabled()
 
 
 def test_the_library_says_nothing(folder):

@@ -153,7 +153,11 @@ Quantization = Annotated[
     str | None, typer.Option("--quantization", help="4bit or 8bit: hold the host's weights so.")
 ]
 Dtype = Annotated[
-    str, typer.Option("--dtype", help="Of the host's weights: auto, float32, bfloat16, float16.")
+    str,
+    typer.Option(
+        "--dtype",
+        help="Of the host's weights: auto (the checkpoint's), float32, bfloat16, float16.",
+    ),
 ]
 DeepSpeed = Annotated[
     Path | None,

@@ -69,7 +69,6 @@ def detect(
     was interrupted (Ctrl-C) after what it printed.
     """
     from llava_forgery.faces.video import frame_choice
-    from llava_forgery.infer.batch import judge_files
     from llava_forgery.pooling import check_reduction
     from llava_forgery.progress import progress
 
@@ -90,6 +89,8 @@ def detect(
         cache,
         max_memory,
     )
+    from llava_forgery.infer.batch import judge_files
+
     results, interrupted = [], False
     judged = judge_files(
         predictor, paths, cropped=cropped, overlay_dir=overlay, frames=choice, reduce=pool

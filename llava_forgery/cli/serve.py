@@ -147,7 +147,9 @@ def load_models(
 
     if max_pixels is not None:
         set_pixel_limit(max_pixels)
-    return {name: load_predictor(folder, **common) for name, folder in folders.items()}
+    return {
+        name: load_predictor(folder, dtype="auto", **common) for name, folder in folders.items()
+    }
 
 
 def named_models(values: list[str]) -> dict[str, Path | None]:

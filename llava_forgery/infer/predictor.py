@@ -296,7 +296,7 @@ class ForgeryPredictor(FaceFinder):
     def _batch_size(self) -> int:
         """Most faces of a batch, by the limits and by the memory that they may take."""
         if self.max_memory is None:
-            self.max_memory = free_memory(self._device) // 2
+            self.max_memory = free_memory(self.device) // 2
         assert self._memory.bytes is not None
         room = self.max_memory // self._memory.bytes
         return max(1, min(self.limits.size(self._memory.tokens), room))
@@ -332,7 +332,8 @@ class ForgeryPredictor(FaceFinder):
         return face.warnings + calibration.domain.warnings(face.image, side, maps)
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Where the host lies, or a detector alone."""
         return self.kfd.text_features.device if self.vlm is None else self.vlm.device
 
     def _detect(self, faces: Sequence[FaceInput]) -> KFDOutput:
@@ -342,7 +343,7 @@ class ForgeryPredictor(FaceFinder):
         detect = self.kfd if self.vlm is None else self.vlm.detect
         starts = range(0, len(faces), _DETECTED_AT_ONCE)
         parts = (faces[start : start + _DETECTED_AT_ONCE] for start in starts)
-        return KFDOutput.join([detect(_pixels(part).to(self._device)) for part in parts])
+        return KFDOutput.join([detect(_pixels(part).to(self.device)) for part in parts])
 
     def _answers(
         self, faces: Sequence[FaceInput], detection: KFDOutput, max_new_tokens: int
