@@ -67,7 +67,7 @@ def main() -> None:
 def bench(arguments: argparse.Namespace, photographs: list[Path]) -> dict[str, Any]:
     """All figures."""
     bodies = [path.read_bytes() for path in photographs]
-    loads: dict[int, list[dict[str, Any]]] = {1: [], 8: [], 50: []}
+    loads: dict[int, list[dict[str, Any]]] = {n: [] for n in arguments.clients}
     alone, batched, memory = [], [], []
     with detect_child(arguments, photographs) as detect, served(arguments) as (server, url):
         for number in range(1 + arguments.rounds):
@@ -217,6 +217,8 @@ def served(arguments: argparse.Namespace) -> Iterator[tuple[subprocess.Popen, st
     command = [sys.executable, "-m", "llava_forgery.cli", "serve", "--port", str(port)]
     if arguments.model is not None:
         command += ["--model", arguments.model]
+    if arguments.batch_wait is not None:
+        command += ["--batch-wait", arguments.batch_wait]
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(command) as server:
         try:
@@ -290,6 +292,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="folder of an adapter; default: the shipped model")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--each", type=int, default=24, help="photographs of a round")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 50])
+    parser.add_argument("--batch-wait", help="of the server; default: its own")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--child", nargs="*", default=None, help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -40,8 +40,13 @@ def serve(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Most faces of a batch.")] = 8,
     batch_wait: Annotated[
-        float, typer.Option(help="Most seconds for which a batch waits for announced faces.")
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            min=0,
+            help="Most seconds for which a batch waits for announced faces; default: as long as "
+            "a face takes.",
+        ),
+    ] = None,
     queue: Annotated[int, typer.Option(help="Most faces that wait; then 429.")] = 256,
     max_requests: Annotated[int, typer.Option(help="Most requests at once; then 429.")] = 128,
     max_bytes: Annotated[int, typer.Option(help="Most bytes of a request.")] = 64 * 2**20,

@@ -18,6 +18,7 @@ from llava_forgery.infer.verdict import Verdict
 logger = logging.getLogger(__name__)
 
 CALL = "call"
+_LEAST_WAIT = 0.1
 Observe = Callable[[str, int, float], None]
 
 
@@ -62,7 +63,9 @@ class Engine:
         predictor: Used by the engine's thread alone for what goes through the queue.
         batch_size: Most faces of a batch.
         wait: Seconds for which a batch with room waits for callers that have said, by
-            :meth:`expect`, that they bring faces. Nobody waits for callers that have not.
+            :meth:`expect`, that they bring faces; by default as long as a face takes, which is
+            about what a batch of their own would cost on top, at least 0.1. Nobody waits for
+            callers that have not.
         queue: Most faces that wait; what would exceed it is refused.
         observe: Receives the kind, the number of faces and the seconds of each batch.
     """
@@ -71,7 +74,7 @@ class Engine:
         self,
         predictor: ForgeryPredictor,
         batch_size: int = 8,
-        wait: float = 0.1,
+        wait: float | None = None,
         queue: int = 256,
         observe: Observe | None = None,
     ) -> None:
@@ -193,12 +196,16 @@ class Engine:
                     deadline = None
                     self._changed.wait()
                     continue
-                deadline = deadline or time.monotonic() + self.wait
+                deadline = deadline or time.monotonic() + self._patience()
                 rest = deadline - time.monotonic()
                 full = len(batch) >= self.batch_size or batch[0][0].kind == CALL
                 if full or not self._expected or rest <= 0:
                     return batch
                 self._changed.wait(rest)
+
+    def _patience(self) -> float:
+        """Seconds for which a batch with room waits."""
+        return max(_LEAST_WAIT, self._seconds) if self.wait is None else self.wait
 
     def _gather(self) -> list[tuple[_Task, Any]]:
         """What may share a batch with the first task, in the order in which it came."""

@@ -141,7 +141,7 @@ class Replica:
         load: Callable[[], Mapping[str, ForgeryPredictor]],
         settings: Settings,
         batch_size: int,
-        batch_wait: float,
+        batch_wait: float | None,
         board: Any,
     ) -> None:
         self.service = Service(load(), settings, batch_size, batch_wait, SharedBoard(board))
@@ -161,7 +161,7 @@ def serve_replicas(
     settings: Settings,
     replicas: Replicas,
     batch_size: int = 8,
-    batch_wait: float = 0.1,
+    batch_wait: float | None = None,
     stop: threading.Event | None = None,
     started: Callable[[], None] = lambda: None,
 ) -> None:

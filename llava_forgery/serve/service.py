@@ -57,7 +57,7 @@ class Service:
         predictors: By name; the first is taken where a client names none.
         settings: The limits.
         batch_size: Most faces of a batch.
-        batch_wait: See ``Engine``; in seconds.
+        batch_wait: ``wait`` of :class:`Engine`, in seconds.
         board: Where other servers look for its jobs; see ``Jobs``.
 
     Raises:
@@ -69,7 +69,7 @@ class Service:
         predictors: Mapping[str, ForgeryPredictor],
         settings: Settings | None = None,
         batch_size: int = 8,
-        batch_wait: float = 0.1,
+        batch_wait: float | None = None,
         board: Board | None = None,
     ) -> None:
         if not predictors:
@@ -88,7 +88,7 @@ class Service:
         self._reads_provenance = reads_provenance()
 
     def _serve(
-        self, name: str, predictor: ForgeryPredictor, batch_size: int, batch_wait: float
+        self, name: str, predictor: ForgeryPredictor, batch_size: int, batch_wait: float | None
     ) -> ServedModel:
         def observe(kind: str, faces: int, seconds: float) -> None:
             self.metrics.observe_batch(name, kind, faces, seconds)

@@ -135,6 +135,8 @@ def test_a_person_uses_the_page(browser, predictor, tmp_path):
         page.emulate_media(color_scheme="dark")
         page.set_input_files("#file", tmp_path / "v.mp4")
         page.wait_for_selector("#plot .dot")
+        # What explained the last file is not offered for this one.
+        expect(page.locator("#map")).to_have_value("mask")
         page.wait_for_selector("#result:not([hidden])")
         expect(page.locator("#plot .dot")).to_have_count(24)
         page.locator("#plot .dot").nth(20).focus()
@@ -148,7 +150,7 @@ def test_a_person_uses_the_page(browser, predictor, tmp_path):
         # A frame of the video, and not an empty canvas.
         picture = re.search(r"data:image/jpeg;base64,([^\"]+)", report)[1]
         pixels = np.array(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"))
-        assert pixels.shape == (128, 128, 3)
+        assert pixels.shape[0] == pixels.shape[1] >= 128
         assert pixels.std() > 10
         report_page = browser.new_page()
         report_page.set_content(report)

@@ -3,6 +3,9 @@
 // From black over violet and orange to yellow: the higher, the brighter, also in grey.
 const COLOURS = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
 
+// Pixels of a drawing's longer side, at least.
+const LEAST = 720;
+
 function colour(value) {
   const place = value * (COLOURS.length - 1);
   const low = Math.min(Math.floor(place), COLOURS.length - 2);
@@ -32,10 +35,12 @@ export async function heatMap(base64) {
 // `source`: an image or a video's frame, or null over a video that stays visible below. Of `faces`, those that are
 // not to be seen are null.
 export function draw(canvas, { source, width, height, faces, chosen, map, opacity }) {
-  canvas.width = width;
-  canvas.height = height;
+  // Small pictures are shown larger: lines and letters are to stay sharp.
+  const scale = Math.max(1, LEAST / Math.max(width, height, 1));
+  canvas.width = width * scale;
+  canvas.height = height * scale;
   const pen = canvas.getContext("2d");
-  pen.clearRect(0, 0, width, height);
+  pen.scale(scale, scale);
   if (source) pen.drawImage(source, 0, 0, width, height);
   const face = faces[chosen];
   if (map && face) {
@@ -44,8 +49,8 @@ export function draw(canvas, { source, width, height, faces, chosen, map, opacit
     pen.drawImage(map, x0, y0, x1 - x0, y1 - y0);
     pen.globalAlpha = 1;
   }
-  const line = Math.max(2, Math.round(Math.max(width, height) / 250));
-  const size = Math.max(14, Math.round(Math.max(width, height) / 35));
+  const line = Math.max(width, height) / 250;
+  const size = Math.max(width, height) / 35;
   pen.font = `600 ${size}px system-ui, sans-serif`;
   faces.forEach((other, i) => {
     if (!other) return;

@@ -84,7 +84,10 @@ async function show(file) {
     state.source = await image.decode().then(() => image, () => null);
     state.size = [image.naturalWidth, image.naturalHeight];
   }
+  // The last file's explanations are not this one's.
+  offerMaps([]);
   $("faces").replaceChildren(...faces().map((_, i) => faceButton(i)));
+  $("faces-box").hidden = faces().length < 2;
   $("log").replaceChildren();
   // Only a server with c2pa-python has looked for it.
   $("provenance-box").hidden = !("provenance" in state.record);
@@ -160,6 +163,11 @@ function seek(frame) {
   if (state.record) redraw();
 }
 
+function offerMaps(explained) {
+  const options = [["mask", "forged area"], ...explained, ["none", "none"]];
+  $("map").replaceChildren(...options.map(([value, name]) => new Option(name, value)));
+}
+
 async function why() {
   const button = $("explain");
   button.disabled = true;
@@ -175,10 +183,8 @@ async function why() {
       state.maps[`${i} grad-cam`] = await heatMap(explained.grad_cam);
       for (const layer of explained.consistency) state.maps[`${i} ${layer.tap}`] = await heatMap(layer.map);
     }
-    const options = [["mask", "forged area"], ["grad-cam", "Grad-CAM: what speaks for forged"],
-      ...found[0].consistency.map((layer) => [layer.tap, `consistency, layer ${layer.tap}: nearer to forged`]),
-      ["none", "none"]];
-    $("map").replaceChildren(...options.map(([value, name]) => new Option(name, value)));
+    offerMaps([["grad-cam", "Grad-CAM: what speaks for forged"],
+      ...found[0].consistency.map((layer) => [layer.tap, `consistency, layer ${layer.tap}: nearer to forged`])]);
     $("map").value = "grad-cam";
     await redraw();
     say("The maps are there: choose one.");
