@@ -196,7 +196,7 @@ def test_evaluate_judges_fakes_as_they_are(folder, tmp_path, model):
 
 def test_evaluate_says_what_it_cannot_measure(folder, faces, tmp_path):
     for model, given, more, message in [
-        ("adapter/kfd", faces, [], "detector alone"),
+        ("adapter/kfd", faces, [], "detector without a host"),
         ("adapter", faces, ["--pool", "max"], "no fakes"),
     ]:
         arguments = ["eval", "run", "--model", folder / model, "--faces", given,

@@ -141,8 +141,8 @@ def evaluate(
             )
         if (model / KFD_CONFIG).is_file():
             raise ValueError(
-                f"{model} is a detector alone, which is measured on faces with labels of their "
-                f"own, and {faces} holds real ones alone; give --as-is for its false-positive "
+                f"{model} is a detector without a host, which is measured on faces with labels of "
+                f"their own, but {faces} holds only real ones; give --as-is for its false-positive "
                 "rate, or an adapter, or see `eval robustness`"
             )
         predictor = load_predictor(model, base_model, backend, device, None, allow_download)

@@ -1,1 +1,1 @@
-"""Measures of detectors and of what a host says, and what its words mean."""
+"""Measures of detectors and of a host's answers."""

@@ -1,8 +1,8 @@
-"""Fit a detector's calibration on people who were not in training, and say how good it is.
+"""Fit a detector's calibration on people who were not in training, and measure how good it is.
 
     llava-forgery eval calibrate --model KFD --faces FACES --out OUT
 
-What is said of the calibration is cross-fitted: each person's scores come from a fit on the others.
+The calibration's figures are cross-fitted: each person's scores come from a fit on the others.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ _UNUSUAL = 0.005
 
 
 def video_recipe() -> Stage1Recipe:
-    """Forgeries as by default, most pictures through video compression.
+    """The default forgeries, with video compression of most pictures.
 
     Raises:
         ImportError: PyAV is not installed (extra ``train``).
@@ -69,17 +69,18 @@ def calibration_images(
     recipe: Stage1Recipe | None = None,
     seed: int = 0,
 ) -> ManifestImages | PairImages:
-    """Faces of both classes as they are; real ones are forged and go through compression.
+    """Images to calibrate on: faces of both classes as they are, or forgeries of real faces.
 
     Args:
         faces: Rows of ``FaceCrop``, of people who were not in training.
         size: Side S of the images in pixels.
-        pairs: Simulated forgeries; four for each face by default. Only for real faces alone.
-        recipe: Forgeries, framing and degradation; None for :func:`video_recipe`.
-        seed: Of the forgeries, which differ from those of training under any seed.
+        pairs: Number of simulated forgeries; by default four for each face. Only if all faces are
+            real.
+        recipe: Recipe of forgeries, framing and degradation; None for :func:`video_recipe`.
+        seed: Seed of the forgeries, which differ from those of training for any seed.
 
     Raises:
-        ValueError: As the images; ``pairs`` is given for faces of both classes.
+        ValueError: As for the images; or ``pairs`` is given for faces of both classes.
     """
     if set(faces["label"]) == {REAL, FAKE}:
         if pairs is not None:
@@ -102,7 +103,7 @@ def calibration_images(
 
 
 def undegraded(recipe: Stage1Recipe) -> Stage1Recipe:
-    """The same forgeries in photographs that nothing has happened to."""
+    """The same recipe without degradation."""
     return replace(recipe, degradation=DegradeConfig(probability=0, before=0, video=0))
 
 
@@ -117,31 +118,31 @@ def calibrate(
     smallest: float = 0.0,
     photographs: ManifestImages | PairImages | None = None,
 ) -> tuple[Calibration, dict[str, Any]]:
-    """Fit a calibration; the detector keeps the one it has.
+    """Fit a calibration; the detector itself is left unchanged.
 
     Args:
-        detector: In eval mode.
-        images: Of people who were not in training.
+        detector: Detector in eval mode.
+        images: Images of people who were not in training.
         output_dir: Receives ``records.jsonl`` (a line for each image: label, person, logit,
-            measures of the picture), ``metrics.json`` and ``table.md``. What an interrupted call
-            has judged of the same images with the same weights is kept.
+            measures of the picture), ``metrics.json`` and ``table.md``. An interrupted call resumes
+            if images and weights are the same.
         fpr: As for :func:`choose_thresholds`.
-        keep_scores: Leave temperature and offset as they are and fit the rest: an adapter was
+        keep_scores: Keep temperature and offset and only fit the rest, for an adapter that was
             trained on its detector's scores.
-        batch_size: Images that are judged at once.
-        smallest: Side of the smallest squares that the images stand for, in pixels.
-        photographs: Further images that no warning is to be given of, such as the same faces
-            without compression; scores and thresholds are not fitted to them.
+        batch_size: Number of images judged at once.
+        smallest: Side of the smallest squares that the images represent, in pixels.
+        photographs: Further images that must cause no warning, such as the same faces without
+            compression; scores and thresholds are not fitted to them.
 
     Returns:
-        The calibration, and its figures: ``images``, ``people``, ``auc``, ``ece_before``,
+        The calibration and its figures: ``images``, ``people``, ``auc``, ``ece_before``,
         ``ece_after`` (cross-fitted), ``fpr``, ``fnr``, ``uncertain`` and ``wrong_if_certain``
-        (shares, cross-fitted, the classes weighted equally), ``bins_before``, ``bins_after`` and
+        (shares, cross-fitted, both classes weighted equally), ``bins_before``, ``bins_after`` and
         ``calibration``.
 
     Raises:
-        ValueError: As the measures; fewer people than folds; or an interrupted call had other
-            settings.
+        ValueError: As for the measures; there are fewer people than folds; or an interrupted call
+            had different settings.
     """
     plain, detector.calibration = detector.calibration, None
     try:
@@ -201,7 +202,7 @@ def _records(
 
 
 def _people(images: ManifestImages | PairImages) -> list[str]:
-    """The person of each image: what the folds keep together."""
+    """The person of each image, whose images stay in one fold."""
     if isinstance(images, ManifestImages):
         return list(images.faces["identity"])
     known = images.pairs.faces["identity"]
@@ -313,7 +314,7 @@ def _number(value: float | None) -> str:
 
 
 def reliability_figure(metrics: dict[str, Any]) -> "Figure":
-    """Share of fakes against the score, before and after.
+    """Reliability diagram: share of fakes against the score, before and after calibration.
 
     Raises:
         ImportError: matplotlib is missing.

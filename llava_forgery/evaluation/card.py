@@ -1,4 +1,4 @@
-"""An evaluation's figures in the model card of the adapter that was evaluated."""
+"""Writing an evaluation's figures into the model card of the adapter."""
 
 from collections.abc import Mapping
 from os import PathLike
@@ -11,11 +11,11 @@ _FIGURES = ("auc", "ap", "eer", "fpr", "fnr", "accuracy", "mask_iou")
 
 
 def card_figures(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a ``metrics.json`` that a card shows, of videos where there are any.
+    """The figures of a ``metrics.json`` that a card shows; those of videos, if there are any.
 
     Args:
-        metrics: What :func:`~llava_forgery.evaluation.simulated.evaluate_simulated` or
-            :func:`~llava_forgery.evaluation.labelled.evaluate_labelled` returned.
+        metrics: Return value of :func:`~llava_forgery.evaluation.simulated.evaluate_simulated` or
+            :func:`~llava_forgery.evaluation.labelled.evaluate_labelled`.
     """
     figures: dict[str, float] = {}
     for name, key in _PARTS.items():
@@ -32,9 +32,9 @@ def write_figures(adapter: str | PathLike, metrics: Mapping[str, Any], of: str) 
     """Write an evaluation's figures into an adapter's model card.
 
     Args:
-        adapter: Its folder, in either layout.
-        metrics: As for :func:`card_figures`; ``images`` is their number.
-        of: What was judged, such as "simulated forgeries".
+        adapter: Folder of the adapter, in either layout.
+        metrics: As for :func:`card_figures`; ``images`` is the number of images.
+        of: Kind of images, such as "simulated forgeries".
 
     Raises:
         FileNotFoundError: The adapter has no card.

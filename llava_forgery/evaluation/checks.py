@@ -1,4 +1,4 @@
-"""What the measures demand of their arrays, said the same way by all of them."""
+"""Checks of the measures' arguments, with the same messages for all of them."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from llava_forgery.constants import FAKE, REAL
 
 
 class OneClassError(ValueError):
-    """A measure needs real and fake images, and one of the two is missing."""
+    """Raised if a measure needs real and fake images and one class is missing."""
 
 
 def finite_values(values: ArrayLike, name: str) -> np.ndarray:
-    """(N,) float64.
+    """The values as (N,) float64.
 
     Raises:
-        ValueError: Another shape, nothing, or a value that is not finite.
+        ValueError: The shape differs, the array is empty, or a value is not finite.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values):
@@ -28,10 +28,10 @@ def finite_values(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def probabilities(values: ArrayLike, name: str) -> np.ndarray:
-    """(N,) float64 in [0, 1].
+    """The values as (N,) float64 in [0, 1].
 
     Raises:
-        ValueError: As :func:`finite_values`, or a value lies outside.
+        ValueError: As for :func:`finite_values`, or a value is out of range.
     """
     values = finite_values(values, name)
     if values.min() < 0 or values.max() > 1:
@@ -40,27 +40,27 @@ def probabilities(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def checked_labels(labels: ArrayLike, both: str | None = None) -> np.ndarray:
-    """(N,) int64 of 0 and 1.
+    """The labels as (N,) int64 of 0 and 1.
 
     Args:
-        labels: 0 real, 1 fake.
-        both: Name of the measure that needs the two classes; None where one will do.
+        labels: 0 for real, 1 for fake.
+        both: Name of the measure that needs both classes; None if one is enough.
 
     Raises:
-        OneClassError: The measure needs two classes and has one.
-        ValueError: As :func:`finite_values`, or another value.
+        OneClassError: The measure needs both classes and one is missing.
+        ValueError: As for :func:`finite_values`, or a value is neither 0 nor 1.
     """
     values = finite_values(labels, "labels")
     found = np.unique(values).tolist()
     if not set(found) <= {REAL, FAKE}:
         raise ValueError(f"labels must be 0 (real) or 1 (fake), got {found}")
     if both and len(found) < 2:
-        raise OneClassError(f"{both} needs real and fake images, got labels {found} alone")
+        raise OneClassError(f"{both} needs real and fake images, got only labels {found}")
     return values.astype(np.int64)
 
 
 def same_length(**arrays: Sequence | np.ndarray) -> None:
-    """Compare lengths.
+    """Check that arrays have the same length.
 
     Raises:
         ValueError: They differ, or are 0; the message names the arrays.

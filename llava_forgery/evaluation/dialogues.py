@@ -1,7 +1,8 @@
 """How often the answers of a dialogue contradict each other, on people who were not in training.
 
-Of each face three questions are asked, one after another: is it a deepfake, where is the artifact,
-which parts are untouched. :mod:`llava_forgery.evaluation.turns` says what fits what.
+Three questions are asked about each face, one after another: is it a deepfake, where is the
+artifact, which parts are untouched. :mod:`llava_forgery.evaluation.turns` decides which answers
+agree.
 """
 
 from collections.abc import Sequence
@@ -35,26 +36,26 @@ FOLLOW_UPS = (templates.WHERE.questions[0], templates.UNTOUCHED.questions[0])
 
 
 class HeldDialogue(NamedTuple):
-    """What was said of one face."""
+    """Scores and answers of a dialogue about one face."""
 
     score: float
-    """The detector's, in [0, 1]."""
+    """The detector's score, in [0, 1]."""
     p_yes: float
-    """Of the first answer, in [0, 1]."""
+    """P(yes) of the first answer, in [0, 1]."""
     answers: tuple[str, ...]
-    """To the first question and to ``FOLLOW_UPS``."""
+    """Answers to the first question and to ``FOLLOW_UPS``."""
 
 
 @torch.inference_mode()
 def hold_dialogues(
     vlm: ForgeryModel, faces: Sequence[np.ndarray], max_new_tokens: int = 64
 ) -> list[HeldDialogue]:
-    """Ask about faces in one batch; each answer stands in the prompt of the next question.
+    """Ask about faces in one batch; each answer is part of the prompt of the next question.
 
     Args:
-        vlm: In eval mode.
-        faces: (S, S, 3) uint8 each.
-        max_new_tokens: Most tokens of an answer.
+        vlm: Host with the skill, in eval mode.
+        faces: Images, (S, S, 3) uint8 each.
+        max_new_tokens: Maximum number of tokens of an answer.
     """
     detection = vlm.detect(torch.stack([from_bytes(face) for face in faces]))
     scores = detection.score.tolist()
@@ -96,23 +97,23 @@ def evaluate_dialogues(
     """Hold a dialogue about the forged and the pristine image of each pair.
 
     Args:
-        predictor: The skill.
-        pairs: Of people who were not in training.
-        output_dir: Receives ``records.jsonl`` and ``metrics.json``. What an interrupted call has
-            asked of the same pairs with the same weights is kept.
-        batch_size: Pairs that are asked about at once.
+        predictor: Predictor with a host.
+        pairs: Pairs of people who were not in training.
+        output_dir: Receives ``records.jsonl`` and ``metrics.json``. An interrupted call resumes if
+            pairs and weights are the same.
+        batch_size: Number of pairs asked about at once.
 
     Returns:
-        ``dialogues``; of them with a contradiction ``contradicting``, and by its kind ``place`` and
-        ``untouched`` (counts). Of the first answers ``auc`` of P(yes), ``accuracy``, ``unparsed``
-        and ``agreement`` with the score at the detector's threshold; ``regions_f1`` of those of the
-        fakes; ``kfd_auc``.
+        The counts ``dialogues``, ``contradicting`` (those with a contradiction) and, by kind of
+        contradiction, ``place`` and ``untouched``. For the first answers ``auc`` of P(yes),
+        ``accuracy``, ``unparsed`` and ``agreement`` with the score at the detector's threshold;
+        ``regions_f1`` of those about fakes; ``kfd_auc``.
 
     Raises:
-        ValueError: An interrupted call had other settings, or there is no language model.
+        ValueError: An interrupted call had different settings, or there is no language model.
     """
     if predictor.vlm is None:
-        raise ValueError("a detector alone holds no dialogues; give a forgery adapter")
+        raise ValueError("a detector without a host holds no dialogues; give a forgery adapter")
     output_dir = Path(output_dir)
     settings = {
         "pairs": SimulatedSamples(pairs).describe(),

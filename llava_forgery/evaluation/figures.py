@@ -1,4 +1,4 @@
-"""Curves as PNG: ROC with its interval, AUC against strength. Drawn with matplotlib's Agg alone."""
+"""Curves as PNG: ROC with its interval, AUC against strength. Only matplotlib's Agg is used."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from os import PathLike
@@ -21,7 +21,7 @@ NAMES = {
     "p_yes": "answer, P(yes)",
     "p_yes_uncited": "answer, P(yes), score not cited",
 }
-# Okabe and Ito's colours, which colour-blind people tell apart.
+# Okabe and Ito's colours, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 COLUMNS = 4
 
@@ -39,13 +39,13 @@ def roc_figure(
     Args:
         labels: (N,) of 0 and 1, both present.
         scores: Name to (N,) finite scores.
-        groups: (N,) what is resampled together, such as video ids.
-        resamples: For the intervals.
-        seed: Of the intervals.
+        groups: (N,) names of the units that are resampled, such as video ids.
+        resamples: Number of resamples for the intervals.
+        seed: Seed of the intervals.
 
     Raises:
         ImportError: matplotlib is missing.
-        ValueError: As :func:`roc`.
+        ValueError: As for :func:`roc`.
     """
     figure = new_figure(5, 5)
     axes = figure.add_subplot()
@@ -77,11 +77,11 @@ def robustness_figure(points: Sequence[RobustnessPoint]) -> "Figure":
     """A panel for each kind of change: AUC with its interval, from untouched to the strongest.
 
     Args:
-        points: From ``measure_robustness``.
+        points: Output of ``measure_robustness``.
 
     Raises:
         ImportError: matplotlib is missing.
-        ValueError: No point of the untouched images.
+        ValueError: There is no point of the untouched images.
     """
     untouched = {p.score: p for p in points if p.level == 0}
     kinds = [k for k in PERTURBATIONS if any(p.perturbation == k.name for p in points)]
@@ -110,7 +110,7 @@ def robustness_figure(points: Sequence[RobustnessPoint]) -> "Figure":
         axes.grid(alpha=0.25, linewidth=0.5)
         if place % columns == 0:
             axes.set_ylabel("AUC", fontsize=9)
-    # The place behind the last panel tells the lines apart.
+    # The slot after the last panel holds the legend.
     axes = figure.add_subplot(rows, columns, len(kinds) + 1)
     axes.axis("off")
     for name, colour in zip(untouched, COLOURS, strict=False):
@@ -124,10 +124,10 @@ def save_figure(figure: "Figure", path: str | PathLike, note: str, dpi: int = 10
     """Write a figure as PNG, atomically, with a note in its metadata.
 
     Args:
-        figure: From a function here.
-        path: Where to.
-        note: Says what the picture is.
-        dpi: Pixels per inch.
+        figure: Figure made by a function of this module.
+        path: Output file.
+        note: Description of the picture.
+        dpi: Resolution in pixels per inch.
     """
     metadata = {"Software": "llava-forgery", "Description": note}
     with atomic_path(path) as temporary:
@@ -135,6 +135,7 @@ def save_figure(figure: "Figure", path: str | PathLike, note: str, dpi: int = 10
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of that many inches; without pyplot, so no window and no global state."""
+    """An empty figure of that size in inches; made without pyplot, so without a window or global
+    state."""
     module = require("matplotlib.figure", extra="eval", feature="Drawing figures")
     return module.Figure(figsize=(width, height), layout="constrained")

@@ -1,4 +1,4 @@
-"""Does a detector treat everybody alike? The same figures for each group."""
+"""Fairness of a detector: the same figures for each group of people or images."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,17 +16,17 @@ from llava_forgery.evaluation.video import rows_of
 from llava_forgery.tables import read_table
 
 Attributes = Mapping[str, Mapping[str, str]]
-"""Name of an attribute, such as ``sex``, to each person's value."""
+"""Each person's value by name of the attribute, such as ``sex``."""
 UNKNOWN = "unknown"
 _SIZES = (128, 256, 512)
 
 
 @dataclass(frozen=True)
 class GroupScores:
-    """Figures of one group; None where the group lacks the class that a figure is about."""
+    """Figures of one group; None where the group lacks the class that a figure needs."""
 
     group: Hashable
-    """Value of the attribute, such as a method's name; None is the row of all images."""
+    """Value of the attribute, such as a method's name; None for the row of all images."""
     real: int
     """Number of real images."""
     fake: int
@@ -38,12 +38,12 @@ class GroupScores:
     fpr: float | None
     """False positive rate: share of the real images that are called fake."""
     fpr_interval: tuple[float, float] | None
-    """Wilson's 95 % interval of it: a small group shows as a wide one."""
+    """Wilson's 95 % interval of the FPR; wide for small groups."""
     fnr: float | None
     """False negative rate: share of the fake images that are called real."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON and for tables."""
+        """Plain values for JSON and tables."""
         return asdict(self)
 
 
@@ -55,19 +55,20 @@ def group_table(
     *,
     share_real: bool = False,
 ) -> list[GroupScores]:
-    """Figures of each group, in the order in which the groups first appear, and of all, last.
+    """Figures of each group, in order of first appearance, followed by those of all images.
 
     Args:
         labels: (N,) of 0 and 1.
         scores: (N,) finite, higher for fake.
-        groups: (N,) attribute of the person, method, split ... Frames of one video share a score's
-            mistakes: pool them first (``video_level``), or the intervals are too narrow.
-        threshold: From here on an image is called fake; the same for all groups.
-        share_real: Set each group's fakes against the real images of all groups, as for groups by
+        groups: (N,) group of each image: attribute of the person, method, split ... Errors of the
+            frames of one video are correlated: pool them first (``video_level``), or the intervals
+            are too narrow.
+        threshold: Score from which an image is called fake; the same for all groups.
+        share_real: Compare each group's fakes with the real images of all groups, as for groups by
             method of forgery. Groups without fakes then have no row.
 
     Raises:
-        ValueError: Lengths differ or a value is not valid.
+        ValueError: Lengths differ or a value is invalid.
     """
     labels, scores = checked_labels(labels), finite_values(scores, "scores")
     same_length(labels=labels, scores=scores, groups=groups)
@@ -85,11 +86,11 @@ def group_table(
 
 
 def read_attributes(path: str | PathLike) -> dict[str, dict[str, str]]:
-    """Attributes of people from a CSV: the column ``identity``, and one for each attribute.
+    """Attributes of people from a CSV with the column ``identity`` and one for each attribute.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It has no attribute, or two rows for a person.
+        ValueError: The file has no attribute, or two rows for a person.
     """
     found: dict[str, dict[str, str]] = {}
     known: set[str] = set()
@@ -97,8 +98,8 @@ def read_attributes(path: str | PathLike) -> dict[str, dict[str, str]]:
         person = row.pop("identity")
         if person in known or not row:
             raise ValueError(
-                f"{where}: expected one row for each identity, with at least one attribute beside "
-                f"it, got {person!r} {'again' if person in known else 'without any'}"
+                f"{where}: expected one row for each identity, with at least one other "
+                f"attribute, got {person!r} {'again' if person in known else 'without any'}"
             )
         known.add(person)
         for name, value in row.items():
@@ -113,14 +114,13 @@ def attribute_tables(
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """:func:`group_table` by attributes of people, by size of the face and by compression.
 
-    What is the same for all has no table; people without a value are ``unknown``.
+    Attributes with a single value have no table; people without a value are ``unknown``.
 
     Args:
-        records: One for each image, or for each video, with ``identity``, ``label`` and, where
-            they are known, ``face_size`` (side of the crop in pixels of the source) and
-            ``compression``.
+        records: One record for each image, or for each video, with ``identity``, ``label`` and, if
+            known, ``face_size`` (side of the crop in pixels of the source) and ``compression``.
         scores: Name to (N,) scores and the threshold of fakes.
-        attributes: From :func:`read_attributes`.
+        attributes: Output of :func:`read_attributes`.
     """
     values: dict[str, list[str]] = {
         name: [of.get(record["identity"], UNKNOWN) for record in records]
@@ -147,7 +147,7 @@ def _size_class(side: float | None) -> str:
 
 
 def fpr_gap(table: Sequence[GroupScores]) -> float | None:
-    """Largest less smallest FPR of the groups; None with fewer than two to compare."""
+    """Difference between the largest and smallest FPR of the groups; None for fewer than two."""
     rates = [row.fpr for row in table if row.group is not None]
     known = [rate for rate in rates if rate is not None]
     return max(known) - min(known) if len(known) > 1 else None

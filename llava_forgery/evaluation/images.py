@@ -1,4 +1,4 @@
-"""Face images with labels for measurements, whatever they come from."""
+"""Face images with labels for measurements, from any source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class LabelledImage:
     label: int
     """0 real, 1 fake."""
     key: str
-    """Names the image; everything random that is done to it hangs on this name."""
+    """Name of the image; all random changes to it depend on this name."""
     group: str
-    """What is resampled together in intervals: the video, or the photograph it was forged from."""
+    """Unit that is resampled for intervals: the video, or the photograph it was forged from."""
 
     def __post_init__(self) -> None:
         if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
@@ -41,7 +41,7 @@ class ManifestImages(Sequence[LabelledImage]):
     """Prepared faces with their own labels, such as a benchmark's.
 
     Args:
-        faces: Rows of ``FaceCrop``, real, fake or both.
+        faces: Rows of ``FaceCrop``: real, fake or both.
         size: Side S of the images in pixels; faces are framed as in inference.
     """
 
@@ -62,7 +62,7 @@ class ManifestImages(Sequence[LabelledImage]):
 
     def truth(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
         """The true mask (S, S) uint8, 255 where forged, and the landmarks (68, 2) in the image;
-        None where no mask is known, or it covers nothing of the image."""
+        None if no mask is known or it covers nothing of the image."""
         if "mask" not in self.faces.column_names:
             return None
         face = FaceCrop.from_row(self.faces[index])
@@ -73,14 +73,14 @@ class ManifestImages(Sequence[LabelledImage]):
         return (mask, frame_face(face, self.size, CENTRED)[1]) if (mask > 127).any() else None
 
     def describe(self) -> dict[str, Any]:
-        """All that the images hang on, as JSON takes it."""
+        """Everything that the images depend on, JSON-serializable."""
         return {"kind": self.source, "faces": self.faces._fingerprint, "size": self.size}
 
 
 class PairImages(Sequence[LabelledImage]):
     """Simulated forgeries, each followed by its pristine image.
 
-    Both have one key, so that what is done to them at random is the same for both.
+    Both have the same key, so that random changes are the same for both.
     """
 
     source = "simulated forgeries"
@@ -107,20 +107,21 @@ class PairImages(Sequence[LabelledImage]):
         )
 
     def describe(self) -> dict[str, Any]:
-        """All that the images hang on, as JSON takes it."""
+        """Everything that the images depend on, JSON-serializable."""
         return SimulatedSamples(self.pairs).describe()
 
 
 def evaluation_images(
     faces: datasets.Dataset, size: int, *, pairs: int | None = None, seed: int = 2
 ) -> ManifestImages | PairImages:
-    """Faces of both classes as they are; real faces alone are forged by the simulator.
+    """Images to evaluate on: faces of both classes as they are, or forgeries of real faces.
 
     Args:
         faces: Rows of ``FaceCrop``, of people who were not in training.
         size: Side S of the images in pixels.
-        pairs: Simulated forgeries; two for each face by default. Only for real faces alone.
-        seed: Of the simulator.
+        pairs: Number of simulated forgeries; by default two for each face. Only if all faces are
+            real.
+        seed: Seed of the simulator.
 
     Raises:
         ValueError: ``pairs`` is given for faces of both classes, or all faces are fake.

@@ -1,4 +1,4 @@
-"""Bootstrap confidence intervals that resample what is independent: videos, not frames."""
+"""Bootstrap confidence intervals that resample independent units: videos, not frames."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from llava_forgery.evaluation.checks import OneClassError, same_length
 from llava_forgery.evaluation.metrics import roc
 from llava_forgery.evaluation.video import rows_of
 
-# Redrawn resamples for each one that is kept, before giving up.
+# Number of redrawn resamples per kept one before giving up.
 PATIENCE = 20
 
 
@@ -19,7 +19,7 @@ class Interval:
     """A figure with its bootstrap confidence interval."""
 
     value: float
-    """Of all the data."""
+    """Value on all the data."""
     low: float
     """Lower end."""
     high: float
@@ -27,11 +27,11 @@ class Interval:
     confidence: float
     """Nominal coverage, such as 0.95."""
     resamples: int
-    """Resamples that the ends were read off."""
+    """Number of resamples behind the ends."""
     redrawn: int
-    """Resamples that held one class alone and were drawn again."""
+    """Number of resamples that held only one class and were drawn again."""
     units: int
-    """What was resampled: number of groups, or of images where no groups were given."""
+    """Number of resampled units: groups, or images if no groups were given."""
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -48,25 +48,25 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[np.ndarray, int]:
-    """The statistic on resamples with replacement.
+    """Evaluate a statistic on resamples drawn with replacement.
 
-    With groups, whole groups are drawn: frames of one video are alike, and drawing them apart
-    would make the interval too narrow. ``scipy.stats.bootstrap`` draws the same where there are no
+    With groups, whole groups are drawn: frames of one video are alike, and drawing them separately
+    would make the interval too narrow. ``scipy.stats.bootstrap`` draws the same if there are no
     groups and nothing is redrawn (the tests compare them); it cannot redraw.
 
     Args:
-        statistic: Takes arrays like ``arrays``; a resample on which it raises
+        statistic: Function of arrays like ``arrays``; a resample on which it raises
             :class:`OneClassError` is drawn again.
-        arrays: Each of length N: arrays or sequences.
-        groups: (N,) names of what is drawn together, such as video ids or identities.
-        resamples: R.
-        seed: Of the draws.
+        arrays: Arrays or sequences of length N each.
+        groups: (N,) names of the units that are drawn, such as video ids or identities.
+        resamples: Number of resamples, R.
+        seed: Seed of the draws.
 
     Returns:
-        (R, ...) of what the statistic gives, and how many resamples were drawn again.
+        (R, ...) values of the statistic, and the number of resamples that were drawn again.
 
     Raises:
-        ValueError: Lengths differ, or a class is so rare that hardly a resample holds it.
+        ValueError: Lengths differ, or a class is so rare that hardly any resample holds it.
     """
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
@@ -90,8 +90,8 @@ def bootstrap(
             redrawn += 1
             if redrawn > PATIENCE * resamples:
                 raise ValueError(
-                    f"of {redrawn + len(values)} resamples of {units} units, {redrawn} held one "
-                    "class alone: there are too few units of one class for an interval"
+                    f"of {redrawn + len(values)} resamples of {units} units, {redrawn} held "
+                    "only one class: there are too few units of one class for an interval"
                 ) from error
     return np.array(values), redrawn
 
@@ -108,14 +108,14 @@ def bootstrap_interval(
 
     Args:
         statistic: A measure of ``arrays``, such as ``auc`` of labels and scores.
-        arrays: As :func:`bootstrap`.
-        groups: As :func:`bootstrap`.
-        resamples: R.
+        arrays: As for :func:`bootstrap`.
+        groups: As for :func:`bootstrap`.
+        resamples: Number of resamples.
         confidence: Nominal coverage, between 0 and 1.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: As :func:`bootstrap` and the statistic; or ``confidence`` is out of range.
+        ValueError: As for :func:`bootstrap` and the statistic; or ``confidence`` is out of range.
     """
     value = float(statistic(*arrays))
     values, redrawn = bootstrap(statistic, *arrays, groups=groups, resamples=resamples, seed=seed)
@@ -146,22 +146,22 @@ def roc_band(
     Args:
         labels: (N,) of 0 and 1, both present.
         scores: (N,) finite.
-        grid: (G,) rising false-positive rates in [0, 1].
-        groups: As :func:`bootstrap`.
-        resamples: R.
+        grid: (G,) increasing false-positive rates in [0, 1].
+        groups: As for :func:`bootstrap`.
+        resamples: Number of resamples.
         confidence: Nominal coverage at each point.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         Lower and upper true-positive rates, (G,) each.
 
     Raises:
-        ValueError: As :func:`bootstrap`.
+        ValueError: As for :func:`bootstrap`.
     """
 
     def curve(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
         fpr, tpr = roc(labels, scores)
-        # The last point that has no more false positives, as in tpr_at_fpr.
+        # The last point with at most this false-positive rate, as in tpr_at_fpr.
         return tpr[np.searchsorted(fpr, grid, side="right") - 1]
 
     values, _ = bootstrap(
@@ -172,7 +172,7 @@ def roc_band(
 
 
 def percentiles(values: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper end of the middle ``confidence`` of resampled values (R, ...).
+    """Lower and upper end of the central ``confidence`` share of resampled values (R, ...).
 
     Raises:
         ValueError: ``confidence`` is not between 0 and 1.

@@ -1,6 +1,6 @@
-"""Evaluate a detector, or a host with the skill, on faces that are real or fake by themselves.
+"""Evaluate a detector, or a host with the skill, on faces with labels of their own.
 
-Such as the frames of a benchmark; what the simulator forges is measured in
+These are, for example, the frames of a benchmark; simulated forgeries are measured in
 :mod:`llava_forgery.evaluation.simulated`.
 """
 
@@ -28,7 +28,7 @@ from llava_forgery.kfd.calibration import Thresholds
 from llava_forgery.pooling import check_reduction
 from llava_forgery.qa.mask_regions import covered_regions
 
-# Under which names the figures stand, as for simulated forgeries.
+# Names of the scores' figures, as for simulated forgeries.
 METRIC_NAMES = {"kfd": "kfd", "p_yes": "text", "p_yes_uncited": "text_uncited"}
 _COPIED = ("source", "frame", "track", "video_id", "identity", "method", "compression", "label")
 UNKNOWN_METHOD = "unknown"
@@ -46,35 +46,37 @@ def evaluate_labelled(
 ) -> dict[str, Any]:
     """Score every face, and pool them to videos.
 
-    Answers are not written: text figures are those of P(yes).
+    No answers are generated: the text figures are those of P(yes).
 
     Args:
-        scorer: A detector alone, or a host with the skill.
-        faces: Rows of ``FaceCrop``, real, fake or both; of one class alone its error rate is told.
-        output_dir: Receives ``records.jsonl`` (a line for each face) and ``metrics.json``. What
-            an interrupted call has judged of the same faces with the same weights is kept.
-        batch_size: Faces that are scored at once.
+        scorer: A detector, or a host with the skill.
+        faces: Rows of ``FaceCrop``: real, fake or both; if only one class, its error rate is
+            reported.
+        output_dir: Receives ``records.jsonl`` (a line for each face) and ``metrics.json``. An
+            interrupted call resumes if faces and weights are the same.
+        batch_size: Number of faces scored at once.
         reduce: How the frames of a video are pooled; see
             :func:`~llava_forgery.evaluation.video.video_level`.
-        thresholds: Of the detector's score; None for a detector without a calibration. P(yes)
-            calls a face fake from 0.5 on.
-        attributes: Of people, from :func:`~llava_forgery.evaluation.groups.read_attributes`.
+        thresholds: Thresholds of the detector's score; None for a detector without a calibration.
+            P(yes) calls a face fake from 0.5 on.
+        attributes: Attributes of people, from
+            :func:`~llava_forgery.evaluation.groups.read_attributes`.
 
     Returns:
         ``images``, ``videos``, ``people``, ``pooling``; ``kfd`` and, with a host, ``text``, each
         the :func:`~llava_forgery.evaluation.report.detection_report` of frames and videos, with
-        ``methods``: for each method of forgery its videos' figures against all real ones; with a
-        host ``agreement``, of the frames, and ``agreement_if_certain`` and ``uncertain``; see
+        ``methods``: for each method of forgery the figures of its videos against all real ones;
+        with a host ``agreement``, ``agreement_if_certain`` and ``uncertain`` of the frames; see
         :func:`~llava_forgery.evaluation.report.agreement_report`. ``groups``: the videos' figures
         by attribute and score, see :func:`~llava_forgery.evaluation.groups.attribute_tables`;
-        ``mask`` where fakes have masks, see :func:`mask_report`.
+        ``mask`` if fakes have masks, see :func:`mask_report`.
 
     Raises:
-        ValueError: A video's faces differ in label, or an interrupted call had other settings.
+        ValueError: A video's faces differ in label, or an interrupted call had different settings.
     """
     check_reduction(reduce)
     images = ManifestImages(faces, scorer.size)
-    # Labels that do not fit each other show before hours of scoring, not after.
+    # Inconsistent labels fail before hours of scoring, not after.
     video_level(np.zeros(len(images)), images.groups, images.labels)
     known = faces.select_columns([name for name in _COPIED if name in faces.column_names])
     sizes = [right - left for left, _, right, _ in faces["box"]]
@@ -101,7 +103,7 @@ def evaluate_labelled(
 def _mask_records(
     scorer: Scorer, images: ManifestImages, rows: Sequence[int], shown: Sequence[np.ndarray]
 ) -> list[dict[str, Any]]:
-    """What each record gains whose fake has a mask: a detector draws its map of it."""
+    """Mask figures to add to each record whose fake has a mask, from the detector's map."""
     found: list[dict[str, Any]] = [{} for _ in rows]
     truths = [images.truth(row) if images.labels[row] == FAKE else None for row in rows]
     asked = [i for i, truth in enumerate(truths) if truth is not None]
@@ -120,16 +122,16 @@ def _mask_records(
 def mask_report(records: Sequence[dict[str, Any]]) -> dict[str, float | int] | None:
     """Figures of the detector's maps against a benchmark's masks, at video level.
 
-    A video has the mean of its frames' IoU, and the regions that at least half of its frames have.
+    A video gets the mean of its frames' IoU and the regions that at least half of its frames have.
 
     Args:
-        records: Those with ``mask_iou`` are counted: frames of fakes with a mask that covers
-            something.
+        records: Records; those with ``mask_iou`` count, which are frames of fakes with a mask that
+            is not empty.
 
     Returns:
-        ``frames``, ``videos``, ``iou`` (mean over videos; masks cut at 0.5), and over the videos
-        whose mask covers a region ``region_precision``, ``region_recall`` and ``region_f1``; None
-        without any mask.
+        ``frames``, ``videos``, ``iou`` (mean over videos; masks thresholded at 0.5), and over the
+        videos whose mask covers a region ``region_precision``, ``region_recall`` and ``region_f1``;
+        None without any mask.
     """
     videos: dict[str, list[dict[str, Any]]] = {}
     for record in records:

@@ -1,4 +1,4 @@
-"""People who are tested on and were trained on."""
+"""People of a test who were in training."""
 
 import logging
 from collections.abc import Iterable
@@ -11,14 +11,14 @@ logger = logging.getLogger(__name__)
 
 
 def people_in_training(model: nn.Module, identities: Iterable[str]) -> int:
-    """How many of a test's people a model says it was trained on; a warning names the first.
+    """Number of a test's people that a model was trained on; a warning names the first.
 
-    Models of before this was recorded, and those of other projects, say nothing. Names of two data
-    sets may agree for different people: "001" is somebody in each of them.
+    Models saved before this was recorded, and those of other projects, count none. Different people
+    may have the same name in two data sets: "001" is somebody in each of them.
 
     Args:
-        model: Whose modules, such as a detector, may have ``training_people``.
-        identities: Of the test's faces, with repetitions.
+        model: Model whose modules, such as a detector, may have ``training_people``.
+        identities: Identities of the test's faces, with repetitions.
     """
     known: set[str] = set()
     for module in model.modules():
@@ -29,7 +29,7 @@ def people_in_training(model: nn.Module, identities: Iterable[str]) -> int:
         logger.warning(
             "%d of the %d people of this test have names that the model was trained on, such as "
             "%s: unless they are other people of the same name, the figures are too good; test on "
-            "people who were kept out (prepare --test-share)",
+            "people who were held out (prepare --test-share)",
             len(seen),
             len(people),
             seen[0],

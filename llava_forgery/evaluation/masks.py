@@ -1,4 +1,4 @@
-"""Measures of the map of the forged area against the true mask."""
+"""Measures that compare the map of the forged area with the true mask."""
 
 import numpy as np
 from scipy.stats import rankdata
@@ -7,36 +7,36 @@ from llava_forgery.evaluation.checks import OneClassError
 
 
 def mask_iou(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Intersection over union of masks: each image's, then the mean over the images.
+    """Intersection over union of masks, averaged over the images.
 
-    Two empty masks agree and count as 1; an empty one against one that is not counts as 0.
+    Two empty masks agree and count as 1; an empty one against a non-empty one counts as 0.
 
     Args:
         predicted: (N, H, W) bool.
         true: (N, H, W) bool.
 
     Raises:
-        ValueError: Shape or dtype differ from that, or N is 0.
+        ValueError: Shape or dtype differ, or N is 0.
     """
     intersection, union, _ = _overlap(predicted, true)
     return float(np.where(union > 0, intersection / np.maximum(union, 1), 1.0).mean())
 
 
 def mask_dice(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Dice coefficient 2 |A and B| / (|A| + |B|) of masks; the rest as :func:`mask_iou`."""
+    """Dice coefficient 2 |A and B| / (|A| + |B|) of masks; otherwise as :func:`mask_iou`."""
     intersection, _, total = _overlap(predicted, true)
     return float(np.where(total > 0, 2 * intersection / np.maximum(total, 1), 1.0).mean())
 
 
 def pixel_auc(maps: np.ndarray, true: np.ndarray) -> float:
-    """Area under the ROC curve of pixels: forged against untouched ones, over all images at once.
+    """Area under the ROC curve of forged against untouched pixels, over all images at once.
 
     Args:
-        maps: (N, H, W) of finite numbers, higher where forged.
+        maps: (N, H, W) finite floats, higher where forged.
         true: (N, H, W) bool; real images have an empty mask.
 
     Raises:
-        ValueError: Shape or dtype differ from that, N is 0, or a value is not finite.
+        ValueError: Shape or dtype differ, N is 0, or a value is not finite.
         OneClassError: All pixels are forged, or none is.
     """
     if maps.ndim != 3 or not len(maps) or not np.issubdtype(maps.dtype, np.floating):
@@ -48,8 +48,8 @@ def pixel_auc(maps: np.ndarray, true: np.ndarray) -> float:
         raise ValueError("maps must be finite")
     if true.all() or not true.any():
         kind = "forged" if true.all() else "untouched"
-        raise OneClassError(f"pixel AUC needs forged and untouched pixels, got {kind} ones alone")
-    # The share of pairs of a forged and an untouched pixel that are in order, ties as half a pair.
+        raise OneClassError(f"pixel AUC needs forged and untouched pixels, got only {kind} ones")
+    # Share of the pairs of a forged and an untouched pixel in the right order; ties count a half.
     forged = true.ravel()
     count, total = int(forged.sum()), forged.size
     ranks = rankdata(maps.ravel())[forged].sum()
@@ -65,7 +65,7 @@ def _check_mask(name: str, mask: np.ndarray) -> None:
 
 
 def _overlap(predicted: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(N,) areas in pixels: of the intersection, of the union, and of both masks added."""
+    """(N,) areas in pixels: intersection, union, and sum of both masks."""
     _check_mask("predicted", predicted)
     _check_mask("true", true)
     if predicted.shape != true.shape:

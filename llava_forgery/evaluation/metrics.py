@@ -1,11 +1,11 @@
-"""Measures of scores and answers, one number each; those of masks and videos by import.
+"""Measures of scores and answers, one number each; those of masks and videos are re-exported.
 
-Pure functions of arrays. Labels are 0 (real) and 1 (fake); higher scores mean fake. Intervals of
-the measures are in :mod:`.intervals`.
+Pure functions of arrays. Labels are 0 (real) and 1 (fake); higher scores mean fake. Intervals are
+in :mod:`.intervals`.
 
-The ranking measures are written out in NumPy, since a bootstrap calls them thousands of times and
-scikit-learn's checks of its arguments take some thirty times as long as these lines. The tests hold
-them to scikit-learn's within 1e-9.
+The ranking measures are implemented in NumPy, since a bootstrap calls them thousands of times and
+scikit-learn's argument checks take about thirty times as long as the computation. The tests compare
+them with scikit-learn's to within 1e-9.
 """
 
 from collections.abc import Sequence
@@ -58,13 +58,13 @@ class RocCurve(NamedTuple):
     """A point for every threshold, from (0, 0) to (1, 1)."""
 
     fpr: np.ndarray
-    """Share of the real images that are called fake; rises."""
+    """Share of the real images that are called fake, increasing."""
     tpr: np.ndarray
-    """Share of the fake images that are called fake; rises."""
+    """Share of the fake images that are called fake, increasing."""
 
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Area under the ROC curve: the chance that a fake scores higher than a real one.
+    """Area under the ROC curve: the probability that a fake scores higher than a real image.
 
     Args:
         labels: (N,) of 0 and 1, both present.
@@ -79,9 +79,9 @@ def auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Average precision with fake as the positive class; arguments and errors as :func:`auc`.
+    """Average precision with fake as the positive class; arguments and errors as for :func:`auc`.
 
-    The mean of the precision over the steps of the recall, without interpolation.
+    It is the mean of the precision over the steps of the recall, without interpolation.
     """
     found, alarms = _counts(*_ranked(labels, scores, "average precision"))
     precision = found / (found + alarms)
@@ -89,19 +89,19 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def roc(labels: ArrayLike, scores: ArrayLike) -> RocCurve:
-    """The ROC curve with all its points; arguments and errors as :func:`auc`."""
+    """The ROC curve with all its points; arguments and errors as for :func:`auc`."""
     return _roc(*_ranked(labels, scores, "the ROC curve"))
 
 
 def equal_error_rate(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Error rate where as many real images are called fake as fake ones real, in [0, 1].
+    """Error rate in [0, 1] at which false-positive and false-negative rate are equal.
 
-    The point is taken on the straight line between the two neighbouring points of the ROC curve.
-    DeepfakeBench (``training/metrics/utils.py`` at 35cc2d4) takes the false-positive rate of the
-    nearer of the two instead. Arguments and errors as :func:`auc`.
+    The point is interpolated linearly between the two neighbouring points of the ROC curve.
+    DeepfakeBench (``training/metrics/utils.py`` at 35cc2d4) uses the false-positive rate of the
+    nearer one instead. Arguments and errors as for :func:`auc`.
     """
     fpr, tpr = _roc(*_ranked(labels, scores, "the equal error rate"))
-    # Rises from -1 to 1.
+    # Increases from -1 to 1.
     excess = fpr - (1 - tpr)
     after = int(np.argmax(excess >= 0))
     before = after - 1
@@ -112,8 +112,8 @@ def equal_error_rate(labels: ArrayLike, scores: ArrayLike) -> float:
 def tpr_at_fpr(labels: ArrayLike, scores: ArrayLike, fpr: float) -> float:
     """Largest share of the fakes that a threshold finds with at most this false-positive rate.
 
-    Nothing is interpolated: the threshold exists. With fewer than ``1 / fpr`` real images it is
-    one without any false positive.
+    There is no interpolation: the threshold exists. With fewer than ``1 / fpr`` real images it has
+    no false positives.
 
     Args:
         labels: (N,) of 0 and 1, both present.
@@ -121,7 +121,7 @@ def tpr_at_fpr(labels: ArrayLike, scores: ArrayLike, fpr: float) -> float:
         fpr: Share of the real images that may be called fake, in (0, 1), such as 0.01.
 
     Raises:
-        ValueError: As :func:`auc`, or ``fpr`` is out of range.
+        ValueError: As for :func:`auc`, or ``fpr`` is out of range.
         OneClassError: One class is missing.
     """
     if not 0 < fpr < 1:
@@ -131,10 +131,10 @@ def tpr_at_fpr(labels: ArrayLike, scores: ArrayLike, fpr: float) -> float:
 
 
 def accuracy(labels: ArrayLike, predictions: Sequence[int | None] | np.ndarray) -> float:
-    """Share of right predictions; None and -1 stand for an answer without one and are wrong.
+    """Share of correct predictions; None and -1 stand for no prediction and count as wrong.
 
     Raises:
-        ValueError: Lengths differ, there is nothing to count, or a value is not valid.
+        ValueError: Lengths differ, there is nothing to count, or a value is invalid.
     """
     labels = checked_labels(labels)
     plain = np.array([-1 if p is None else p for p in predictions])
@@ -147,18 +147,18 @@ def accuracy(labels: ArrayLike, predictions: Sequence[int | None] | np.ndarray) 
 def error_rates(
     labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5
 ) -> tuple[float | None, float | None]:
-    """FPR (share of real called fake) and FNR (share of fake called real) at a threshold.
+    """FPR (share of real images called fake) and FNR (share of fakes called real) at a threshold.
 
     Args:
         labels: (N,) of 0 and 1.
         scores: (N,) finite.
-        threshold: From here on an image is called fake.
+        threshold: Score from which an image is called fake.
 
     Returns:
-        Each in [0, 1], and None where the class it is a share of is missing.
+        FPR and FNR in [0, 1]; None if the respective class is missing.
 
     Raises:
-        ValueError: Lengths differ or a value is not valid.
+        ValueError: Lengths differ or a value is invalid.
     """
     labels, scores = checked_labels(labels), finite_values(scores, "scores")
     same_length(labels=labels, scores=scores)
@@ -173,10 +173,10 @@ def error_rates(
 def calibration_error(labels: ArrayLike, p_fake: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error of the probability of fake, in [0, 1].
 
-    [0, 1] is cut into bins of equal width (each includes its upper edge, the first also 0). In
-    each, the mean probability is set against the share of fakes; the gaps are averaged, weighted
+    [0, 1] is divided into bins of equal width (each includes its upper edge, the first also 0). In
+    each, the mean probability is compared with the share of fakes; the gaps are averaged, weighted
     by the number of images. Guo et al. 2017 (arXiv:1706.04599, equation 3) do the same with the
-    probability of the predicted class; this one also sees a shift that the two classes share.
+    probability of the predicted class; this one also detects a shift common to both classes.
 
     Args:
         labels: (N,) of 0 and 1.
@@ -184,7 +184,7 @@ def calibration_error(labels: ArrayLike, p_fake: ArrayLike, bins: int = 15) -> f
         bins: Number of bins.
 
     Raises:
-        ValueError: Lengths differ, a value is not valid, or there is no bin.
+        ValueError: Lengths differ, a value is invalid, or there is no bin.
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
@@ -196,12 +196,12 @@ def calibration_error(labels: ArrayLike, p_fake: ArrayLike, bins: int = 15) -> f
 
 
 def agreement(scores: ArrayLike, p_yes: ArrayLike, threshold: float = 0.5) -> float:
-    """Share of images that score and P(yes) call the same.
+    """Share of images on whose label score and P(yes) agree.
 
     Args:
-        scores: (N,) in [0, 1], the detector's.
-        p_yes: (N,) in [0, 1], the language model's; from 0.5 on the image is called fake.
-        threshold: The same of the scores.
+        scores: (N,) scores of the detector in [0, 1].
+        p_yes: (N,) P(yes) of the language model in [0, 1]; from 0.5 on the image is called fake.
+        threshold: Score from which the image is called fake.
 
     Raises:
         ValueError: Lengths differ, there is nothing to count, or a value is not in [0, 1].
@@ -216,14 +216,14 @@ def region_scores(
 ) -> RegionScores:
     """Precision, recall and F1 of the named regions, micro-averaged over the fake images.
 
-    Names are compared as they are: "face" and "nose" are different regions.
+    Names are compared literally: "face" and "nose" are different regions.
 
     Args:
         predicted: Regions that each answer names.
-        true: Forged regions of each image, never empty: real images have none to find.
+        true: Forged regions of each image, at least one each; real images have none to find.
 
     Returns:
-        0 for each figure that has nothing to divide by.
+        The figures; 0 for each whose denominator is 0.
 
     Raises:
         ValueError: Lengths differ, there is no image, or an image has no forged region.
@@ -234,7 +234,7 @@ def region_scores(
     hits = named = forged = 0
     for i, (names, truth) in enumerate(zip(predicted, true, strict=True)):
         if not truth:
-            raise ValueError(f"image {i} has no forged region; pass the fake images alone")
+            raise ValueError(f"image {i} has no forged region; pass the fake images only")
         hits += len(set(names) & set(truth))
         named += len(set(names))
         forged += len(set(truth))
@@ -245,17 +245,17 @@ def region_scores(
 
 
 def _ranked(labels: ArrayLike, scores: ArrayLike, measure: str) -> tuple[np.ndarray, np.ndarray]:
-    """Labels with both classes and scores, checked."""
+    """Labels and scores, checked; both classes are present."""
     labels, scores = checked_labels(labels, both=measure), finite_values(scores, "scores")
     same_length(labels=labels, scores=scores)
     return labels, scores
 
 
 def _counts(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """True and false positives at each distinct score as the threshold, the highest first."""
+    """Numbers of true and false positives with each distinct score as threshold, highest first."""
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]
-    # Equal scores are called fake together.
+    # Images of equal score are called fake together.
     last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
     found = np.cumsum(labels[order] == FAKE)[last]
     return found, last + 1 - found

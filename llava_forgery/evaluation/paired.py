@@ -1,4 +1,4 @@
-"""Is one detector better than another on the same videos? A bootstrap that draws both alike."""
+"""Paired bootstrap: whether one detector is better than another on the same videos."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,14 +21,15 @@ Records = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean over sets of the video AUC: of one model, of another, and their difference."""
+    """Mean video AUC over sets of two models, and their difference."""
 
     first: float
     second: float
     difference: float
     low: float
-    """Of the 95 % interval over people."""
+    """Lower end of the 95 % interval over people."""
     high: float
+    """Upper end of the 95 % interval over people."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,19 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare the detectors' scores in two records of :func:`~.real.evaluate_real`.
 
-    In each resample both models are measured on the same draw of people, a set at a time, as in
+    In each resample both models are measured on the same draw of people, one set at a time, as in
     :func:`~.real.identity_interval`; the mean over the sets is compared.
 
     Args:
         first: Records of one model.
-        second: Of the other, of the same crops.
+        second: Records of the other model on the same crops.
         sets: Names of the sets, each with both classes.
         reduce: How the frames of a video are pooled.
-        resamples: Resamples in which all sets hold both classes.
-        seed: Of the draws.
+        resamples: Number of resamples in which all sets hold both classes.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: The records are of other crops, or hardly a resample holds both classes.
+        ValueError: The records are of different crops, or hardly any resample holds both classes.
         OneClassError: A set lacks a class.
     """
     if [record["path"] for record in first] != [record["path"] for record in second]:
@@ -86,7 +87,7 @@ def paired_difference(
             redrawn += 1
             if redrawn > PATIENCE * resamples:
                 raise ValueError(
-                    "hardly a resample of the people holds both classes in every set: too few "
+                    "hardly any resample of the people holds both classes in every set: too few "
                     "people for a comparison"
                 ) from error
     differences = np.array(found)
@@ -112,7 +113,7 @@ def _videos(first: Records, second: Records, name: str, reduce: str) -> _Videos:
 
 
 def _draw(videos: _Videos, rng: np.random.Generator) -> np.ndarray:
-    """How often each video is in a resample."""
+    """Number of times that each video is in a resample."""
     drawn = np.bincount(rng.integers(0, videos.people, videos.people), minlength=videos.people)
     return np.array([drawn[members].prod() for members in videos.members])
 
@@ -133,19 +134,19 @@ def compare_real(
     sets: str | None = None,
     reduce: str = "mean",
 ) -> str:
-    """Compare what :func:`~.real.evaluate_real` wrote with other models on the same crops.
+    """Compare the records of :func:`~.real.evaluate_real` with those of other models.
 
     Args:
-        output_dir: Its folder; receives ``comparison.json`` and ``comparison.md``.
-        others: Name to the records of another model.
-        sets: Names separated by commas; by default all that hold both classes.
+        output_dir: Folder that it wrote; receives ``comparison.json`` and ``comparison.md``.
+        others: Records of other models on the same crops, by name of the model.
+        sets: Names of sets separated by commas; by default all that hold both classes.
         reduce: How the frames of a video are pooled.
 
     Returns:
-        The table.
+        The table as Markdown.
 
     Raises:
-        ValueError: As :func:`paired_difference`, or an unknown set.
+        ValueError: As for :func:`paired_difference`, or a set is unknown.
     """
     output_dir = Path(output_dir)
     own = read_json_lines(output_dir / RECORDS)
@@ -157,7 +158,7 @@ def compare_real(
     )
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
-        raise ValueError(f"there is no set {', '.join(unknown)}, expected of {', '.join(known)}")
+        raise ValueError(f"unknown sets {', '.join(unknown)}, expected some of {', '.join(known)}")
     found = {
         name: paired_difference(own, records, chosen, reduce=reduce)
         for name, records in others.items()
@@ -170,7 +171,7 @@ def compare_real(
 
 
 def comparison_table(differences: Mapping[str, PairedDifference], sets: Sequence[str]) -> str:
-    """A row for each other model, as Markdown."""
+    """A Markdown table with a row for each other model."""
     lines = [
         f"| other model | its mean video AUC over {', '.join(sets)} | this one's | difference |",
         "|---|---|---|---|",

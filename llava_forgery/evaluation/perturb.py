@@ -1,7 +1,7 @@
-"""What happens to pictures on their way to a detector, each in five documented strengths.
+"""Perturbations that pictures suffer on their way to a detector, each in five strengths.
 
-Strengths rise from hardly visible to what is seen at worst in the wild. Lengths in pixels are
-given for a side of 224 and grow with the image. The same kinds of change are usual in the
+Strengths range from hardly visible to the worst that is seen in the wild. Lengths in pixels are
+given for a side of 224 and scale with the image. The same kinds of perturbation are usual in the
 literature (DeeperForensics-1.0, arXiv:2001.03024, has seven in five levels); the strengths here are
 our own.
 """
@@ -27,16 +27,17 @@ REFERENCE_SIDE = 224
 
 @dataclass(frozen=True)
 class Perturbation:
-    """One kind of change."""
+    """One kind of perturbation."""
 
     name: str
-    """Short, for tables and files."""
+    """Short name for tables and files."""
     unit: str
-    """What a strength is, as a figure's axis says it."""
+    """Meaning of a strength, as the label of a figure's axis."""
     strengths: tuple[float, ...]
-    """Five, the weakest first."""
+    """Five strengths, the weakest first."""
     apply: Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]
-    """From (1, 3, S, S) in [0, 1], a strength and a CPU generator to the same shape and range."""
+    """Maps an image (1, 3, S, S) in [0, 1], a strength and a CPU generator to the perturbed image,
+    of the same shape and range."""
 
     def __post_init__(self) -> None:
         if len(self.strengths) != LEVELS:
@@ -63,7 +64,7 @@ def _noise(image: torch.Tensor, sigma: float, generator: torch.Generator) -> tor
 
 
 def _gamma(image: torch.Tensor, gamma: float, generator: torch.Generator) -> torch.Tensor:
-    # Half the pictures darker, half lighter: a detector may lean on either.
+    # Half the pictures darker, half lighter: a detector may be biased towards either.
     darker = bool(torch.rand((), generator=generator) < 0.5)
     return kornia.enhance.adjust_gamma(image, gamma if darker else 1 / gamma)
 
@@ -87,7 +88,7 @@ _SCREENSHOTS = (
 
 
 def _screenshot(image: torch.Tensor, level: float, generator: torch.Generator) -> torch.Tensor:
-    """Shown smaller by a viewer, captured askew, saved, sent on, and saved again."""
+    """Shown smaller by a viewer, captured off-centre, saved, forwarded and saved again."""
     scale, gamma, cut, quality = _SCREENSHOTS[int(level) - 1]
     side = image.shape[-1]
     shown = max(8, round(side * scale))
@@ -113,23 +114,23 @@ PERTURBATIONS = (
 def perturb(
     image: np.ndarray, perturbation: Perturbation, level: int, key: str, seed: int = 0
 ) -> np.ndarray:
-    """Change one image; the same for equal arguments, whatever was changed before.
+    """Perturb one image; deterministic for equal arguments.
 
-    Noise and positions hang on the key, the kind and the seed, not on the level: a curve over the
-    levels shows the strength alone.
+    Noise and positions depend on the key, the kind and the seed, but not on the level, so that a
+    curve over the levels shows only the effect of the strength.
 
     Args:
         image: (S, S, 3) uint8.
-        perturbation: Kind of change.
-        level: 0 leaves the image as it is, 1 to 5 are its strengths.
-        key: Names the image.
-        seed: Of the measurement.
+        perturbation: Kind of perturbation.
+        level: 1 to 5 for its strengths; 0 leaves the image unchanged.
+        key: Name of the image.
+        seed: Seed of the measurement.
 
     Returns:
         (S, S, 3) uint8.
 
     Raises:
-        ValueError: The image is no square of that kind, or the level is out of range.
+        ValueError: Shape or dtype of the image differ, or the level is out of range.
     """
     side = len(image)
     if image.dtype != np.uint8 or image.shape != (side, side, 3):
@@ -146,15 +147,15 @@ def perturb(
 
 
 def as_on_the_web(images: np.ndarray, seed: int, place: int) -> np.ndarray:
-    """Pictures resized and compressed as platforms do: all alike, half of them twice.
+    """Resize and compress pictures as platforms do: all alike, half of them twice.
 
-    Reduced to half their size at most and enlarged again, then JPEG (quality 40 to 95) or H.264
-    (CRF 23 to 36), each for half of the places.
+    They are reduced to no less than half their size and enlarged again, then compressed as JPEG
+    (quality 40 to 95) or H.264 (CRF 23 to 36), each for half of the places.
 
     Args:
-        images: (N, S, S, 3) uint8, such as a forged and the pristine face.
-        seed: Of the measurement.
-        place: Of the images in it; the same for equal arguments.
+        images: (N, S, S, 3) uint8, such as a forged and its pristine face.
+        seed: Seed of the measurement.
+        place: Index of the images in it; the result is the same for equal arguments.
 
     Raises:
         ImportError: PyAV is not installed (extra ``video``).
@@ -168,10 +169,10 @@ def as_on_the_web(images: np.ndarray, seed: int, place: int) -> np.ndarray:
 
 
 def choose_perturbations(names: Sequence[str] | None) -> tuple[Perturbation, ...]:
-    """Perturbations by name, in their own order; all for None.
+    """Perturbations by name, in their usual order; all of them for None.
 
     Raises:
-        ValueError: Unknown name.
+        ValueError: A name is unknown.
     """
     known = {p.name: p for p in PERTURBATIONS}
     if names is None:
@@ -187,16 +188,16 @@ class RobustnessPoint:
     """One point of one curve."""
 
     score: str
-    """Whose: ``"kfd"`` or ``"p_yes"``."""
+    """Score that is measured: ``"kfd"`` or ``"p_yes"``."""
     perturbation: str
-    """Kind of change; ``"none"`` for the images as they are."""
+    """Kind of perturbation; ``"none"`` for the unchanged images."""
     level: int
-    """0 for the images as they are, 1 to 5."""
+    """1 to 5; 0 for the unchanged images."""
     strength: float | None
-    """In the kind's own unit; None for the images as they are."""
+    """Strength in the unit of its kind; None for the unchanged images."""
     auc: float
-    """Of single images."""
+    """AUC over single images."""
     low: float
-    """Lower end of its 95 % interval, drawn by video."""
+    """Lower end of its 95 % interval, resampled by video."""
     high: float
-    """Upper end."""
+    """Upper end of its 95 % interval, resampled by video."""

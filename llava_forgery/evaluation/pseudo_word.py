@@ -1,6 +1,6 @@
-"""How well a pseudo-word tells real from fake, by folder, held-in and held-out apart.
+"""How well a pseudo-word tells real from fake, by folder, for held-in and held-out sets separately.
 
-Both answers are ranked by their whole likelihood, as the paper does; nothing is generated.
+As in the paper, both answers are ranked by their whole likelihood; nothing is generated.
 
 Source: AntifakePrompt (arXiv:2310.17419), section 4; nctu-eva-lab/AntifakePrompt at 957c1e1.
 """
@@ -34,11 +34,11 @@ def rank_answers(vlm: PseudoWordVLM, images: Sequence[Image.Image]) -> list[floa
     """P(fake) of each image.
 
     Args:
-        vlm: From ``attach_pseudo_word`` or ``load_pseudo_word``, in eval mode.
-        images: RGB.
+        vlm: Model from ``attach_pseudo_word`` or ``load_pseudo_word``, in eval mode.
+        images: RGB images.
 
     Returns:
-        In [0, 1]: the share of the fake answer's likelihood in both answers' together.
+        Likelihood of the fake answer divided by that of both answers together, in [0, 1].
     """
     labels = (REAL, FAKE)
     samples = [
@@ -60,17 +60,17 @@ def evaluate_pseudo_word(
     *,
     batch_size: int = 8,
 ) -> dict[str, Any]:
-    """Judge photos and write what came of it.
+    """Judge photos and write the figures.
 
     Args:
-        vlm: With a trained word, in eval mode.
-        images: From ``read_labelled``.
-        output_dir: Receives ``records.jsonl`` (a line for each photo) and ``metrics.json``.
-            What an interrupted call has judged of the same photos with the same weights is kept.
-        batch_size: Photos at once; each is read with both answers.
+        vlm: Model with a trained word, in eval mode.
+        images: Output of ``read_labelled``.
+        output_dir: Receives ``records.jsonl`` (a line for each photo) and ``metrics.json``. An
+            interrupted call resumes if photos and weights are the same.
+        batch_size: Number of photos judged at once; each is read with both answers.
 
     Returns:
-        As :func:`summarise_sets`.
+        As for :func:`summarise_sets`.
     """
     photos = [[str(i.path), i.set, i.label, Path(i.path).stat().st_size] for i in images]
     settings = {"word": asdict(vlm.config), "photos": fingerprint_of(photos)}
@@ -99,14 +99,14 @@ def summarise_sets(records: Sequence[dict[str, Any]], trained: Sequence[str]) ->
     """Figures by set, and of the sets that training saw and did not see.
 
     Args:
-        records: With ``set``, ``label``, ``p_fake`` and ``prediction``.
-        trained: Names of the sets that training saw: those are held-in.
+        records: Records with ``set``, ``label``, ``p_fake`` and ``prediction``.
+        trained: Names of the held-in sets, which training saw.
 
     Returns:
-        ``all``, ``held_in`` and ``held_out`` with ``images``, ``accuracy``, ``mean_accuracy`` (of
-        the sets, as the paper averages) and ``auc``; and ``sets``, by name, each with ``label``,
-        ``held_in``, ``images``, ``accuracy`` and ``auc``. A set of fakes alone has its AUC against
-        all real photos of the evaluation. A figure without images or without both classes is null.
+        ``all``, ``held_in`` and ``held_out`` with ``images``, ``accuracy``, ``mean_accuracy`` (over
+        the sets, as in the paper) and ``auc``; and ``sets``, by name, each with ``label``,
+        ``held_in``, ``images``, ``accuracy`` and ``auc``. The AUC of a set with only fakes is
+        against all real photos of the evaluation. A figure that lacks images or a class is null.
     """
     sets = {}
     for name in sorted({record["set"] for record in records}):
@@ -129,7 +129,7 @@ def summarise_sets(records: Sequence[dict[str, Any]], trained: Sequence[str]) ->
 
 
 def table_of(metrics: dict[str, Any]) -> str:
-    """The figures for people: a line for each set, then the three groups."""
+    """The figures as text: a line for each set, then the three groups."""
     width = max(len(name) for name in [*metrics["sets"], HELD_OUT])
     head = f"{'set':<{width}}  {'images':>6}  {'accuracy':>8}  {'AUC':>6}  seen in training"
     lines = [head, "-" * len(head)]

@@ -2,8 +2,8 @@
 
     llava-forgery eval real --model MODEL --data DIR --out OUT
 
-DIR holds ``SET/real/VIDEO_FRAME.png`` and ``SET/fake_METHOD/VIDEO_FRAME.png``: the frames of one
-video share what stands before the last underscore. ``DIR/identities.csv`` (columns ``set``,
+DIR holds ``SET/real/VIDEO_FRAME.png`` and ``SET/fake_METHOD/VIDEO_FRAME.png``: the names of one
+video's frames agree up to the last underscore. ``DIR/identities.csv`` (columns ``set``,
 ``kind``, ``video``, ``identities``) says who is in each video; a face swap holds two people.
 """
 
@@ -48,15 +48,15 @@ class RealFrame:
     """One face crop of a video."""
 
     path: str
-    """Relative to the folder of the sets."""
+    """Path relative to the folder of the sets."""
     set: str
-    """Such as ``ff_c23``."""
+    """Name of the set, such as ``ff_c23``."""
     method: str | None
-    """Of the forgery; None for a real video."""
+    """Method of the forgery; None for a real video."""
     video: str
-    """Name, unique within its set and kind."""
+    """Name of the video, unique within its set and kind."""
     identities: tuple[str, ...]
-    """People that the video shows, unique within the set: one or more."""
+    """One or more people that the video shows, by names unique within the set."""
 
     @property
     def label(self) -> int:
@@ -65,7 +65,7 @@ class RealFrame:
 
     @property
     def video_id(self) -> str:
-        """Unique among all sets: two methods name their videos alike."""
+        """Id unique among all sets: two methods may use the same names of videos."""
         return f"{self.set}/{_folder(self.method)}/{self.video}"
 
 
@@ -77,11 +77,11 @@ def read_real_frames(directory: str | PathLike) -> list[RealFrame]:
     """Find the frames of all sets in a folder, in the order of their paths.
 
     Args:
-        directory: See the module's text.
+        directory: Folder laid out as the module's docstring describes.
 
     Raises:
         FileNotFoundError: There is no such folder, or no ``identities.csv`` in it.
-        ValueError: A folder or file has another name than the layout's, a video is not in
+        ValueError: The name of a folder or file does not follow the layout, a video is not in
             ``identities.csv``, or there are no frames.
     """
     directory = Path(directory)
@@ -96,13 +96,13 @@ def read_real_frames(directory: str | PathLike) -> list[RealFrame]:
             video, _, frame = path.stem.rpartition("_")
             if path.suffix.lower() not in SUFFIXES or not video or not frame:
                 raise ValueError(
-                    f"{path} is no face crop named VIDEO_FRAME with one of the suffixes "
+                    f"{path} is not a face crop named VIDEO_FRAME with one of the suffixes "
                     f"{', '.join(SUFFIXES)}; cut faces out of videos with `data prepare` first"
                 )
             key = (name, folder.name, video)
             if key not in people:
                 raise ValueError(
-                    f"{directory / IDENTITIES} has no row for {','.join(key)}, whose frames lie "
+                    f"{directory / IDENTITIES} has no row for {','.join(key)}, whose frames are "
                     f"in {folder}; add who is in this video"
                 )
             relative = str(path.relative_to(directory))
@@ -113,7 +113,7 @@ def read_real_frames(directory: str | PathLike) -> list[RealFrame]:
 
 
 def _method(folder: Path) -> str | None:
-    """The method that a folder is named after; None for real videos."""
+    """The method in a folder's name; None for real videos."""
     if folder.name == REAL_FOLDER:
         return None
     method = folder.name.removeprefix(FAKE_FOLDER)
@@ -151,22 +151,22 @@ def identity_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """AUC with a bootstrap interval over people, of whom a forgery may show two.
+    """AUC with a bootstrap interval over people; a forgery may show two of them.
 
-    People are drawn with replacement. A video counts as often as the product of the draws of its
-    people: a swap between two people is in a resample where both are. Source: the pigeonhole
+    People are drawn with replacement. A video is weighted by the product of the draws of its
+    people: a swap between two people is in a resample only if both are. Source: the pigeonhole
     bootstrap, Owen 2007, *Annals of Applied Statistics* 1(2), section 3.
 
     Args:
         labels: (N,) of 0 and 1, both present; one for each video.
         scores: (N,) finite.
         identities: (N,) people of each video.
-        resamples: Resamples that hold both classes; others are drawn again.
+        resamples: Number of resamples with both classes; others are drawn again.
         confidence: Nominal coverage.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: Lengths differ, or hardly a resample holds both classes.
+        ValueError: Lengths differ, or hardly any resample holds both classes.
         OneClassError: One class is missing.
     """
     same_length(labels=labels, scores=scores, identities=identities)
@@ -189,8 +189,8 @@ def identity_interval(
             redrawn += 1
             if redrawn > PATIENCE * resamples:
                 raise ValueError(
-                    f"hardly a resample of {len(people)} people holds both classes: too few people "
-                    "for an interval"
+                    f"hardly any resample of {len(people)} people holds both classes: too few "
+                    "people for an interval"
                 ) from error
     low, high = percentiles(np.array(values), confidence)
     return Interval(value, float(low), float(high), confidence, resamples, redrawn, len(people))
@@ -209,26 +209,25 @@ def evaluate_real(
     """Score every crop, and measure frames and videos by set and method.
 
     Args:
-        scorer: A detector alone, or a host with the skill.
-        directory: See the module's text. Crops are judged as they are, scaled to the scorer's
-            size; what is not square is padded.
+        scorer: A detector, or a host with the skill.
+        directory: Folder laid out as the module's docstring describes. Crops are judged as they
+            are, scaled to the scorer's size and padded if they are not square.
         output_dir: Receives ``records.jsonl`` (a line for each crop), ``metrics.json`` and
-            ``table.md``. What an interrupted call has judged of the same crops with the same
-            weights is kept.
-        threshold: Score of the detector from which on a picture is called fake; P(yes) calls it
-            fake from 0.5 on.
-        batch_size: Crops that are scored at once.
+            ``table.md``. An interrupted call resumes if crops and weights are the same.
+        threshold: Detector score from which a picture is called fake; P(yes) calls it fake from
+            0.5 on.
+        batch_size: Number of crops scored at once.
         reduce: How the frames of a video are pooled.
-        resamples: Of the intervals.
+        resamples: Number of resamples for the intervals.
 
     Returns:
-        What :func:`summarise_real` gives, and ``people_in_training``; see
+        The figures of :func:`summarise_real`, and ``people_in_training``; see
         :func:`~llava_forgery.evaluation.leaks.people_in_training`.
 
     Raises:
-        FileNotFoundError: As :func:`read_real_frames`.
-        ValueError: As :func:`read_real_frames`; a crop cannot be read; a score is not in [0, 1];
-            or an interrupted call had other settings.
+        FileNotFoundError: As for :func:`read_real_frames`.
+        ValueError: As for :func:`read_real_frames`; a crop cannot be read; a score is not in
+            [0, 1]; or an interrupted call had different settings.
     """
     check_reduction(reduce)
     frames = read_real_frames(directory)
@@ -257,7 +256,7 @@ def evaluate_real(
 
 
 def square_crop(path: Path, size: int) -> np.ndarray:
-    """A picture file as (size, size, 3) uint8, padded where it is not square, never squeezed."""
+    """A picture file as (size, size, 3) uint8, padded to a square without distortion."""
     return whole_square(read_image(path), size)
 
 
@@ -277,8 +276,8 @@ def summarise_real(
         set's methods together), counts of videos and frames, ``video_auc`` with its interval over
         people, ``frame_auc``, ``tpr_at_1_fpr`` (frames), ``fpr`` and ``fnr`` (frames, at the
         threshold), ``video_fpr``, ``video_fnr``, and ``histogram``: counts of real and fake
-        frames in 20 equal bins of [0, 1]. Figures that need the class that a set lacks are None.
-        The real videos of a set stand against each of its methods.
+        frames in 20 equal bins of [0, 1]. Figures that need a class that a set lacks are None.
+        The real videos of a set are compared with each of its methods.
     """
     rows = []
     sets = sorted({record["set"] for record in records})
@@ -303,7 +302,7 @@ def summarise_real(
 
 
 def _is_summary(row: dict[str, Any], score: str) -> bool:
-    """Whether a row is a whole set's, with both classes."""
+    """Whether a row summarises a whole set with both classes."""
     return (row["score"], row["method"]) == (score, ALL) and row["video_auc"] is not None
 
 
@@ -324,7 +323,7 @@ def _figures(
         try:
             interval = identity_interval(videos.labels, videos.scores, of, resamples=resamples)
         except ValueError:
-            # Two people, say: the figure stands without an interval.
+            # Too few people, such as two: the figure has no interval.
             interval = None
     return {
         "real_videos": int((videos.labels == REAL).sum()),
@@ -348,7 +347,7 @@ def _figures(
 def real_table(metrics: dict[str, Any]) -> str:
     """The figures of :func:`summarise_real` as a Markdown table.
 
-    AUC of videos with its interval over people; the other figures are of frames.
+    AUC of videos has its interval over people; the other figures are of frames.
     """
     lines = [
         "| score | set | method | videos real / fake | video AUC | frame AUC | TPR at 1 % FPR "

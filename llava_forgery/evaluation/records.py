@@ -1,7 +1,8 @@
-"""Records of an evaluation, on disk as they are made, so that an interrupted one resumes.
+"""Records of an evaluation, written to disk as they are made, so that an interrupted one resumes.
 
-While it runs, its folder holds ``records.partial.jsonl``: a line with all that decides the records,
-then a line ``[number, record]`` for each. ``records.jsonl`` is written when all of them are there.
+While it runs, its folder holds ``records.partial.jsonl``: a line with all settings that determine
+the records, then a line ``[number, record]`` for each. ``records.jsonl`` is written once all
+records are complete.
 """
 
 import hashlib
@@ -25,25 +26,25 @@ logger = logging.getLogger(__name__)
 
 PARTIAL, RECORDS = "records.partial.jsonl", "records.jsonl"
 METRICS = "metrics.json"
-# Values of each tensor that tell weights apart: training changes nearly all of them.
+# Number of values per tensor that identify the weights: training changes nearly all of them.
 _PROBES = 32
 
 
 class KeptRecords:
-    """The records of one evaluation, beginning with those of an interrupted one.
+    """The records of one evaluation, starting with those of an interrupted one.
 
-    A context manager: on an error, Ctrl-C among them, the records stay in the folder.
+    A context manager: on an error, including Ctrl-C, the records stay in the folder.
 
     Args:
-        output_dir: The evaluation's folder; None keeps them in memory alone.
-        settings: All that decides the records beside the weights, as JSON takes it.
-        model: Whose weights decide them.
-        batch_size: Items that are judged at once. Those of an unfinished batch are judged again,
+        output_dir: Folder of the evaluation; None keeps the records in memory only.
+        settings: Everything besides the weights that determines the records; JSON-serializable.
+        model: Model whose weights determine the records.
+        batch_size: Number of items judged at once. Those of an unfinished batch are judged again,
             so that an interruption changes no batch.
-        each: Records of each item.
+        each: Number of records per item.
 
     Raises:
-        ValueError: The folder holds records of an interrupted evaluation with other settings.
+        ValueError: The folder holds records of an interrupted evaluation with different settings.
     """
 
     def __init__(
@@ -58,13 +59,13 @@ class KeptRecords:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size, self.each = batch_size, each
         self.records: list[dict[str, Any]] = []
-        """In order."""
+        """All records in order."""
         self.path = None if output_dir is None else Path(output_dir) / PARTIAL
         if self.path is None:
             self._file = io.BytesIO()
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # In bytes: the end of a line that was not finished is cut off.
+            # In bytes, to truncate an unfinished line at the end.
             self._file = self.path.open("a+b")
         try:
             weights = weights_digest(model)
@@ -85,7 +86,7 @@ class KeptRecords:
         if changed:
             raise ValueError(
                 f"{self.path} holds the records of an interrupted evaluation with other settings: "
-                f"{changed}. Repeat the evaluation as it was to complete it, remove that file, or "
+                f"{changed}. Repeat the evaluation unchanged to complete it, remove that file, or "
                 "give another folder"
             )
         for number, line in enumerate(lines):
@@ -97,21 +98,21 @@ class KeptRecords:
         del self.records[len(self.records) // together * together :]
         self._file.truncate(sum(map(len, [header, *lines[: len(self.records)]])))
         if self.records:
-            logger.info("%d records lie in %s already", len(self.records), self.path)
+            logger.info("%d records are already in %s", len(self.records), self.path)
 
     def batches(self, count: int, title: str) -> Iterator[range]:
-        """Places of the items that are still to be judged, a batch at a time.
+        """Indices of the items that are still to be judged, one batch at a time.
 
         Args:
-            count: Of all items.
-            title: Of the progress bar.
+            count: Number of all items.
+            title: Title of the progress bar.
         """
         first, size = len(self.records) // self.each, self.batch_size
         for start in progress(range(first, count, size), title, "batch"):
             yield range(start, min(start + size, count))
 
     def add(self, records: Sequence[dict[str, Any]]) -> None:
-        """Write records down; they survive the end of this process.
+        """Write records to disk, so that they survive the end of this process.
 
         Raises:
             ValueError: A value is NaN or infinite.
@@ -133,15 +134,15 @@ class KeptRecords:
             self._file.flush()
 
     def finish(self, metrics: dict[str, Any] | None = None) -> None:
-        """Write ``metrics.json``, if any, and ``records.jsonl``, the last file of an evaluation,
-        and remove what was kept."""
+        """Write ``metrics.json``, if any, and finally ``records.jsonl``, and remove the partial
+        file."""
         if metrics is not None:
             write_json(self.path.with_name(METRICS), metrics)
         write_json_lines(self.path.with_name(RECORDS), self.records)
         self.remove()
 
     def remove(self) -> None:
-        """Remove what was kept."""
+        """Remove the partial file."""
         self._file.close()
         if self.path is not None:
             self.path.unlink()
@@ -152,7 +153,7 @@ class KeptRecords:
     def __exit__(self, *error: object) -> None:
         if self._file.closed:
             return
-        # It would try once more to write what a full disk has refused.
+        # Closing would retry the write that a full disk has refused.
         with suppress(OSError):
             self._file.close()
         if self.path is not None:
@@ -164,7 +165,7 @@ class KeptRecords:
 
 
 def _parse(line: bytes) -> Any:
-    """The value of a line; None where it was not written to its end."""
+    """The value of a line; None if the line is incomplete."""
     try:
         return json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -173,7 +174,7 @@ def _parse(line: bytes) -> Any:
 
 @torch.no_grad()
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of a few values of each tensor: quick even for a large host."""
+    """SHA-256 of a few values of each tensor; fast even for a large host."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -182,7 +183,7 @@ def weights_digest(model: nn.Module) -> str:
         places = torch.linspace(0, tensor.numel() - 1, _PROBES, dtype=torch.float64).long()
         values = tensor.detach().flatten()[places.to(tensor.device)].cpu()
         digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
-    # What a detector's scores depend on beside its weights.
+    # A detector's scores depend on these besides its weights.
     for module in model.modules():
         if (calibration := getattr(module, "calibration", None)) is not None:
             digest.update(repr(calibration).encode())

@@ -36,7 +36,7 @@ RANKING = {
     "tpr_at_fpr_1": lambda labels, scores: tpr_at_fpr(labels, scores, 0.01),
     "tpr_at_fpr_5": lambda labels, scores: tpr_at_fpr(labels, scores, 0.05),
 }
-"""Figures that need scores in the right order alone."""
+"""Figures that only depend on the order of the scores."""
 
 
 def detection_report(
@@ -53,31 +53,31 @@ def detection_report(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Figures of frames and, where ``video_ids`` are given, of videos.
+    """Figures of frames and, if ``video_ids`` are given, of videos.
 
     Args:
-        labels: (N,) of 0 and 1. Of one class alone its error rate is told, and what ranks fakes
-            against real images is None.
+        labels: (N,) of 0 and 1. If only one class is present, its error rate is reported, and the
+            figures that rank fakes against real images are None.
         scores: (N,) finite, higher for fake.
-        video_ids: (N,), as :func:`video_level` takes them; the intervals then draw videos.
+        video_ids: (N,), as for :func:`video_level`; the intervals then draw videos.
         reduce: How frames are pooled.
-        k: For ``reduce="top_k"``.
+        k: Number of frames for ``reduce="top_k"``.
         grouping: "video_id" or "deepfakebench".
-        threshold: From here on an image is called fake.
-        are_probabilities: Scores lie in [0, 1]; adds ``ece``.
-        resamples: For the intervals; 0 for none.
-        confidence: Of the intervals.
-        seed: Of the intervals.
+        threshold: Score from which an image is called fake.
+        are_probabilities: Whether scores lie in [0, 1]; adds ``ece``.
+        resamples: Number of resamples for the intervals; 0 for none.
+        confidence: Nominal coverage of the intervals.
+        seed: Seed of the intervals.
 
     Returns:
         ``frame`` and ``video`` (None without ids), each with ``count``, ``real``, ``fake``,
-        ``auc``, ``ap``, ``eer``, ``tpr_at_fpr_1``, ``tpr_at_fpr_5``, ``accuracy``,
-        ``fpr``, ``fnr``, ``ece`` where scores are probabilities, and, unless
-        ``resamples`` is 0, ``intervals`` (name to [low, high], or None, for the first five) and
-        ``redrawn``. A figure is None where the class that it is about is missing.
+        ``auc``, ``ap``, ``eer``, ``tpr_at_fpr_1``, ``tpr_at_fpr_5``, ``accuracy``, ``fpr``,
+        ``fnr``, ``ece`` if scores are probabilities, and, unless ``resamples`` is 0, ``intervals``
+        (name to [low, high], or None, for the first five) and ``redrawn``. A figure is None if the
+        class that it needs is missing.
 
     Raises:
-        ValueError: As the measures.
+        ValueError: As for the measures.
     """
     labels = checked_labels(labels)
     scores = (probabilities if are_probabilities else finite_values)(scores, "scores")
@@ -96,20 +96,20 @@ def detection_report(
 def answer_report(
     labels: ArrayLike, answers: Sequence[str], regions: Sequence[Sequence[str]] | None = None
 ) -> dict[str, Any]:
-    """Figures of answers to "Is this a deepfake image?", read by :func:`parse_answer`.
+    """Figures of answers to "Is this a deepfake image?", parsed by :func:`parse_answer`.
 
     Args:
         labels: (N,) of 0 and 1.
-        answers: (N,) free texts. One that says neither counts as wrong, and is counted.
-        regions: (N,) forged regions of each image, none for a real one; None leaves the regions'
-            figures out.
+        answers: (N,) free texts. One that says neither is wrong and counts as ``unparsed``.
+        regions: (N,) forged regions of each image, none for a real one; None omits the figures of
+            regions.
 
     Returns:
         ``count``, ``accuracy``, ``unparsed`` and, over the fake images, ``region_precision``,
         ``region_recall`` and ``region_f1``.
 
     Raises:
-        ValueError: Lengths differ, a label is not valid, or a fake image has no region.
+        ValueError: Lengths differ, a label is invalid, or a fake image has no region.
     """
     if isinstance(answers, str):
         raise ValueError("expected a sequence of answers, got a single text")
@@ -132,19 +132,19 @@ def answer_report(
 def agreement_report(
     scores: ArrayLike, p_yes: ArrayLike, thresholds: Thresholds
 ) -> dict[str, float | None]:
-    """How often score and P(yes) call an image the same.
+    """How often score and P(yes) agree on an image's label.
 
     Args:
-        scores: (N,) in [0, 1], the detector's.
-        p_yes: (N,) in [0, 1], the language model's.
-        thresholds: Of the scores.
+        scores: (N,) scores of the detector in [0, 1].
+        p_yes: (N,) P(yes) of the language model in [0, 1].
+        thresholds: Thresholds of the scores.
 
     Returns:
         ``agreement`` over all images, ``agreement_if_certain`` over those whose score lies outside
-        the uncertain band (None without any), and ``uncertain``, the share of the others.
+        the uncertain band (None if there are none), and ``uncertain``, the share of the others.
 
     Raises:
-        ValueError: As :func:`~llava_forgery.evaluation.metrics.agreement`.
+        ValueError: As for :func:`~llava_forgery.evaluation.metrics.agreement`.
     """
     scores, p_yes = np.asarray(scores), np.asarray(p_yes)
     certain = np.array([thresholds.band(score) != "uncertain" for score in scores])
@@ -183,7 +183,7 @@ def _figures(
     if resamples and not both:
         figures |= {"redrawn": 0, "intervals": dict.fromkeys(RANKING)}
     elif resamples:
-        # All figures are of the same resamples, so that their intervals can be compared.
+        # All figures use the same resamples, so that their intervals are comparable.
         values, figures["redrawn"] = bootstrap(
             lambda *drawn: [measure(*drawn) for measure in RANKING.values()],
             labels,

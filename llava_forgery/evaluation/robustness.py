@@ -1,4 +1,4 @@
-"""AUC of a detector against the strength of what happens to the pictures."""
+"""AUC of a detector against the strength of perturbations."""
 
 import csv
 import io
@@ -39,27 +39,27 @@ def measure_robustness(
     resamples: int = 500,
     output_dir: str | PathLike | None = None,
 ) -> list[RobustnessPoint]:
-    """Judge every image untouched and under each change.
+    """Judge every image unchanged and under each perturbation.
 
-    The change is applied to the square that the detector sees, so that a strength means the same
-    for photographs of any size.
+    The perturbation is applied to the square that the detector sees, so that a strength means the
+    same for photographs of any size.
 
     Args:
         scorer: Detector, or host with the skill.
-        images: Of both classes, of the scorer's size.
-        perturbations: Kinds of change.
-        seed: Of what is random in them, and of the intervals.
-        batch_size: Images that are judged at once.
-        resamples: For the intervals.
-        output_dir: Receives the scores of an interrupted call, which the same call resumes; None
+        images: Images of both classes, of the scorer's size.
+        perturbations: Kinds of perturbation.
+        seed: Seed of the perturbations and of the intervals.
+        batch_size: Number of images judged at once.
+        resamples: Number of resamples for the intervals.
+        output_dir: Keeps the scores of an interrupted call, which the same call resumes; None
             keeps nothing.
 
     Returns:
-        For each score the untouched point, then five for each kind.
+        For each score the point of the unchanged images, then five for each kind.
 
     Raises:
-        ValueError: One class is missing, there is nothing to do, or an interrupted call had other
-            settings.
+        ValueError: One class is missing, there is nothing to do, or an interrupted call had
+            different settings.
     """
     if not perturbations:
         raise ValueError("expected at least one kind of change")
@@ -119,9 +119,9 @@ def write_robustness(
     """Write ``robustness.json``, ``robustness.csv`` and ``robustness.png``.
 
     Args:
-        points: From :func:`measure_robustness`.
-        output_dir: Folder; files there are replaced.
-        about: What was measured, for the JSON: model, images, seed ...
+        points: Output of :func:`measure_robustness`.
+        output_dir: Output folder; its files are replaced.
+        about: Description of the measurement for the JSON: model, images, seed ...
 
     Raises:
         ImportError: matplotlib is missing.

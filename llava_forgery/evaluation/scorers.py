@@ -1,4 +1,4 @@
-"""What gives scores to face images: a detector alone, or a host with the skill."""
+"""Scorers of face images: a detector, or a host with the skill."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -22,7 +22,7 @@ from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 from llava_forgery.tensors import from_bytes
 
 RECORD_NAMES = {"kfd": "score", "p_yes": "p_yes", "p_yes_uncited": "p_yes_uncited"}
-"""Under which names a scorer's scores stand in an evaluation's records."""
+"""Names of a scorer's scores in an evaluation's records."""
 
 
 class Scorer(Protocol):
@@ -34,14 +34,14 @@ class Scorer(Protocol):
     size: int
     """Side S of the images in pixels."""
     model: nn.Module
-    """Whose weights decide the scores."""
+    """Model whose weights determine the scores."""
 
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
         """Scores in [0, 1] of images (S, S, 3) uint8, in one batch."""
 
 
 def named_scores(scorer: Scorer, images: Sequence[np.ndarray]) -> list[dict[str, float]]:
-    """Scores of each image under the names of an evaluation's records.
+    """Scores of each image, by their names in an evaluation's records.
 
     Raises:
         ValueError: A score is not in [0, 1].
@@ -66,7 +66,7 @@ class DetectorScorer:
 
     @property
     def thresholds(self) -> Thresholds:
-        """Of the score, from the detector's calibration."""
+        """Thresholds of the score, from the detector's calibration."""
         return self.kfd.thresholds
 
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
@@ -83,10 +83,10 @@ class DetectorScorer:
 
 
 class AdapterScorer:
-    """The KFD's score and P(yes), without written answers; see :class:`Scorer`.
+    """The KFD's score and P(yes), without generated answers; see :class:`Scorer`.
 
     Args:
-        predictor: The skill.
+        predictor: Predictor with a host.
         uncited: Ask a second time, without the score in the prompt.
     """
 
@@ -98,7 +98,7 @@ class AdapterScorer:
 
     @property
     def thresholds(self) -> Thresholds:
-        """Of the score, from the detector's calibration."""
+        """Thresholds of the score, from the detector's calibration."""
         return self.predictor.kfd.thresholds
 
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
@@ -111,7 +111,7 @@ class AdapterScorer:
         return found
 
     def masks(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """As :meth:`DetectorScorer.masks`."""
+        """As for :meth:`DetectorScorer.masks`."""
         with self.predictor.vlm.detector_alone() as kfd:
             return DetectorScorer(kfd).masks(images)
 
@@ -134,17 +134,17 @@ def load_scorer(
     """Load a detector's folder, or a forgery adapter's with its host.
 
     Args:
-        directory: Written by ``train detector`` or by ``train adapter``; or a whole model in
-            LLaVA's layout or as ``convert export-transformers`` writes it.
+        directory: Folder written by ``train detector`` or ``train adapter``, or a whole model in
+            LLaVA's layout or written by ``convert export-transformers``.
         base_model: For an adapter: folder or hub name of the host; by default the one it names.
         backend: For an adapter: "transformers", "llava", or "auto".
         device: Device to load onto; a GPU if there is one by default.
-        allow_download: Whether what the folder's files name may be downloaded.
+        allow_download: Whether models that the folder's files name may be downloaded.
         uncited: As for :class:`AdapterScorer`.
 
     Raises:
         FileNotFoundError: The folder holds neither.
-        ValueError: A file is damaged, or a host or ``uncited`` is given for a detector.
+        ValueError: A file is damaged, or ``base_model`` or ``uncited`` is given for a detector.
     """
     directory = local_folder(directory)
     if (directory / KFD_CONFIG).is_file():

@@ -57,29 +57,30 @@ def evaluate_simulated(
     """Judge the forged and the pristine image of each pair.
 
     Args:
-        predictor: The skill.
-        pairs: Of people who were not in training.
+        predictor: Predictor with a host.
+        pairs: Pairs of people who were not in training.
         output_dir: Receives ``records.jsonl`` (a line for each image), ``overlays/*.png``,
-            ``dialogue.md`` and ``metrics.json``. What an interrupted call has judged of the same
-            pairs with the same weights is kept.
-        batch_size: Pairs that are judged at once.
-        overlays: Number of pictures.
+            ``dialogue.md`` and ``metrics.json``. An interrupted call resumes if pairs and weights
+            are the same.
+        batch_size: Number of pairs judged at once.
+        overlays: Number of overlay pictures.
         web: Score each pair a second time, resized and compressed as on the web.
         uncited: Ask a second time, without the detector's score in the prompt.
-        attributes: Of people, from :func:`~llava_forgery.evaluation.groups.read_attributes`.
+        attributes: Attributes of people, from
+            :func:`~llava_forgery.evaluation.groups.read_attributes`.
 
     Returns:
         ``kfd {auc, auc_interval, ap, eer, tpr_at_fpr_1, fpr, fnr, mask_iou}``, ``text {auc,
         auc_interval, ap, eer, tpr_at_fpr_1, accuracy, unparsed}``, ``regions_f1``, ``thresholds``,
-        ``agreement``, ``agreement_if_certain``, ``uncertain``, ``images``, and ``photographs`` and
-        ``people``, how many different ones the images are of. With ``uncited`` also
-        ``text_uncited``, as ``text`` without written answers. With ``web`` also ``web``, with
-        ``kfd`` and ``text`` of the degraded images; ``groups``, by attribute and score. Mask IoU is
-        the mean over forged images of masks cut at 0.5; the intervals (95 %) draw people.
+        ``agreement``, ``agreement_if_certain``, ``uncertain``, ``images``, and the numbers of
+        different ``photographs`` and ``people``. With ``uncited`` also ``text_uncited``, like
+        ``text`` but without generated answers. With ``web`` also ``web``, with ``kfd`` and ``text``
+        of the degraded images; ``groups``, by attribute and score. Mask IoU is the mean over forged
+        images of masks thresholded at 0.5; the intervals (95 %) resample people.
 
     Raises:
         ImportError: ``web`` without PyAV.
-        ValueError: An interrupted call had other settings.
+        ValueError: An interrupted call had different settings.
     """
     output_dir = Path(output_dir)
     settings = {
@@ -171,12 +172,12 @@ def summarise(
 def draw_roc(
     output_dir: str | PathLike, groups: str = "identity", of: str = "simulated forgeries"
 ) -> None:
-    """Draw ``roc.png`` beside the ``records.jsonl`` that an evaluation wrote.
+    """Draw ``roc.png`` next to the ``records.jsonl`` that an evaluation wrote.
 
     Args:
-        output_dir: The evaluation's folder.
-        groups: Name in the records of what the intervals draw.
-        of: What was judged, in words.
+        output_dir: Folder of the evaluation.
+        groups: Field of the records by which the intervals resample.
+        of: Kind of images, such as "simulated forgeries".
 
     Raises:
         ImportError: matplotlib is missing.
@@ -215,7 +216,7 @@ def _ranking(
 def _scores_on_the_web(
     predictor: ForgeryPredictor, seed: int, places: Sequence[int], batch: Sequence[FacePair]
 ) -> list[dict[str, float]]:
-    """What is added to the records, forged and pristine in turn."""
+    """Fields to add to the records, alternating between forged and pristine."""
     size = float(predictor.size)
     faces = [
         FaceInput(image, (0.0, 0.0, size, size))
@@ -229,7 +230,7 @@ def _scores_on_the_web(
 
 
 def _faces(predictor: ForgeryPredictor, batch: Sequence[FacePair]) -> list[FaceInput]:
-    """The forged and the pristine image of each pair in turn, as the records are."""
+    """The forged and the pristine image of each pair, alternating as in the records."""
     size = float(predictor.size)
     images = (image for pair in batch for image in (pair.forged, pair.pristine))
     return [FaceInput(to_bytes(image), (0.0, 0.0, size, size)) for image in images]
@@ -280,7 +281,7 @@ def _draw(pair: FacePair, verdicts: tuple[Verdict, Verdict], path: Path) -> None
 
 def _dialogue(predictor: ForgeryPredictor, pair: FacePair) -> str:
     """A dialogue of two turns about a forged face, as Markdown."""
-    # As it is: a finder of faces has no part in the pair's framing.
+    # Already framed, so no face detector is needed.
     dialogue = Dialogue(predictor.vlm, to_bytes(pair.forged), predictor.max_new_tokens)
     for question in ("Is this a deepfake image?", "Where is the artifact?"):
         dialogue.ask(question)

@@ -1,4 +1,4 @@
-"""The figures of ``eval run`` as a Markdown table; all of them stay in its ``metrics.json``."""
+"""The main figures of ``eval run`` as a Markdown table; all figures are in ``metrics.json``."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ _HEADINGS = ("AUC", "AP", "EER", "TPR at 1 % FPR", "FPR", "FNR", "ECE")
 
 
 def summary_table(metrics: dict[str, Any]) -> str:
-    """A table for people.
+    """A human-readable table of the figures.
 
     Args:
-        metrics: From :func:`~llava_forgery.evaluation.labelled.evaluate_labelled` or
+        metrics: Return value of :func:`~llava_forgery.evaluation.labelled.evaluate_labelled` or
             :func:`~llava_forgery.evaluation.simulated.evaluate_simulated`.
     """
     return _labelled(metrics) if "pooling" in metrics else _simulated(metrics)
@@ -78,7 +78,7 @@ def _groups(metrics: dict[str, Any]) -> list[str]:
 
 
 def _sentences(metrics: dict[str, Any]) -> list[str]:
-    """What stands below the table."""
+    """The sentences below the table."""
     thresholds = metrics["thresholds"]
     of = f"{metrics['images']} images of {metrics['people']} people"
     if "photographs" in metrics:

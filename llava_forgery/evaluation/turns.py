@@ -1,4 +1,4 @@
-"""Whether the answers of a dialogue fit each other."""
+"""Whether the answers of a dialogue are consistent."""
 
 import re
 
@@ -15,10 +15,10 @@ _PARTS = tuple(name for name in REGION_NAMES if name != WHOLE_FACE)
 
 
 def parse_place(text: str) -> ParsedAnswer:
-    """Read an answer to "Where is the artifact?".
+    """Parse an answer to "Where is the artifact?".
 
-    As :func:`parse_answer`, but a bare list of regions means that they are forged, and "Nowhere."
-    that none is.
+    Like :func:`parse_answer`, except that a bare list of regions means that they are forged, and
+    "Nowhere." that none is.
     """
     parsed = parse_answer(text)
     if parsed.label is None and parsed.regions:
@@ -29,10 +29,10 @@ def parse_place(text: str) -> ParsedAnswer:
 
 
 def turns_agree(verdict: ParsedAnswer, place: ParsedAnswer) -> bool:
-    """Whether verdict and place say the same.
+    """Whether verdict and place agree.
 
-    Both must be understood and call the image fake, or both real; where both name regions, they
-    must be the same ones.
+    Both must be parsed and call the image fake, or both real; if both name regions, these must be
+    the same.
 
     Args:
         verdict: Answer to the question about the label.
@@ -44,7 +44,7 @@ def turns_agree(verdict: ParsedAnswer, place: ParsedAnswer) -> bool:
 
 
 def parse_untouched(text: str) -> tuple[str, ...] | None:
-    """Read an answer to "Which parts of the face are untouched?".
+    """Parse an answer to "Which parts of the face are untouched?".
 
     Returns:
         The parts of the inner face that it calls untouched, in the order of ``REGION_NAMES``: all
@@ -66,12 +66,12 @@ def parse_untouched(text: str) -> tuple[str, ...] | None:
 
 
 def untouched_agrees(forged: ParsedAnswer, untouched: tuple[str, ...] | None) -> bool:
-    """Whether nothing is called both forged and untouched.
+    """Whether no part is called both forged and untouched.
 
     Args:
-        forged: Verdict or place. Of a real face everything is untouched; of a fake one whose
-            regions are not named, not everything.
-        untouched: From :func:`parse_untouched`.
+        forged: Verdict or place. All parts of a real face are untouched; of a fake face whose
+            regions are not named, not all of them.
+        untouched: Output of :func:`parse_untouched`.
     """
     if forged.label is None or untouched is None:
         return False
@@ -82,9 +82,9 @@ def untouched_agrees(forged: ParsedAnswer, untouched: tuple[str, ...] | None) ->
 
 
 def contradictions(verdict: str, place: str, untouched: str) -> tuple[str, ...]:
-    """Which answers of a dialogue do not fit its first one.
+    """Which answers of a dialogue contradict its first one.
 
-    An answer that cannot be understood fits none.
+    An answer that cannot be parsed counts as a contradiction.
 
     Args:
         verdict: Answer to "Is this a deepfake image?".
@@ -92,7 +92,7 @@ def contradictions(verdict: str, place: str, untouched: str) -> tuple[str, ...]:
         untouched: Answer to "Which parts of the face are untouched?".
 
     Returns:
-        Of ``("place", "untouched")`` those that contradict the verdict.
+        Those of ``("place", "untouched")`` that contradict the verdict.
     """
     first = parse_answer(verdict)
     fits = {

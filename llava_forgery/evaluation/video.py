@@ -23,7 +23,7 @@ class VideoScores(NamedTuple):
     labels: np.ndarray
     video_ids: tuple[Hashable, ...]
     mixed: tuple[Hashable, ...] = ()
-    """Groups that hold real and fake frames; only ``grouping="deepfakebench"`` lets them be."""
+    """Groups that hold real and fake frames; only ``grouping="deepfakebench"`` allows them."""
 
 
 def video_level(
@@ -37,29 +37,29 @@ def video_level(
 ) -> VideoScores:
     """Scores of videos from the scores of their frames.
 
-    Two ways to say which frames are one video:
+    There are two ways to group frames into videos:
 
     - ``"video_id"``, ours: frames with equal ids. A video that has real and fake frames is an
       error.
     - ``"deepfakebench"``, for comparison with its published figures: ids are the frames' paths,
-      and a video is the name of a frame's parent folder, whatever stands before it. FaceForensics++
-      has folders of one name under each manipulation (``Deepfakes/.../000_003``,
+      and a video is identified by the name of a frame's parent folder only. FaceForensics++ has
+      folders of the same name under each manipulation (``Deepfakes/.../000_003``,
       ``Face2Face/.../000_003``), so its four forgeries of a pair become one video with one mean
-      score: fewer fakes count, and a method that is missed hides behind the three that are found.
-      Where real and fake folders share a name, the merged video counts as real. Source:
+      score: fewer fakes count, and a missed method is masked by the three that are detected. If
+      real and fake folders share a name, the merged video counts as real. Source:
       ``training/metrics/utils.py`` of SCLBD/DeepfakeBench at 35cc2d4. Its mean is the only
-      reduction here.
+      reduction allowed here.
 
     Args:
-        scores: (N,) one for each frame.
-        video_ids: (N,) of which video the frame is; paths for ``"deepfakebench"``.
-        labels: (N,) alike within a video.
-        reduce: "mean", "median", "max" or "top_k", the mean of the ``k`` highest.
-        k: For "top_k"; a video with fewer frames takes them all.
+        scores: (N,) scores of the frames.
+        video_ids: (N,) id of each frame's video; the frame's path for ``"deepfakebench"``.
+        labels: (N,) labels, the same for all frames of a video.
+        reduce: "mean", "median", "max", or "top_k" for the mean of the ``k`` highest scores.
+        k: Number of frames for "top_k"; all are used for a video with fewer.
         grouping: "video_id" or "deepfakebench".
 
     Raises:
-        ValueError: Lengths differ, a value is not valid, or a video's frames differ in label.
+        ValueError: Lengths differ, a value is invalid, or a video's frames differ in label.
     """
     _check_options(reduce, k, grouping)
     scores, labels = finite_values(scores, "scores"), checked_labels(labels)
@@ -70,7 +70,7 @@ def video_level(
     mixed = tuple(v for v, rows in frames.items() if len(set(labels[rows].tolist())) > 1)
     if mixed and grouping == "video_id":
         raise ValueError(
-            f"the frames of video {mixed[0]!r} differ in label; are two videos named alike?"
+            f"the frames of video {mixed[0]!r} differ in label; do two videos have the same name?"
         )
     if mixed:
         logger.warning(
@@ -87,22 +87,22 @@ def video_level(
 
 
 def parent_folder(path: Hashable) -> str:
-    """Name of the folder that a frame lies in; paths have slashes, or backslashes alone.
+    """Name of the folder of a frame; paths have slashes, or only backslashes.
 
     Raises:
-        ValueError: Not a path with a folder in it.
+        ValueError: The path has no folder.
     """
     parts = str(path).split("\\" if "\\" in str(path) else "/")
     if len(parts) < 2 or not parts[-2]:
         raise ValueError(
-            f"grouping 'deepfakebench' reads the video off the frame's path, got {path!r}; "
+            f"grouping 'deepfakebench' takes the video from the frame's path, got {path!r}; "
             "expected one such as 'Deepfakes/c23/frames/000_003/017.png'"
         )
     return parts[-2]
 
 
 def rows_of(ids: Sequence[Hashable]) -> dict[Hashable, list[int]]:
-    """Positions of each id, in the order in which the ids first appear."""
+    """Positions of each id, in order of first appearance."""
     rows: dict[Hashable, list[int]] = {}
     for i, name in enumerate(ids):
         rows.setdefault(name, []).append(i)
@@ -116,4 +116,4 @@ def _check_options(reduce: str, k: int, grouping: str) -> None:
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     if grouping == "deepfakebench" and reduce != "mean":
-        raise ValueError(f"DeepfakeBench pools frames by their mean alone, got reduce={reduce!r}")
+        raise ValueError(f"DeepfakeBench pools frames by their mean only, got reduce={reduce!r}")

@@ -57,7 +57,7 @@ def test_temperature_and_offset_are_found(share):
 
 def test_a_detector_that_ranks_backwards_is_refused():
     labels, logits = _drawn(200)
-    with pytest.raises(ValueError, match="no temperature mends"):
+    with pytest.raises(ValueError, match="no temperature repairs"):
         fit_temperature(labels, -logits)
     with pytest.raises(OneClassError):
         fit_temperature(np.ones(4), np.arange(4))

@@ -65,8 +65,8 @@ def test_pixel_auc():
 @pytest.mark.parametrize(
     ("maps", "true", "error", "message"),
     [
-        (np.zeros((1, 2, 2)), np.zeros((1, 2, 2), bool), OneClassError, "untouched ones alone"),
-        (np.zeros((1, 2, 2)), np.ones((1, 2, 2), bool), OneClassError, "forged ones alone"),
+        (np.zeros((1, 2, 2)), np.zeros((1, 2, 2), bool), OneClassError, "only untouched ones"),
+        (np.zeros((1, 2, 2)), np.ones((1, 2, 2), bool), OneClassError, "only forged ones"),
         (np.full((1, 2, 2), np.nan), np.ones((1, 2, 2), bool), ValueError, "must be finite"),
         (np.zeros((1, 2, 3)), np.ones((1, 2, 2), bool), ValueError, "differ in shape"),
         (np.zeros((1, 2, 2), bool), np.ones((1, 2, 2), bool), ValueError, "maps must be .* floats"),

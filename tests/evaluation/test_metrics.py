@@ -127,7 +127,7 @@ def test_error_rates_of_one_class():
 
 def test_single_class_is_an_error_of_its_own():
     for measure in (auc, average_precision, equal_error_rate, roc):
-        with pytest.raises(OneClassError, match="needs real and fake images, got labels"):
+        with pytest.raises(OneClassError, match="needs real and fake images, got only labels"):
             measure([0, 0], [0.1, 0.2])
     with pytest.raises(OneClassError, match="TPR at 5% FPR needs real and fake"):
         tpr_at_fpr([1, 1], [0.1, 0.2], 0.05)
@@ -137,7 +137,7 @@ def test_single_class_is_an_error_of_its_own():
 @pytest.mark.parametrize(
     ("labels", "scores", "message"),
     [
-        ([1, 1], [0.1, 0.2], r"needs real and fake images, got labels \[1.0\] alone"),
+        ([1, 1], [0.1, 0.2], r"needs real and fake images, got only labels \[1.0\]"),
         ([0, 1], [0.1, np.nan], "scores must be finite, got nan at position 1"),
         ([0, 1], [0.1, np.inf], "scores must be finite"),
         ([0, 1], [0.1, 0.2, 0.3], "lengths differ: {'labels': 2, 'scores': 3}"),

@@ -124,7 +124,7 @@ def test_records_of_another_evaluation_are_not_taken(tmp_path):
         kept.add([{"score": 0.5}])
     with keep() as kept:
         assert kept.records == [{"score": 0.5}]
-    with pytest.raises(ValueError, match="faces was 'a', now 'b'. Repeat the evaluation as it was"):
+    with pytest.raises(ValueError, match="faces was 'a', now 'b'. Repeat the evaluation unchanged"):
         keep({**settings, "faces": "b"})
     with pytest.raises(ValueError, match="weights was"):
         keep(model=nn.Linear(2, 2))

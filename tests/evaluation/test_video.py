@@ -76,7 +76,7 @@ def test_parent_folder():
     # As DeepfakeBench splits them: by backslashes alone where there is one.
     assert parent_folder("root/x\\Deepfakes\\000_003\\1.png") == "000_003"
     for name in ("c.png", "/c.png", 7):
-        with pytest.raises(ValueError, match="reads the video off the frame's path"):
+        with pytest.raises(ValueError, match="takes the video from the frame's path"):
             parent_folder(name)
 
 
@@ -84,7 +84,7 @@ def test_parent_folder():
     ("options", "message"),
     [
         ({"grouping": "folder"}, "grouping must be one of video_id, deepfakebench"),
-        ({"grouping": "deepfakebench", "reduce": "max"}, "by their mean alone"),
+        ({"grouping": "deepfakebench", "reduce": "max"}, "by their mean only"),
         ({"reduce": "top_k", "k": 0}, "k must be at least 1"),
     ],
 )
