@@ -1,1 +1,1 @@
-"""From photographs to face crops with 68 landmarks, an identity and a split."""
+"""Face crops with 68 landmarks, an identity and a split, made from photographs and videos."""

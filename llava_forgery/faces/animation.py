@@ -1,4 +1,4 @@
-"""Animated GIF, WebP, PNG and AVIF files, read frame by frame as videos are."""
+"""Animated GIF, WebP, PNG and AVIF files, read frame by frame like videos."""
 
 from collections.abc import Generator, Sequence
 from os import PathLike
@@ -10,7 +10,7 @@ from llava_forgery.faces.containers import gif_frames, missing_bytes
 from llava_forgery.faces.video import Video
 from llava_forgery.images import open_image, to_rgb
 
-# Shown by browsers where a frame says no time, or less than 20 ms.
+# Duration that browsers use for a frame without one, or with less than 20 ms.
 _SHORTEST, _USUAL_SECONDS = 0.02, 0.1
 
 
@@ -18,12 +18,12 @@ class Animation:
     """An animated picture with the interface of :class:`~llava_forgery.faces.video.Video`.
 
     Args:
-        path: The file.
+        path: File to read.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Not an animation, cut off, or larger than the limit against decompression
-            bombs; the message names the file.
+        ValueError: The file is not an animation, is cut off, or exceeds the limit against
+            decompression bombs; the message names it.
     """
 
     def __init__(self, path: str | PathLike) -> None:
@@ -48,10 +48,10 @@ class Animation:
         return len(self._seconds)
 
     def seconds(self, number: int) -> float:
-        """When a frame is shown, in seconds from the beginning.
+        """Time at which a frame is shown, in seconds from the beginning.
 
         Args:
-            number: Of the frame, from 0.
+            number: Number of the frame, from 0.
         """
         return self._seconds[number]
 
@@ -62,10 +62,11 @@ class Animation:
             numbers: Ascending frame numbers from 0.
 
         Yields:
-            The number and the frame, (H, W, 3) uint8 sRGB; what is transparent lies over white.
+            The number and the frame, (H, W, 3) uint8 sRGB; transparent pixels are blended with
+            white.
 
         Raises:
-            ValueError: A number that the animation lacks, or a frame that cannot be decoded.
+            ValueError: The animation has no such frame, or a frame cannot be decoded.
         """
         if numbers and not 0 <= numbers[0] <= numbers[-1] < len(self):
             raise ValueError(
@@ -78,12 +79,12 @@ class Animation:
 
 
 def open_video(path: str | PathLike) -> Video | Animation:
-    """A video, or an animated picture: what the file holds decides.
+    """Open a video or an animated picture, depending on the file's content.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It cannot be read; the message names it.
-        ImportError: It is a video and PyAV is not installed (extra ``video``).
+        ValueError: The file cannot be read; the message names it.
+        ImportError: The file is a video and PyAV is not installed (extra ``video``).
     """
     path = Path(path)
     head = b""

@@ -1,4 +1,4 @@
-"""Which faces of a source are kept; of a forged one with a mask, which of them are forged."""
+"""Choosing the faces of a source to keep and, by the mask of a forged source, the forged ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from llava_forgery.constants import FAKE, REAL
 from llava_forgery.faces.records import FaceCrop
 
-# Of the landmarks' hull: a mask that spills over from the face beside it covers less.
+# Share of the landmarks' hull; a mask that spills over from a neighbouring face covers less.
 _TOUCHED = 0.05
 
 
@@ -18,17 +18,17 @@ class Candidate:
     """A face that was found in one frame, or in a photograph."""
 
     track: int
-    """Faces of one number are one face along a video; of a photograph each has its own."""
+    """Number of a face, the same in all frames of a video; unique for each of a photograph."""
     area: float
-    """Of the detector's box, in pixels of the frame."""
+    """Area of the detector's box, in pixels of the frame."""
     hull: float = 0.0
-    """Of its landmarks' hull, in pixels of the frame."""
+    """Area of the landmarks' hull, in pixels of the frame."""
     masked: float = 0.0
-    """So many of them are forged by the frame's mask."""
+    """Number of pixels of the hull that the frame's mask marks as forged."""
 
 
 def candidate_of(crop: FaceCrop, track: int, area: float) -> Candidate:
-    """A face with what its mask, if it has one, covers of it."""
+    """A face with the area that its mask, if any, covers."""
     if crop.mask is None:
         return Candidate(track, area)
     inside = np.zeros(crop.mask.shape, np.uint8)
@@ -42,15 +42,15 @@ def candidate_of(crop: FaceCrop, track: int, area: float) -> Candidate:
 def choose(
     candidates: Sequence[Candidate], label: int, *, is_masked: bool, largest_only: bool
 ) -> list[int | None]:
-    """The label of each face of a source, None for those that are left out.
+    """The label of each face of a source; None for those that are omitted.
 
     Args:
-        candidates: All its faces.
-        label: Of the source, 0 real, 1 fake.
-        is_masked: Whether it has a mask that is bright anywhere in the frames that were looked at.
-            The faces that it touches are then the fakes, and the others real.
-        largest_only: Keep one face, of a forged source one that its mask touches: of a photograph
-            the largest, of a video the one whose boxes have the largest sum.
+        candidates: All faces of the source.
+        label: Label of the source, 0 real, 1 fake.
+        is_masked: Whether the source has a mask that is bright anywhere in the frames that were
+            read. The faces that it touches are then fake, the others real.
+        largest_only: Keep only one face (of a forged source, one that the mask touches): the
+            largest of a photograph, or the one with the largest total box area of a video.
 
     Raises:
         ValueError: The mask touches none of the faces.
@@ -70,7 +70,7 @@ def choose(
                 "this file's mask?"
             )
         for track in areas:
-            # A small forgery, of one eye, is still the face's that holds most of it.
+            # A small forgery, such as one eye, belongs to the face that contains most of it.
             is_touched = masked[track] >= _TOUCHED * hulls[track] or track == most
             labels[track] = FAKE if is_touched else REAL
     kept = set(areas)

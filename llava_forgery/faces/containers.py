@@ -1,4 +1,4 @@
-"""Whether a video file is all there, by the sizes that its container declares."""
+"""Whether a video file is complete, by the sizes that its container declares."""
 
 import os
 from pathlib import Path
@@ -10,16 +10,16 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def missing_bytes(path: Path) -> int:
-    """How many bytes a file lacks of what its outermost parts declare.
+    """Number of bytes that a file lacks of the size that its outermost parts declare.
 
-    Knows the MP4 and QuickTime family, Matroska and WebM, and AVI; live recordings, whose parts are
-    open-ended, and other containers declare nothing.
+    Supports the MP4 and QuickTime family, Matroska and WebM, and AVI; live recordings, whose parts
+    are open-ended, and other containers declare nothing.
 
     Args:
-        path: The file.
+        path: File to check.
 
     Returns:
-        0 where nothing is missing, or nothing is declared.
+        0 if nothing is missing, or nothing is declared.
     """
     size = os.path.getsize(path)
     with path.open("rb") as file:
@@ -36,7 +36,7 @@ def missing_bytes(path: Path) -> int:
 
 
 def _boxes_end(file: BinaryIO, size: int) -> int:
-    """Where the last box that holds or lists pictures ends; what others append is not read."""
+    """End of the last box that holds or lists pictures; data appended by others is ignored."""
     start = end = 0
     while start + 8 <= size:
         file.seek(start)
@@ -44,7 +44,7 @@ def _boxes_end(file: BinaryIO, size: int) -> int:
         length, kind = int.from_bytes(head[:4], "big"), head[4:8]
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
-        # 0: as far as the file goes.
+        # 0: up to the end of the file.
         if kind not in _BOXES or length < 8:
             break
         if kind in _NEEDED:
@@ -66,7 +66,7 @@ def _matroska_end(file: BinaryIO) -> int:
 
 
 def _vint(file: BinaryIO) -> int | None:
-    """EBML's integer of variable length; None where it says that the length is not known."""
+    """EBML's integer of variable length; None if it means that the length is unknown."""
     first = file.read(1)
     if not first or not first[0]:
         return None
@@ -76,25 +76,25 @@ def _vint(file: BinaryIO) -> int | None:
 
 
 def is_text(path: Path) -> bool:
-    """Whether a file begins as a text does, which no container of videos is."""
+    """Whether a file begins like a text, which no video container does."""
     with path.open("rb") as file:
         head = file.read(4096)
-    # Uncompressed video of one format has a header of text.
+    # One format of uncompressed video has a text header.
     if not head or b"\0" in head or head.startswith(b"YUV4MPEG2"):
         return False
     try:
         head.decode()
     except UnicodeDecodeError as error:
-        # A character may be cut in two at the end.
+        # The last character may be incomplete.
         return error.start > len(head) - 4
     return True
 
 
 def gif_frames(file: BinaryIO) -> tuple[int, bool]:
-    """How many pictures a GIF holds, and whether it has its end.
+    """Number of pictures in a GIF, and whether it is complete.
 
     Args:
-        file: Open for reading bytes.
+        file: File open for reading bytes.
     """
     file.seek(0)
     head = file.read(13)
@@ -118,7 +118,7 @@ def _skip_palette(file: BinaryIO, flags: bytes) -> None:
 
 
 def _skip_blocks(file: BinaryIO) -> bool:
-    """Whether the blocks of a part, up to the empty one, are all there."""
+    """Whether all blocks of a part, up to the empty one, exist."""
     while length := file.read(1):
         if length == b"\0":
             return True

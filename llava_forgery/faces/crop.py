@@ -14,15 +14,15 @@ Box = tuple[float, float, float, float]
 """(x0, y0, x1, y1) in pixels."""
 
 MARGIN = 0.3
-"""Space that inference leaves around a face on each side, as a share of the longer side of its
-landmarks' box."""
+"""Margin of inference around a face on each side, as a share of the longer side of its landmarks'
+box."""
 MARGINS, JITTER = (0.1, 0.4), 0.05
-"""Of training: the least and the most space around a face, and how far, in the same unit, the face
-may lie from the picture's middle."""
-# By which found landmarks of a crop miss: nine of ten by less.
+"""Smallest and largest margin of training, and the largest shift of the face from the picture's
+centre, in the same unit."""
+# Error of the landmarks found in a crop; nine of ten are within it.
 _DOUBT = 0.05
 
-# Samples a side that cubic interpolation reads beyond a box.
+# Samples that cubic interpolation reads beyond a box on each side.
 _REACH = 3
 
 
@@ -36,23 +36,23 @@ def crop_square(
     """Cut out the square around a face.
 
     The square is centred on the landmarks' bounding box; its side is ``1 + 2 * margin`` times the
-    longer side of that box. What lies outside the image repeats its edge. With an angle the box
-    and the square stand on axes that are turned by it.
+    longer side of that box. Outside the image its edge is repeated. With an angle, box and square
+    are aligned with axes rotated by it.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         landmarks: (N, 2) in pixels of the image, x right and y down.
         size: Side of the crop in pixels.
         margin: Space on each side, as a share of the bounding box's longer side; not negative.
-        angle: Degrees that the square is turned about its centre, clockwise as seen;
-            :func:`eye_angle` makes the eyes level.
+        angle: Clockwise rotation of the square about its centre in degrees; :func:`eye_angle` makes
+            the eyes level.
 
     Returns:
-        The crop (size, size, 3) uint8, the square's box in pixels of the image (it may reach
-        outside; before it is turned), and the landmarks (N, 2) float32 in pixels of the crop.
+        The crop (size, size, 3) uint8, the box of the unrotated square in pixels of the image (it
+        may extend beyond it), and the landmarks (N, 2) float32 in pixels of the crop.
 
     Raises:
-        ValueError: Landmarks that are not finite or lie in one point, or a negative margin.
+        ValueError: Landmarks are not finite or coincide, or the margin is negative.
     """
     points = np.asarray(landmarks, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
@@ -60,7 +60,7 @@ def crop_square(
     if margin < 0:
         raise ValueError(f"expected a margin of 0 or more, got {margin}")
     turn = rotation(angle)
-    # Coordinates on the square's own axes.
+    # Coordinates along the square's own axes.
     points = points @ turn
     low, high = points.min(axis=0), points.max(axis=0)
     longer = float((high - low).max())
@@ -75,28 +75,27 @@ def crop_square(
 
 
 def trained_framing(landmarks: np.ndarray, height: int, width: int) -> tuple[Box, float]:
-    """Where to cut a face out of a picture that is a face crop already, so that it is framed as in
-    training.
+    """The square to cut out of a picture that is already a face crop, to frame it as in training.
 
-    A crop that training could have drawn stays as it is. Of another one the square is taken whose
-    margin is the nearest to ``MARGIN`` among those that lie in the crop. Where none of them leaves
-    what training leaves at least, a tight crop stays as it is, and a face at the edge of a wide
-    picture gets ``MARGIN``, though the square reaches outside.
+    A crop that training could have drawn is kept unchanged. Otherwise the square whose margin is
+    nearest to ``MARGIN`` is chosen from those that lie within the crop. If none of them has at
+    least the smallest margin of training, a tight crop is kept unchanged, and a face at the edge of
+    a wide picture gets ``MARGIN``, although the square extends beyond the picture.
 
     Args:
         landmarks: (N, 2) in pixels of the crop.
-        height: Of the crop in pixels.
-        width: Of the crop in pixels.
+        height: Height of the crop in pixels.
+        width: Width of the crop in pixels.
 
     Returns:
-        The square's box in pixels of the crop, and the margin that the picture fills on all sides,
-        which :func:`is_trained_margin` judges.
+        The square's box in pixels of the crop, and the largest margin within the picture, for
+        :func:`is_trained_margin`.
     """
     points = np.asarray(landmarks, dtype=np.float64)
     low, high = points.min(axis=0), points.max(axis=0)
     longer, centre = float((high - low).max()), (low + high) / 2
     middle, side = np.array([width, height]) / 2, max(width, height)
-    # Negative where landmarks lie outside.
+    # Negative if landmarks lie outside.
     room = float(min(*centre, *(2 * middle - centre)))
     fits = (2 * room / longer - 1) / 2
     whole = (side / longer - 1) / 2
@@ -113,7 +112,7 @@ def trained_framing(landmarks: np.ndarray, height: int, width: int) -> tuple[Box
 
 
 def is_trained_margin(margin: float) -> bool:
-    """Whether training leaves so little space around a face, give or take what landmarks miss."""
+    """Whether training may draw so small a margin, up to the error of the landmarks."""
     return margin >= MARGINS[0] - _DOUBT
 
 
@@ -123,13 +122,13 @@ def _square(centre: np.ndarray, side: float) -> Box:
 
 
 def eye_angle(landmarks: np.ndarray) -> float:
-    """How a face is tilted: degrees from the horizontal to the line through its eyes.
+    """Tilt of a face: degrees from the horizontal to the line through its eyes.
 
     Args:
         landmarks: (68, 2) in pixels, iBUG 300-W order.
 
     Returns:
-        Above -180 to 180, positive where the eye on the picture's right lies lower.
+        Angle in (-180, 180], positive if the eye on the right of the picture is lower.
     """
     across = landmarks[42:48].mean(axis=0) - landmarks[36:42].mean(axis=0)
     return math.degrees(math.atan2(float(across[1]), float(across[0])))
@@ -143,29 +142,29 @@ def whole_box(height: int, width: int) -> Box:
 
 
 def whole_square(image: np.ndarray, size: int) -> np.ndarray:
-    """A whole picture as (size, size, 3) uint8: where it is not square it is padded by repeating
-    its edge, never squeezed, so that faces keep their proportions; raises as :func:`crop_box`."""
+    """A whole picture as (size, size, 3) uint8, padded to a square by repeating its edge, so that
+    faces keep their proportions; raises like :func:`crop_box`."""
     return crop_box(image, whole_box(*image.shape[:2]), size)
 
 
 def crop_box(image: np.ndarray, box: Box, size: int, angle: float = 0.0) -> np.ndarray:
-    """Cut a square box out of an image and bring it to a size.
+    """Cut a square box out of an image and resize it.
 
-    Shrinking averages areas, enlarging interpolates cubically; what lies outside the image
-    repeats its edge. The corners may lie between pixels.
+    Shrinking averages areas, enlarging interpolates cubically; outside the image its edge is
+    repeated. The corners may lie between pixels.
 
     Args:
         image: (H, W, 3) uint8.
-        box: Square (x0, y0, x1, y1) in continuous pixels; it may reach outside the image.
+        box: Square (x0, y0, x1, y1) in continuous pixels; it may extend beyond the image.
         size: Side of the result in pixels.
-        angle: Degrees that the box is turned about its centre, clockwise as seen.
+        angle: Clockwise rotation of the box about its centre in degrees.
 
     Returns:
         (size, size, 3) uint8.
 
     Raises:
-        ValueError: Not a uint8 image with three channels, a box that is empty, not finite or not
-            square, or a size under 1.
+        ValueError: The image is not (H, W, 3) uint8, the box is empty, not finite or not square, or
+            the size is less than 1.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"expected (H, W, 3) uint8, got {image.dtype} {image.shape}")
@@ -179,7 +178,7 @@ def crop_box(image: np.ndarray, box: Box, size: int, angle: float = 0.0) -> np.n
         raise ValueError(f"expected a size of 1 or more, got {size}")
 
     turn = rotation(angle)
-    # The upright square around the turned one; without an angle the box itself.
+    # The upright square around the rotated one; without an angle the box itself.
     reach = side * (float(np.abs(turn[0]).sum()) - 1) / 2
     image, x, y = _surroundings(image, x0 - reach, y0 - reach, side + 2 * reach)
     centre = np.array([x, y]) + reach + side / 2
@@ -187,11 +186,11 @@ def crop_box(image: np.ndarray, box: Box, size: int, angle: float = 0.0) -> np.n
     scale = np.array([1.0, 1.0])
     factor = int(side / size / 2)
     if factor > 1:
-        # A first, coarse reduction keeps the memory bounded by the image, not by the box.
+        # A first, coarse reduction bounds the memory by the image instead of the box.
         small = (max(1, width // factor), max(1, height // factor))
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
         scale = np.array([small[0] / width, small[1] / height])
-    # An intermediate grid of about the image's own resolution carries the shift between pixels.
+    # An intermediate grid of about the image's own resolution carries the subpixel shift.
     grid = size if side * scale.max() <= size else math.ceil(side * scale.max())
     linear = scale[:, None] * turn * (side / grid)
     # warpAffine counts pixel centres: continuous x is index x - 0.5.
@@ -210,7 +209,7 @@ def crop_box(image: np.ndarray, box: Box, size: int, angle: float = 0.0) -> np.n
 
 
 def rotation(angle: float) -> np.ndarray:
-    """(2, 2): from the axes of a turned square to those of the image, x right and y down."""
+    """(2, 2): from the axes of a rotated square to those of the image, x right and y down."""
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     return np.array([[cos, -sin], [sin, cos]])
 

@@ -20,14 +20,14 @@ from llava_forgery.faces.detected import (
 )
 from llava_forgery.optional import packaged_file, require
 
-# From this HOG score on a detection is taken as it is; dlib's own threshold.
+# HOG score from which a detection is certain; dlib's own threshold.
 _SURE = 0.0
 _MAX_OVERLAP = 0.5
-# Pixels across the HOG detector's window, the smallest face that it finds.
+# Side of the HOG detector's window in pixels, the smallest face that it finds.
 _WINDOW = 80
-# The network's vectors of one person lie within this distance, as its author says.
+# Distance within which the network's vectors of one person lie, according to its author.
 _SAME_PERSON = 0.6
-# The most that it is given at once: features of more take over 600 MB.
+# Most pixels per call: features of more take over 600 MB.
 _MOST_PIXELS = 24e6
 
 
@@ -36,28 +36,28 @@ class DlibDetector:
 
     The predictor's file (``shape_predictor_68_face_landmarks.dat``) was trained on the iBUG 300-W
     data set, and its author asks that it not be used in commercial products. If that concerns you,
-    take :class:`~llava_forgery.faces.face_mesh.MediaPipeDetector`, or register a detector of your
+    use :class:`~llava_forgery.faces.face_mesh.MediaPipeDetector`, or register a detector of your
     own with :func:`register_detector`.
 
-    The detector looks for faces twice: in the image brought to ``max_side``, and, for smaller
-    ones, in the image brought to a size at which ``smallest`` pixels fill its window. The landmarks
-    are placed in the image as it is. Below dlib's own threshold of 0 it finds more real faces and
-    also more things that are none. Such unsure detections are taken from the first look alone, only
-    in an image without a sure one, and then only the best of them.
+    The detector makes two passes: over the image scaled to ``max_side`` and, for smaller faces,
+    over the image scaled such that ``smallest`` pixels fill its window. Landmarks are placed in the
+    unscaled image. Below dlib's own threshold of 0 it finds more faces but also more false ones.
+    Such uncertain detections are only taken from the first pass, only in an image without a certain
+    one, and then only the best of them.
 
     Args:
-        threshold: Lowest HOG score of the first look. 0 is dlib's own; -0.3 finds about a third
-            more of small faces.
-        max_side: The longer side in pixels of the image of the first look. The smallest face found
+        threshold: Lowest HOG score of the first pass. 0 is dlib's own; -0.3 finds about a third
+            more of the small faces.
+        max_side: Longer side in pixels of the image in the first pass. The smallest face found
             there is about 75 of these pixels wide.
-        max_enlarge: Smaller images are enlarged towards ``max_side`` by at most this factor.
+        max_enlarge: Largest factor by which smaller images are enlarged towards ``max_side``.
         min_face: Faces whose box is narrower than this many pixels of the photograph are dropped.
-        smallest: Width in pixels of the photograph from which on faces are looked for; 0 leaves
-            the second look out. In more than 15 megapixels it grows with the photograph.
+        smallest: Width in pixels of the photograph from which faces are searched for; 0 disables
+            the second pass. Above 15 megapixels it grows with the photograph.
 
     Raises:
         ImportError: dlib is not installed.
-        FileNotFoundError: The predictor's file is not installed.
+        FileNotFoundError: The file of the predictor is not installed.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class DlibDetector:
 
     @property
     def options(self) -> dict[str, float]:
-        """What it was made with."""
+        """Constructor arguments."""
         names = ("threshold", "max_side", "max_enlarge", "min_face", "smallest")
         return {name: getattr(self, name) for name in names}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process loads the models anew."""
+        """Pickle the arguments; another process reloads the models."""
         return type(self), tuple(self.options.values())
 
     def detect(self, image: np.ndarray) -> list[DetectedFace]:
@@ -101,10 +101,10 @@ class DlibDetector:
             image: (H, W, 3) uint8 RGB.
 
         Returns:
-            Faces, the largest box first; an empty list when there is none.
+            Faces, the largest box first; an empty list if there are none.
 
         Raises:
-            ValueError: Another shape or type.
+            ValueError: Shape or dtype differ.
         """
         check_image(image)
         image = np.ascontiguousarray(image)
@@ -112,7 +112,7 @@ class DlibDetector:
         found = self._find(image, coarse, self.threshold)
         if fine > coarse:
             sure = [box for box, score in found if score >= _SURE]
-            # The first look's boxes of large faces stay as they are.
+            # The first pass's boxes of large faces are kept.
             found += [
                 (box, score)
                 for box, score in self._find(image, fine, _SURE)
@@ -125,21 +125,21 @@ class DlibDetector:
         return sorted(faces, key=lambda face: -area(face.box))
 
     def describe(self, image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-        """Who it is, as dlib's face recognition network sees it.
+        """Embedding of a face by dlib's face recognition network.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             landmarks: (68, 2) in its pixels.
 
         Returns:
-            (128,) float64. Two of one person lie within 1 of each other, those of two people
+            (128,) float64. Vectors of one person lie within 1 of each other, those of two people
             farther apart.
 
         Raises:
-            FileNotFoundError: The network's file is not installed.
+            FileNotFoundError: The file of the network is not installed.
         """
         x0, y0, x1, y1 = np.round([*landmarks.min(axis=0), *landmarks.max(axis=0)]).astype(int)
-        # From pixel edges to the pixel centres that dlib counts.
+        # From pixel edges to dlib's pixel centres.
         places = np.round(landmarks - 0.5).astype(int).tolist()
         points = [self._point(x, y) for x, y in places]
         shape = self._shape(self._rectangle(x0, y0, x1, y1), points)
@@ -149,22 +149,22 @@ class DlibDetector:
         return np.array(vector) / _SAME_PERSON
 
     def smallest_face(self, height: int, width: int) -> int:
-        """Width in pixels from which on faces are looked for in a picture of this size."""
+        """Width in pixels from which faces are searched for in a picture of this size."""
         return max(self.min_face, round(_WINDOW / max(self._scales(height, width))))
 
     def _scales(self, height: int, width: int) -> tuple[float, float]:
-        """How much the picture is enlarged for the first look and for the second, 0 for none."""
+        """Scale of the picture in the first and in the second pass; 0 for no second pass."""
         coarse = min(self.max_side / max(height, width), self.max_enlarge)
         if not self.smallest:
             return coarse, 0.0
         return coarse, min(_WINDOW / self.smallest, (_MOST_PIXELS / (height * width)) ** 0.5)
 
     def _find(self, image: np.ndarray, scale: float, threshold: float) -> list[tuple[Box, float]]:
-        """Boxes in pixels of the image, and their scores, as the image shows them at a scale."""
+        """Boxes in pixels of the image, and their scores, found at one scale."""
         small = _resized(image, scale)
-        # The two axes are rounded to whole pixels apart from each other.
+        # The two axes are rounded to whole pixels separately.
         ratio = np.array(image.shape[1::-1]) / np.array(small.shape[1::-1])
-        # It holds the picture's features while it runs, without Python's lock.
+        # The detector holds the picture's features while it runs, without Python's lock.
         with lock_of(self):
             rectangles, scores, _ = self._finder.run(small, 0, threshold)
         found = []
@@ -180,7 +180,7 @@ class DlibDetector:
         x0, y0, x1, y1 = (round(value) for value in box)
         shape = self._predictor(image, self._rectangle(x0, y0, x1 - 1, y1 - 1))
         points = [(shape.part(i).x, shape.part(i).y) for i in range(shape.num_parts)]
-        # dlib counts pixel centres, the project counts pixel edges.
+        # dlib uses pixel centres, the project pixel edges.
         return np.array(points, dtype=np.float32) + np.float32(0.5)
 
 
@@ -198,7 +198,7 @@ def _recognition_network() -> Any:
 
 @cache
 def _shape_predictor() -> Any:
-    """100 MB that all detectors share; it holds nothing of the pictures it is given."""
+    """The predictor (100 MB), shared by all detectors, as it keeps no state of pictures."""
     # The package's own __init__ imports pkg_resources, which current setuptools lack.
     landmarks = packaged_file(
         "face_recognition_models",
@@ -221,7 +221,7 @@ def _resized(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _without_doubts(found: list[tuple[Box, float]]) -> list[tuple[Box, float]]:
-    """Drop weaker boxes over stronger ones, and unsure boxes unless there is nothing better."""
+    """Drop weaker boxes over stronger ones, and uncertain boxes unless there is nothing better."""
     kept: list[tuple[Box, float]] = []
     for box, score in sorted(found, key=lambda item: -item[1]):
         if score < _SURE and kept:
@@ -238,11 +238,11 @@ def register_detector(name: str, factory: Callable[..., FaceDetector]) -> None:
     """Make a detector available by name.
 
     Args:
-        name: New name.
-        factory: Class or function that makes the detector out of :func:`get_detector`'s options.
+        name: Name that is not in use.
+        factory: Class or function that makes the detector from :func:`get_detector`'s options.
 
     Raises:
-        ValueError: The name is taken by another factory.
+        ValueError: The name is in use by another factory.
     """
     if _DETECTORS.get(name, factory) is not factory:
         raise ValueError(f"the detector name {name!r} is taken; choose another")
@@ -254,20 +254,20 @@ def get_detector(name: str = "dlib", **options: Any) -> FaceDetector:
 
     Args:
         name: ``"dlib"``, ``"mediapipe"`` or a name given to :func:`register_detector`.
-        options: For its factory.
+        options: Options of its factory.
 
     Raises:
-        ValueError: Unknown name.
+        ValueError: The name is unknown.
         ImportError: A package it needs is not installed.
     """
     return detector_factory(name)(**options)
 
 
 def detector_factory(name: str) -> Callable[..., FaceDetector]:
-    """What was registered under a name; another process may call it.
+    """The factory registered under a name; another process may call it.
 
     Raises:
-        ValueError: Unknown name.
+        ValueError: The name is unknown.
     """
     if name not in _DETECTORS:
         known = ", ".join(sorted(_DETECTORS))
@@ -276,7 +276,7 @@ def detector_factory(name: str) -> Callable[..., FaceDetector]:
 
 
 def _mediapipe(**options: Any) -> FaceDetector:
-    # A prediction loads the finder that it uses, not both.
+    # A prediction only loads the detector that it uses.
     return importlib.import_module("llava_forgery.faces.face_mesh").MediaPipeDetector(**options)
 
 

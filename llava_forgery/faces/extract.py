@@ -1,4 +1,4 @@
-"""The faces of one source: read, look, follow, cut out."""
+"""The faces of one source: read, detect, track, cut out."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,7 +15,7 @@ from llava_forgery.faces.tracks import Look, Tracker
 from llava_forgery.faces.video import FrameChoice
 from llava_forgery.images import read_image
 
-# Compressed masks are neither quite black nor quite white.
+# Compressed masks are not exactly black and white.
 _BRIGHT = 127
 
 
@@ -26,15 +26,16 @@ class CropSettings:
     size: int = 320
     """Side of the crops in pixels."""
     margin: float = 0.4
-    """Space around the landmarks' bounding box on each side, as a share of its longer side: crops
-    show the same part of a face whatever its size in the photograph."""
+    """Space around the landmarks' bounding box on each side, as a share of its longer side, so that
+    crops show the same part of a face whatever its size in the photograph."""
     align: bool = False
-    """Turn each crop until the eyes are level."""
+    """Whether to rotate each crop until the eyes are level."""
     largest_only: bool = True
-    """Of a photograph the largest face only; of a video the face whose boxes over all frames are
-    the largest in sum. Of forged ones with a mask, of the faces that it touches."""
+    """Whether to keep only the largest face of a photograph, or the face of a video with the
+    largest total box area over all frames. If a forged source has a mask, only faces that it
+    touches are considered."""
     frames: FrameChoice = field(default_factory=FrameChoice)
-    """Which frames of a video are looked at."""
+    """Frames of a video to read."""
 
     def __post_init__(self) -> None:
         if self.size < 16 or not self.margin >= 0:
@@ -46,17 +47,17 @@ class CropSettings:
 
 @dataclass(frozen=True)
 class FoundFace:
-    """A face that was cut out, and how much of its frame it took."""
+    """A face that was cut out, and its area in the frame."""
 
     crop: FaceCrop
     area: float
-    """Of the detector's box, in pixels of the frame."""
+    """Area of the detector's box, in pixels of the frame."""
     seconds: float | None = None
-    """Of a video's frame: when it is shown, from the video's beginning."""
+    """Time of a video's frame, from the video's beginning."""
     is_masked: bool = False
     """Whether the frame has a mask that is bright anywhere."""
     beside: int = 0
-    """Other faces that were found in the same frame."""
+    """Number of other faces in the same frame."""
 
 
 def find_faces(
@@ -64,18 +65,18 @@ def find_faces(
 ) -> Iterator[FoundFace]:
     """Cut out the faces of a source, in the order of its frames.
 
-    Of a video, and of a photograph with a mask, all faces come:
-    :func:`~llava_forgery.faces.choice.choose` decides at the end which are kept.
+    For a video, and for a photograph with a mask, all faces are returned:
+    :func:`~llava_forgery.faces.choice.choose` then decides which are kept.
 
     Args:
-        source: What to read.
-        detector: Finds the faces.
-        settings: How they are cut out.
+        source: Source to read.
+        detector: Face detector.
+        settings: How faces are cut out.
 
     Raises:
         FileNotFoundError: The file or its mask is missing.
-        ValueError: The file or its mask is broken; the mask has other frames or another size.
-        ImportError: It is a video and PyAV is not installed.
+        ValueError: The file or its mask is broken, or the mask differs in frames or size.
+        ImportError: The source is a video and PyAV is not installed.
     """
     if not source.is_video:
         image = read_image(source.path)

@@ -13,15 +13,15 @@ from llava_forgery.faces.detected import SMALLEST_FACE, DetectedFace, area, chec
 from llava_forgery.optional import packaged_file
 
 _FINDER_SIDE, _MESH_SIDE = 256, 192
-# (cells a side, anchors a cell) of the finder's two grids, in the order of its outputs.
+# (cells per side, anchors per cell) of the detector's two grids, in the order of its outputs.
 _GRIDS = ((16, 2), (8, 6))
 _MAX_OVERLAP = 0.5
-# A face that is this share of a tile is found. Tiles overlap so far that a face twice as large,
-# which the next larger tiles find, lies in one of them whole.
+# Smallest face that is found, as a share of a tile. Tiles overlap so much that a face up to twice
+# as large, which the next larger tiles find, lies entirely in one of them.
 _SHARE, _OVERLAP = 1 / 16, 1 / 4
-# The mesh was trained on squares of this size around the box of the face.
+# Side of the squares on which the mesh was trained, relative to the box of the face.
 _ROOM = 1.5
-# The points of the mesh that lie where iBUG 300-W has its 68.
+# The points of the mesh at the positions of iBUG 300-W's 68.
 _JAW = (127, 234, 132, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 361, 454, 356)
 _BROWS = (70, 63, 105, 66, 55, 285, 296, 334, 293, 300)
 _NOSE = (168, 197, 5, 4, 75, 97, 2, 326, 305)
@@ -39,17 +39,17 @@ class MediaPipeDetector:
     files, TensorFlow is not needed. Papers: Bazarevsky et al., BlazeFace, arXiv:1907.05047;
     Kartynnik et al., Real-time Facial Surface Geometry, arXiv:1907.06724.
 
-    The finder sees 256 x 256 pixels. Beside the whole photograph it is therefore given tiles of it,
-    of halved sides down to 16 times ``smallest``.
+    The detector's input has 256 x 256 pixels. In addition to the whole photograph it is therefore
+    run on tiles, whose sides are halved down to 16 times ``smallest``.
 
-    The mesh is placed twice: around the finder's box turned by its eyes, then around its own
-    points. On the jaw the 68 points follow the mesh, whose rim lies where the face turns away.
+    The mesh is placed twice: in the detected box, rotated to level the eyes, then around its own
+    points. On the jaw the 68 points follow the rim of the mesh, where the face turns away.
 
     Args:
         threshold: Lowest probability of a face, from 0 to 1.
         min_face: Faces whose box is narrower than this many pixels of the photograph are dropped.
-        smallest: Width in pixels of the photograph from which on faces are looked for; 0 leaves
-            the tiles out.
+        smallest: Width in pixels of the photograph from which faces are searched for; 0 disables
+            the tiles.
 
     Raises:
         FileNotFoundError: The package with the weights is not installed.
@@ -72,12 +72,12 @@ class MediaPipeDetector:
 
     @property
     def options(self) -> dict[str, float]:
-        """What it was made with."""
+        """Constructor arguments."""
         names = ("threshold", "min_face", "smallest")
         return {name: getattr(self, name) for name in names}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process loads the models anew."""
+        """Pickle the arguments; another process reloads the models."""
         return type(self), tuple(self.options.values())
 
     def detect(self, image: np.ndarray) -> list[DetectedFace]:
@@ -87,10 +87,10 @@ class MediaPipeDetector:
             image: (H, W, 3) uint8 RGB.
 
         Returns:
-            Faces, the largest box first; an empty list when there is none.
+            Faces, the largest box first; an empty list if there are none.
 
         Raises:
-            ValueError: Another shape or type.
+            ValueError: Shape or dtype differ.
         """
         check_image(image)
         faces = []
@@ -101,19 +101,19 @@ class MediaPipeDetector:
         return sorted(faces, key=lambda face: -area(face.box))
 
     def smallest_face(self, height: int, width: int) -> int:
-        """Width in pixels from which on faces are looked for in a picture of this size."""
+        """Width in pixels from which faces are searched for in a picture of this size."""
         *_, side = self._sides(height, width)
         return max(self.min_face, round(side * _SHARE))
 
     def _sides(self, height: int, width: int) -> list[float]:
-        """Of the tiles: the whole, its half, and so on."""
+        """Sides of the tiles: the whole picture, half of it, and so on."""
         sides = [float(max(height, width))]
         while self.smallest and sides[-1] * _SHARE > self.smallest:
             sides.append(max(sides[-1] / 2, self.smallest / _SHARE))
         return sides
 
     def _run(self, network: Any, blob: np.ndarray, *names: str) -> list[np.ndarray]:
-        """A network's outputs by name; it holds its input from one call to the next."""
+        """Outputs of a network by name; it keeps its input until the next call."""
         with lock_of(self):
             network.setInput(blob)
             return [network.forward(name) for name in names]
@@ -135,14 +135,14 @@ class MediaPipeDetector:
     def _find_in(
         self, image: np.ndarray, x: float, y: float, side: float
     ) -> Iterator[tuple[Box, float, float]]:
-        """The same of a square tile, which may reach outside; one face may come several times."""
+        """The same for a square tile, which may extend beyond the image; with duplicates."""
         corner = np.array([x, y])
         small = crop_box(image, (x, y, x + side, y + side), _FINDER_SIDE)
         blob = cv2.dnn.blobFromImage(small, 1 / 127.5, mean=(127.5,) * 3)
         shapes, logits = self._run(self._finder, blob, "regressors", "classificators")
         scores = 1 / (1 + np.exp(-logits.reshape(-1).astype(np.float64).clip(-50, 50)))
         for i in np.flatnonzero(scores >= self.threshold):
-            # Centre, size and six points, all in pixels of the small square around the anchor.
+            # Centre, size and six points, all in pixels of the network's input, from the anchor.
             pairs = shapes.reshape(-1, 8, 2)[i].astype(np.float64) / _FINDER_SIDE
             centre, eyes = self._anchors[i] + pairs[0], pairs[2:4]
             half = pairs[1] / 2
@@ -153,7 +153,7 @@ class MediaPipeDetector:
                 yield box, math.degrees(math.atan2(across[1], across[0])), float(scores[i])
 
     def _place(self, image: np.ndarray, box: Box, angle: float) -> np.ndarray | None:
-        """The 68 landmarks in a box; None where the mesh sees no face."""
+        """The 68 landmarks in a box; None if the mesh finds no face."""
         centre = np.array([box[0] + box[2], box[1] + box[3]]) / 2
         side = _ROOM * max(box[2] - box[0], box[3] - box[1])
         points = np.empty(0)
@@ -187,7 +187,7 @@ def _network(name: str) -> Any:
 
 
 def _starts(length: float, side: float) -> list[float]:
-    """Where tiles begin along an axis so that they cover it; one tile lies in its middle."""
+    """Starts of tiles along an axis so that they cover it; a single tile is centred."""
     count = max(1, math.ceil((length - side) / (side * (1 - _OVERLAP))) + 1)
     if length <= side:
         return [(length - side) / 2]
@@ -195,7 +195,7 @@ def _starts(length: float, side: float) -> list[float]:
 
 
 def _grid(side: int, count: int) -> np.ndarray:
-    """(side * side * count, 2): the centres of a grid's cells, x and y from 0 to 1."""
+    """(side * side * count, 2): centres of a grid's cells, x and y from 0 to 1."""
     y, x = np.divmod(np.arange(side * side), side)
     centres = (np.stack([x, y], axis=1) + 0.5) / side
     return np.repeat(centres, count, axis=0)

@@ -1,4 +1,4 @@
-"""A decoded frame of a video as players show it: colours, shape of its pixels, way up."""
+"""A decoded frame of a video as players show it: colours, shape of its pixels, orientation."""
 
 import logging
 import math
@@ -16,9 +16,9 @@ _MATRICES = {_RGB, 1, _UNSPECIFIED, 4, _BT601, 6, 7, 9, 10}
 _FULL_RANGE = 2
 PQ, HLG = 16, 18
 TRANSFERS = {PQ: "PQ", HLG: "HLG"}
-"""Transfer functions of high dynamic range, by their numbers."""
+"""Numbers of the transfer functions of high dynamic range."""
 
-# What diffuse white and the brightest light are taken for, in cd/m2 (ITU-R BT.2408).
+# Assumed luminance of diffuse white and of the peak, in cd/m2 (ITU-R BT.2408).
 _WHITE, _PEAK = 203.0, 1000.0
 _TO_BT709 = np.float32(
     [
@@ -31,21 +31,21 @@ _LUMA_BT2020 = np.float32([[0.2627, 0.6780, 0.0593]])
 
 
 def to_rgb(frame: Any, transfer: int = 0) -> np.ndarray:
-    """The pixels of a frame as they are stored, in the colours that it declares.
+    """The stored pixels of a frame, in the colours that it declares.
 
-    Without a declaration the matrix is BT.601's, as FFmpeg takes it. High dynamic range is
-    brought to the standard range: what is darker than half of diffuse white stays as it is, what is
-    brighter is compressed (ITU-R BT.2390). What is transparent lies over white.
+    Without a declaration the matrix is BT.601's, as in FFmpeg. High dynamic range is converted to
+    the standard range: up to half of diffuse white pixels are unchanged, brighter ones are
+    compressed (ITU-R BT.2390). Transparent pixels are blended with white.
 
     Args:
-        frame: PyAV's.
-        transfer: Number of the stream's transfer function; matters where it is in ``TRANSFERS``.
+        frame: Frame of PyAV.
+        transfer: Number of the stream's transfer function; only used if it is in ``TRANSFERS``.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        ValueError: Colours that are not converted, such as YCgCo.
+        ValueError: The colours are not supported, such as YCgCo.
     """
     if frame.colorspace not in _MATRICES:
         raise ValueError(f"its colours are of matrix {frame.colorspace} (ITU-T H.273), which is "
@@ -80,15 +80,15 @@ def square_pixels(pixels: np.ndarray, aspect: float) -> np.ndarray:
 
 
 def upright(pixels: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """Turn and mirror a frame by its display matrix.
+    """Rotate and mirror a frame according to its display matrix.
 
     Args:
         pixels: (H, W, 3).
         matrix: (9,) of the QuickTime family: a stored point (x, y) is shown at
-            (m0 x + m3 y, m1 x + m4 y). None leaves the frame as it is.
+            (m0 x + m3 y, m1 x + m4 y). None leaves the frame unchanged.
 
     Raises:
-        ValueError: Another angle than quarter turns.
+        ValueError: The rotation is not by quarter turns.
     """
     if matrix is None or not matrix[[0, 1, 3, 4]].any():
         return pixels
@@ -97,8 +97,8 @@ def upright(pixels: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
     if abs(a if lying else b) > 0.02 * abs(b if lying else a):
         angle = math.degrees(math.atan2(b, a))
         raise ValueError(
-            f"it is to be shown turned by {angle:.0f} degrees; expected quarter turns: turn the "
-            "pixels themselves"
+            f"it is to be shown rotated by {angle:.0f} degrees; expected quarter turns: rotate "
+            "the pixels themselves"
         )
     if lying:
         pixels = pixels.swapaxes(0, 1)
@@ -110,7 +110,7 @@ def upright(pixels: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
 
 
 def display_matrix(frame: Any) -> np.ndarray | None:
-    """(9,) int32 of a frame's side data, None where there is none."""
+    """(9,) int32 of a frame's side data; None if there is none."""
     data = frame.side_data.get("DISPLAYMATRIX")
     return None if data is None else np.frombuffer(data, dtype=np.int32, count=9)
 
@@ -121,10 +121,10 @@ def _converted(frame: Any, form: str) -> np.ndarray:
         return frame.to_ndarray()
     grey = name.startswith(("gray", "ya"))
     full = frame.color_range == _FULL_RANGE or name.startswith("yuvj")
-    # FFmpeg takes grey for full unless it is declared otherwise.
+    # FFmpeg assumes full range for grey unless declared otherwise.
     full = full or (grey and frame.color_range != 1)
     matrix = _BT601 if frame.colorspace in (_RGB, _UNSPECIFIED) else frame.colorspace
-    # PyAV applies matrix and range only where they differ from the target's.
+    # PyAV applies matrix and range only if they differ from the target's.
     return frame.reformat(
         format=form,
         src_colorspace=matrix,
@@ -135,11 +135,11 @@ def _converted(frame: Any, form: str) -> np.ndarray:
 
 
 def _tone_mapped(pixels: np.ndarray, transfer: int) -> np.ndarray:
-    """(H, W, 3) uint16 of BT.2020 in PQ or HLG to sRGB."""
+    """Convert (H, W, 3) uint16 of BT.2020 in PQ or HLG to sRGB."""
     linear, dimming, encode = _curves(transfer)
     light = linear[pixels]
     if transfer == HLG:
-        # From light of the scene to light of a display of the peak's brightness.
+        # From scene light to the light of a display with that peak.
         luma = cv2.transform(light, _LUMA_BT2020)
         light *= (_PEAK * np.maximum(luma, 1e-6) ** 0.2)[..., None]
     light = np.maximum(cv2.transform(light, _TO_BT709), 0)
@@ -149,13 +149,13 @@ def _tone_mapped(pixels: np.ndarray, transfer: int) -> np.ndarray:
 
 
 def _index(values: np.ndarray) -> np.ndarray:
-    """Places of values in [0, 1] in tables whose steps are finer in the dark."""
+    """Indices of values in [0, 1] in tables with finer steps in the dark."""
     return (np.sqrt(np.clip(values, 0, 1)) * 65535).astype(np.uint16)
 
 
 @cache
 def _curves(transfer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tables of 65536: code to light; share of the peak to a factor; share of white to sRGB."""
+    """Tables of 65536: code to light; share of the peak to factor; share of white to sRGB."""
     code = np.linspace(0, 1, 65536)
     if transfer == PQ:
         linear = _pq_light(code)
@@ -193,7 +193,7 @@ _C1, _C2, _C3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
 
 
 def _pq_light(code: np.ndarray) -> np.ndarray:
-    """SMPTE ST 2084: a code in [0, 1] to cd/m2."""
+    """SMPTE ST 2084: code in [0, 1] to cd/m2."""
     power = code ** (1 / _M2)
     return 10000 * (np.maximum(power - _C1, 0) / (_C2 - _C3 * power)) ** (1 / _M1)
 

@@ -1,4 +1,4 @@
-"""Who is in which file, and which people are kept for testing."""
+"""The person in each file, and the people held out for testing."""
 
 import hashlib
 import re
@@ -15,16 +15,16 @@ from llava_forgery.tables import read_table
 def split_identities(
     identities: Iterable[str], test_share: float, seed: int, val_share: float = 0.0
 ) -> dict[str, str]:
-    """Give each identity a split. Who is in the test split does not depend on ``val_share``.
+    """Assign each identity to a split. The test split does not depend on ``val_share``.
 
     Args:
-        identities: Names; repetitions count once, their order does not matter.
-        test_share: Share that goes to ``"test"``, rounded; at least one if above 0.
-        seed: Of the shuffle.
-        val_share: Likewise for ``"val"``, a share of all identities.
+        identities: Names; repetitions count once, and the order does not matter.
+        test_share: Share of the identities for ``"test"``, rounded; at least one if above 0.
+        seed: Seed of the shuffle.
+        val_share: Share of the identities for ``"val"``, rounded; at least one if above 0.
 
     Raises:
-        ValueError: Too few identities for the shares, so that none is left for training.
+        ValueError: There are too few identities for the shares, with none left for training.
     """
     names = sorted(set(identities))
     n_test, n_val = (
@@ -44,27 +44,27 @@ def split_identities(
 
 
 def identity_digest(identity: str) -> str:
-    """A name as models record it: 16 hexadecimal digits of the SHA-256 of its NFC form.
+    """A name as recorded in models: 16 hexadecimal digits of the SHA-256 of its NFC form.
 
-    A model says by these whom it was trained on, without listing names.
+    Models record by these whom they were trained on, without listing names.
     """
     return hashlib.sha256(normalize("NFC", identity).encode()).hexdigest()[:16]
 
 
 def identity_digests(identities: Iterable[str | None]) -> frozenset[str]:
-    """:func:`identity_digest` of each name, once; None stands for nobody known."""
+    """:func:`identity_digest` of each name without duplicates; None, for unknown, is skipped."""
     return frozenset(identity_digest(name) for name in set(identities) if name is not None)
 
 
 def check_held_out(training: Set[str], held_out: Set[str]) -> None:
-    """Refuse to validate on people who are trained on.
+    """Check that nobody in validation is also in training.
 
     Args:
-        training: Digests of who is trained on.
-        held_out: Likewise of who is validated on.
+        training: Digests of the people who are trained on.
+        held_out: Digests of the people who are validated on.
 
     Raises:
-        ValueError: Somebody is in both.
+        ValueError: A person is in both.
     """
     if seen := training & held_out:
         raise ValueError(
@@ -74,7 +74,7 @@ def check_held_out(training: Set[str], held_out: Set[str]) -> None:
 
 
 def identities_from_csv(files: Sequence[str], path: Path) -> dict[str, str]:
-    """Look files up in a CSV.
+    """Look up the identities of files in a CSV.
 
     Args:
         files: Paths relative to the prepared folder.
@@ -85,7 +85,7 @@ def identities_from_csv(files: Sequence[str], path: Path) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: There is no such CSV.
-        ValueError: It lacks a column or a file, gives a file two identities, or is not UTF-8.
+        ValueError: The CSV lacks a column or a file, gives a file two identities, or is not UTF-8.
     """
     known: dict[str, str] = {}
     for where, row in read_table(path, ("file", "identity")):
@@ -108,14 +108,14 @@ def identities_from_pattern(files: Sequence[str], pattern: str) -> dict[str, str
 
     Args:
         files: Paths relative to the prepared folder.
-        pattern: Regular expression; its group named ``identity``, or else its first. With a slash
-            in it, it is searched in the path, otherwise in the name.
+        pattern: Regular expression; the identity is its group named ``identity``, or its first. If
+            it contains a slash, it is searched in the path, otherwise in the name.
 
     Returns:
         The identity of each file.
 
     Raises:
-        ValueError: Not a regular expression, without a group, or one that a file does not match.
+        ValueError: The pattern is not a regular expression, has no group, or does not match a file.
     """
     try:
         expression = re.compile(_composed(pattern))
@@ -135,16 +135,16 @@ def identities_from_pattern(files: Sequence[str], pattern: str) -> dict[str, str
         if match is None or not match[group]:
             raise ValueError(
                 f"identity_pattern {pattern!r} finds no identity in {file}; change the pattern, or "
-                "leave the file out of the folder"
+                "remove the file from the folder"
             )
         identities[file] = match[group]
     return identities
 
 
 def identities_from_files(files: Sequence[str]) -> dict[str, str]:
-    """Every file another person: its path without the suffix.
+    """One identity per file: its path without the suffix.
 
-    Where two files differ by their suffix alone, such as ``a.jpg`` and ``a.png``, theirs stays.
+    If two files only differ by their suffix, such as ``a.jpg`` and ``a.png``, they keep it.
     """
     bare = {file: str(PurePosixPath(file).with_suffix("")) for file in files}
     count = Counter(bare.values())
@@ -152,5 +152,5 @@ def identities_from_files(files: Sequence[str]) -> dict[str, str]:
 
 
 def _composed(text: str) -> str:
-    """An accented letter as one character (NFC): some systems write file names with two (NFD)."""
+    """Normalise accented letters to NFC, since some systems write file names in NFD."""
     return normalize("NFC", text)

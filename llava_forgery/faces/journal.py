@@ -1,10 +1,10 @@
-"""What a run has found so far, on disk, so that the next run goes on where this one ended.
+"""The results of a run so far, on disk, so that the next run resumes where this one ended.
 
-A working folder holds ``job.json`` (how faces are cut out), ``journal.jsonl`` (one line a source)
-and ``pixels-*.bin`` (encoded crops, one after another, a file for each process). Pixels are
-written before the line that points at them. A line that was not finished is cut off; bytes that
-no line points at do no harm. What is known of a source besides its faces, such as its split, is
-not written down: it may change from one run to the next.
+A working folder holds ``job.json`` (how faces are cut out), ``journal.jsonl`` (one line per source)
+and ``pixels-*.bin`` (encoded crops, concatenated, one file per process). Pixels are written before
+the line that refers to them. An unfinished line is truncated; bytes that no line refers to do no
+harm. Other properties of a source, such as its split, are not stored: they may change from one run
+to the next.
 """
 
 import json
@@ -24,26 +24,26 @@ from llava_forgery.files import naming, read_json, write_json
 
 try:
     import fcntl
-except ImportError:  # Not a POSIX system: two runs at once are then not noticed.
+except ImportError:  # Not a POSIX system: concurrent runs are then not detected.
     fcntl = None
 
 logger = logging.getLogger(__name__)
 
 UNTOUCHED = "untouched"
-"""Of a row: the number of a real face in a forged file, None for any other."""
+"""Field of a row: number of a real face in a forged file; None for any other face."""
 _JOB, _LINES, _LOCK = "job.json", "journal.jsonl", "lock"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one source."""
+    """Result of one source."""
 
     faces: list[dict[str, Any]]
-    """A row each, its ``image`` and ``mask`` as places that :meth:`Journal.pixels` reads."""
+    """Rows of the faces, with ``image`` and ``mask`` as places for :meth:`Journal.pixels`."""
     reason: str | None = None
     """Why there is no face; None if there is one."""
     people: int = 1
-    """Most faces of one frame, where no mask says which of them are forged."""
+    """Largest number of faces in one frame, if no mask says which of them are forged."""
 
     def __post_init__(self) -> None:
         if bool(self.faces) == (self.reason is not None):
@@ -53,25 +53,25 @@ class Outcome:
 
 
 class PixelFile:
-    """Bytes, appended to a file of its own in the working folder."""
+    """A file of its own in the working folder, to which bytes are appended."""
 
     def __init__(self, folder: Path) -> None:
         self._file = (folder / f"pixels-{uuid4().hex}.bin").open("xb")
 
     def add(self, data: bytes) -> list[Any]:
-        """Append; returns name, offset, length and CRC-32, as JSON takes them."""
+        """Append bytes; returns name, offset, length and CRC-32, JSON-serializable."""
         offset = self._file.tell()
         with naming(self._file.name):
             self._file.write(data)
         return [Path(self._file.name).name, offset, len(data), zlib.crc32(data)]
 
     def flush(self) -> None:
-        """Hand everything to the system; it survives the end of this process."""
+        """Pass everything to the system, so that it survives the end of this process."""
         with naming(self._file.name):
             self._file.flush()
 
     def close(self) -> None:
-        # What could not be written before is tried once more.
+        # Closing retries a write that failed before.
         with naming(self._file.name):
             self._file.close()
 
@@ -90,7 +90,7 @@ class Journal:
         return key in self._offsets
 
     def add(self, key: bytes, outcome: Outcome) -> None:
-        """Write down what came of a source; its pixels must have been flushed."""
+        """Write the outcome of a source; its pixels must have been flushed."""
         entry = {"key": key.hex(), **asdict(outcome)}
         self._lines.seek(0, 2)
         offset = self._lines.tell()
@@ -100,20 +100,20 @@ class Journal:
         self._offsets[key] = offset
 
     def get(self, key: bytes) -> Outcome:
-        """Read what came of a source.
+        """Read the outcome of a source.
 
         Raises:
-            KeyError: Nothing is written down of it.
+            KeyError: The source has no outcome yet.
         """
         self._lines.seek(self._offsets[key])
         entry = json.loads(self._lines.readline())
         return Outcome(entry["faces"], entry["reason"], entry.get("people", 1))
 
     def pixels(self, place: list[Any]) -> bytes:
-        """Read what :meth:`PixelFile.add` wrote.
+        """Read bytes that :meth:`PixelFile.add` wrote.
 
         Raises:
-            ValueError: Other bytes stand there, as after a power failure.
+            ValueError: The bytes differ, for example after a power failure.
         """
         name, offset, length, check = place
         with (self.folder / name).open("rb") as file:
@@ -158,20 +158,20 @@ class Journal:
 
 @contextmanager
 def open_journal(folder: Path, job: Mapping[str, Any]) -> Iterator[Journal]:
-    """Open a working folder; one that was made with other settings is emptied first.
+    """Open a working folder; one made with different settings is emptied first.
 
     Args:
-        folder: Made if missing.
-        job: How faces are found and cut out, as JSON takes it.
+        folder: Working folder, created if missing.
+        job: How faces are found and cut out, JSON-serializable.
 
     Raises:
-        RuntimeError: Another process has it open.
+        RuntimeError: Another process has the folder open.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _LOCK).open("w") as lock:
         if fcntl is not None:
             try:
-                # The system lets go of it when the process ends, however it ends.
+                # The system releases the lock when the process ends, however it ends.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise RuntimeError(
@@ -199,7 +199,7 @@ def open_journal(folder: Path, job: Mapping[str, Any]) -> Iterator[Journal]:
 
 def source_key(source: MediaSource) -> bytes:
     """16 bytes that change when the source's files change, by their sizes and times."""
-    # By the mask and the label the faces of a file are told apart.
+    # Mask and label decide which faces of a file are forged.
     told = [source.frame, source.label if source.mask_path else None]
     for path in (source.path, source.mask_path):
         if path is None:

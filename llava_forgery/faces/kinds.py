@@ -1,4 +1,4 @@
-"""Whether a file is a picture or a video: what it holds decides, or else its name."""
+"""Whether a file is a picture or a video, by its content or else its name."""
 
 import io
 from enum import StrEnum
@@ -10,11 +10,11 @@ from llava_forgery.images import HEIF_BRANDS, SUFFIXES
 
 
 class Kind(StrEnum):
-    """What a file is read as."""
+    """How a file is read."""
 
     PICTURE = "picture"
     VIDEO = "video"
-    """Animations are videos too."""
+    """Includes animations."""
 
 
 VIDEO_SUFFIXES = (
@@ -23,20 +23,20 @@ VIDEO_SUFFIXES = (
     *(".flv", ".ogv", ".ogm", ".mxf", ".rm", ".rmvb", ".dv", ".nut", ".ivf", ".y4m", ".h264"),
     *(".264", ".hevc", ".h265", ".265", ".wtv", ".gxf"),
 )
-"""What names of videos end in. ``.ts`` is not among them, as it is TypeScript's too: there only
-what the file holds counts."""
+"""Suffixes of videos. ``.ts`` is not among them, as TypeScript uses it too; there only the content
+counts."""
 
 _OTHER_PICTURES = (
     *(".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".ico", ".svg", ".eps", ".ppm", ".pgm", ".pbm"),
     *(".tga", ".pcx", ".exr", ".hdr", ".dds", ".qoi", ".dib", ".dng", ".cr2", ".cr3", ".nef"),
     *(".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
 )
-"""Pictures that are not opened: reading them gives an error that says so."""
+"""Pictures that are not supported: reading them raises an error that says so."""
 
 _SOUND_SUFFIXES = (".mka", ".weba", ".wma", ".oga", ".ogg", ".opus", ".m4a", ".m4b", ".m4p")
 
 _HEAD, _MORE = 1 << 12, 1 << 16
-# At the beginning of files.
+# Signatures at the beginning of files.
 _PICTURES = (
     *(b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"8BPS", b"\xff\x0a", b"qoif"),
     *(b"\0\0\0\x0cJXL \r\n\x87\n", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
@@ -55,13 +55,13 @@ _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 
 
 def kind_of(path: Path) -> Kind | None:
-    """What a file is, None for what is neither picture nor video.
+    """The kind of a file; None if it is neither picture nor video.
 
     Args:
-        path: The file; one that is not there is judged by its name.
+        path: File; if it does not exist, its name decides.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -72,7 +72,7 @@ def kind_of(path: Path) -> Kind | None:
 
 
 def kind_by_name(name: str) -> Kind | None:
-    """What a file's name promises."""
+    """The kind of a file by its name."""
     name = name.lower()
     if name.endswith(VIDEO_SUFFIXES):
         return Kind.VIDEO
@@ -80,7 +80,7 @@ def kind_by_name(name: str) -> Kind | None:
 
 
 def _by_content(file: BinaryIO, path: Path) -> tuple[Kind | None, bool]:
-    """The kind, and whether the content told it."""
+    """The kind, and whether the content decided it."""
     head = file.read(_HEAD)
     if head.startswith(b"\x89PNG"):
         return (Kind.VIDEO if _png_frames(file) > 1 else Kind.PICTURE), True
@@ -99,7 +99,7 @@ def _by_content(file: BinaryIO, path: Path) -> tuple[Kind | None, bool]:
         return _by_brand(head[8:12]), True
     if head.startswith(_VIDEOS) or head[4:8] in _BOXES or _is_transport_stream(head):
         return Kind.VIDEO, True
-    # Containers that hold sound as often: who made the name knew it.
+    # Containers that often hold only sound: the name decides.
     sound = path.name.lower().endswith(_SOUND_SUFFIXES)
     head += file.read(_MORE) if sound else b""
     if head.startswith(b"\x1a\x45\xdf\xa3"):
@@ -121,18 +121,18 @@ def _by_brand(brand: bytes) -> Kind | None:
 
 
 def _is_transport_stream(head: bytes) -> bool:
-    """MPEG-2's, whose packets begin with "G"; also cut within a packet, or with time stamps."""
+    """MPEG-2, whose packets begin with "G"; also truncated within a packet, or with time stamps."""
     for step in (188, 192, 204):
         for start in range(min(step, len(head))):
             marks = head[start : start + 8 * step : step]
             if len(marks) >= 3 and marks.count(b"G") == len(marks):
-                # Text may hold such marks too, but is no stream of bytes.
+                # Text may contain such bytes too, but is not a stream.
                 return b"\0" in head
     return False
 
 
 def _png_frames(file: BinaryIO) -> int:
-    """Of an animated PNG, 1 of any other."""
+    """Number of frames of an animated PNG; 1 for any other."""
     file.seek(8)
     while True:
         head = file.read(8)

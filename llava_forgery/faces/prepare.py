@@ -1,4 +1,4 @@
-"""From photographs and videos to face crops with identities and splits.
+"""Face crops with identities and splits from photographs and videos.
 
 llava-forgery data prepare PHOTOS --out faces --identity-pattern '^(\\d+)_' --test-share 0.25
 """
@@ -38,39 +38,39 @@ from llava_forgery.progress import progress
 logger = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished"
-"""The working folder in ``out_dir``, as long as a run is not finished."""
+"""Working folder in ``out_dir`` while a run is unfinished."""
 
 
 @dataclass(frozen=True)
 class SkippedFile:
-    """A file that gave no face."""
+    """A file without a face."""
 
     file: str
     """The name of the source: a path relative to the prepared folder."""
     reason: str
-    """A sentence."""
+    """Reason as a sentence."""
     unread: bool = True
-    """Whether it could not be read; False where it was, and shows no face."""
+    """Whether the file could not be read; False if it was read but shows no face."""
 
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What :func:`data prepare` found; also in ``report.json``."""
+    """Result of ``data prepare``; also in ``report.json``."""
 
     files: int
-    """Photographs and videos that were looked at."""
+    """Number of photographs and videos."""
     faces: int
-    """Faces that were written."""
+    """Number of faces written."""
     faces_by_split: dict[str, int]
     identities_by_split: dict[str, int]
-    """Identities with at least one face."""
+    """Number of identities with at least one face."""
     skipped: tuple[SkippedFile, ...]
     other_files: dict[str, int] = field(default_factory=dict)
-    """Of a folder: how many files are neither pictures nor videos, by suffix, and hidden ones."""
+    """Number of files of a folder that are neither pictures nor videos, by suffix, and hidden."""
 
     @property
     def unread(self) -> int:
-        """How many files could not be read."""
+        """Number of files that could not be read."""
         return sum(item.unread for item in self.skipped)
 
 
@@ -94,43 +94,45 @@ def prepare(
 ) -> PrepareReport:
     """Find, crop and write the faces of a folder of photographs and videos.
 
-    Identities come from a CSV, from the file names, or are one per file, with a warning. Whole
-    identities go to the test and val splits, chosen before any face is looked for: which split a
-    person is in does not depend on the detector.
+    Identities come from a CSV or from the file names; otherwise each file is one, with a warning.
+    Whole identities go to the test and val splits, chosen before any face is searched for, so that
+    a person's split does not depend on the detector.
 
     Args:
-        src: Folder, searched with its subfolders for pictures and videos (hidden files and
-            ``out_dir`` are left out), or one file.
-        out_dir: Gets ``faces/``, ``manifest.jsonl``, ``settings.json`` and ``report.json``. It may
-            lie inside ``src``. An earlier result is replaced once the new one is complete.
+        src: Folder, searched recursively for pictures and videos (except hidden files and
+            ``out_dir``), or one file.
+        out_dir: Receives ``faces/``, ``manifest.jsonl``, ``settings.json`` and ``report.json``. It
+            may be inside ``src``. An earlier result is replaced once the new one is complete.
         size: Side of the crops in pixels.
         margin: Space around the landmarks' bounding box on each side, as a share of its longer
             side.
-        align: Turn each crop until the eyes are level.
-        frames: Which frames of a video are looked at; 32 spread evenly by default.
-        detector: A registered name or a detector.
+        align: Rotate each crop until the eyes are level.
+        frames: Frames of a video to read; by default 32, evenly spaced.
+        detector: Name of a registered detector, or a detector.
         identities_csv: CSV with the columns ``file`` (path relative to ``src``) and ``identity``.
         identity_pattern: Regular expression searched in the file name; its group named
             ``identity``, or else its first, is the identity. A pattern with a slash is searched in
-            the path relative to ``src``: ``([^/]+)/[^/]+$`` takes the folder's name.
+            the path relative to ``src``: ``([^/]+)/[^/]+$`` gives the folder's name.
         test_share: Share of the identities that go to the test split, at least one if above 0.
-        val_share: Likewise for the val split, where steps and thresholds are chosen.
-        seed: Of the split.
-        largest_only: Take the largest face of a photograph or video, or all; of forged ones with a
-            mask the faces that it touches are the fakes, and the others real or left out. All
-            faces of one file carry its identity, so that they share a split.
-        label: 0 real, 1 fake.
-        workers: As in :func:`prepare_sources`, as is what happens after an interruption.
+        val_share: Share of the identities that go to the val split, on which steps and thresholds
+            are chosen; at least one if above 0.
+        seed: Seed of the split.
+        largest_only: Keep only the largest face of a photograph or video instead of all. If a
+            forged one has a mask, the faces that it touches are fake, and the others are real or
+            omitted. All faces of one file have its identity, so that they share a split.
+        label: 0 for real, 1 for fake.
+        workers: As for :func:`prepare_sources`, which also describes how to resume.
 
     Raises:
         FileNotFoundError: ``src`` or the CSV is missing, or there is nothing to read in ``src``.
-        ValueError: An option out of range; ``out_dir`` holds other files; a file without an
-            identity; too few identities to split; no face in any file, or in any file of a split.
+        ValueError: An option is out of range; ``out_dir`` holds other files; a file has no
+            identity; there are too few identities to split; or no file, or no file of a split,
+            shows a face.
     """
     src, out_dir = Path(src), Path(out_dir)
     for name, share in ("test_share", test_share), ("val_share", val_share):
         if not 0 <= share < 1:
-            raise ValueError(f"{name} must be from 0 to under 1, got {share}")
+            raise ValueError(f"{name} must be in [0, 1), got {share}")
     if identities_csv is not None and identity_pattern is not None:
         raise ValueError("give identities_csv or identity_pattern, not both")
     settings = CropSettings(size, margin, align, largest_only, frames or FrameChoice())
@@ -147,8 +149,8 @@ def prepare(
         identities = names
         if len(files) > 1:
             logger.warning(
-                "no rule says who is in which file: each of %d files counts as another person, and "
-                "pictures of one person may leak between the splits; give identities_csv "
+                "no rule says who is in which file: each of %d files counts as a separate person, "
+                "and pictures of one person may leak between the splits; give identities_csv "
                 "(--identities) or identity_pattern (--identity-pattern)",
                 len(files),
             )
@@ -166,12 +168,12 @@ def prepare(
     )
     unread = [SkippedFile(file, reason) for file, reason in found.problems]
     unread += [
-        SkippedFile(file, "its name holds a backslash, a drive or a control character: rename it")
+        SkippedFile(file, "its name has a backslash, a drive or a control character: rename it")
         for file in found.files
         if not is_name(file)
     ]
     for item in unread:
-        logger.warning("%s is left out: %s", item.file, item.reason)
+        logger.warning("%s is skipped: %s", item.file, item.reason)
     if not files:
         reasons = "; ".join(f"{item.file}: {item.reason}" for item in unread[:3])
         raise ValueError(f"nothing in {src} can be read ({reasons})")
@@ -197,24 +199,25 @@ def prepare_sources(
 ) -> PrepareReport:
     """Find, crop and write the faces of a list of sources, in its order.
 
-    What was found is written down source by source in ``out_dir/.unfinished``. After an
-    interruption of any kind the same call goes on from there; what it writes is what a call
-    without interruption writes. Files that were added or changed since are looked at, files that
-    are no longer listed are left out. Other settings start anew.
+    Results are stored source by source in ``out_dir/.unfinished``. After any interruption the same
+    call resumes there and writes the same result as an uninterrupted call. Files that were added or
+    changed since are read, files that are no longer listed are dropped. With different settings the
+    work starts again.
 
     Args:
-        sources: What to read. The list is held in memory, pixels are not.
-        out_dir: Gets ``faces/``, ``manifest.jsonl``, ``settings.json`` and ``report.json``. An
+        sources: Sources to read. The list is held in memory, but pixels are not.
+        out_dir: Receives ``faces/``, ``manifest.jsonl``, ``settings.json`` and ``report.json``. An
             earlier result is replaced once the new one is complete.
         settings: How faces are cut out.
-        detector: A registered name, or a detector; for several workers one that can be pickled.
-        workers: Number of processes; the result does not depend on it. From 2 on a script that
-            calls this needs the usual ``if __name__ == "__main__":``.
-        notes: More for ``settings.json``, as JSON takes it.
+        detector: Name of a registered detector, or a detector; picklable if there are several
+            workers.
+        workers: Number of processes; the result does not depend on it. With 2 or more, a script
+            that calls this needs the usual ``if __name__ == "__main__":``.
+        notes: Additional entries of ``settings.json``, JSON-serializable.
 
     Raises:
-        ValueError: ``out_dir`` holds other files; a name that occurs twice; an identity or a video
-            in two splits; no face in any file, or in any file of a split.
+        ValueError: ``out_dir`` holds other files; a name occurs twice; an identity or a video is in
+            two splits; or no file, or no file of a split, shows a face.
         RuntimeError: Another process prepares into ``out_dir``.
         ImportError: A package that the detector or videos need is not installed.
     """
@@ -251,7 +254,7 @@ def _prepare(
         keys = [source_key(source) for source in sources]
         todo = [item for item in zip(keys, sources, strict=True) if item[0] not in journal]
         if len(todo) < len(sources):
-            logger.info("%d of %d files are done already", len(sources) - len(todo), len(sources))
+            logger.info("%d of %d files are already done", len(sources) - len(todo), len(sources))
         done = len(sources) - len(todo)
         with progress(title="faces", unit="file", total=len(sources), initial=done) as bar:
             for key, outcome in find_in_sources(todo, working, settings, make_detector, workers):
@@ -269,7 +272,7 @@ def _prepare(
         other_files=dict(others or {}),
     )
     write_json(out_dir / REPORT, asdict(report))
-    # Last: until here, whatever stops the run, the next one finishes it.
+    # Last, so that a run that stops before can be resumed.
     shutil.rmtree(working)
     _remove_remains(out_dir)
     logger.info("%d faces of %d files written to %s", count, len(sources), out_dir)
@@ -277,7 +280,7 @@ def _prepare(
 
 
 class _Result:
-    """A journal's outcomes in the order of the sources."""
+    """The outcomes of a journal in the order of the sources."""
 
     def __init__(
         self, sources: Sequence[MediaSource], keys: Sequence[bytes], journal: Journal
@@ -290,7 +293,7 @@ class _Result:
         for source, key in zip(sources, keys, strict=True):
             outcome = journal.get(key)
             if outcome.reason is not None:
-                logger.warning("%s is left out: %s", source.name, outcome.reason)
+                logger.warning("%s is skipped: %s", source.name, outcome.reason)
                 unread = not outcome.reason.startswith(NO_FACE)
                 self.skipped.append(SkippedFile(source.name, outcome.reason, unread))
             else:
@@ -307,7 +310,7 @@ class _Result:
             )
 
     def check(self, where: str, working: Path) -> None:
-        """Raise where nothing was found."""
+        """Raise if nothing was found."""
         reasons = "; ".join(f"{item.file}: {item.reason}" for item in self.skipped[:3])
         if not sum(self.faces.values()):
             shutil.rmtree(working)
@@ -323,7 +326,7 @@ class _Result:
             )
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the data set, with what is known of their sources today."""
+        """Rows of the data set, with the current properties of their sources."""
         for source, key in zip(self._sources, self._keys, strict=True):
             for face in self._journal.get(key).faces:
                 pixels = {
@@ -342,7 +345,7 @@ class _Result:
                 }
                 untouched = face.pop(UNTOUCHED, None)
                 if untouched is not None:
-                    # A person beside the forged one is a real video of its own.
+                    # Another person next to the forged one counts as a real video of its own.
                     video = f"{source.video_id}/untouched-{untouched}"
                     known |= {"label": REAL, "method": None, "video_id": video}
                 yield {**face, **pixels, **known}
@@ -362,7 +365,7 @@ def _description(detector: str | FaceDetector) -> str | dict[str, Any]:
 def _check_out_dir(out_dir: Path) -> None:
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"{out_dir} is a file; give a folder to write to")
-    # Hidden: an unfinished run's working folder and what was left of an interrupted rename.
+    # Hidden: the working folder of an unfinished run and remains of an interrupted rename.
     present = {entry.name for entry in out_dir.iterdir()} if out_dir.is_dir() else set()
     present = {name for name in present if not name.startswith(".")}
     if not present:
@@ -377,7 +380,7 @@ def _check_out_dir(out_dir: Path) -> None:
 
 
 def _remove_remains(out_dir: Path) -> None:
-    """What runs that were killed while they wrote the result left behind."""
+    """Remove what runs left behind that were killed while writing the result."""
     for pattern in (".rows-*", *(f".{name}.*.*" for name in (FACES, MANIFEST, SETTINGS, REPORT))):
         for entry in out_dir.glob(pattern):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -1,13 +1,13 @@
-"""The face crop that every later stage starts from, and its data set on disk.
+"""The face crop that all later stages start from, and its data set on disk.
 
-A prepared folder holds ``faces/`` (a Hugging Face data set), ``manifest.jsonl`` (one row a face,
+A prepared folder holds ``faces/`` (a Hugging Face data set), ``manifest.jsonl`` (one row per face,
 without pixels) and ``settings.json`` (how it was made). A manifest row::
 
     {"video_id": "001_03", "identity": "001", "label": 0, "source": "001_03.jpg", "split": "test",
      "box": [172.4, 171.0, 501.2, 499.8], "landmarks": [[67.1, 121.9], ...]}
 
-Rows of videos and benchmarks have more fields, where there is something to say: ``frame``,
-``track``, ``method``, ``compression``, ``angle``.
+Rows of videos and benchmarks may have further fields: ``frame``, ``track``, ``method``,
+``compression``, ``angle``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 else:
     datasets = lazy("datasets")
 OPTIONAL = ("frame", "track", "method", "compression", "angle", "mask")
-"""Columns that may be empty, and that faces prepared by an earlier version lack."""
+"""Columns that may be empty and that are missing in faces prepared by an earlier version."""
 
 
 @cache
@@ -67,7 +67,7 @@ def _features() -> datasets.Features:
 
 
 def __getattr__(name: str) -> datasets.Features:
-    # Made when it is asked for: a verdict on a photograph needs no data sets.
+    # Built on demand: a verdict on a photograph does not need datasets.
     if name == "FEATURES":
         return _features()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -86,12 +86,13 @@ class FaceCrop:
     """(68, 2) float32, pixels of this crop, x right and y down, iBUG 300-W order; they may lie
     outside it."""
     box: Box
-    """The crop's square in pixels of the source; it may reach outside the source."""
+    """The crop's square in pixels of the source; it may extend beyond it."""
     video_id: str
-    """Frames of one video share it; a photograph's is its source path without the suffix. This and
-    the other names may become paths of files, so that :func:`llava_forgery.files.is_name` holds."""
+    """Id shared by the frames of a video; for a photograph its source path without the suffix. This
+    and the other names may become file paths: :func:`llava_forgery.files.is_name` holds for them.
+    """
     identity: str
-    """Who it is: faces of one identity never stand in different splits."""
+    """The person; faces of one identity are never in different splits."""
     label: int
     """0 real, 1 fake."""
     source: str
@@ -99,19 +100,18 @@ class FaceCrop:
     split: str
     """``"train"``, ``"val"`` or ``"test"``."""
     frame: int | None = None
-    """Number of the video's frame, from 0; None for a photograph."""
+    """Number of the frame in its video, from 0; None for a photograph."""
     track: int | None = None
-    """Which of a video's faces it is, from 0: the same number is the same face. None for a
-    photograph."""
+    """Number of the face in its video, from 0, the same in all frames; None for a photograph."""
     method: str | None = None
-    """What made the forgery, such as ``"Deepfakes"``; None if real or not known."""
+    """Method of the forgery, such as ``"Deepfakes"``; None if real or unknown."""
     compression: str | None = None
-    """Such as ``"c23"``; None if not known."""
+    """Compression of the video, such as ``"c23"``; None if unknown."""
     angle: float | None = None
-    """Of a crop that was turned upright: degrees that the square ``box`` is turned about its
-    centre, clockwise as seen; None if it was cut out as it stands."""
+    """Clockwise rotation of the square ``box`` about its centre in degrees, for a crop that was
+    turned upright; None for an unrotated crop."""
     mask: np.ndarray | None = None
-    """(S, S) uint8, 255 where forged, 0 where not; None if not known."""
+    """(S, S) uint8, 255 where forged, 0 elsewhere; None if unknown."""
 
     def __post_init__(self) -> None:
         image, landmarks = self.image, self.landmarks
@@ -159,14 +159,14 @@ class FaceCrop:
                 )
 
     def to_row(self) -> dict[str, Any]:
-        """A row of the data set; the image as lossless PNG."""
+        """A row of the data set, with the image as lossless PNG."""
         row = {"image": {"bytes": encode_png(self.image), "path": None}, **self.to_manifest()}
         if self.mask is not None:
             row["mask"] = {"bytes": encode_png(self.mask), "path": None}
         return {**dict.fromkeys(OPTIONAL), **row}
 
     def to_manifest(self) -> dict[str, Any]:
-        """Everything but the pixels, as JSON takes it; no optional field that is empty."""
+        """Everything except the pixels, JSON-serializable, without empty optional fields."""
         optional = {
             name: getattr(self, name)
             for name in OPTIONAL
@@ -185,10 +185,10 @@ class FaceCrop:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> FaceCrop:
-        """Read a row of the data set, its image decoded or not.
+        """Read a row of the data set, whose image may be decoded or not.
 
         Raises:
-            ValueError: A column is missing, or a value is not valid.
+            ValueError: A column is missing, or a value is invalid.
         """
         missing = [name for name in _features() if name not in row and name not in OPTIONAL]
         if missing:
@@ -213,7 +213,7 @@ class FaceCrop:
 def save_faces(
     crops: Iterable[FaceCrop], out_dir: str | PathLike, settings: Mapping[str, Any]
 ) -> int:
-    """Write faces as a data set; :func:`save_rows` with the rows of these faces."""
+    """Write faces as a data set; see :func:`save_rows`."""
     return save_rows((crop.to_row() for crop in crops), out_dir, settings)
 
 
@@ -225,17 +225,17 @@ def save_rows(
     Nothing in ``out_dir`` changes until all faces are written.
 
     Args:
-        rows: As :meth:`FaceCrop.to_row` gives them; a generator is fine. What it raises passes
-            through.
-        out_dir: Gets ``faces/``, ``manifest.jsonl`` and ``settings.json``; what it already holds
-            under these names is replaced.
+        rows: Rows from :meth:`FaceCrop.to_row`, possibly a generator, whose exceptions are
+            propagated.
+        out_dir: Receives ``faces/``, ``manifest.jsonl`` and ``settings.json``; existing ones are
+            replaced.
         settings: How the faces were made, for ``settings.json``.
 
     Returns:
         The number of faces.
 
     Raises:
-        ValueError: No faces at all, or an identity or a video that stands in two splits.
+        ValueError: There are no faces, or an identity or a video is in two splits.
     """
     out_dir = Path(out_dir)
     count = 0
@@ -258,7 +258,7 @@ def save_rows(
                     raise ValueError(f"no faces were given to write to {out_dir}")
 
             write_rows(written, _features(), folder)
-    # A report that lies there is of the faces that were replaced.
+    # An existing report describes the faces that were replaced.
     (out_dir / REPORT).unlink(missing_ok=True)
     write_json(out_dir / SETTINGS, dict(settings))
     return count
@@ -275,17 +275,16 @@ def load_faces(folder: str | PathLike, split: str | None = None) -> datasets.Dat
     """Load the faces that :func:`save_faces` wrote.
 
     Args:
-        folder: What was its ``out_dir``, or the ``faces`` folder in it.
-        split: Only this split; None for all.
+        folder: Its ``out_dir``, or the ``faces`` folder within.
+        split: Split to load; None for all.
 
     Returns:
-        A data set whose rows :meth:`FaceCrop.from_row` reads, memory-mapped; pictures as the
-        bytes of their files (:func:`~llava_forgery.rows.embedded`).
+        A memory-mapped data set whose rows :meth:`FaceCrop.from_row` reads; pictures are the bytes
+        of their files (:func:`~llava_forgery.rows.embedded`).
 
     Raises:
         FileNotFoundError: There is no such folder, or no faces in it.
-        ValueError: It holds something else, pictures by their paths alone, or no face of that
-            split.
+        ValueError: It holds something else, pictures by their paths only, or no face of that split.
     """
     folder = Path(folder)
     if split is not None and split not in SPLITS:
@@ -323,11 +322,11 @@ def image_pixels(image: Mapping[str, Any] | Image.Image, mode: str) -> np.ndarra
     """The pixels of a row's picture.
 
     Args:
-        image: As :func:`~llava_forgery.rows.embedded` gives it, or decoded.
+        image: Picture from :func:`~llava_forgery.rows.embedded`, or a decoded one.
         mode: "RGB" for (H, W, 3) uint8, "L" for (H, W) uint8.
 
     Raises:
-        ValueError: There is no picture in it, or a broken one.
+        ValueError: There is no picture, or it is broken.
     """
     if isinstance(image, Mapping):
         image = decode_image(image_bytes(image, "the row"), "the picture of the row")
@@ -349,7 +348,7 @@ def _checked(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
             before = seen.setdefault((what, name), row["split"])
             if before != row["split"]:
                 raise ValueError(
-                    f"{what} {name!r} stands in the splits {before} and {row['split']}; every one "
-                    "must stand in a single split"
+                    f"{what} {name!r} is in the splits {before} and {row['split']}; each must be "
+                    "in a single split"
                 )
         yield row

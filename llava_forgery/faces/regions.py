@@ -1,7 +1,7 @@
 """Facial regions as polygons over the 68 landmarks (iBUG 300-W order).
 
-A region is one polygon or two (left and right); a simulated forgery fills their convex hulls, and
-a benchmark's mask is read by them.
+A region is one polygon or two (left and right). Simulated forgeries fill their convex hulls, and
+masks of benchmarks are mapped to regions by them.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,19 +25,19 @@ def _centre(points: np.ndarray) -> np.ndarray:
 
 
 def _grow(points: np.ndarray, x: float, y: float) -> np.ndarray:
-    """Scale points about their centre; 1.0 leaves a direction as it is."""
+    """Scale points about their centre; 1.0 leaves a direction unchanged."""
     centre = _centre(points)
     return centre + (points - centre) * np.array([x, y], dtype=points.dtype)
 
 
 def _eyes(landmarks: np.ndarray) -> list[np.ndarray]:
-    # The contour follows the lids closely; a forged eye takes the lids and the socket along.
+    # The contour follows the lids closely; a forged eye includes the lids and the socket.
     return [_grow(landmarks[..., eye, :], 1.4, 2.2) for eye in EYES]
 
 
 def _eyebrows(landmarks: np.ndarray) -> list[np.ndarray]:
-    # Brow landmarks are a line along the brow: give it the thickness of a third of the gap to the
-    # eye, upwards and downwards along the face's own vertical axis.
+    # Brow landmarks are a line along the brow: thicken it by a third of the gap to the eye, up
+    # and down along the face's own vertical axis.
     polygons = []
     for brow, eye in zip(BROWS, EYES, strict=True):
         line = landmarks[..., brow, :]
@@ -55,7 +55,7 @@ def _mouth(landmarks: np.ndarray) -> list[np.ndarray]:
 
 
 def _chin(landmarks: np.ndarray) -> list[np.ndarray]:
-    # From the jaw up to halfway between the lower lip and the chin's tip.
+    # From the jaw up to halfway between the lower lip and the tip of the chin.
     jaw = landmarks[..., 5:12, :]
     lip, tip = landmarks[..., 57:58, :], landmarks[..., 8:9, :]
     top = landmarks.take([48, 57, 54], axis=-2) + (tip - lip) * np.float32(0.4)
@@ -66,7 +66,7 @@ def _cheeks(landmarks: np.ndarray) -> list[np.ndarray]:
     polygons = []
     for jaw, inner in (((1, 2, 3, 4, 5), (31, 48)), ((15, 14, 13, 12, 11), (35, 54))):
         eye = _centre(landmarks[..., EYES[0] if jaw[0] == 1 else EYES[1], :])
-        # Below the lower lid, by as much as the eye is away from the nostril in a quarter.
+        # Below the lower lid, by a quarter of the distance from the eye to the nostril.
         below = eye + (landmarks[..., inner[:1], :] - eye) * np.float32(0.4)
         polygons.append(np.concatenate([landmarks.take(jaw + inner, axis=-2), below], axis=-2))
     return polygons
@@ -96,17 +96,17 @@ def region_polygons(name: str, landmarks: np.ndarray) -> list[np.ndarray]:
         landmarks: (..., 68, 2) pixels, x right and y down, of one face or of several.
 
     Returns:
-        One or two arrays (..., N, 2), float32, in pixels; they may reach outside the image.
+        One or two arrays (..., N, 2), float32, in pixels; they may extend beyond the image.
 
     Raises:
-        ValueError: Unknown region, or landmarks of another shape.
+        ValueError: The region is unknown, or the landmarks differ in shape.
     """
     if name not in _POLYGONS:
         raise ValueError(f"unknown region {name!r}; expected one of {', '.join(REGION_NAMES)}")
     landmarks = np.asarray(landmarks, dtype=np.float32)
     if landmarks.shape[-2:] != (68, 2):
         raise ValueError(f"expected landmarks of shape (68, 2), got {landmarks.shape}")
-    # OpenCV wants them contiguous, and a sum's rounding is then the same for one face or many.
+    # OpenCV needs contiguous arrays, and sums then round the same for one face or many.
     return [np.ascontiguousarray(polygon) for polygon in _POLYGONS[name](landmarks)]
 
 
@@ -116,13 +116,13 @@ def hull_outlines(
     """Convex hulls of the regions' polygons, for each face a list of (N, 2) float32, in pixels.
 
     Args:
-        regions: Names out of ``REGION_NAMES``, for each of B faces.
+        regions: Names from ``REGION_NAMES``, for each of B faces.
         landmarks: (B, 68, 2) float32 pixels.
         growth: (B,) float32, scale of each hull about its polygon's centre.
     """
     outlines: list[list[np.ndarray]] = [[] for _ in regions]
     growth = growth[:, None, None]
-    # In one order whatever stands beside a face; names that are none come last, and are refused.
+    # In the same order whatever the batch; unknown names come last and are refused.
     for name in dict.fromkeys(chain(REGION_NAMES, *regions)):
         faces = [i for i, names in enumerate(regions) if name in names]
         if not faces:
@@ -168,7 +168,7 @@ def hull_mask(
     """Union of the convex hulls of the regions' polygons.
 
     Args:
-        regions: Names out of ``REGION_NAMES``.
+        regions: Names from ``REGION_NAMES``.
         landmarks: (68, 2) pixels.
         size: (height, width) of the mask.
         growth: Scale of each hull about its centre.

@@ -1,7 +1,7 @@
-"""What is to be prepared: files, each with all that is known of it but its faces.
+"""Files to prepare, each with everything that is known about it except its faces.
 
-Whoever knows a benchmark's folders makes these records; :func:`~llava_forgery.faces.prepare.
-prepare_sources` reads the files and finds the faces.
+Readers of benchmarks make these records; :func:`~llava_forgery.faces.prepare.prepare_sources` reads
+the files and finds the faces.
 """
 
 import os
@@ -18,32 +18,31 @@ from llava_forgery.files import check_name
 
 @dataclass(frozen=True, slots=True)
 class MediaSource:
-    """One photograph, video or frame that was saved as a picture."""
+    """One photograph, video, or frame saved as a picture."""
 
     path: Path
-    """The file. What it holds decides between picture and video."""
+    """The file, a picture or a video depending on its content."""
     name: str
-    """What the manifest calls it: a path relative to the prepared folder, forward slashes. Unique
-    among the sources of one run. For this and the other names
-    :func:`llava_forgery.files.is_name` holds."""
+    """Name in the manifest: a path relative to the prepared folder, with forward slashes. Unique
+    among the sources of one run. :func:`llava_forgery.files.is_name` holds for this and the other
+    names."""
     video_id: str
-    """Pictures that are frames of one video share it."""
+    """Id shared by pictures that are frames of one video."""
     identity: str | None
-    """Who it is; faces of one identity never stand in different splits. None where it is not
-    known, or where a benchmark's own splits do not keep people apart: ``video_id`` then takes its
-    place."""
+    """The person; faces of one identity are never in different splits. None if unknown, or if a
+    benchmark's own splits do not keep people apart: ``video_id`` is then used instead."""
     label: int
     """0 real, 1 fake."""
     split: str
     """``"train"``, ``"val"`` or ``"test"``."""
     method: str | None = None
-    """What made the forgery, such as ``"Deepfakes"``; None if real or not known."""
+    """Method of the forgery, such as ``"Deepfakes"``; None if real or unknown."""
     compression: str | None = None
-    """Such as ``"c23"``; None if not known."""
+    """Compression of the video, such as ``"c23"``; None if unknown."""
     mask_path: Path | None = None
-    """Picture or video of the same frames and size whose bright pixels are forged."""
+    """Picture or video with the same frames and size, whose bright pixels are forged."""
     frame: int | None = None
-    """Of a picture that was a frame of a video: its number there, from 0."""
+    """Number in its video, from 0, of a picture that was a frame."""
 
     def __post_init__(self) -> None:
         for name in ("path", "mask_path"):
@@ -73,24 +72,24 @@ class MediaSource:
 
     @property
     def is_video(self) -> bool:
-        """Whether the file is a video, by what it holds; by its name if it is not there.
+        """Whether the file is a video, by its content; by its name if it does not exist.
 
         Raises:
-            OSError: It cannot be read.
+            OSError: The file cannot be read.
         """
         return kind_of(self.path) is Kind.VIDEO
 
     @property
     def person(self) -> str:
-        """The identity, or what stands for it."""
+        """The identity, or ``video_id`` if it is unknown."""
         return self.identity or self.video_id
 
 
 def check_sources(sources: Iterable[MediaSource]) -> None:
-    """Check what only the list as a whole can show, before hours are spent on it.
+    """Check the list as a whole, before hours are spent on it.
 
     Raises:
-        ValueError: A name that occurs twice; an identity or a video in two splits.
+        ValueError: A name occurs twice, or an identity or a video is in two splits.
     """
     names: set[str] = set()
     splits: dict[tuple[str, str], str] = {}
@@ -102,9 +101,9 @@ def check_sources(sources: Iterable[MediaSource]) -> None:
             before = splits.setdefault((what, value), source.split)
             if before != source.split:
                 raise ValueError(
-                    f"{what} {value!r} stands in the splits {before} and {source.split} (there "
-                    f"with {source.name}); every one must stand in a single split. Where given "
-                    "splits do not keep people apart, leave the identity out (None)"
+                    f"{what} {value!r} is in the splits {before} and {source.split} (there with "
+                    f"{source.name}); each must be in a single split. If given splits do not keep "
+                    "people apart, omit the identity (None)"
                 )
 
 
@@ -113,37 +112,37 @@ class MediaFiles:
     """The pictures and videos of a folder and its subfolders."""
 
     root: Path
-    """What the paths are relative to."""
+    """Folder that the paths are relative to."""
     files: list[str]
-    """Paths with forward slashes, sorted."""
+    """Sorted paths with forward slashes."""
     problems: list[tuple[str, str]]
-    """What may hold pictures or videos and cannot be read, each with a sentence; odd bytes of names
-    are written out."""
+    """Files and folders that cannot be read, each with the reason; undecodable bytes of names are
+    escaped."""
     others: dict[str, int]
-    """How many files are neither, by suffix, and hidden ones as ``hidden``."""
+    """Number of files that are neither, by suffix, and of hidden ones as ``hidden``."""
 
 
 def find_media(src: Path, leave_out: Path | None = None) -> MediaFiles:
-    """List a folder, or one file.
+    """List the pictures and videos of a folder, or one file.
 
-    What a file holds decides whether it is a picture or a video, and its name where that does not
-    tell. Links to files and folders are followed; each folder is entered once.
+    The content of a file decides whether it is a picture or a video, or its name if the content is
+    inconclusive. Links to files and folders are followed; each folder is entered once.
 
     Args:
-        src: Folder or file. Hidden files and folders are left out.
-        leave_out: A folder that is not entered.
+        src: Folder or file. Hidden files and folders are skipped.
+        leave_out: Folder to skip.
 
     Raises:
         FileNotFoundError: ``src`` does not exist, or holds neither pictures nor videos nor anything
-            that could not be read.
+            that cannot be read.
         ValueError: ``src`` is a file of another type.
     """
     if src.is_file():
         if kind_of(src) is None:
-            raise ValueError(f"{src} is neither picture nor video by what it holds or its name")
+            raise ValueError(f"{src} is neither picture nor video by its content or its name")
         return MediaFiles(src.parent, [src.name], [], {})
     if not src.is_dir():
-        what = "is no regular file" if os.path.lexists(src) else "does not exist"
+        what = "is not a regular file" if os.path.lexists(src) else "does not exist"
         raise FileNotFoundError(
             f"{src} {what}; expected a folder of photographs and videos, or one of them"
         )
@@ -161,17 +160,18 @@ def find_media(src: Path, leave_out: Path | None = None) -> MediaFiles:
 
 
 def media_below(folder: Path, *, videos: bool = True) -> list[Path]:
-    """All pictures and videos below a folder, where each of them counts.
+    """All pictures and videos below a folder, with an error for any that cannot be read.
 
     Args:
-        folder: Searched to the bottom, as :func:`find_media` does.
-        videos: False where only pictures can be read.
+        folder: Folder, searched recursively like :func:`find_media`.
+        videos: Whether videos are allowed.
 
     Returns:
-        Sorted paths; none where the folder is not there or holds none.
+        Sorted paths; empty if the folder does not exist or holds none.
 
     Raises:
-        ValueError: Something cannot be read, or there is a video where only pictures can be.
+        ValueError: Something cannot be read, or there is a video although only pictures are
+            allowed.
     """
     try:
         found = find_media(folder)
@@ -195,7 +195,7 @@ def media_below(folder: Path, *, videos: bool = True) -> list[Path]:
 class _Listing:
     def __init__(self, root: Path, leave_out: Path | None) -> None:
         self._root = root
-        # By device and number: however a folder is reached, it is entered once.
+        # By device and inode, so that a folder is entered once however it is reached.
         self._seen: dict[tuple[int, int], Path] = {}
         if leave_out is not None and leave_out.is_dir():
             status = leave_out.stat()
@@ -221,7 +221,7 @@ class _Listing:
                 continue
             if known in self._seen:
                 other = self._name(self._seen[known])
-                self._problem(here, f"it leads to the folder {other}, which is searched already")
+                self._problem(here, f"it leads to the folder {other}, which is already searched")
                 continue
             self._seen[known] = here
             inside = []
@@ -233,7 +233,7 @@ class _Listing:
                     inside.append(path)
                 else:
                     self._add(path)
-            # Links last, so that what is told of is the link and not the folder it leads to.
+            # Links last, so that the link is reported and not the folder it leads to.
             pending[:0] = [path for path in inside if path.is_symlink()]
             pending += [path for path in inside if not path.is_symlink()]
 
@@ -246,17 +246,17 @@ class _Listing:
                 else:
                     self.others[path.suffix.lower()] += 1
                 return
-            # Opening a pipe would wait for ever.
+            # Opening a pipe would block forever.
             kind = kind_of(path) if path.is_file() else None
         except OSError as error:
             self._problem(path, f"it cannot be read ({error.strerror})")
             return
         if not path.is_file() and promised:
-            self._problem(path, "it is no regular file")
+            self._problem(path, "it is not a regular file")
         elif kind is None:
             self.others[path.suffix.lower()] += 1
         elif not _is_text(self._relative(path)):
-            self._problem(path, "its name is no text in this encoding (UTF-8); rename it")
+            self._problem(path, "its name is not valid UTF-8; rename it")
         else:
             self.files.append(self._relative(path))
 
@@ -271,7 +271,7 @@ class _Listing:
 
 
 def _shown(name: str) -> str:
-    """A name with its odd bytes written out."""
+    """A name with its undecodable bytes escaped."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""Which faces of one video's frames are the same face: by their places, and by how they look."""
+"""Tracking of faces over the frames of one video, by position and appearance."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,30 +13,30 @@ from llava_forgery.optional import lazy
 
 scipy = lazy("scipy")
 
-# A face moves less than its own width between two frames, and does not double its size.
+# A face moves less than its own width between two frames, and does not double in size.
 _FARTHEST = 1.0
 _LARGEST_CHANGE = math.log(2.0)
 PATIENCE = 5
-"""Frames without a face after which it counts as gone."""
+"""Number of frames without a face after which it counts as gone."""
 _NEVER = 1e6
 # Distances of colour histograms. Faces nearer than the first are the same; 0.6 % of neighbouring
-# frames, eight of a video, are farther apart than the second, and no two people of 227 pairs of
+# frames, eight per video, are farther apart than the second, and no two people of 227 pairs of
 # videos are nearer.
 _ALIKE, _UNLIKE = 0.05, 0.27
 _BINS, _RANGES = (8, 16, 16), (0, 256, 64, 192, 64, 192)
 
 
 class Look:
-    """How a face looks, to be compared with the next frame's.
+    """Appearance of a face, to be compared with that in the next frame.
 
-    Colours tell scenes apart. Where they leave it open, and the finder of faces can describe who
-    it is, the descriptions decide.
+    Colours distinguish scenes. If they are inconclusive and the face detector can describe a
+    person, the descriptions decide.
 
     Args:
-        image: (S, S, 3) uint8 RGB, the face with something around it.
+        image: (S, S, 3) uint8 RGB, the face with some surroundings.
         landmarks: (68, 2) in its pixels.
-        describe: Gives a vector for them that lies within 1 of another one of the same person;
-            None where there is no such thing.
+        describe: Returns a vector for image and landmarks, within 1 of others of the same person;
+            None if the detector has no such method.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Look:
     ) -> None:
         small = cv2.resize(image, (96, 96), interpolation=cv2.INTER_AREA)
         lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB)
-        # Skin and hair lie in the middle of the two colour axes; what lies outside counts as edge.
+        # Skin and hair lie in the middle of the two colour axes; values outside are clipped.
         lab[..., 1:] = lab[..., 1:].clip(64, 191)
         counts = cv2.calcHist([lab], [0, 1, 2], None, list(_BINS), list(_RANGES)).ravel()
         self._colours = np.sqrt(counts / counts.sum())
@@ -59,7 +59,7 @@ class Look:
         return self._describe(*self._face)
 
     def differs(self, other: "Look") -> bool:
-        """Whether it is another person's."""
+        """Whether the other one belongs to a different person."""
         apart = 1 - float(self._colours @ other._colours)
         if apart <= _ALIKE:
             return False
@@ -77,13 +77,13 @@ class _Track:
 
 
 class Tracker:
-    """Numbers faces by the places of their boxes.
+    """Numbers faces by the positions of their boxes.
 
-    Boxes of a frame are assigned to the tracks seen so far such that the sum of distances is
-    smallest (Hungarian method). The distance is that of the centres in units of the faces' size
-    plus the logarithm of how the size changed; faces farther apart than their own width, or twice
-    as large, start a track of their own. So does a face that looks like somebody else's, which a
-    cut has put into the same place; where the first one comes back soon, its track goes on.
+    Boxes of a frame are assigned to existing tracks such that the sum of distances is minimal
+    (Hungarian method). The distance is that of the centres relative to the faces' size plus the
+    logarithm of the change in size; faces farther apart than their own width, or twice as large,
+    start a new track. So does a face that looks like another person's, which a cut may put in the
+    same place; if the first one returns soon, its track continues.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class Tracker:
 
         Args:
             boxes: (x0, y0, x1, y1) of its faces, in any order.
-            looks: How the faces look, as many; None compares places only.
+            looks: Appearance of each of these faces; None compares only positions.
 
         Returns:
             A track number from 0 for each box; new numbers ascend in the order of the boxes.
@@ -107,7 +107,7 @@ class Tracker:
         for i, box in enumerate(boxes):
             for j, track in enumerate(live):
                 costs[i, j] = _distance(box, track.box)
-                # Looking costs more than measuring.
+                # Comparing looks is more expensive than distances.
                 if costs[i, j] < _NEVER and looks and track.look and looks[i].differs(track.look):
                     costs[i, j] = _NEVER
         rows, columns = scipy.optimize.linear_sum_assignment(costs)
@@ -127,7 +127,7 @@ class Tracker:
 
 
 def _distance(a: Box, b: Box) -> float:
-    """Of two faces; _NEVER if they cannot be the same."""
+    """Distance of two faces; _NEVER if they cannot be the same."""
     sides = [math.sqrt((box[2] - box[0]) * (box[3] - box[1])) for box in (a, b)]
     size = sum(sides) / 2
     apart = math.hypot(a[0] + a[2] - b[0] - b[2], a[1] + a[3] - b[1] - b[3]) / 2 / size

@@ -1,4 +1,4 @@
-"""Single frames of a video, chosen by number and read without decoding what lies between."""
+"""Single frames of a video, selected by number and read without decoding those in between."""
 
 import logging
 from bisect import bisect_left, bisect_right
@@ -18,21 +18,21 @@ from llava_forgery.optional import require
 
 logger = logging.getLogger(__name__)
 
-# Containers that store the time of every frame. In others, such as MPEG program streams, the times
-# after a jump are guesses, and frames are counted from the start.
+# Containers that store the time of every frame. In others, such as MPEG program streams, times
+# after a seek are guesses, and frames are counted from the start.
 _TIMED = {"mov", "matroska", "avi"}
-# Decoding so many frames costs about as much as finding a place in the file.
+# Decoding this many frames costs about as much as a seek.
 _WORTH_A_SEEK = 16
 
 
 @dataclass(frozen=True)
 class FrameChoice:
-    """Which frames of a video are looked at; one of the two is given."""
+    """Frames of a video to read; exactly one of the two fields is set."""
 
     count: int | None = 32
-    """So many, spread evenly: the middles of as many equal parts. Shorter videos give all."""
+    """Number of evenly spaced frames: the middles of as many equal parts. All of shorter videos."""
     every: int | None = None
-    """Every so many-th frame, from the first on."""
+    """Read every Nth frame, from the first."""
 
     def __post_init__(self) -> None:
         if (self.count is None) == (self.every is None):
@@ -53,7 +53,7 @@ class FrameChoice:
 
 
 def frame_choice(count: int | None, every: int | None) -> FrameChoice:
-    """The choice from what a user gave; the default where it is nothing."""
+    """The choice from a user's options; the default if neither is given."""
     return FrameChoice() if count is every is None else FrameChoice(count, every)
 
 
@@ -66,19 +66,19 @@ class Video:
     """A video file whose frames are read by number.
 
     The file's packets are listed first, without decoding: their times number the frames. Reading
-    then goes from key frame to key frame. Damage in the middle of a Matroska or WebM file leaves no
-    trace: its frames are missing, and later ones count lower. Of several streams the one is read
-    that moves, is marked as the default and has the most pixels, in this order; cover art and
-    thumbnails are not read.
+    then seeks from key frame to key frame. Damage in the middle of a Matroska or WebM file is not
+    detectable: its frames are missing, and later ones get lower numbers. Of several streams, the
+    one is read that moves, is marked as the default and has the most pixels, in this order; cover
+    art and thumbnails are ignored.
 
     Args:
-        path: The file.
+        path: File to read.
 
     Raises:
         ImportError: PyAV is not installed (extra ``video``).
         FileNotFoundError: There is no such file.
-        ValueError: Not a video, cut off, or larger than Pillow's guard against decompression
-            bombs; the message names the file.
+        ValueError: The file is not a video, is cut off, or exceeds Pillow's limit against
+            decompression bombs; the message names it.
     """
 
     def __init__(self, path: str | PathLike) -> None:
@@ -89,7 +89,7 @@ class Video:
         missing = missing_bytes(self.path)
         if missing:
             raise ValueError(f"{path} is cut off: it lacks {missing:,} bytes of what it declares")
-        # Playlists and lists of files are text; FFmpeg would open what they name.
+        # Playlists and lists of files are text; FFmpeg would open the files that they name.
         if is_text(self.path):
             raise ValueError(f"{path} could not be read as a video: it is a text")
         try:
@@ -102,17 +102,17 @@ class Video:
         return len(self._seconds)
 
     def seconds(self, number: int) -> float:
-        """When a frame is shown, in seconds from the file's beginning.
+        """Time at which a frame is shown, in seconds from the file's beginning.
 
         Args:
-            number: Of the frame, from 0.
+            number: Number of the frame, from 0.
         """
         return self._seconds[number]
 
     def read(self, numbers: Sequence[int]) -> Generator[tuple[int, np.ndarray], None, None]:
         """Decode frames.
 
-        High dynamic range (PQ, HLG) is brought to the standard range, with a warning.
+        High dynamic range (PQ, HLG) is converted to the standard range, with a warning.
 
         Args:
             numbers: Ascending frame numbers from 0.
@@ -122,7 +122,7 @@ class Video:
             pixels, in sRGB.
 
         Raises:
-            ValueError: A number that the video lacks, or a frame that cannot be decoded.
+            ValueError: The video has no such frame, or a frame cannot be decoded.
         """
         if numbers and not 0 <= numbers[0] <= numbers[-1] < len(self):
             raise ValueError(
@@ -134,7 +134,7 @@ class Video:
                 transfer = stream.codec_context.color_trc
                 if transfer in TRANSFERS:
                     logger.warning(
-                        "%s is of high dynamic range (%s); its frames are brought to the standard "
+                        "%s has high dynamic range (%s); its frames are converted to the standard "
                         "range, which detectors were not trained on",
                         self.path, TRANSFERS[transfer],
                     )  # fmt: skip
@@ -166,7 +166,7 @@ class Video:
             )
 
     def _list_frames(self, container: Any) -> None:
-        """Choose the stream, and number its frames by their times."""
+        """Choose the stream and number its frames by their times."""
         kind = container.format.name
         if kind.endswith("_pipe") or kind.startswith("image2"):
             raise ValueError(f"{self.path} is a picture ({kind}), not a video; name it as one")
@@ -176,7 +176,7 @@ class Video:
         if not streams:
             cover = " and a cover" if container.streams.video else ""
             raise ValueError(f"{self.path} holds no moving pictures, only sound or text{cover}")
-        # Packets that an edit list leaves out, and the empty one at the end, show nothing.
+        # Packets that an edit list excludes, and the empty one at the end, show nothing.
         packets = {stream.index: [] for stream in streams}
         for packet in container.demux(streams):
             if packet.size and not packet.is_discard:
@@ -190,32 +190,32 @@ class Video:
             ),
         )
         if stream.codec_context is None:
-            raise ValueError(f"{self.path} is of a codec that this PyAV does not know")
+            raise ValueError(f"{self.path} has a codec that this PyAV does not support")
         self._check_size(stream.width, stream.height, float(stream.sample_aspect_ratio or 1))
         listed = packets[stream.index]
         if not any(is_key for _, is_key in listed):
             raise ValueError(f"{self.path} holds no frames")
         self._stream = stream.index
-        # What precedes the first key frame of a broadcast was sent before the recording began.
+        # Packets before the first key frame of a broadcast belong to frames before the recording.
         while not listed[0][1]:
             del listed[0]
         times = sorted(pts for pts, _ in listed if pts is not None)
         known = len(set(times)) == len(listed)
         if known:
-            # Sound that starts before 0, to be left out, moves nothing.
+            # Skipped sound that starts before 0 shifts nothing.
             begin = max(0, container.start_time or 0) / self._av.time_base
             self._seconds = [float(time * stream.time_base) - begin for time in times]
         else:
             rate = float(stream.average_rate or stream.guessed_rate or 25)
             self._seconds = [number / rate for number in range(len(listed))]
-        # Where frames are counted, their numbers and no key frames.
+        # If frames are counted, their numbers and no key frames.
         timed = known and kind.split(",")[0] in _TIMED
         self._times = times if timed else list(range(len(listed)))
         self._keys = sorted(pts for pts, is_key in listed if is_key) if timed else []
 
     def _frames(self, container: Any, numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
         stream = container.streams[self._stream]
-        # Several processes read several files; threads for one frame would be in their way.
+        # Several processes read several files; threads within a frame would slow them down.
         stream.codec_context.thread_count = 1
         decoded = container.decode(stream) if self._keys else _from_first_key(container, stream)
         position = -1
@@ -233,7 +233,7 @@ class Video:
                     decoded = container.decode(stream)
                     frame = next(decoded, None)
                     if frame is None or frame.pts > time:
-                        # Some containers only guess where a time lies.
+                        # Some containers only guess the position of a time.
                         yield from self._from_start(numbers[numbers.index(number) :])
                         return
                 else:
@@ -259,7 +259,7 @@ class Video:
 
 
 def _from_first_key(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames without those whose key frame is not in the file."""
+    """Decoded frames except those whose key frame is not in the file."""
     started = False
     for packet in container.demux(stream):
         started = started or packet.is_keyframe

@@ -1,4 +1,4 @@
-"""Going through sources, in this process or in several."""
+"""Finding the faces of sources, in this process or in several."""
 
 import logging
 import multiprocessing
@@ -25,10 +25,10 @@ from llava_forgery.images import pixel_limit, set_pixel_limit
 logger = logging.getLogger(__name__)
 
 NO_FACE = "no face was found"
-"""How the reason begins for a file that was read and shows no face."""
+"""Beginning of the reason for a file that was read but shows no face."""
 
-# Sources handed to each process at a time: enough that none waits, few enough that memory does
-# not grow with their number.
+# Sources given to each process at a time: enough that none waits, few enough that memory does not
+# grow with their number.
 _AHEAD = 4
 
 
@@ -36,9 +36,9 @@ class Worker:
     """Finds the faces of one source after another and keeps their pixels on disk.
 
     Args:
-        folder: The working folder.
+        folder: Working folder.
         settings: How faces are cut out.
-        make_detector: Gives the detector. Other processes need it to be picklable.
+        make_detector: Returns the detector; picklable if it is used in another process.
     """
 
     def __init__(
@@ -49,19 +49,19 @@ class Worker:
         self._pixels = PixelFile(folder)
 
     def run(self, source: MediaSource) -> Outcome:
-        """Find the faces of a source; a file that cannot be read is an outcome with a reason."""
+        """Find the faces of a source; a file that cannot be read gives an outcome with a reason."""
         rows, candidates = [], []
         is_masked, people = False, 1
         faces = find_faces(source, self._detector, self._settings)
         while True:
-            # Around reading alone: a full disk is no fault of the file.
+            # Only around reading: a full disk is not the file's fault.
             try:
                 found = next(faces, None)
             except (OSError, ValueError) as error:
                 return Outcome([], str(error))
             except ImportError:
                 raise
-            # Whatever a decoder or a finder of faces does over one file.
+            # Whatever a decoder or a face detector raises for one file.
             except Exception as error:
                 return Outcome([], f"{type(error).__name__}: {error}")
             if found is None:
@@ -86,7 +86,7 @@ class Worker:
         chosen = []
         for row, face, label in zip(rows, candidates, labels, strict=True):
             if label is not None and label != source.label:
-                # What its crop shows of the mask is its neighbour's.
+                # The part of the mask in its crop belongs to a neighbouring face.
                 row |= {"mask": None, UNTOUCHED: face.track}
             if label is not None:
                 chosen.append(row)
@@ -105,17 +105,17 @@ def find_in_sources(
 ) -> Iterator[tuple[bytes, Outcome]]:
     """Find the faces of all sources.
 
-    A source whose process dies over it, twice, has an outcome that says so; the others go on.
+    A source that kills its process twice gets an outcome that says so; the others continue.
 
     Args:
-        sources: What to read, and a key for each.
-        folder: The working folder.
+        sources: Sources to read, with a key for each.
+        folder: Working folder.
         settings: How faces are cut out.
-        make_detector: Gives the detector; picklable if there are several workers.
-        workers: Number of processes; 1 stays in this one.
+        make_detector: Returns the detector; picklable if there are several workers.
+        workers: Number of processes; 1 uses only this one.
 
     Yields:
-        Key and outcome, in the order in which they are finished.
+        Key and outcome, in the order in which they finish.
     """
     if workers == 1:
         worker = Worker(folder, settings, make_detector)

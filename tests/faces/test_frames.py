@@ -95,7 +95,7 @@ def test_high_dynamic_range_is_brought_to_the_standard(tmp_path, caplog, transfe
     values = stored((255 * code,) * 3, 9, False, bits=10)
     coloured(tmp_path / "a.mp4", values, matrix=9, transfer=transfer, form="yuv420p10le")
     assert np.abs(shown(tmp_path / "a.mp4")[24, 32] - grey).max() <= 3
-    assert "a.mp4 is of high dynamic range" in caplog.text
+    assert "a.mp4 has high dynamic range" in caplog.text
 
 
 # How the eight orientations bring a stored (x, y) to the screen, before it is moved back into it.

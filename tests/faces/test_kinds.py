@@ -130,9 +130,9 @@ def test_nothing_of_a_folder_is_dropped(tmp_path):
     assert "leads to the folder ., which is searched already" in problems["a/loop"]
     assert "leads to the folder a," in problems["twice"]
     assert "leads nowhere" in problems["gone.jpg"]
-    assert "no regular file" in problems["pipe.mp4"]
+    assert "not a regular file" in problems["pipe.mp4"]
     assert found.others == {"hidden": 1, ".txt": 1}
-    with pytest.raises(FileNotFoundError, match="is no regular file"):
+    with pytest.raises(FileNotFoundError, match="is not a regular file"):
         find_media(root / "pipe.mp4")
 
 

@@ -345,7 +345,7 @@ def test_every_kind_of_file_gives_a_face_or_a_reason(tmp_path):
         "huge.png": "limit against decompression bombs",
         "float.tif": "unknown range",
         "broken link.png": "leads nowhere",
-        "latin-\\xe4.png": "no text in this encoding",
+        "latin-\\xe4.png": "not valid UTF-8",
         "back\\slash.png": "rename it",
         "line\nbreak.png": "rename it",
     }

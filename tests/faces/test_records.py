@@ -137,7 +137,7 @@ def test_an_error_leaves_the_old_faces(tmp_path):
 
 
 def test_identity_in_two_splits_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'p1' stands in the splits train and test"):
+    with pytest.raises(ValueError, match="'p1' is in the splits train and test"):
         save_faces(
             [face(1), face(2, "test", identity="p1", video_id="other")], tmp_path / "out", {}
         )

@@ -46,7 +46,7 @@ def test_the_list_is_checked_before_the_work():
     check_sources([source("a.mp4"), source("b.mp4", split="test")])
     with pytest.raises(ValueError, match=r"a\.mp4 occurs twice"):
         check_sources([source(), source()])
-    with pytest.raises(ValueError, match=r"identity 'Ann' stands in the splits train and val"):
+    with pytest.raises(ValueError, match=r"identity 'Ann' is in the splits train and val"):
         check_sources([source("a.mp4", identity="Ann"),
                        source("b.mp4", identity="Ann", split="val")])  # fmt: skip
     with pytest.raises(ValueError, match=r"video_id 'v' stands in"):
@@ -62,7 +62,7 @@ def test_a_folder_is_listed(tmp_path):
     (tmp_path / os.fsdecode(b"b\xff.png")).touch()
     found = find_media(tmp_path)
     assert found.files == ["a.mp4", "z.gif", "ü b/ä 1.JPG"]
-    reason = "its name is no text in this encoding (UTF-8); rename it"
+    reason = "its name is not valid UTF-8; rename it"
     assert found.problems == [("b\\xff.png", reason)]
     assert found.others == {"": 1, ".txt": 2, "hidden": 1}
     with pytest.raises(ValueError, match=r"notes\.txt is neither"):

@@ -86,7 +86,7 @@ def test_what_is_no_video(tmp_path, monkeypatch):
     video(tmp_path / "b.avi", numbered(4), "mpeg4")
     strange = (tmp_path / "b.avi").read_bytes().replace(b"FMP4", b"ZZZZ")
     (tmp_path / "b.avi").write_bytes(strange)
-    with pytest.raises(ValueError, match=r"b\.avi is of a codec"):
+    with pytest.raises(ValueError, match=r"b\.avi has a codec"):
         Video(tmp_path / "b.avi")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match="decompression"):

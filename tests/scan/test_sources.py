@@ -116,4 +116,4 @@ def test_a_name_that_is_no_text_is_an_entry_with_a_problem(folder):
     os.close(os.open(os.fsencode(folder) + b"/\xff.jpg", os.O_CREAT))
     (entry,) = (e for e in list_entries([str(folder)]) if e.problem)
     assert entry.path.endswith("\\xff.jpg")
-    assert "no text in this encoding" in entry.problem
+    assert "not valid UTF-8" in entry.problem

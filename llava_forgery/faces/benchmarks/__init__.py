@@ -1,5 +1,6 @@
-"""Public benchmarks by their own folders, read into the records that ``data prepare`` takes.
+"""Readers of public benchmarks in their original layout, for ``data prepare``.
 
-Label, split, video, method, compression, mask and, where the benchmark says it, the identity come
-from the benchmark's own files. What is missing, unknown or in two places is an error that names it.
+Label, split, video, method, compression, mask and, if the benchmark gives it, the identity come
+from the benchmark's own files. Missing, unknown or duplicate entries raise an error that names
+them.
 """

@@ -7,7 +7,7 @@ Celeb-DF++ has the forgeries of each method in a folder of its own::
 
     ROOT/Celeb-synthesis/FaceSwap/SimSwap/id0_id1_0000.mp4  FaceReenact/LIA/...  TalkingFace/...
 
-``Celeb-real/videos/id0_0000.mp4``, as DeepfakeBench keeps it, is read as well.
+DeepfakeBench's layout, ``Celeb-real/videos/id0_0000.mp4``, is read as well.
 """
 
 import re
@@ -29,29 +29,29 @@ from llava_forgery.tables import read_text
 
 LIST = "List_of_testing_videos.txt"
 _FAKES = "Celeb-synthesis"
-# Folder: label, form of the names; the group is the person in the picture.
+# Folder: label, pattern of the names; the group is the person in the picture.
 _FOLDERS = {
     "Celeb-real": (REAL, r"(id\d+)_\d+"),
     "YouTube-real": (REAL, r"(\d+)"),
     _FAKES: (FAKE, r"(id\d+)_id\d+_\d+"),
 }
-# The list's own numbers, the other way round than the project's.
+# The labels of the list, opposite to the project's.
 _LISTED = {"1": REAL, "0": FAKE}
 
 
 def read_celeb_df(root: str | PathLike, *, partial: bool = False) -> list[MediaSource]:
     """Celeb-DF: the listed videos for testing, all others for training.
 
-    In the real benchmark both splits show the same people, so that no identities are given.
+    In the published benchmark both splits show the same people, so no identities are given.
 
     Args:
-        root: The benchmark's folder, of version 1 or 2.
-        partial: Take the videos that are there although a folder, or videos of the list, are not.
+        root: Folder of the benchmark, version 1 or 2.
+        partial: Accept that a folder or listed videos are missing.
 
     Raises:
         FileNotFoundError: A folder, the list or a listed video is missing.
-        ValueError: A line of the list that cannot be understood, contradicts the folder, or comes
-            twice; a video of another form of name; Celeb-DF++.
+        ValueError: A line of the list is malformed, contradicts the folder, or is a duplicate; the
+            name of a video has another pattern; or the folder is that of Celeb-DF++.
     """
     root = need_folder(Path(root), "the folder of Celeb-DF")
     methods = _method_folders(root)
@@ -67,12 +67,12 @@ def read_celeb_df_pp(root: str | PathLike, *, partial: bool = False) -> list[Med
     """Celeb-DF++: as :func:`read_celeb_df`, each forgery with its method, such as ``"SimSwap"``.
 
     Args:
-        root: The benchmark's folder, ``Celeb-DF-v3`` as it is given out.
-        partial: Take the videos that are there although a folder, or videos of the list, are not.
+        root: Folder of the benchmark, ``Celeb-DF-v3`` as distributed.
+        partial: Accept that a folder or listed videos are missing.
 
     Raises:
         FileNotFoundError: A folder, the list or a listed video is missing.
-        ValueError: As :func:`read_celeb_df`.
+        ValueError: As for :func:`read_celeb_df`.
     """
     root = need_folder(Path(root), "the folder of Celeb-DF++")
     methods = _method_folders(root)
@@ -89,7 +89,7 @@ def read_celeb_df_pp(root: str | PathLike, *, partial: bool = False) -> list[Med
 
 
 def _method_folders(root: Path) -> list[str]:
-    """``Celeb-synthesis/FaceSwap/SimSwap`` and the others of Celeb-DF++."""
+    """``Celeb-synthesis/FaceSwap/SimSwap`` and the other folders of Celeb-DF++."""
     found = sorted(path for path in (root / _FAKES).glob("*/*") if path.is_dir())
     return [relative_name(path, root) for path in found]
 
@@ -97,7 +97,7 @@ def _method_folders(root: Path) -> list[str]:
 def _read(
     root: Path, folders: list[tuple[str, str | None]], partial: bool, benchmark: str
 ) -> list[MediaSource]:
-    """Videos of folders, each with the method that made them, None for real ones."""
+    """Videos of folders, each given with its method of forgery; None for real videos."""
     listed = _read_list(root / LIST)
     places = dict(folders)
     found = {
@@ -105,23 +105,23 @@ def _read(
         for folder in places
         for name, path in _videos(root / folder, partial)
     }
-    # Videos that the list does not name are the training's.
+    # Videos that are not on the list are for training.
     check_complete(listed | set(found), list(found), str(root), partial)
     sources = []
     for video, path in found.items():
         folder, name = video.rsplit("/", 1)
         label, pattern = _FOLDERS[folder.split("/")[0]]
-        # How Celeb-DF++ names its newer forgeries is not written down.
+        # Celeb-DF++ does not document how it names its newer forgeries.
         match = re.fullmatch(pattern, name) or ("/" in folder and re.match(r"(id\d+)_", name))
         if not match and "/" not in folder:
-            raise ValueError(f"{path} is not named as the videos of {folder} are ({pattern})")
+            raise ValueError(f"{path} is not named like the videos of {folder} ({pattern})")
         person = match[1] if match else None
         sources.append(
             MediaSource(
                 path=path,
                 name=relative_name(path, root),
                 video_id=video,
-                # YouTube's people are counted for themselves.
+                # The people of YouTube-real are numbered separately.
                 identity=f"youtube-{person}" if person and person.isdecimal() else person,
                 label=label,
                 split="test" if video in listed else "train",
@@ -140,7 +140,7 @@ def _videos(place: Path, partial: bool) -> Iterator[tuple[str, Path]]:
 def _read_list(path: Path) -> set[str]:
     """The videos for testing, as paths without the suffix."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; expected the list that Celeb-DF carries")
+        raise FileNotFoundError(f"there is no file {path}; expected Celeb-DF's list of test videos")
     listed: set[str] = set()
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
@@ -151,7 +151,7 @@ def _read_list(path: Path) -> set[str]:
             raise ValueError(f"{where}: expected '1 Celeb-real/id0_0000.mp4', got {line!r}")
         file = Path(number_and_file[1].strip().replace("\\", "/"))
         if file.parts[0] not in _FOLDERS or len(file.parts) < 2:
-            raise ValueError(f"{where}: {file} lies in none of {', '.join(_FOLDERS)}")
+            raise ValueError(f"{where}: {file} is in none of {', '.join(_FOLDERS)}")
         label = _LISTED[number_and_file[0]]
         of_folder = _FOLDERS[file.parts[0]][0]
         if label != of_folder:

@@ -3,9 +3,9 @@
     {"FaceForensics++": {"FF-DF": {"test": {"c23": {"000_003": {
         "label": "FF-DF", "frames": [".../000.png", ...], "masks": [".../000.png", ...]}}}}}}
 
-The level of the compression is there for FaceForensics++, FaceShifter and DeepFakeDetection alone.
-A frame is a picture of a face, named after its number in the video; a mask has its frame's name.
-DF40 (Yan et al., 2024) keeps its JSON in the same form, with labels such as ``simswap_Fake``.
+Only FaceForensics++, FaceShifter and DeepFakeDetection have the level of the compression. A frame
+is a picture of a face, named after its number in the video; a mask has the name of its frame. DF40
+(Yan et al., 2024) uses the same format, with labels such as ``simswap_Fake``.
 """
 
 import logging
@@ -24,7 +24,7 @@ from llava_forgery.files import contained
 
 logger = logging.getLogger(__name__)
 
-# Its labels: ours, and what made the forgery where that is said.
+# Label of DeepfakeBench: our label, and the method of forgery if it is given.
 LABELS: dict[str, tuple[int, str | None]] = {
     "FF-real": (REAL, None),
     "FF-DF": (FAKE, "Deepfakes"),
@@ -49,9 +49,9 @@ LABELS: dict[str, tuple[int, str | None]] = {
     "UADFV_Real": (REAL, None),
     "UADFV_Fake": (FAKE, None),
 }
-# The others end so; what stands before it is the method.
+# Suffixes of the other labels; what precedes them is the method.
 _ENDINGS = {"real": REAL, "fake": FAKE}
-# Data sets whose videos stand below a level of compression, and whose labels they use.
+# Data sets with a level of compression, and the data set whose labels they use.
 COMPRESSED = {
     "FaceForensics++": "FF-",
     "FF-DF": "FF-",
@@ -69,7 +69,7 @@ _PREFIXES = COMPRESSED | {
     "UADFV": "UADFV_",
 }
 RGB_FOLDER = "./datasets/rgb"
-"""Where its training looks for pictures by default."""
+"""Default folder in which its training looks for pictures."""
 
 
 def read_deepfakebench(
@@ -81,22 +81,22 @@ def read_deepfakebench(
     masks: bool = True,
     partial: bool = False,
 ) -> list[MediaSource]:
-    """Frames of one of DeepfakeBench's or DF40's JSON files, those of a video by their numbers.
+    """Frames of one of DeepfakeBench's or DF40's JSON files, sorted by number within a video.
 
-    A frame whose name is no number, as of pictures that no video was behind, has none.
+    A frame whose name is not a number, such as a picture that is not from a video, has no number.
 
     Args:
-        path: The JSON file.
-        images: The folder of pictures that its paths are relative to (DeepfakeBench's ``rgb_dir``).
-        splits: Which to read. Some of its files list a video in several splits: read one of them.
-        compressions: Which levels to read, where there are levels.
-        masks: Whether to take the masks that the file names.
-        partial: Take the frames that are there although the file names more.
+        path: JSON file.
+        images: Folder of pictures that its paths are relative to (DeepfakeBench's ``rgb_dir``).
+        splits: Splits to read. Some files list a video in several splits: read only one of them.
+        compressions: Levels of compression to read, if there are any.
+        masks: Whether to read the masks that the file names.
+        partial: Accept that frames are missing.
 
     Raises:
         FileNotFoundError: The file, a frame or a mask is missing.
-        ValueError: Another structure, an unknown label, a video in two of the splits, a mask
-            without its frame or a frame without its mask, or nothing of these splits.
+        ValueError: The structure differs, a label is unknown, a video is in two of the splits, a
+            mask lacks its frame or a frame its mask, or there is nothing in these splits.
     """
     path, images = Path(path), Path(images)
     for split in splits:
@@ -113,7 +113,7 @@ def read_deepfakebench(
         video_id = "/".join(part for part in (label, compression, video) if part)
         if seen.setdefault(video_id, split) != split:
             raise ValueError(
-                f"{path}: the video {video_id} stands in the splits {seen[video_id]} and {split}; "
+                f"{path}: the video {video_id} is in the splits {seen[video_id]} and {split}; "
                 f"read one of them (splits=({split!r},), --split {split})"
             )
         value_of_label, method = read_label(label)
@@ -125,14 +125,14 @@ def read_deepfakebench(
             if file is None:
                 raise FileNotFoundError(
                     f"{where}: there is no file {frame} below {images}; complete the pictures, "
-                    "take what is there (partial=True, --partial), or look whether its paths begin "
-                    "at another folder"
+                    "accept missing ones (partial=True, --partial), or check whether its paths are "
+                    "relative to another folder"
                 )
             mask_path = None if mask is None else _find(mask, images, where)
             if mask is not None and mask_path is None:
                 raise FileNotFoundError(
-                    f"{where}: there is no mask {mask} below {images}; a missing mask is no empty "
-                    "one: complete the masks, or read without them (masks=False, --no-masks)"
+                    f"{where}: there is no mask {mask} below {images}; a missing mask is not an "
+                    "empty one: complete the masks, or read without them (masks=False, --no-masks)"
                 )
             sources.append(
                 MediaSource(
@@ -152,7 +152,7 @@ def read_deepfakebench(
         logger.warning("%s: %d of its frames are not below %s", path, missing, images)
     if missing and not sources:
         raise FileNotFoundError(
-            f"of the {missing} frames that {path} names, none lies below {images}; its paths are "
+            f"of the {missing} frames that {path} names, none is below {images}; its paths are "
             "relative to that folder: is it the right one?"
         )
     if not sources:
@@ -169,34 +169,34 @@ def to_deepfakebench(
     root: str | PathLike,
     prefix: str = RGB_FOLDER,
 ) -> dict[str, Any]:
-    """Frames as DeepfakeBench's JSON; :func:`llava_forgery.files.write_json` writes it.
+    """Frames as DeepfakeBench's JSON, to be written by :func:`llava_forgery.files.write_json`.
 
     Args:
         sources: Pictures with a frame number.
         dataset: One of DeepfakeBench's names, such as ``"Celeb-DF-v2"``: its labels are used. With
             another name the labels are ``NAME_real`` and ``NAME_fake``, which must be added to the
             ``label_dict`` of DeepfakeBench's configuration.
-        root: The folder of pictures; paths are written relative to it.
-        prefix: Stands before these paths. DeepfakeBench takes a path as it is if it begins with a
-            full stop, relative to where its training is started.
+        root: Folder of pictures; paths are written relative to it.
+        prefix: Prefix of these paths. DeepfakeBench uses a path unchanged if it begins with a
+            full stop, relative to the folder in which its training is started.
 
     Raises:
-        ValueError: No sources, a video among them, a method without a label of the data set, or
-            a compression that is missing or has no place.
+        ValueError: There are no sources, one is a video, a method has no label in the data set, or
+            a compression is missing or not allowed.
     """
     root = Path(root)
     labels: dict[str, Any] = {}
     for source in sources:
         if source.is_video or source.frame is None:
             raise ValueError(
-                f"{source.name} is no numbered frame; DeepfakeBench reads pictures: prepare videos "
-                "first"
+                f"{source.name} is not a numbered frame; DeepfakeBench reads pictures: prepare "
+                "videos first"
             )
         label = _label_of(source, dataset)
         videos = labels.setdefault(label, {split: {} for split in SPLITS})[source.split]
         if dataset in COMPRESSED:
             if source.compression is None:
-                raise ValueError(f"{source.name} needs its compression, which {dataset} tells by")
+                raise ValueError(f"{source.name} has no compression, which {dataset} needs")
             videos = videos.setdefault(source.compression, {})
         video = PurePosixPath(source.video_id).name
         entry = videos.setdefault(
@@ -224,7 +224,7 @@ def to_deepfakebench(
 def _videos(
     value: Mapping[str, Any], path: Path, splits: Sequence[str]
 ) -> Iterator[tuple[str, str, str, str | None, str, Mapping[str, Any]]]:
-    """Where it stands, label, split, compression or None, name and entry of each video."""
+    """Location, label, split, compression or None, name and entry of each video."""
     for dataset, labels in value.items():
         for label, of_splits in _object(labels, f"{path}, {dataset}").items():
             if read_label(label) is None:
@@ -236,7 +236,7 @@ def _videos(
             for split in splits:
                 videos = _object(of_splits.get(split, {}), f"{path}, {label}, {split}")
                 levels = {None: videos}
-                # Told by what is there: a level's value has no frames of its own.
+                # A level of compression is recognised by having no frames of its own.
                 if videos and not any("frames" in _object(v, label) for v in videos.values()):
                     levels = videos
                 for level, inner in levels.items():
@@ -255,9 +255,9 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 
 def read_label(label: str) -> tuple[int, str | None] | None:
-    """Ours for one of DeepfakeBench's or DF40's, 0 real or 1 fake, and the method of a fake.
+    """Our label, 0 real or 1 fake, and the method of a fake, for one of DeepfakeBench's or DF40's.
 
-    None where it is neither in ``LABELS`` nor ends in ``_Real`` or ``_Fake``.
+    None if it is neither in ``LABELS`` nor ends in ``_Real`` or ``_Fake``.
     """
     if label in LABELS:
         return LABELS[label]
@@ -271,18 +271,18 @@ def read_label(label: str) -> tuple[int, str | None] | None:
 def _frames(
     entry: Mapping[str, Any], where: str, with_masks: bool
 ) -> list[tuple[str, PurePosixPath, PurePosixPath | None]]:
-    """Names and paths of the frames, by number, each with its mask or None."""
+    """Names and paths of the frames, sorted by number, each with its mask or None."""
     frames, masks = (_by_name(entry.get(name) or (), where) for name in ("frames", "masks"))
     if not frames:
-        raise ValueError(f"{where} has no frames; prepare the video anew, or take it out")
+        raise ValueError(f"{where} has no frames; prepare the video again, or remove it")
     if with_masks and masks and set(masks) != set(frames):
         lonely = sorted(set(masks) - set(frames))
         bare = sorted(set(frames) - set(masks))
         if lonely:
             raise ValueError(f"{where}: no frames belong to the masks {some(lonely)}")
         raise ValueError(
-            f"{where}: the frames {some(bare)} have no masks and others have; a missing mask is "
-            "no empty one: complete them, or read without masks (masks=False, --no-masks)"
+            f"{where}: the frames {some(bare)} have no masks, others have; a missing mask is "
+            "not an empty one: complete them, or read without masks (masks=False, --no-masks)"
         )
     found = masks if with_masks else {}
     return [
@@ -292,8 +292,8 @@ def _frames(
 
 
 def _by_name(paths: Iterable[str], where: str) -> dict[str, PurePosixPath]:
-    """Paths by their names without suffix; with the folders that differ, where names repeat."""
-    # Written on Windows, paths hold backslashes.
+    """Paths by their names without suffix, preceded by differing folders if names repeat."""
+    # Paths written on Windows contain backslashes.
     files = list(dict.fromkeys(PurePosixPath(text.replace("\\", "/")) for text in paths))
     found = {file.stem: file for file in files}
     if len(found) < len(files):
@@ -308,7 +308,7 @@ def _by_name(paths: Iterable[str], where: str) -> dict[str, PurePosixPath]:
 
 
 def _numeric(name: str) -> tuple[Any, ...]:
-    """The order of frames: by number, 2 before 10, then by folder."""
+    """Sort key of frames: by number, 2 before 10, then by folder."""
     folder, _, stem = name.rpartition("/")
     parts = re.split(r"(\d+)", stem)
     return [int(part) if part.isdecimal() else part for part in parts], folder
@@ -319,12 +319,12 @@ def _number(frame: PurePosixPath) -> int | None:
 
 
 def _find(path: PurePosixPath, root: Path, where: str) -> Path | None:
-    """The file that a path of the JSON names, None if it is not there."""
+    """The file that a path of the JSON names; None if it does not exist."""
     text = str(path)
     for start in ("datasets/rgb/", "datasets/"):
         text = text.removeprefix(start)
     try:
-        # An absolute path is good as long as it leads there.
+        # An absolute path is fine as long as it leads there.
         files = [contained(root, str(path)), contained(root, text)]
     except ValueError as error:
         raise ValueError(
@@ -342,7 +342,7 @@ def _label_of(source: MediaSource, dataset: str) -> str:
         for name, (label, made_by) in LABELS.items()
         if name.startswith(prefix) and label == source.label
     }
-    # A data set with one kind of fakes needs no method to tell them apart.
+    # A data set with one kind of fakes needs no method.
     fitting = [name for name, made_by in known.items() if made_by == source.method]
     if not fitting and len(known) == 1:
         fitting = list(known)

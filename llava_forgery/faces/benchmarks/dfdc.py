@@ -11,7 +11,7 @@ DFDC::
          train/dfdc_train_part_0/a.mp4 ...
          test/labels.csv: filename,label      (1 is fake)
          test/c.mp4 ...                       (or test/videos/c.mp4)
-         validation/labels.csv                (may be left out)
+         validation/labels.csv                (optional)
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,22 +38,22 @@ _FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def read_dfdcp(root: str | PathLike, *, partial: bool = False) -> list[MediaSource]:
-    """The preview set, with labels and splits of its ``dataset.json``.
+    """The preview set, with labels and splits from its ``dataset.json``.
 
     The method is the folder, ``method_A`` or ``method_B``; the identity is the person in the
-    picture (``target_id``), where the splits keep people apart.
+    picture (``target_id``), if the splits keep people apart.
 
     Args:
-        root: The benchmark's folder.
-        partial: Take the videos that are there although ``dataset.json`` names more.
+        root: Folder of the benchmark.
+        partial: Accept that videos of ``dataset.json`` are missing.
 
     Raises:
         FileNotFoundError: ``dataset.json`` or a video it names is missing.
-        ValueError: An unknown label or split, or a video that it does not name.
+        ValueError: A label or split is unknown, or a video is not in ``dataset.json``.
     """
     root = need_folder(Path(root), "the folder of DFDCP")
     file = root / "dataset.json"
-    listed = _entries(need_json(file, "the description that DFDCP carries"), file)
+    listed = _entries(need_json(file, "DFDCP's description of its videos"), file)
     found = {
         relative_name(path, root): path
         for path in sorted(root.rglob("*"))
@@ -87,18 +87,18 @@ def read_dfdcp(root: str | PathLike, *, partial: bool = False) -> list[MediaSour
 def read_dfdc(
     root: str | PathLike, *, splits: Sequence[str] | None = None, partial: bool = False
 ) -> list[MediaSource]:
-    """The full set: training parts by their ``metadata.json``, test and validation by their CSV.
+    """The full set: training parts from their ``metadata.json``, test and validation from CSV.
 
-    Who the people are is not published: a forgery shares the identity of its original.
+    Identities are not published: a forgery shares the identity of its original.
 
     Args:
-        root: The benchmark's folder.
-        splits: Some of train, val and test; None takes those that have a folder.
-        partial: Take the videos that are there although the lists name more.
+        root: Folder of the benchmark.
+        splits: Some of train, val and test; None for those that have a folder.
+        partial: Accept that listed videos are missing.
 
     Raises:
         FileNotFoundError: A folder, a list or a video is missing.
-        ValueError: An unknown label or split, or a video that no list names.
+        ValueError: A label or split is unknown, or a video is on no list.
     """
     root = need_folder(Path(root), "the folder of DFDC")
     for split in splits or ():
@@ -140,7 +140,7 @@ def _read_labelled(root: Path, place: Path, split: str, partial: bool) -> list[M
                 f"{row['label']!r}"
             )
         if row["filename"] in listed:
-            raise ValueError(f"{where}: {row['filename']} comes twice")
+            raise ValueError(f"{where}: {row['filename']} is listed twice")
         listed[row["filename"]] = {"label": "fake" if row["label"] == "1" else "real"}
     inner = place / "videos"
     return _sources(root, inner if inner.is_dir() else place, listed, split, partial, file)

@@ -1,4 +1,4 @@
-"""FaceForensics++ (Rössler et al., 2019) and DeepFakeDetection, which lies in the same folders.
+"""FaceForensics++ (Rössler et al., 2019) and DeepFakeDetection, which shares its folders.
 
 The layout that the official download script makes, and the repository's ``dataset/splits``::
 
@@ -9,7 +9,7 @@ The layout that the official download script makes, and the repository's ``datas
          manipulated_sequences/DeepFakeDetection/c23/videos/01_02__kitchen_pan__ABCDEFGH.mp4
          splits/train.json val.json test.json      (or in ROOT): [["000", "003"], ...]
 
-``c23/masks/000_003.mp4``, as some copies have it, is read as well.
+The layout of some copies, ``c23/masks/000_003.mp4``, is read as well.
 """
 
 import logging
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "FaceShifter", "NeuralTextures")
 COMPRESSIONS = ("raw", "c23", "c40")
-# The authors give out no masks of it.
+# The authors do not distribute masks of it.
 WITHOUT_MASKS = ("FaceShifter",)
 _DFD = "DeepFakeDetection"
 
@@ -50,19 +50,19 @@ def read_forensics(
 ) -> list[MediaSource]:
     """FaceForensics++ with its official splits.
 
-    The two videos of a pair and the forgeries made of them share an identity, ``"000_003"``: the
+    The two videos of a pair and the forgeries made from them share an identity, ``"000_003"``: the
     official splits keep pairs together.
 
     Args:
-        root: The benchmark's folder.
-        methods: Some of ``METHODS``; None takes those that have a folder.
+        root: Folder of the benchmark.
+        methods: Some of ``METHODS``; None for those that have a folder.
         compressions: Some of ``COMPRESSIONS``; one video in two of them counts as two.
-        masks: Whether forgeries carry their masks; None where their folder is there.
-        partial: Take the folders and videos that are there although the splits name more.
+        masks: Whether to read masks of forgeries; None to read those whose folder exists.
+        partial: Accept that folders, or videos of the splits, are missing.
 
     Raises:
         FileNotFoundError: A folder, a split file, a video or a mask is missing.
-        ValueError: An unknown method or compression; a video in no split or in two.
+        ValueError: A method or compression is unknown, or a video is in no split or in two.
     """
     root = need_folder(Path(root), "the folder of FaceForensics++")
     manipulated = root / "manipulated_sequences"
@@ -115,19 +115,19 @@ def read_dfd(
     masks: bool | None = None,
     partial: bool = False,
 ) -> list[MediaSource]:
-    """DeepFakeDetection (Google and Jigsaw), all of it for testing: there are no official splits.
+    """DeepFakeDetection (Google and Jigsaw), all for testing, as there are no official splits.
 
     The identity is the actor in the picture, whose face the forgeries replace.
 
     Args:
-        root: The folder of FaceForensics++.
+        root: Folder of FaceForensics++.
         compressions: Some of ``COMPRESSIONS``.
-        masks: As in :func:`read_forensics`.
-        partial: Take the folders that are there, and the masks that have a video.
+        masks: As for :func:`read_forensics`.
+        partial: Accept that folders, or videos of masks, are missing.
 
     Raises:
         FileNotFoundError: A folder, its videos or a mask is missing.
-        ValueError: An unknown compression, or a video whose name does not say who it is.
+        ValueError: A compression is unknown, or the name of a video does not give the actor.
     """
     root = need_folder(Path(root), "the folder of FaceForensics++")
     _check_names("compression", compressions, COMPRESSIONS)
@@ -147,7 +147,7 @@ def read_dfd(
             for name, path in videos.items():
                 match = re.fullmatch(pattern, name)
                 if match is None:
-                    raise ValueError(f"{path} is not named like {form}: who it shows is not known")
+                    raise ValueError(f"{path} is not named like {form}: the person is not known")
                 sources.append(
                     MediaSource(
                         path=path,
@@ -188,7 +188,7 @@ def _read_splits(root: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
             for name in pair:
                 if name in splits:
                     raise ValueError(
-                        f"video {name} stands in two pairs, of the splits {splits[name]} and "
+                        f"video {name} is in two pairs, of the splits {splits[name]} and "
                         f"{split} ({file}); expected it once"
                     )
                 splits[name] = split
@@ -199,7 +199,7 @@ def _read_splits(root: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
 def _masks(
     folder: Path, compression: str, videos: dict[str, Path], wanted: bool | None, partial: bool
 ) -> dict[str, Path]:
-    """The masks of a method's videos."""
+    """The masks of the videos of a method."""
     places = [folder / "masks/videos", folder / compression / "masks"]
     place = next((place for place in places if place.is_dir()), None)
     if wanted is False:

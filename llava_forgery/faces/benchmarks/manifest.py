@@ -1,10 +1,10 @@
-"""A benchmark's files as a manifest, which ``data prepare`` takes; a line for each file::
+"""A benchmark's files as a manifest for ``data prepare``, with a line for each file::
 
     {"path": "../FF/original_sequences/youtube/c23/videos/000.mp4", "name": "original_...",
      "video_id": "youtube/c23/000", "identity": "000_003", "label": 0, "split": "test",
      "compression": "c23"}
 
-Paths are relative to the manifest's folder; what is not known is left out.
+Paths are relative to the manifest's folder; unknown values are omitted.
 """
 
 import os
@@ -23,7 +23,7 @@ from llava_forgery.faces.sources import MediaSource, check_sources
 from llava_forgery.files import parse_json, write_json_lines
 from llava_forgery.tables import read_text
 
-# Reader, and the options it knows.
+# Reader, and the names of its options.
 BENCHMARKS: dict[str, tuple[Callable[..., list[MediaSource]], tuple[str, ...]]] = {
     "ff++": (read_forensics, ("methods", "compressions", "masks", "partial")),
     "dfd": (read_dfd, ("compressions", "masks", "partial")),
@@ -45,12 +45,14 @@ def read_benchmark(name: str, root: str | PathLike, **options: Any) -> list[Medi
 
     Args:
         name: One of ``BENCHMARKS``.
-        root: Its folder; of ``deepfakebench`` the JSON file, of ``antifakeprompt`` the CSV.
-        options: Of its reader; None counts as not given.
+        root: Folder of the benchmark; the JSON file of ``deepfakebench``, the CSV of
+            ``antifakeprompt``.
+        options: Options of the reader; None counts as not given.
 
     Raises:
-        FileNotFoundError: As the reader; there is nothing at all.
-        ValueError: An unknown benchmark or option; as the reader and ``check_sources``.
+        FileNotFoundError: As for the reader; or there are no files at all.
+        ValueError: As for the reader and ``check_sources``; or the benchmark or an option is
+            unknown.
     """
     if name not in BENCHMARKS:
         raise ValueError(f"unknown benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}")
@@ -70,7 +72,8 @@ def write_manifest(sources: Sequence[MediaSource], path: str | PathLike) -> None
     """Write a manifest of sources.
 
     Raises:
-        ValueError: No sources, a name that comes twice, or a video or identity in two splits.
+        ValueError: There are no sources, a name occurs twice, or a video or identity is in two
+            splits.
     """
     path = Path(path)
     if not sources:
@@ -91,8 +94,8 @@ def read_manifest(path: str | PathLike) -> list[MediaSource]:
     """The inverse of :func:`write_manifest`.
 
     Raises:
-        FileNotFoundError: The manifest, or a file or mask that it names, is not there.
-        ValueError: A line is not valid, or as :func:`write_manifest`.
+        FileNotFoundError: The manifest, or a file or mask that it names, does not exist.
+        ValueError: As for :func:`write_manifest`, or a line is invalid.
     """
     path = Path(path)
     if not path.is_file():
@@ -108,7 +111,7 @@ def read_manifest(path: str | PathLike) -> list[MediaSource]:
         row = parse_json(line, where)
         if not isinstance(row, dict) or not set(_NEEDED) <= set(row) <= known:
             raise ValueError(
-                f"{where}: expected the keys {', '.join(_NEEDED)} and perhaps "
+                f"{where}: expected the keys {', '.join(_NEEDED)} and optionally "
                 f"{', '.join(sorted(known - set(_NEEDED)))}, got {line[:120]}"
             )
         for name in _PATHS:

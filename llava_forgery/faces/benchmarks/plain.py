@@ -1,7 +1,7 @@
 """Data without a layout of its own: two folders, or AntifakePrompt's CSV.
 
-Folders, of pictures or videos, with splits or without; numbered pictures that lie in a folder of
-their own are the frames of one video::
+Folders of pictures or videos, with or without splits; numbered pictures in a folder of their own
+are the frames of one video::
 
     ROOT/real/**  ROOT/fake/**          ROOT/train/real/**  ROOT/train/fake/**  ROOT/test/...
     ROOT/real/VIDEO/000.png 001.png     ROOT/fake/METHOD/VIDEO/000.png 001.png
@@ -42,22 +42,22 @@ def read_folders(
 ) -> list[MediaSource]:
     """Pictures and videos below ``real/`` and ``fake/``.
 
-    The folder directly below ``fake/``, if there is one, is the method, unless it is itself a
-    video's.
+    The folder directly below ``fake/``, if there is one, is the method, unless it holds the frames
+    of a video.
 
     Args:
-        root: Holds ``real/`` and ``fake/``, or a folder of these for each split.
-        split: Of all files, where the folders do not say it.
+        root: Folder with ``real/`` and ``fake/``, or with these two for each split.
+        split: Split of all files, if the folders do not give it.
         frames: Whether the pictures of a folder below ``real/`` or ``fake/`` are the frames of one
-            video, in the order of their numbers. None: those of each folder whose pictures all
-            have one name but for their numbers, such as ``000.png`` or ``frame_12.png``; which
-            folders these are is logged. False: every picture stands for itself.
-        partial: One of ``real/`` and ``fake/`` may be missing or empty.
+            video, sorted by number. None: only in folders whose pictures have the same name except
+            for their numbers, such as ``000.png`` or ``frame_12.png``; these folders are logged.
+            False: every picture is a photograph of its own.
+        partial: Accept that one of ``real/`` and ``fake/`` is missing or empty.
 
     Raises:
         FileNotFoundError: One of the two folders is missing or empty.
-        ValueError: Another split; with ``frames=True`` a picture without a number in its name, or
-            two of one number in a folder.
+        ValueError: The split is unknown; or, with ``frames=True``, the name of a picture has no
+            number, or two of a folder have the same.
     """
     root = need_folder(Path(root), "a folder with real/ and fake/")
     check_split(split)
@@ -73,7 +73,7 @@ def read_folders(
             if not files and not partial:
                 raise FileNotFoundError(
                     f"{folder} holds no pictures or videos; without the {kind} ones AUC is not "
-                    "defined: add them, or take what is there (partial=True, --partial)"
+                    "defined: add them, or accept this (partial=True, --partial)"
                 )
             sources += _below(root, folder, files, label, name, frames)
     if not sources:
@@ -81,8 +81,8 @@ def read_folders(
     videos = {s.video_id for s in sources if s.frame is not None}
     if videos and frames is None:
         logger.warning(
-            "the numbered pictures of %d folders are read as one video each (%s); where they are "
-            "photographs of their own, say so (frames=False, --no-frames)",
+            "the numbered pictures of %d folders are read as one video each (%s); if they are "
+            "separate photographs, say so (frames=False, --no-frames)",
             len(videos),
             some(sorted(videos)),
         )
@@ -92,7 +92,7 @@ def read_folders(
 def _below(
     root: Path, folder: Path, files: list[Path], label: int, split: str, frames: bool | None
 ) -> Iterator[MediaSource]:
-    """The files of one label, frames in the order of their numbers."""
+    """The files of one label, with frames sorted by number."""
     for place, inside in groupby(sorted(files, key=lambda path: path.parent), lambda p: p.parent):
         media = list(inside)
         pictures = [path for path in media if kind_of(path) is Kind.PICTURE]
@@ -101,7 +101,7 @@ def _below(
             numbers = _numbers(pictures, place, insist=bool(frames))
         for path in sorted(media, key=lambda path: (numbers.get(path, -1), path)):
             below = path.relative_to(folder).parts
-            # A video's own folder is not a method.
+            # The folder of a video's frames is not a method.
             methods = below[: -2 if path in numbers else -1]
             name = relative_name(path, root)
             yield MediaSource(
@@ -117,12 +117,12 @@ def _below(
 
 
 def _numbers(pictures: list[Path], place: Path, insist: bool) -> dict[Path, int]:
-    """The number of each picture of a folder in its video; nothing where they are not frames."""
+    """Frame number of each picture of a folder; empty if the pictures are not frames."""
     found = {path: re.fullmatch(r"(.*?)(\d+)", path.stem) for path in pictures}
     strange = [path.name for path, match in found.items() if match is None]
     numbers = {path: int(match[2]) for path, match in found.items() if match}
     beginnings = {match[1] for match in found.values() if match}
-    # A time such as 20261128093000 is a photograph's, and no frame's number.
+    # A time such as 20261128093000 belongs to a photograph and is not a frame number.
     largest = max(numbers.values(), default=0)
     counted = len(set(numbers.values())) == len(pictures) and largest < 2**31
     if insist and not counted:
@@ -138,16 +138,16 @@ def _numbers(pictures: list[Path], place: Path, insist: bool) -> dict[Path, int]
 def read_antifakeprompt(
     path: str | PathLike, *, split: str = "test", partial: bool = False
 ) -> list[MediaSource]:
-    """AntifakePrompt's CSV; a path in it is relative to the file, or absolute.
+    """Read AntifakePrompt's CSV; its paths are absolute or relative to the CSV.
 
     Args:
-        path: The CSV.
-        split: Of all its pictures.
-        partial: Take the pictures that are there although the CSV names more.
+        path: CSV file.
+        split: Split of all its pictures.
+        partial: Accept that pictures of the CSV are missing.
 
     Raises:
         FileNotFoundError: The CSV or a picture is missing.
-        ValueError: Other columns, an unknown label, or a picture that comes twice.
+        ValueError: The columns differ, a label is unknown, or a picture is listed twice.
     """
     path = Path(path)
     check_split(split)
@@ -165,13 +165,13 @@ def read_antifakeprompt(
             if not partial:
                 raise FileNotFoundError(
                     f"{where}: there is no file {file}; paths are relative to the CSV: complete "
-                    "the pictures, or take what is there (partial=True, --partial)"
+                    "the pictures, or accept missing ones (partial=True, --partial)"
                 )
             missing += 1
             continue
         name = _name(listed, path.parent)
         if name in sources:
-            raise ValueError(f"{where}: {listed} comes twice")
+            raise ValueError(f"{where}: {listed} is listed twice")
         folder = Path(name).parent.name
         sources[name] = MediaSource(
             path=file,
@@ -183,16 +183,16 @@ def read_antifakeprompt(
             method=folder if label == FAKE and folder else None,
         )
     if missing:
-        logger.warning("%s: %d of its pictures are not there", path, missing)
+        logger.warning("%s: %d of its pictures are missing", path, missing)
     if missing and not sources:
-        raise FileNotFoundError(f"of the {missing} pictures that {path} names, none is there")
+        raise FileNotFoundError(f"none of the {missing} pictures that {path} names exists")
     if not sources:
         raise ValueError(f"{path} names no pictures")
     return list(sources.values())
 
 
 def _name(listed: str, folder: Path) -> str:
-    """A listed path as a name: below the folder relative to it, else from the root of all files."""
+    """Name for a listed path: relative to the folder if it is below it, else from the root."""
     file = Path(os.path.abspath(folder / listed))
     below = Path(os.path.abspath(folder))
     return file.relative_to(below if file.is_relative_to(below) else file.anchor).as_posix()

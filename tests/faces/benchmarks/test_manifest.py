@@ -58,7 +58,7 @@ def test_names_and_options_are_checked(tmp_path):
         ({"name": "/tmp/x.mp4"}, ValueError, "line 1: name of .* must be a name such as"),
         ({"identity": "a\0"}, ValueError, "line 1: identity of"),
         ({"name": "test/ddd.mp4"}, ValueError, "occurs twice"),
-        ({"video_id": "test/ddd"}, ValueError, "'test/ddd' stands in the splits train and test"),
+        ({"video_id": "test/ddd"}, ValueError, "'test/ddd' is in the splits train and test"),
     ],
 )
 def test_lines_are_checked(tmp_path, change, error, message):

@@ -87,7 +87,7 @@ def test_antifakeprompt_that_is_not_complete(tmp_path, caplog):
     table.write_text("img_path,label\na.png,no\nb.png,yes\n")
     (source,) = read_antifakeprompt(table, partial=True)
     assert source.name == "a.png"
-    assert "1 of its pictures are not there" in caplog.text
+    assert "1 of its pictures are missing" in caplog.text
     (tmp_path / "a.png").unlink()
     with pytest.raises(FileNotFoundError, match="of the 2 pictures"):
         read_antifakeprompt(table, partial=True)
@@ -108,7 +108,7 @@ def test_antifakeprompt(tmp_path):
     (again,) = read_antifakeprompt(table)
     assert (again.name, again.path.resolve()) == (real.name, absolute)
     table.write_text(f"img_path,label\n../elsewhere/b.jpg,yes\n{absolute},yes\n")
-    with pytest.raises(ValueError, match=r"line 3: .*b\.jpg comes twice"):
+    with pytest.raises(ValueError, match=r"line 3: .*b\.jpg is listed twice"):
         read_antifakeprompt(table)
 
 
@@ -118,7 +118,7 @@ def test_antifakeprompt(tmp_path):
         ("path,label\na.png,no\n", ValueError, "expected the columns img_path,label"),
         ("img_path,label\na.png,1\n", ValueError, "line 2: the label must be yes"),
         ("img_path,label\nb.png,no\n", FileNotFoundError, "line 2: there is no file"),
-        ("img_path,label\na.png,no\na.png,yes\n", ValueError, "line 3: a.png comes twice"),
+        ("img_path,label\na.png,no\na.png,yes\n", ValueError, "line 3: a.png is listed twice"),
         ("img_path,label\n", ValueError, "names no pictures"),
     ],
 )

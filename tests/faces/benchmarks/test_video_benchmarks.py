@@ -43,7 +43,7 @@ def test_forensics(tmp_path):
 def test_forensics_that_is_not_complete(tmp_path, caplog):
     root = trees.forensics(tmp_path)
     (root / "manipulated_sequences/Deepfakes/masks/videos/000_003.mp4").unlink()
-    with pytest.raises(FileNotFoundError, match="masks of 000_003.*no empty one"):
+    with pytest.raises(FileNotFoundError, match="masks of 000_003.*not an empty one"):
         read_forensics(root)
     trees.touch(root / "manipulated_sequences/Deepfakes/masks/videos/000_003.mp4")
     (root / "manipulated_sequences/Deepfakes/c23/videos/003_000.mp4").unlink()
@@ -51,7 +51,7 @@ def test_forensics_that_is_not_complete(tmp_path, caplog):
         read_forensics(root)
     with caplog.at_level(logging.WARNING):
         assert len(read_forensics(root, partial=True)) == 17
-    assert "1 of 6 videos are not there" in caplog.text
+    assert "1 of 6 videos are missing" in caplog.text
     trees.touch(root / "manipulated_sequences/Deepfakes/c23/videos/003_000.mp4")
     trees.touch(root / "manipulated_sequences/Deepfakes/masks/videos/900_901.mp4")
     with pytest.raises(FileNotFoundError, match="masks of 900_901"):
@@ -61,13 +61,13 @@ def test_forensics_that_is_not_complete(tmp_path, caplog):
 def test_forensics_splits_are_checked(tmp_path):
     root = trees.forensics(tmp_path)
     (root / "splits/val.json").write_text(json.dumps([["010", "011"], ["003", "012"]]))
-    with pytest.raises(ValueError, match="video 003 stands in two pairs.*train and val"):
+    with pytest.raises(ValueError, match="video 003 is in two pairs.*train and val"):
         read_forensics(root)
     (root / "splits/val.json").write_text(json.dumps([["010", "1x"]]))
     with pytest.raises(ValueError, match="expected pairs"):
         read_forensics(root)
     (root / "splits/val.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds 010, 011, which the benchmark's lists do not name"):
+    with pytest.raises(ValueError, match="holds 010, 011, which are not on the benchmark's lists"):
         read_forensics(root)
     (root / "splits/val.json").unlink()
     with pytest.raises(FileNotFoundError, match="val.json; expected the official splits"):
@@ -123,7 +123,7 @@ def test_celeb_df_counts_the_other_way_round(tmp_path, caplog):
         ("1 Celeb-synthesis/id0_id1_0000.mp4", ValueError, "listed as real"),
         ("2 YouTube-real/00000.mp4", ValueError, "line 4: expected '1 Celeb-real"),
         ("YouTube-real/00000.mp4", ValueError, "line 4: expected"),
-        ("1 Other/00000.mp4", ValueError, "lies in none of"),
+        ("1 Other/00000.mp4", ValueError, "is in none of"),
         ("1 YouTube-real/00001.mp4", ValueError, "listed twice"),
         ("1 YouTube-real/00009.mp4", FileNotFoundError, "lacks YouTube-real/00009"),
     ],
@@ -186,7 +186,7 @@ def test_every_importer_takes_a_part(tmp_path, name, make, folder):
 def test_celeb_df_folders_are_checked(tmp_path):
     root = trees.celeb_df(tmp_path)
     trees.touch(root / "Celeb-real/someone.mp4")
-    with pytest.raises(ValueError, match="someone.mp4 is not named as the videos of Celeb-real"):
+    with pytest.raises(ValueError, match="someone.mp4 is not named like the videos of Celeb-real"):
         read_celeb_df(root)
     (root / "List_of_testing_videos.txt").unlink()
     with pytest.raises(FileNotFoundError, match="List_of_testing_videos.txt"):
