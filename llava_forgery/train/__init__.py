@@ -3,5 +3,5 @@
 from llava_forgery.noise import quiet
 
 with quiet():
-    # The first to import bitsandbytes, which has something to say.
+    # peft imports bitsandbytes, which prints a notice.
     import peft  # noqa: F401

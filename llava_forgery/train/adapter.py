@@ -1,4 +1,4 @@
-"""Train a forgery adapter: stage 2 as a function, and what the command line calls.
+"""Train a forgery adapter: stage 2 as a function and for the command line.
 
 llava-forgery train adapter --base-model HOST --kfd KFD --data CONVERSATIONS --out ADAPTER
 """
@@ -57,49 +57,51 @@ def train_adapter(
     """Train the forgery adapter, or the LoRA of a host without FPL, and write it to ``output_dir``.
 
     Args:
-        vlm: From ``attach_forgery`` or ``attach_llava``, or a ``BaselineVLM`` with LoRA; what is
-            trainable is trained.
-        conversations: From ``build_conversations``, or from
+        vlm: Model from ``attach_forgery`` or ``attach_llava``, or a ``BaselineVLM`` with LoRA; its
+            trainable parameters are trained.
+        conversations: Conversations from ``build_conversations`` or
             :func:`~llava_forgery.train.dialogues.open_source`.
-        output_dir: Receives the adapter; ``output_dir`` with ``-training`` behind its name
-            receives ``checkpoint-*``, ``log.json`` and ``training_run.json``. Where they hold this
-            very training, finished, nothing is trained.
-        general: General instruction data, whose batches alternate with the conversations'.
-        general_ratio: Its share in [0, 1).
-        val_conversations: About people who are not trained on. With them the loss is measured as
-            training goes on, and the state of the lowest one is written instead of the last;
-            ``validation.json`` beside the checkpoints lists all.
-        eval_steps: Steps between two such measurements.
-        steps: Optimiser steps.
-        fpl_warmup_steps: Steps of the FPL's warm start (:mod:`llava_forgery.train.warmup`) before
-            them; 0 leaves it out, and so does resuming.
-        fpl_warmup_pairs: Pairs whose forged images the warm start learns from as well.
-        batch_size: Conversations for each pass and process.
-        accumulate: Passes whose gradients make one step.
-        learning_rate: Highest value of a warmed-up cosine.
-        fpl_learning_rate: The FPL's; by default a tenth of ``learning_rate`` after a warm start,
-            whose words the host's first gradients would undo, else the same.
-        projector_learning_rate: Of the host's own projector, where it is trained; by default
-            ``learning_rate``.
-        weight_decay: AdamW's.
-        seed: Of order and dropout.
-        save_steps: Steps between checkpoints; None saves none.
-        max_length: Most tokens of a sample.
-        workers: Processes that render and tokenise, and that make ``fpl_warmup_pairs``.
-        resume: Continue from the last checkpoint.
+        output_dir: Receives the adapter; a folder of this name with the suffix ``-training``
+            receives ``checkpoint-*``, ``log.json`` and ``training_run.json``. If they hold the same
+            training, finished, nothing is trained.
+        general: General instruction data, whose batches alternate with those of the conversations.
+        general_ratio: Share of the general data, in [0, 1).
+        val_conversations: Conversations about people who are not trained on. With them the loss is
+            measured during training, and the state of the lowest loss is written instead of the
+            last one; ``validation.json`` next to the checkpoints lists all losses.
+        eval_steps: Number of steps between two such measurements.
+        steps: Number of optimiser steps.
+        fpl_warmup_steps: Number of preceding steps of the FPL's warm start
+            (:mod:`llava_forgery.train.warmup`); 0 disables it. It is skipped when resuming.
+        fpl_warmup_pairs: Pairs whose forged images the warm start also learns from.
+        batch_size: Number of conversations per pass and process.
+        accumulate: Number of passes whose gradients are accumulated for one step.
+        learning_rate: Peak of a cosine schedule with warm-up.
+        fpl_learning_rate: Peak learning rate of the FPL; by default a tenth of ``learning_rate``
+            after a warm start, which the host's first gradients would otherwise undo, else the
+            same.
+        projector_learning_rate: Peak learning rate of the host's own projector, if it is trained;
+            by default ``learning_rate``.
+        weight_decay: Weight decay of AdamW.
+        seed: Seed of order and dropout.
+        save_steps: Number of steps between checkpoints; None saves none.
+        max_length: Maximum number of tokens of a sample.
+        workers: Number of processes that render and tokenise, and make ``fpl_warmup_pairs``.
+        resume: Whether to resume from the last checkpoint.
         report_to: ``none``, ``tensorboard`` or ``wandb``.
-        gradient_checkpointing: Compute the host's layers twice to keep less of them in memory.
-        deepspeed: DeepSpeed's JSON file, where several processes train.
+        gradient_checkpointing: Whether to recompute the host's layers in the backward pass to save
+            memory.
+        deepspeed: DeepSpeed's JSON file, for training with several processes.
 
     Returns:
-        The host with the trained skill, in eval mode. Under ZeRO-3 its weights remain shared out
+        The host with the trained skill, in eval mode. Under ZeRO-3 its weights remain partitioned
         among the processes: load the adapter to use it.
 
     Raises:
-        ValueError: Nothing is trainable; or there lies another training, or an interrupted one and
-            ``resume`` is off, or something else than an adapter; or general data under ZeRO-3 on
-            a host of transformers; or ``val_conversations`` under ZeRO-3, or about people who are
-            trained on.
+        ValueError: Nothing is trainable; the folder holds another training, an interrupted one
+            without ``resume``, or something other than an adapter; general data are used under
+            ZeRO-3 on a host of transformers; or ``val_conversations`` are used under ZeRO-3 or are
+            about people who are trained on.
     """
     if not vlm.trainable_names():
         raise ValueError("the model has nothing to train: attach LoRA or the forgery skill first")
@@ -126,7 +128,7 @@ def train_adapter(
     zero = getattr(arguments, "hf_deepspeed_config", None)
     shared_out = zero is not None and zero.is_zero3()
     if general is not None and shared_out and not isinstance(vlm, LlavaForgeryVLM):
-        # Processes whose batches are of different kinds gather weights in different orders.
+        # Processes with batches of different kinds gather weights in different orders.
         raise ValueError(
             "general data cannot be mixed in under ZeRO-3 on hosts of transformers; use "
             "scripts/zero2.json"
@@ -157,14 +159,14 @@ def train_adapter(
 
 
 def check_adapter_folder(directory: str | PathLike, backend: str = "auto") -> None:
-    """Refuse a folder that holds something else than an adapter; before anything is loaded.
+    """Refuse a folder that holds something other than an adapter, before anything is loaded.
 
     Args:
-        directory: To be written.
-        backend: Of the adapter; "auto" takes any.
+        directory: Output folder.
+        backend: Backend of the adapter; "auto" for any.
 
     Raises:
-        ValueError: It holds something else, or a training of which no record tells.
+        ValueError: It holds something else, or a training without a record.
     """
     directory = Path(directory)
     if backend == "auto":
@@ -175,7 +177,7 @@ def check_adapter_folder(directory: str | PathLike, backend: str = "auto") -> No
 
 
 def adapter_layout(backend: str) -> tuple[str, tuple[str, ...] | None]:
-    """The file by which an adapter's folder is known, and all that it may hold.
+    """The file that identifies an adapter's folder, and all files that it may hold.
 
     Args:
         backend: "transformers", "llava", or "lora" of a host with LoRA only.

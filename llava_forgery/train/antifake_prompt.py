@@ -1,4 +1,4 @@
-"""Train a pseudo-word: the vectors of ``[*]`` and nothing else.
+"""Train a pseudo-word: only the vectors of ``[*]``.
 
     llava-forgery train pseudo-word --base-model HOST --data DATA --out WORD
 
@@ -47,20 +47,20 @@ from llava_forgery.weights import load_tensors
 def encode_answer(
     processor: ProcessorMixin, config: PseudoWordConfig, label: int, image: Image.Image
 ) -> dict[str, torch.Tensor]:
-    """Question, image and the answer for a label as the host takes them, labels on the answer.
+    """Encode question, image and the answer for a label for the host, supervised on the answer.
 
-    Through the host's chat template. A host that has none, as InstructBLIP, reads question and
-    answer one behind the other, as the paper's code has it.
+    The host's chat template is used. A host without one, such as InstructBLIP, reads question and
+    answer concatenated, as in the paper's code.
 
     Args:
-        processor: Knows ``[*]``.
-        config: Question and answers.
-        label: Whose answer, real or fake.
-        image: RGB.
+        processor: Processor whose tokenizer has ``[*]``.
+        config: Configuration with question and answers.
+        label: Label of the answer, real or fake.
+        image: RGB image.
 
     Returns:
-        One sample without the batch dimension, as
-        :func:`llava_forgery.hosts.transformers.prompts.encode` makes it.
+        One sample without the batch dimension, as from
+        :func:`llava_forgery.hosts.transformers.prompts.encode`.
     """
     answer = config.answers[label]
     if _has_template(processor):
@@ -89,20 +89,20 @@ def _has_template(processor: ProcessorMixin) -> bool:
 
 
 class PseudoWordTraining(Trainable):
-    """The host with the word, as the Trainer wants it."""
+    """The host with the word, in the form that the Trainer needs."""
 
     def __init__(self, vlm: PseudoWordVLM) -> None:
         super().__init__()
         self.vlm = vlm
 
     def forward(self, labels: torch.Tensor, **inputs: Any) -> dict[str, torch.Tensor]:
-        """Language modelling loss: the mean over an answer's tokens, then over the photos.
+        """Language modelling loss, averaged over an answer's tokens, then over the photos.
 
-        So each photo counts alike, however many tokens its answer has.
+        So each photo has the same weight, however many tokens its answer has.
 
         Args:
             labels: (B, T), -100 outside the answers.
-            inputs: What the host takes.
+            inputs: Inputs of the host.
         """
         log_likelihoods, _ = label_log_likelihoods(self.vlm, labels, **inputs)
         tokens = (labels != IGNORE_INDEX).sum(dim=1)
@@ -120,7 +120,7 @@ class PseudoWordTraining(Trainable):
 
 
 class LabelledAnswers(Dataset):
-    """Photos as the host's inputs, each with the answer that is true of it."""
+    """Photos as inputs of the host, each with its true answer."""
 
     def __init__(self, images: Sequence[LabelledFile], vlm: PseudoWordVLM) -> None:
         self.images = images
@@ -136,7 +136,7 @@ class LabelledAnswers(Dataset):
 
 
 class AnswerCollator:
-    """Pads the texts behind their ends and stacks the rest."""
+    """Pads the texts on the right and stacks the rest."""
 
     def __init__(self, processor: ProcessorMixin) -> None:
         self.pad_id = processor.tokenizer.pad_token_id
@@ -145,7 +145,7 @@ class AnswerCollator:
     def __call__(self, samples: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         if self.with_template:
             return collate(samples, pad_id=self.pad_id, padding_side="right")
-        # Without a template all samples ask the same question: only their answers differ.
+        # Without a template all samples have the same question and only differ in their answers.
         fill = {"input_ids": self.pad_id, "attention_mask": 0, "labels": IGNORE_INDEX}
         batch = {}
         for key in samples[0]:
@@ -178,29 +178,29 @@ def train_pseudo_word(
     """Train the word and write it to ``output_dir``. The defaults are the paper's.
 
     Args:
-        vlm: From ``attach_pseudo_word`` on a host; the host is not changed.
+        vlm: Model from ``attach_pseudo_word``; the host is not changed.
         images: Real and fake photos, from ``read_labelled``.
-        output_dir: Receives the word; ``output_dir`` with ``-training`` behind its name receives
-            ``checkpoint-*``, ``log.json`` and ``training_run.json``. Where they hold this very
+        output_dir: Receives the word; a folder of this name with the suffix ``-training`` receives
+            ``checkpoint-*``, ``log.json`` and ``training_run.json``. If they hold the same
             training, finished, nothing is trained.
-        epochs: Passes over the photos.
-        batch_size: Photos for each step and process.
-        learning_rate: Highest value of a warmed-up cosine.
-        weight_decay: AdamW's.
-        seed: Of the order.
-        save_steps: Steps between checkpoints; None saves none.
-        workers: Processes that read and tokenise.
-        resume: Continue from the last checkpoint.
+        epochs: Number of passes over the photos.
+        batch_size: Number of photos per step and process.
+        learning_rate: Peak of a cosine schedule with warm-up.
+        weight_decay: Weight decay of AdamW.
+        seed: Seed of the order.
+        save_steps: Number of steps between checkpoints; None saves none.
+        workers: Number of processes that read and tokenise.
+        resume: Whether to resume from the last checkpoint.
         report_to: ``none``, ``tensorboard`` or ``wandb``.
-        deepspeed: DeepSpeed's JSON file, where several processes train.
+        deepspeed: DeepSpeed's JSON file, for training with several processes.
 
     Returns:
         The host with the trained word, in eval mode.
 
     Raises:
-        ValueError: A label is missing among the photos, or the host has the forgery skill, whose
-            prompt this question is not; or there lies another training, or an interrupted one and
-            ``resume`` is off, or something else than a word.
+        ValueError: The photos lack a label; the host has the forgery skill, whose prompt differs
+            from this question; or the folder holds another training, an interrupted one without
+            ``resume``, or something other than a word.
     """
     output_dir = Path(output_dir)
     check_output_folder(output_dir, CONFIG, entries=ENTRIES)

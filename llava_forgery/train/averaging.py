@@ -1,4 +1,4 @@
-"""A running average of the weights as they are trained, kept in checkpoints beside them."""
+"""A running average of the weights during training, saved in checkpoints with them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +11,16 @@ from transformers import TrainerCallback
 
 from llava_forgery.files import read_json, write_json
 
-# Of a checkpoint: the averaged model's folder, and the file with its steps.
+# Within a checkpoint: the folder of the averaged model, and the file with its number of steps.
 _FOLDER, _COUNT = "averaged", "steps.json"
 
 
 class RunningAverage(TrainerCallback):
-    """Exponential moving average of a model's weights, taken after each step; buffers are copied.
+    """Exponential moving average of a model's weights, updated after each step; buffers are copied.
 
     Args:
-        model: What is trained.
-        decay: In [0, 1); 0 keeps no average.
+        model: Model that is trained.
+        decay: Decay in [0, 1); 0 keeps no average.
 
     Raises:
         ValueError: The decay is out of range.
@@ -34,33 +34,33 @@ class RunningAverage(TrainerCallback):
 
     @property
     def model(self) -> Any:
-        """The averaged model; the model itself where there is no average, or no longer."""
+        """The averaged model; the model itself if there is no average, or no longer."""
         return self._model if self._averaged is None else self._averaged.module
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.update()
 
     def update(self) -> None:
-        """Take the weights as they are into the average."""
+        """Add the current weights to the average."""
         if self._averaged is not None:
             self._averaged.to(next(self._model.parameters()).device)
             self._averaged.update_parameters(self._model)
 
     def take(self) -> None:
-        """The model gets the averaged weights, where there are any; averaging ends with it."""
+        """Copy the averaged weights, if any, to the model, and end averaging."""
         if self._averaged is not None:
             self._model.load_state_dict(self._averaged.module.state_dict())
             self._averaged = None
 
     def save(self, checkpoint: Path, write: Callable[[Any, Path], object]) -> None:
-        """Write the averaged model, where there is one, and its number of steps."""
+        """Write the averaged model, if there is one, and its number of steps."""
         if self._averaged is not None:
             (checkpoint / _FOLDER).mkdir(parents=True, exist_ok=True)
             write(self._averaged.module, checkpoint / _FOLDER)
             write_json(checkpoint / _FOLDER / _COUNT, int(self._averaged.n_averaged))
 
     def load(self, checkpoint: Path, read: Callable[[Any, Path], object]) -> None:
-        """Read back what :meth:`save` wrote."""
+        """Read the output of :meth:`save`."""
         if self._averaged is not None:
             read(self._averaged.module, checkpoint / _FOLDER)
             self._averaged.n_averaged.fill_(read_json(checkpoint / _FOLDER / _COUNT))
@@ -68,6 +68,6 @@ class RunningAverage(TrainerCallback):
     def _mix(
         self, averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor
     ) -> None:
-        # Early on the weights at the start would weigh too much.
+        # Early in training the initial weights would count too much.
         decay = min(self.decay, (1 + int(count)) / (10 + int(count)))
         torch._foreach_lerp_(averaged, current, 1 - decay)

@@ -1,8 +1,9 @@
-"""Several processes under DeepSpeed: who writes, and weights that are shared out among them.
+"""Several processes under DeepSpeed: which one writes, and weights partitioned among them.
 
-ZeRO-2 shares out the optimiser's state and the gradients; ZeRO-3 the weights too, so that a
-parameter is empty outside its own module's call. The host is loaded whole by each process (in its
-main memory) and shared out when training starts: fingerprint and first values need whole weights.
+ZeRO-2 partitions the optimiser's state and the gradients; ZeRO-3 also the weights, so that a
+parameter is empty outside its own module's call. Each process loads the whole host (into main
+memory), which is partitioned when training starts: fingerprint and initialisation need whole
+weights.
 """
 
 import os
@@ -25,12 +26,12 @@ from transformers.integrations.deepspeed import (
 from llava_forgery.files import some_names
 from llava_forgery.optional import require
 
-# torch's switch, which wins over the argument of torch.load.
+# Environment variable of torch that overrides the argument of torch.load.
 _FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def deepspeed_file(path: str | PathLike | None) -> str | None:
-    """Check that DeepSpeed is there to read its JSON file.
+    """Check that DeepSpeed and its JSON file are available.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -48,10 +49,10 @@ def deepspeed_file(path: str | PathLike | None) -> str | None:
 
 @contextmanager
 def gathered_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[bool]:
-    """Put shared-out parameters together; every process must enter.
+    """Gather partitioned parameters; every process must enter.
 
     Args:
-        parameters: What is to be read inside; others may be empty there.
+        parameters: Parameters that are read inside; others may be empty there.
 
     Yields:
         Whether this process is the one that writes. The others wait for it at the end.
@@ -71,13 +72,13 @@ def gathered_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[bool]:
 
 @contextmanager
 def without_zero3_init(arguments: TrainingArguments) -> Iterator[None]:
-    """Load models whole inside, though the flags were read before and ask for ZeRO-3.
+    """Context in which models are loaded whole, although the parsed flags ask for ZeRO-3.
 
-    Once such arguments exist, transformers shares out every model that it loads, and empty weights
+    Once such arguments exist, transformers partitions every model that it loads, and empty weights
     have no fingerprint.
 
     Args:
-        arguments: The Trainer's.
+        arguments: Arguments of the Trainer.
     """
     config = getattr(arguments, "hf_deepspeed_config", None)
     if config is not None:
@@ -90,24 +91,24 @@ def without_zero3_init(arguments: TrainingArguments) -> Iterator[None]:
 
 
 def make_contiguous(model: nn.Module) -> None:
-    """Bring all weights into the plain order of memory: DeepSpeed sends them as rows of bytes."""
+    """Make all weights contiguous, as DeepSpeed sends their raw memory."""
     for parameter in model.parameters():
-        # `contiguous()` would not do: it takes kernels of 1 x 1 as they lie.
+        # `contiguous()` is not enough: it keeps the layout of 1 x 1 kernels.
         if parameter.dim() and parameter.stride(-1) != 1:
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
 @contextmanager
 def exclude_from_deepspeed(module: nn.Module, name: str, device: torch.device) -> Iterator[None]:
-    """Hide a frozen submodule from DeepSpeed, which would share it out, cast it and send it.
+    """Hide a frozen submodule from DeepSpeed, which would partition, cast and send it.
 
-    It remains an attribute that can be called, in its own dtype and whole on each device. DeepSpeed
-    cannot send parameters without dimensions, such as a temperature.
+    It remains a callable attribute, in its own dtype and whole on each device. DeepSpeed cannot
+    send parameters without dimensions, such as a temperature.
 
     Args:
-        module: Its owner.
-        name: Its name.
-        device: Where it is to lie, since nothing else moves it there.
+        module: Owner of the submodule.
+        name: Name of the submodule.
+        device: Device of the submodule, since nothing else moves it there.
     """
     part = module._modules.pop(name)
     module.__dict__[name] = part.to(device)
@@ -119,20 +120,20 @@ def exclude_from_deepspeed(module: nn.Module, name: str, device: torch.device) -
 
 
 def save_engine(engine: Any, directory: str) -> None:
-    """Write DeepSpeed's state for resuming; the frozen weights, so the host, stay out of it.
+    """Write DeepSpeed's state for resuming, without the frozen weights and so without the host.
 
-    A head that shares its weight with the embedding is the exception: DeepSpeed knows the weight by
-    one of its names only.
+    A head that shares its weight with the embedding is the exception: DeepSpeed has the weight
+    under only one of its names.
     """
     engine.save_checkpoint(directory, exclude_frozen_parameters=True)
 
 
 def fill_trained(src: dict[str, torch.Tensor], dst: nn.Module) -> None:
-    """Fill a module from a state that leaves frozen weights out; everything trained must be there.
+    """Fill a module from a state without frozen weights; everything trained must be in it.
 
     Args:
         src: Tensors by name.
-        dst: The module; DeepSpeed gives both by these names.
+        dst: Module to fill; DeepSpeed passes both by these names.
 
     Raises:
         ValueError: A trained parameter is missing, or a name is unknown.
@@ -150,7 +151,7 @@ def fill_trained(src: dict[str, torch.Tensor], dst: nn.Module) -> None:
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Inside, ``torch.load`` runs no code of a file, though DeepSpeed asks it to."""
+    """Context in which ``torch.load`` runs no code of a file, although DeepSpeed asks it to."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -170,10 +171,10 @@ def _weights_only() -> Iterator[None]:
 
 
 def load_engine(engine: Any, directory: str) -> None:
-    """Read what :func:`save_engine` wrote: tensors, numbers and DeepSpeed's records of them.
+    """Read the output of :func:`save_engine`: tensors, numbers and DeepSpeed's records of them.
 
     Raises:
-        ValueError: There is nothing to read, or something that could run code; it was not run.
+        ValueError: There is nothing to read, or something that could run code, which was not run.
     """
     try:
         with _weights_only():

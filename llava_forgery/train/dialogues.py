@@ -1,7 +1,7 @@
 """Training dialogues for either backend, read from any of three formats.
 
-LLaVA's JSON; a Hugging Face data set that ``data build-qa`` wrote; or LLaVA-NeXT's YAML, which
-draws from several JSON files::
+These are LLaVA's JSON; a Hugging Face data set that ``data build-qa`` wrote; and LLaVA-NeXT's YAML,
+which draws from several JSON files::
 
     datasets:
       - json_path: forgery.json
@@ -40,7 +40,7 @@ STRATEGIES = ("all", "first", "end", "random")
 
 @dataclass(frozen=True)
 class TrainingDialogue:
-    """One sample, before template and tokens."""
+    """One sample before template and tokenizer are applied."""
 
     id: str
     turns: tuple[str, ...]
@@ -48,13 +48,13 @@ class TrainingDialogue:
     images: tuple[Image.Image, ...] = ()
     """RGB."""
     label: int | None = None
-    """0 real, 1 fake; None where nothing is said of it."""
+    """0 real, 1 fake; None if unknown."""
     regions: tuple[str, ...] = ()
-    """Forged regions of a fake, if they are known."""
+    """Forged regions of a fake, if known."""
 
 
 class DialogueSource(Protocol):
-    """Something that dialogues are read from."""
+    """Source of dialogues."""
 
     def __len__(self) -> int: ...
 
@@ -62,33 +62,33 @@ class DialogueSource(Protocol):
 
     @property
     def lengths(self) -> list[int]:
-        """Words of each, negative where there is no image: what LLaVA groups by."""
+        """Number of words of each dialogue, negative without an image, by which LLaVA groups."""
 
     @property
     def general(self) -> list[bool]:
-        """Which are general instruction data, whatever the source is given as."""
+        """Which dialogues are general instruction data, however the source is passed."""
 
     @property
     def people(self) -> frozenset[str]:
-        """Whom the images show, where that is known, by
-        :func:`~llava_forgery.faces.identities.identity_digest`."""
+        """Known people in the images, as
+        :func:`~llava_forgery.faces.identities.identity_digest` gives them."""
 
     def name(self, index: int) -> str:
-        """What messages call a dialogue, without reading its images."""
+        """Name of a dialogue for messages, without reading its images."""
 
     def fingerprint(self) -> str:
-        """Changes with the dialogues and their images, also with an image's time."""
+        """Digest that changes with the dialogues and their images, and with an image's time."""
 
     def content(self) -> str:
-        """The same wherever the data lie: changes with the dialogues, and images by their sizes."""
+        """Digest of the dialogues and the sizes of their images, independent of their location."""
 
 
 class JsonSource:
     """Entries of LLaVA's JSON.
 
     Args:
-        samples: The entries.
-        image_folder: What their paths are relative to.
+        samples: Entries.
+        image_folder: Folder that their paths are relative to.
         allow_absolute_paths: As for :func:`~llava_forgery.qa.llava_json.image_file`.
     """
 
@@ -120,7 +120,7 @@ class JsonSource:
 
     @property
     def general(self) -> list[bool]:
-        # A text with a label has lost its image: that is an error of the sample.
+        # A text with a label has lost its image, which is an error of the sample.
         return [
             sample.general or (not sample.images and sample.label is None)
             for sample in self.samples
@@ -153,23 +153,23 @@ class JsonSource:
         try:
             return _state(self._file(name))
         except ValueError:
-            # It lies outside the folder, which is not looked at.
+            # Outside the folder; it is not read.
             return [name]
 
 
 class RowSource:
-    """Rows of a data set from ``data build-qa``, whose images lie in it.
+    """Rows of a data set from ``data build-qa``, which contains the images.
 
     Args:
-        rows: With the columns image and messages.
-        name: Of the data set, for the samples' ids.
+        rows: Rows with the columns image and messages.
+        name: Name of the data set, for the ids of the samples.
     """
 
     def __init__(self, rows: datasets.Dataset, name: str) -> None:
         missing = {"image", "messages"} - set(rows.column_names)
         if missing or not isinstance(rows.features["image"], datasets.Image):
             raise ValueError(
-                f"{name} is no data set of conversations with images, it has the columns "
+                f"{name} is not a data set of conversations with images, it has the columns "
                 f"{', '.join(rows.column_names)}; make one with llava-forgery data build-qa, or "
                 "give LLaVA's JSON"
             )
@@ -212,11 +212,11 @@ class RowSource:
 
 
 class Selection:
-    """Some of a source's dialogues, under their names there.
+    """A subset of a source's dialogues, with unchanged names.
 
     Args:
-        source: The whole.
-        rows: Which of it.
+        source: The whole source.
+        rows: Indices of the dialogues.
     """
 
     def __init__(self, source: DialogueSource, rows: Sequence[int]) -> None:
@@ -240,7 +240,7 @@ class Selection:
 
     @property
     def people(self) -> frozenset[str]:
-        # Whose dialogues were left out as invalid may be among them.
+        # May include people whose dialogues were excluded as invalid.
         return self.source.people
 
     def name(self, index: int) -> str:
@@ -264,16 +264,16 @@ def open_source(
 
     Args:
         path: JSON, JSONL, YAML, or a data set's folder.
-        image_folder: What paths in JSON and YAML are relative to; by default the folder of the
+        image_folder: Folder that paths in JSON and YAML are relative to; by default that of the
             file.
-        seed: Of what a YAML file draws at random.
-        invalid: Receives what is wrong with entries of the JSON instead of an error, and images
-            are not looked for: for a pass over all samples, which finds the missing ones.
+        seed: Seed of the random draws of a YAML file.
+        invalid: Receives the problems of JSON entries instead of raising an error; images are then
+            not checked, for a later pass over all samples that finds the missing ones.
         allow_absolute_paths: Whether paths of images may lead out of the image folder.
 
     Raises:
-        FileNotFoundError: The file or one of its images is not there.
-        ValueError: It is not valid, or holds no samples.
+        FileNotFoundError: The file or one of its images does not exist.
+        ValueError: The file is invalid, or holds no samples.
     """
     path = Path(path)
     if path.is_dir():
@@ -304,20 +304,20 @@ def open_sources(
     invalid: list[str] | None = None,
     allow_absolute_paths: bool = False,
 ) -> dict[str, DialogueSource]:
-    """The dialogues of the skill and, if any, general ones, by "skill" and "general".
+    """The dialogues of the skill and, if any, general ones, by the keys "skill" and "general".
 
     Args:
-        data: As ``path`` of :func:`open_source`.
-        general: Likewise.
-        image_folder: Of ``data``.
-        general_images: Of ``general``; by default ``image_folder``.
-        seed: As for :func:`open_source`, as are the other options and errors.
-        invalid: Likewise.
-        allow_absolute_paths: Likewise.
+        data: Path of the skill's dialogues, as for :func:`open_source`.
+        general: Path of general dialogues, as for :func:`open_source`.
+        image_folder: Image folder of ``data``.
+        general_images: Image folder of ``general``; by default ``image_folder``.
+        seed: As for :func:`open_source`.
+        invalid: As for :func:`open_source`.
+        allow_absolute_paths: As for :func:`open_source`.
 
     Raises:
-        FileNotFoundError: See :func:`open_source`.
-        ValueError: Likewise.
+        FileNotFoundError: As for :func:`open_source`.
+        ValueError: As for :func:`open_source`.
     """
     options = (seed, invalid, allow_absolute_paths)
     sources = {"skill": open_source(data, image_folder, *options)}
@@ -336,19 +336,19 @@ def read_yaml(
     """The samples of LLaVA-NeXT's YAML; ``json_path`` is relative to it, or absolute.
 
     Raises:
-        FileNotFoundError: A JSON file or an image is not there.
-        ValueError: A key is missing or unknown, or a strategy is not valid.
+        FileNotFoundError: A JSON file or an image does not exist.
+        ValueError: A key is missing or unknown, or a strategy is invalid.
     """
     content = yaml.safe_load(read_text(path))
     entries = content.get("datasets") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path} must hold a list `datasets`, as LLaVA-NeXT has it")
+        raise ValueError(f"{path} must hold a list `datasets`, as in LLaVA-NeXT")
     samples: list[LlavaSample] = []
     for number, entry in enumerate(entries):
         known = {"json_path", "sampling_strategy"}
         if not isinstance(entry, dict) or "json_path" not in entry or not set(entry) <= known:
             raise ValueError(
-                f"{path}: data set {number} must have json_path and perhaps sampling_strategy, "
+                f"{path}: data set {number} must have json_path and optionally sampling_strategy, "
                 f"got {entry!r}"
             )
         json_path = path.parent / entry["json_path"]
@@ -370,16 +370,16 @@ def _read_json(
 
 
 def choose(samples: list[Any], strategy: str, rng: random.Random) -> list[Any]:
-    """Some of the samples, by LLaVA-NeXT's rule.
+    """Choose samples by LLaVA-NeXT's rule.
 
     Args:
-        samples: All.
-        strategy: ``all``, or ``first:N``, ``end:N``, ``random:N``; N may be a share, as ``10%``,
-            which is rounded up.
-        rng: For ``random``.
+        samples: All samples.
+        strategy: ``all``, or ``first:N``, ``end:N``, ``random:N``; N may be a share such as
+            ``10%``, which is rounded up.
+        rng: Generator for ``random``.
 
     Raises:
-        ValueError: Another strategy.
+        ValueError: The strategy is unknown.
     """
     kind, colon, number = strategy.partition(":")
     digits = number.removesuffix("%")
@@ -401,12 +401,12 @@ def choose(samples: list[Any], strategy: str, rng: random.Random) -> list[Any]:
 
 
 def rows_fingerprint(rows: datasets.Dataset) -> list[Any]:
-    """Changes with a data set's rows, also where its files were replaced in place."""
+    """Fingerprint that changes with a data set's rows, even if files were replaced in place."""
     return [rows._fingerprint, [_state(Path(file["filename"])) for file in rows.cache_files]]
 
 
 def _state(path: Path) -> list[Any]:
-    """Name, size and time of a file; the name alone where it is missing."""
+    """Name, size and time of a file; only the name if it is missing."""
     try:
         found = path.stat()
     except OSError:
@@ -415,13 +415,13 @@ def _state(path: Path) -> list[Any]:
 
 
 def _warn_of_unmarked(path: Path, samples: Sequence[LlavaSample]) -> None:
-    """General data that was mixed in without the mark would be trained as the skill's."""
+    """Warn of general data without the mark, which would be trained as the skill's."""
     unmarked = [s.id for s in samples if s.images and s.label is None and not s.general]
     if unmarked and any(sample.label is not None for sample in samples):
         logger.warning(
             "%s: %d of %d entries have an image and neither a label nor the mark general, such as "
-            "%r: they are taken for the skill's; mix anew (llava-forgery data mix marks what is "
-            "general) if they are not",
+            "%r: they are treated as the skill's; if they are not, mix again (llava-forgery data "
+            "mix marks general data)",
             path, len(unmarked), len(samples), unmarked[0],
         )  # fmt: skip
 

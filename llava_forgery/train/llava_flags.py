@@ -1,11 +1,11 @@
-"""LLaVA's training flags with LLaVA's meanings, and ours beside them.
+"""LLaVA's training flags with LLaVA's meanings, and our own in addition.
 
     --model_name_or_path --version --data_path --image_folder --lora_enable --lora_r --deepspeed ...
 
-What stands in LLaVA's ``scripts/v1_5/finetune_task_lora.sh`` can be given as it is. A flag whose
+The flags of LLaVA's ``scripts/v1_5/finetune_task_lora.sh`` can be given unchanged. A flag whose
 meaning cannot be honoured is refused with a reason, never ignored. Flags that describe the
-checkpoint (``--mm_projector_type``, ``--mm_vision_select_layer`` ...) may be left out; given, they
-must be what the checkpoint has, since the skill is added to a host that stays as it is.
+checkpoint (``--mm_projector_type``, ``--mm_vision_select_layer`` ...) are optional; if given, they
+must match the checkpoint, since the skill is added to an unchanged host.
 
 Source of names and meanings: haotian-liu/LLaVA at c121f04, ``llava/train/train.py``.
 """
@@ -35,11 +35,11 @@ def _flag(text: str, default: Any = None) -> Any:
 
 @dataclass
 class ModelArguments:
-    """The host, and what LLaVA's flags say of it."""
+    """The host and LLaVA's flags about it."""
 
     model_name_or_path: str | None = _flag("LLaVA checkpoint: a folder or a hub name.")
     version: str = _flag("Name in LLaVA's conv_templates, such as v1, mpt or llama_2.", "v1")
-    freeze_backbone: bool = _flag("Train no LoRA: the FPL alone.", False)
+    freeze_backbone: bool = _flag("Train no LoRA, only the FPL.", False)
     tune_mm_mlp_adapter: bool = _flag("Refused: LLaVA's first stage belongs to LLaVA.", False)
     pretrain_mm_mlp_adapter: str | None = _flag("Refused: the checkpoint has its projector.")
     vision_tower: str | None = _flag("Of the checkpoint.")
@@ -49,7 +49,7 @@ class ModelArguments:
     mm_patch_merge_type: str | None = _flag("Of the checkpoint.")
     mm_use_im_start_end: bool | None = _flag("Of the checkpoint.")
     mm_use_im_patch_token: bool | None = _flag("Of the checkpoint.")
-    cache_dir: str | None = _flag("Where transformers keeps what it fetches.")
+    cache_dir: str | None = _flag("Cache folder of transformers.")
 
     def __post_init__(self) -> None:
         if not self.model_name_or_path:
@@ -63,19 +63,19 @@ class ModelArguments:
             raise ValueError(
                 f"--pretrain_mm_mlp_adapter {self.pretrain_mm_mlp_adapter} belongs to a language "
                 "model without vision; the skill is added to a whole LLaVA checkpoint, which has "
-                "its projector: leave the flag out"
+                "its projector: omit the flag"
             )
 
     def check_checkpoint(self, config: Any) -> None:
         """Compare the flags with the checkpoint's configuration.
 
         Args:
-            config: The host's configuration.
+            config: Configuration of the host.
 
         Raises:
-            ValueError: A flag was given that the checkpoint contradicts; both values are named.
+            ValueError: A flag contradicts the checkpoint; the message names both values.
         """
-        # LLaVA's own defaults where a configuration is silent.
+        # LLaVA's own defaults for what a configuration lacks.
         names = {
             "vision_tower": ("mm_vision_tower", None),
             "mm_projector_type": ("mm_projector_type", "linear"),
@@ -90,7 +90,7 @@ class ModelArguments:
             if given is not None and given != has:
                 raise ValueError(
                     f"--{flag} {given} was given, but {self.model_name_or_path} has {key}={has!r}; "
-                    "the host stays as it is: leave the flag out"
+                    "the host is not changed: omit the flag"
                 )
 
 
@@ -101,40 +101,42 @@ class DataArguments:
     data_path: str | None = _flag(
         "Conversations of the skill: LLaVA's JSON, LLaVA-NeXT's YAML, or a data set of build-qa."
     )
-    image_folder: str | None = _flag("What the images' paths in JSON and YAML are relative to.")
+    image_folder: str | None = _flag("Folder that image paths in JSON and YAML are relative to.")
     allow_absolute_paths: bool = _flag(
         "Let paths of images in JSON lead out of the image folder (absolute, or with ..).",
         False,
     )
     image_aspect_ratio: str | None = _flag("square, pad or anyres; default: the checkpoint's.")
     lazy_preprocess: bool = _flag(
-        "Samples are prepared when they are needed; LLaVA does so whatever the flag says.", True
+        "Prepare samples when they are needed; LLaVA does so whatever the flag says.", True
     )
     general_data_path: str | None = _flag(
-        "General instruction data that is mixed in, without the skill's placeholders."
+        "General instruction data to mix in, without the skill's placeholders."
     )
-    general_image_folder: str | None = _flag("Of the general data; default: --image_folder.")
+    general_image_folder: str | None = _flag(
+        "Image folder of the general data; default: --image_folder."
+    )
     eval_data_path: str | None = _flag(
-        "Conversations about people who are not trained on, with --eval_strategy: the state of "
+        "Conversations about people who are not trained on; with --eval_strategy the state of "
         "the lowest loss on them is written."
     )
     general_ratio: float | None = _flag(
-        "Share of the general data; default 0.5, at which the two alternate."
+        "Share of the general data; default 0.5, with which the two alternate."
     )
     validate: bool = _flag(
-        "Read and tokenise all samples before the host is loaded, and name all that are invalid; "
-        "the outcome is kept in --output_dir.",
+        "Read and tokenise all samples before the host is loaded, and list invalid ones; the "
+        "result is kept in --output_dir.",
         True,
     )
     skip_invalid: bool = _flag(
-        "Leave invalid samples out; they are counted, and listed in --output_dir.", False
+        "Skip invalid samples; they are counted, and listed in --output_dir.", False
     )
 
     def __post_init__(self) -> None:
         if not self.data_path:
             raise ValueError("--data_path is missing: give LLaVA JSON, YAML or a data set's folder")
         if self.skip_invalid and not self.validate:
-            raise ValueError("--skip-invalid needs the pass that --no-validate leaves out")
+            raise ValueError("--skip-invalid needs the check that --no-validate skips")
         if self.image_aspect_ratio not in (None, "square", "pad", "anyres"):
             raise ValueError(
                 f"--image_aspect_ratio must be square, pad or anyres, got {self.image_aspect_ratio}"
@@ -142,45 +144,45 @@ class DataArguments:
         if self.general_data_path is None:
             for name in ("general_ratio", "general_image_folder"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"--{name} is of no use without --general_data_path")
+                    raise ValueError(f"--{name} has no effect without --general_data_path")
         if self.general_ratio is None:
             self.general_ratio = 0.5
         if not 0 < self.general_ratio < 1:
             raise ValueError(
                 f"--general_ratio is the share of general data, between 0 and 1, got "
-                f"{self.general_ratio}; leave --general_data_path out to train on the skill alone"
+                f"{self.general_ratio}; omit --general_data_path to train on the skill only"
             )
 
 
 @dataclass
 class ForgeryArguments:
-    """What the skill adds."""
+    """Flags of the skill."""
 
     forgery_tower: str | None = _flag("Folder of a trained detector, also as kfd:FOLDER.")
     mm_forgery_placement: str = _flag(
-        "Where the FPL's embeddings stand: always (behind every image, also in prompts of programs "
-        "that know nothing of the skill) or placeholders (where a prompt holds <forgery>).",
+        "Position of the FPL's embeddings: always (after every image, also in prompts of programs "
+        "unaware of the skill) or placeholders (where a prompt holds <forgery>).",
         ALWAYS,
     )
     mm_forgery_crop: str = _flag(
-        "What the detector sees of pictures that such programs give: face (found and cut out) or "
-        "none (the whole).",
+        "What the detector sees of pictures from such programs: face (found and cut out) or none "
+        "(the whole picture).",
         FACE,
     )
     fpl_kind: str = _flag("Sizes of a new FPL: lite or paper.", "lite")
-    fpl_n_base: int = _flag("n_1, learned base embeddings.", 9)
-    fpl_n_forgery: int = _flag("n_f, embeddings that the host receives for each image.", 9)
-    fpl_lr: float | None = _flag("Highest learning rate of the FPL; default: --learning_rate.")
+    fpl_n_base: int = _flag("n_1, number of learned base embeddings.", 9)
+    fpl_n_forgery: int = _flag("n_f, number of embeddings for the host per image.", 9)
+    fpl_lr: float | None = _flag("Peak learning rate of the FPL; default: --learning_rate.")
     fpl_warmup_steps: int = _flag(
         "Steps of the FPL's warm start before the training, without the host; 0: none. --fpl_lr "
-        "is then a tenth of --learning_rate by default.",
+        "then defaults to a tenth of --learning_rate.",
         0,
     )
     allow_download: bool = _flag(
-        "Download what the detector's files name, such as its encoder.", False
+        "Download models that the detector's files name, such as its encoder.", False
     )
     llava_next: bool = _flag(
-        "The llava on PYTHONPATH is LLaVA-NeXT's: call llava_forgery.patch_llava_next(), which "
+        "Use LLaVA-NeXT's llava from PYTHONPATH: calls llava_forgery.patch_llava_next(), which "
         "logs each change it makes.",
         False,
     )
@@ -201,32 +203,32 @@ class ForgeryArguments:
 
 @dataclass
 class LlavaTrainingArguments(transformers.TrainingArguments):
-    """transformers' own, with LLaVA's defaults and additions."""
+    """transformers' arguments with LLaVA's defaults and additions."""
 
-    # LLaVA's choice; transformers' newer default gives other rounding.
+    # LLaVA's choice; transformers' newer default rounds differently.
     optim: str = _flag("Optimiser.", "adamw_torch")
-    remove_unused_columns: bool = _flag("The samples are no table; must be False.", False)
-    model_max_length: int = _flag("Most text tokens of a sample; longer ones are cut off.", 512)
+    remove_unused_columns: bool = _flag("Must be False: the samples are not a table.", False)
+    model_max_length: int = _flag("Maximum text tokens of a sample; longer ones are cut.", 512)
     bits: int = _flag("Bits of the language model's linear layers: 16 (not quantised), 8 or 4.", 16)
     double_quant: bool = _flag("With 4 bits: quantise the scales as well.", True)
     quant_type: str = _flag("With 4 bits: nf4 or fp4.", "nf4")
     lora_enable: bool = _flag("Train LoRA on all linear layers of the language model.", False)
     lora_r: int = _flag("LoRA's rank.", 64)
-    lora_alpha: int = _flag("LoRA's scale; the update counts alpha / r.", 16)
+    lora_alpha: int = _flag("LoRA's scale; the update is scaled by alpha / r.", 16)
     lora_dropout: float = _flag("LoRA's dropout.", 0.05)
-    lora_bias: str = _flag("Only none: the host's own biases stay as they are.", "none")
-    lora_weight_path: str = _flag("Refused: LLaVA reads it nowhere.", "")
+    lora_bias: str = _flag("Only none: the host's own biases are not changed.", "none")
+    lora_weight_path: str = _flag("Refused: LLaVA never reads it.", "")
     freeze_mm_mlp_adapter: bool | None = _flag(
-        "False trains the host's own projector as well, as LLaVA does by default; here it stays "
-        "as it is unless --mm_projector_lr is given."
+        "False also trains the host's own projector, LLaVA's default; here it is frozen unless "
+        "--mm_projector_lr is given."
     )
     mm_projector_lr: float | None = _flag(
-        "Trains the host's own projector as well, at this highest learning rate."
+        "Also train the host's own projector, with this peak learning rate."
     )
-    group_by_modality_length: bool = _flag("Batches of one modality and of similar lengths.", False)
+    group_by_modality_length: bool = _flag("Form batches by modality and length.", False)
 
     def __post_init__(self) -> None:
-        # Without it the Trainer counts one process where several run on CPUs.
+        # Without it the Trainer counts one process if several run on CPUs.
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         if isinstance(self.deepspeed, str):
             deepspeed_file(self.deepspeed)
@@ -238,17 +240,17 @@ class LlavaTrainingArguments(transformers.TrainingArguments):
                 "lowest loss is written anyway"
             )
         if self.remove_unused_columns:
-            raise ValueError("--remove_unused_columns must be False: the samples are no table")
+            raise ValueError("--remove_unused_columns must be False: the samples are not a table")
         if self.freeze_mm_mlp_adapter and self.mm_projector_lr is not None:
             raise ValueError(
-                f"--mm_projector_lr {self.mm_projector_lr} has no meaning beside "
-                "--freeze_mm_mlp_adapter True: leave one out (the skill's projector has --fpl_lr)"
+                f"--mm_projector_lr {self.mm_projector_lr} has no meaning together with "
+                "--freeze_mm_mlp_adapter True: omit one (the skill's projector has --fpl_lr)"
             )
         if self.resume_from_checkpoint:
             raise ValueError(
                 "--resume_from_checkpoint is not needed: as with LLaVA, training resumes from the "
-                "last checkpoint in --output_dir, if training_run.json there says that it is of "
-                "the same training"
+                "last checkpoint in --output_dir, if training_run.json there is of the same "
+                "training"
             )
         if self.lora_bias != "none":
             raise ValueError(
@@ -257,8 +259,8 @@ class LlavaTrainingArguments(transformers.TrainingArguments):
             )
         if self.lora_weight_path:
             raise ValueError(
-                "--lora_weight_path has no meaning in LLaVA; to go on from an adapter, resume "
-                "from its checkpoints in --output_dir"
+                "--lora_weight_path has no meaning in LLaVA; to continue training an adapter, "
+                "resume from its checkpoints in --output_dir"
             )
         if self.bits not in (4, 8, 16):
             raise ValueError(f"--bits must be 4, 8 or 16, got {self.bits}")
@@ -285,13 +287,13 @@ class LlavaArguments:
             raise ValueError(
                 "without --lora_enable True LLaVA trains the whole language model, which the "
                 "skill does not need: give --lora_enable True for LoRA and FPL, or "
-                "--freeze_backbone True for the FPL alone"
+                "--freeze_backbone True for the FPL only"
             )
         evaluates = self.training.eval_strategy != IntervalStrategy.NO
         if evaluates != (self.data.eval_data_path is not None):
             raise ValueError(
                 f"--eval_strategy {self.training.eval_strategy.value} and --eval_data_path "
-                f"{self.data.eval_data_path} do not fit: validating needs both, steps or epoch "
+                f"{self.data.eval_data_path} do not match: validation needs both, steps or epoch "
                 "and conversations about people who are not trained on"
             )
         if self.training.lora_enable and self.model.freeze_backbone:
@@ -303,14 +305,14 @@ class LlavaArguments:
         missing = [word for word in needed if word not in folder]
         if missing:
             raise ValueError(
-                f"LLaVA's loader tells models by their folder's name: --output_dir "
+                f"LLaVA's loader recognises models by the name of their folder: --output_dir "
                 f"{self.training.output_dir} must end in a name with {' and '.join(missing)} in "
                 "it, such as checkpoints/llava-v1.5-7b-forgery-lora"
             )
         if "lora" in folder and not self.training.lora_enable:
             raise ValueError(
                 f"LLaVA's loader would look for LoRA in --output_dir {self.training.output_dir}, "
-                "which the FPL alone has not: take another name than one with lora in it"
+                "which the FPL does not have: choose a name without lora"
             )
 
 
@@ -318,7 +320,7 @@ def parse_arguments(arguments: Sequence[str]) -> LlavaArguments:
     """Read LLaVA's command line.
 
     Args:
-        arguments: Without the program's name.
+        arguments: Arguments without the program's name.
 
     Raises:
         ValueError: A flag is unknown, or its meaning cannot be honoured.
@@ -331,14 +333,13 @@ def parse_arguments(arguments: Sequence[str]) -> LlavaArguments:
     )
     if left:
         raise ValueError(
-            f"unknown flags {' '.join(left)}: neither LLaVA's, transformers' nor ours; --help "
-            "lists them all"
+            f"unknown flags {' '.join(left)}: neither LLaVA's, transformers' nor ours; see --help"
         )
     return LlavaArguments(*parsed)
 
 
 def _todays_names(arguments: Sequence[str]) -> list[str]:
-    """LLaVA's flags under the names that transformers has for them today."""
+    """LLaVA's flags under their current names in transformers."""
     split: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
@@ -347,11 +348,11 @@ def _todays_names(arguments: Sequence[str]) -> list[str]:
         if old not in RENAMED:
             continue
         value = split[place + 1] if place + 1 < len(split) else ""
-        # From 1 on, transformers would take the number for steps.
+        # From 1, transformers would interpret the number as steps.
         if old == "--warmup_ratio" and not _is_share(value):
             raise ValueError(f"--warmup_ratio must be in [0, 1), got {value!r}")
         split[place] = RENAMED[old]
-        logger.warning("%s is called %s by today's transformers", old, split[place])
+        logger.warning("%s is called %s in current transformers", old, split[place])
     return split
 
 

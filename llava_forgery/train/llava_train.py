@@ -5,8 +5,8 @@
         --forgery_tower KFD --data_path QA --output_dir checkpoints/llava-v1.5-7b-forgery-lora ...
 
 ``scripts/finetune_lora.sh`` and ``scripts/finetune_fpl.sh`` give all flags;
-:mod:`llava_forgery.train.llava_flags` says what they mean. The training is that of
-:mod:`llava_forgery.train.stage2`; its result is read by LLaVA's ``load_pretrained_model`` after
+:mod:`llava_forgery.train.llava_flags` documents them. The training is that of
+:mod:`llava_forgery.train.stage2`; LLaVA's ``load_pretrained_model`` reads the result after
 ``register()``.
 """
 
@@ -56,7 +56,7 @@ from llava_forgery.train.warmup import WarmUp
 
 logger = logging.getLogger(__name__)
 
-# Fields of ours and LLaVA's that decide the result beside the Trainer's and what stage 2 records.
+# Our fields and LLaVA's that determine the result, besides the Trainer's and stage 2's record.
 _DECIDING = (
     "bits",
     "double_quant",
@@ -68,7 +68,7 @@ _DECIDING = (
 
 
 class LlavaStage2(Stage2):
-    """Stage 2 whose output folder also holds its checkpoints, as LLaVA's does."""
+    """Stage 2 whose output folder also holds its checkpoints, as in LLaVA."""
 
     def save_checkpoint(self, directory: Path) -> None:
         """Write the adapter in LLaVA's layout into a folder that may hold other files."""
@@ -79,8 +79,8 @@ class LlavaStage2(Stage2):
                 trained = vlm.projector and vlm.projector.state()
                 write_llava_adapter(vlm.host, temporary, directory, trained)
             apply_umask(temporary)
-            # Without the configuration the folder is no adapter: so it is the first file to go and
-            # the last to come. What an earlier training wrote and this one did not goes as well.
+            # A folder without the configuration is not an adapter, so it is removed first and
+            # written last. Files that only an earlier training wrote are removed as well.
             for name in FILES:
                 (directory / name).unlink(missing_ok=True)
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == CONFIG):
@@ -91,8 +91,8 @@ class LlavaStage2(Stage2):
 
 
 def llava_order(samples: TrainingSamples, arguments: LlavaTrainingArguments) -> Sampler[int]:
-    """LLaVA's: all samples shuffled, or batches of one modality; general data alternate."""
-    # Data and weights have seeds of their own in transformers.
+    """LLaVA's order: all samples shuffled, or batches of one modality; general data alternate."""
+    # Data and weights have separate seeds in transformers.
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     if arguments.group_by_modality_length:
         parts = arguments.world_size * arguments.gradient_accumulation_steps
@@ -103,20 +103,20 @@ def llava_order(samples: TrainingSamples, arguments: LlavaTrainingArguments) -> 
 
 @quiet()
 def run(arguments: LlavaArguments) -> LlavaForgeryVLM:
-    """Everything from the flags to the written adapter.
+    """Run the training from the flags to the written adapter.
 
-    Where checkpoints of this training lie in ``--output_dir``, it resumes from the last one, as
-    LLaVA's does; where its result lies there, nothing is trained.
+    If ``--output_dir`` holds checkpoints of this training, it resumes from the last one, as in
+    LLaVA; if it holds the result, nothing is trained.
 
     Returns:
         The trained model, in eval mode.
 
     Raises:
-        FileNotFoundError: A checkpoint, a detector or data are not there.
-        ImportError: A package is not installed; the message says which.
-        OSError: ``--output_dir`` cannot be written.
-        ValueError: A flag contradicts the checkpoint, data are not valid, or ``--output_dir``
-            holds another training or results from elsewhere.
+        FileNotFoundError: A checkpoint, a detector or data do not exist.
+        ImportError: A package is not installed; the message names it.
+        OSError: ``--output_dir`` is not writable.
+        ValueError: A flag contradicts the checkpoint, data are invalid, or ``--output_dir`` holds
+            another training or results from elsewhere.
     """
     flags = arguments.training
     check_output(flags.output_dir, inside=True)
@@ -154,11 +154,11 @@ def run(arguments: LlavaArguments) -> LlavaForgeryVLM:
 
 
 def make_stage(vlm: LlavaForgeryVLM, arguments: LlavaArguments) -> LlavaStage2:
-    """What is trained, at the learning rates of the flags."""
+    """The stage with the learning rates of the flags."""
     forgery, flags = arguments.forgery, arguments.training
     rate = forgery.fpl_lr
     if rate is None and forgery.fpl_warmup_steps:
-        # The host's first gradients would undo the words.
+        # The host's first gradients would undo the warm start.
         rate = flags.learning_rate / 10
     return LlavaStage2(vlm, rate, flags.mm_projector_lr)
 
@@ -168,7 +168,7 @@ def load_host(arguments: LlavaArguments) -> tuple[PreTrainedTokenizerBase, PreTr
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: It is no LLaVA checkpoint, has the skill already, or contradicts a flag.
+        ValueError: It is not a LLaVA checkpoint, already has the skill, or contradicts a flag.
     """
     _read_checkpoint(arguments)
     flags = arguments.training
@@ -185,7 +185,7 @@ def load_host(arguments: LlavaArguments) -> tuple[PreTrainedTokenizerBase, PreTr
 
 
 def _read_checkpoint(arguments: LlavaArguments) -> LlavaEncoder:
-    """Prompts of the checkpoint, of which no weights are read."""
+    """Prompts of the checkpoint, without reading its weights."""
     model = arguments.model
     tokenizer, config, _ = read_checkpoint(
         model.model_name_or_path, arguments.training.model_max_length, model.cache_dir
@@ -196,7 +196,7 @@ def _read_checkpoint(arguments: LlavaArguments) -> LlavaEncoder:
 
 
 def _quantization(flags: LlavaTrainingArguments, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """LLaVA's choice: all linear layers but the projector and the head."""
+    """LLaVA's choice: all linear layers except the projector and the head."""
     require("bitsandbytes", extra="quantization", feature=f"--bits {flags.bits}")
     return BitsAndBytesConfig(
         load_in_4bit=flags.bits == 4,
@@ -211,9 +211,9 @@ def _quantization(flags: LlavaTrainingArguments, dtype: torch.dtype) -> BitsAndB
 def attach_skill(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, arguments: LlavaArguments
 ) -> LlavaForgeryVLM:
-    """The detector, a new FPL and, where the flags ask for it, LoRA on all linear layers."""
+    """Attach the detector, a new FPL and, if the flags ask for it, LoRA on all linear layers."""
     flags, forgery = arguments.training, arguments.forgery
-    # Width and layers are the host's and the detector's: only the kind and the counts are a choice.
+    # Host and detector determine width and layers: only the kind and the counts are a choice.
     sizes = FPLConfig(
         hidden_size=model.config.hidden_size,
         num_layers=KFDVisionTower(forgery.forgery_tower, delay_load=True).config.num_layers,
@@ -239,11 +239,11 @@ def attach_skill(
 
 
 def linear_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """Names of the language model's linear layers, LLaVA's LoRA targets: neither the towers', nor
-    the projectors', nor the head's.
+    """Names of the language model's linear layers, LLaVA's targets of LoRA, without those of the
+    towers, the projectors and the head.
 
     Args:
-        model: Of the ``llava`` package.
+        model: Model of the ``llava`` package.
     """
     layers = model.get_model().layers.named_modules()
     return tuple(
@@ -252,13 +252,13 @@ def linear_names(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def open_sources(arguments: LlavaArguments) -> dict[str, DialogueSource]:
-    """The data by "skill" and, if any, "general" and "validation", checked unless the flags say no.
+    """The data by the keys "skill" and, if any, "general" and "validation", checked by default.
 
-    Nothing of the host but its configuration and tokenizer is loaded for it.
+    Only the configuration and tokenizer of the host are loaded for it.
 
     Raises:
-        FileNotFoundError: A file or the checkpoint is not there.
-        ValueError: A file or samples are not valid; all such samples are listed.
+        FileNotFoundError: A file or the checkpoint does not exist.
+        ValueError: A file or samples are invalid; all such samples are listed.
     """
     data, flags = arguments.data, arguments.training
     invalid: list[str] | None = [] if data.validate else None
@@ -278,7 +278,7 @@ def open_sources(arguments: LlavaArguments) -> dict[str, DialogueSource]:
     if invalid is None:
         return sources
     prompts = _read_checkpoint(arguments)
-    # The others read what the first process found.
+    # The other processes read the result of the first.
     with flags.main_process_first(desc="validation"):
         return valid_dialogues(
             sources,
@@ -298,9 +298,9 @@ def open_samples(
     """The training data, skill and general.
 
     Args:
-        vlm: The model.
-        arguments: The flags.
-        sources: From :func:`open_sources`, which is called otherwise.
+        vlm: Model to train.
+        arguments: Flags of the run.
+        sources: Output of :func:`open_sources`, which is called otherwise.
     """
     sources = open_sources(arguments) if sources is None else sources
     flags = arguments.training
@@ -315,7 +315,7 @@ def open_samples(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; a user's mistake is one line and status 2."""
+    """The command line; a user error prints one line and exits with status 2."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         run(parse_arguments(sys.argv[1:] if arguments is None else arguments))

@@ -1,4 +1,4 @@
-"""How a detector is trained, as a JSON file: what differs from the defaults.
+"""Recipe of a detector's training as a JSON file of differences from the defaults.
 
 {"simulator": {"swap": 0.25}, "degradation": {"crf": [18, 40]}, "average": 0.995}
 """
@@ -25,7 +25,7 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class Stage1Recipe:
-    """What :func:`llava_forgery.train.stage1.train_kfd` takes under the same names."""
+    """Arguments of :func:`llava_forgery.train.stage1.train_kfd` of the same names."""
 
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
     framing: FramingConfig = field(default_factory=FramingConfig)
@@ -42,7 +42,7 @@ def read_recipe(path: str | PathLike) -> Stage1Recipe:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Not an object of JSON, an unknown name, or a value out of range.
+        ValueError: The file is not a JSON object, a name is unknown, or a value is out of range.
     """
     values = dict(_known(read_json(path), Stage1Recipe, str(path)))
     for name, kind in _PARTS.items():
@@ -55,7 +55,7 @@ def read_recipe(path: str | PathLike) -> Stage1Recipe:
 
 def _known(values: Any, kind: type, where: str) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where} must be an object of JSON, got {values!r}")
+        raise ValueError(f"{where} must be a JSON object, got {values!r}")
     known = [item.name for item in fields(kind)]
     unknown = [name for name in values if name not in known]
     if unknown:

@@ -1,9 +1,9 @@
-"""What a training is of, kept in its folder, so that only the same training goes on there.
+"""Record of a training in its folder, so that only the same training resumes there.
 
-``training_run.json`` is written before the first step and compared whenever a training meets the
-folder again: fingerprints of the detector, the host and the data, and all settings that decide the
-result. How often is logged or saved, how many processes prepare data, and on which device, decide
-nothing and are left out; paths as well, so that folders can be moved. ::
+``training_run.json`` is written before the first step and compared whenever a training uses the
+folder again. It holds fingerprints of the detector, the host and the data, and all settings that
+affect the result. The frequency of logging and saving, the number of workers and the device do not,
+and are omitted; so are paths, so that folders can be moved. ::
 
     {
       "schema_version": 1,
@@ -12,7 +12,7 @@ nothing and are left out; paths as well, so that folders can be moved. ::
       "settings": {"max_steps": 220, "seed": 0, "faces": {"faces": "5d1f...", ...}, ...}
     }
 
-Checkpoints hold pickled states of optimisers. They are read only where this file says that this
+Checkpoints hold pickled states of optimisers. They are only read if this file says that the same
 training wrote them.
 """
 
@@ -39,10 +39,10 @@ logger = logging.getLogger(__name__)
 RECORD = "training_run.json"
 SCHEMA_VERSION = 1
 
-# The Trainer writes this file last: a checkpoint without it was interrupted.
+# The Trainer writes this file last, so a checkpoint without it is incomplete.
 LAST_FILE = "trainer_state.json"
 
-# Of TrainingArguments: what decides the result.
+# Fields of TrainingArguments that affect the result.
 _DECIDING = (
     "adam_beta1",
     "adam_beta2",
@@ -70,10 +70,10 @@ _DECIDING = (
     "weight_decay",
     "world_size",
 )
-# Of DeepSpeed's file. The stage decides what checkpoints hold.
+# Keys of DeepSpeed's file. The stage determines the content of checkpoints.
 _DECIDING_DEEPSPEED = ("bf16", "fp16", "gradient_clipping", "optimizer", "scheduler")
 
-# Relative; the first weights may differ in their last bits between processors.
+# Relative tolerance; initial weights may differ in their last bits between processors.
 _TOLERANCE = 1e-5
 _MOST_SIZES = 1000
 
@@ -85,14 +85,14 @@ class TrainingRun:
     folder: Path
     record: dict[str, Any]
     finished: bool
-    """The result is there: nothing is to be trained."""
+    """Whether the result exists, so that nothing is trained."""
     checkpoint: str | None
-    """The one to go on from; None begins at the first step."""
+    """Checkpoint to resume from; None starts at the first step."""
     writes: bool
     """Whether this process is the one that writes."""
 
     def finish(self) -> None:
-        """Note that the result is written."""
+        """Record that the result is written."""
         if self.writes:
             write_json(self.folder / RECORD, {**self.record, "finished": True})
 
@@ -104,21 +104,21 @@ def open_run(
     result: str | PathLike,
     resume: bool | None,
 ) -> TrainingRun:
-    """Compare a training with what its folder holds, and write its record where there is none.
+    """Compare a training with the record in its folder, or write one if there is none.
 
-    What an interruption left of this training (temporary files, half a checkpoint) is removed. All
-    processes call it.
+    Remains of an interruption of this training (temporary files, an incomplete checkpoint) are
+    removed. All processes must call it.
 
     Args:
-        arguments: The Trainer's; ``output_dir`` is the folder of checkpoints and record.
-        command: What trains, such as ``train detector``.
-        settings: What decides the result beside ``arguments``, as JSON takes it.
-        result: The file without which the result is not there, in the same folder or another.
-        resume: Whether to go on from the last checkpoint; None does so without being asked.
+        arguments: Arguments of the Trainer; ``output_dir`` is the folder of checkpoints and record.
+        command: Command that trains, such as ``train detector``.
+        settings: Everything besides ``arguments`` that affects the result, JSON-serializable.
+        result: File that exists once the result is complete, in the same folder or another.
+        resume: Whether to resume from the last checkpoint; None does so by default.
 
     Raises:
-        ValueError: The folder holds another training, or one that is interrupted and ``resume`` is
-            off, or results that no record tells of.
+        ValueError: The folder holds another training, an interrupted one and ``resume`` is False,
+            or results without a record.
     """
     folder, result = Path(arguments.output_dir), Path(result)
     settings = {**_trainer_settings(arguments), **settings}
@@ -126,23 +126,23 @@ def open_run(
         "schema_version": SCHEMA_VERSION,
         "command": command,
         "finished": False,
-        # As JSON gives it back, with lists for tuples.
+        # As JSON returns it, with lists for tuples.
         "settings": json.loads(json.dumps(settings, allow_nan=False)),
     }
-    # The first process tidies up and writes, the others look after it.
+    # The first process cleans up and writes, the others read afterwards.
     with arguments.main_process_first(desc="training_run.json"):
         return _open(folder, record, result, resume, arguments.should_save)
 
 
 def check_training_folder(folder: str | PathLike, result: str | PathLike) -> None:
-    """Refuse results and checkpoints that no record tells of; before anything is loaded.
+    """Refuse results and checkpoints without a record, before anything is loaded.
 
     Args:
-        folder: Of checkpoints and record.
+        folder: Folder of checkpoints and record.
         result: As for :func:`open_run`.
 
     Raises:
-        ValueError: There are some.
+        ValueError: There are such files.
     """
     folder, result = Path(folder), Path(result)
     if (folder / RECORD).is_file():
@@ -150,29 +150,29 @@ def check_training_folder(folder: str | PathLike, result: str | PathLike) -> Non
     if result.exists() or any(folder.glob("checkpoint-*")):
         held = result if result.exists() else f"{folder}/checkpoint-*"
         raise ValueError(
-            f"{held} is there, but no {folder / RECORD}, which every training writes: it is from "
+            f"{held} exists, but not {folder / RECORD}, which every training writes: it is from "
             "elsewhere, and would be resumed or replaced. Give another output folder, or move it "
             "away"
         )
 
 
 def training_folder(output_dir: str | PathLike) -> Path:
-    """Where checkpoints and record lie of a training whose output is replaced as a whole."""
+    """Folder of checkpoints and record for a training whose output is replaced as a whole."""
     output_dir = Path(output_dir)
     return output_dir.with_name(output_dir.name + "-training")
 
 
 def last_checkpoint(directory: str | PathLike) -> str | None:
-    """The newest whole checkpoint in a training's folder, None if there is none."""
+    """The newest complete checkpoint in a training's folder; None if there is none."""
     whole = [path for path in Path(directory).glob("checkpoint-*") if _is_whole(path)]
     return max(map(str, whole), key=_step_of, default=None)
 
 
 def describe_weights(model: nn.Module) -> dict[str, float]:
-    """Mean sizes of a model's trained and frozen weights: other weights share them only by chance.
+    """Mean magnitudes of a model's trained and frozen weights, which identify them.
 
     Args:
-        model: As it is before the first step.
+        model: Model before the first step.
     """
     trained, frozen = [], []
     for parameter in model.parameters():
@@ -181,7 +181,7 @@ def describe_weights(model: nn.Module) -> dict[str, float]:
 
 
 def mean_size(parameters: Iterable[nn.Parameter]) -> float:
-    """The mean absolute value of all; 0 of none."""
+    """Mean absolute value of all parameters; 0 if there are none."""
     total, count = 0.0, 0
     for parameter in parameters:
         total += float(parameter.detach().abs().sum(dtype=torch.float64))
@@ -190,28 +190,28 @@ def mean_size(parameters: Iterable[nn.Parameter]) -> float:
 
 
 def describe_adapter_weights(model: nn.Module) -> float:
-    """The mean size of what an adapter's training changes, but for LoRA's first halves.
+    """Mean magnitude of the weights that an adapter's training changes, except LoRA's A matrices.
 
-    A new one is drawn where the host lies, and devices draw differently; the second halves, zero
-    until they are trained, tell a new LoRA from another.
+    New A matrices are drawn on the host's device, and devices draw differently; the B matrices,
+    zero until they are trained, distinguish a new LoRA from another.
     """
     named = model.named_parameters()
     return mean_size(p for name, p in named if p.requires_grad and ".lora_A." not in name)
 
 
 def describe_host(host: PreTrainedModel, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """A bare host for the record.
+    """Description of a bare host for the record.
 
     Args:
-        host: In which LoRA may lie already.
-        fingerprint: From ``host_fingerprint``.
+        host: Host, in which LoRA may already be injected.
+        fingerprint: Output of ``host_fingerprint``.
     """
     kinds = (name for name in ("4bit", "8bit") if getattr(host, f"is_loaded_in_{name}", False))
     return {**fingerprint, "dtype": str(host.dtype), "quantization": next(kinds, None)}
 
 
 def describe_lora(model: nn.Module) -> dict[str, Any] | None:
-    """The LoRA of peft's wrapper for the record; None of a model without it."""
+    """The LoRA of peft's wrapper for the record; None for a model without it."""
     if not isinstance(model, PeftModel):
         return None
     config = model.active_peft_config
@@ -219,29 +219,29 @@ def describe_lora(model: nn.Module) -> dict[str, Any] | None:
 
 
 def describe_tokens(sample: Mapping[str, Any]) -> str:
-    """A digest of a sample's tokens and labels, in which tokenizer, template and wording show.
+    """Digest of a sample's tokens and labels, which depends on tokenizer, template and wording.
 
     Args:
-        sample: The first one, with ``input_ids`` and ``labels`` (T,).
+        sample: First sample, with ``input_ids`` and ``labels`` (T,).
     """
     return fingerprint_of(sample["input_ids"].tolist(), sample["labels"].tolist())
 
 
 def files_fingerprint(names: Sequence[Any], files: Sequence[Path]) -> str:
-    """Of files by what is known of them and the sizes of some.
+    """Fingerprint of files by their descriptions and the sizes of some.
 
-    Times and folders do not count, so that data can be copied.
+    Times and folders are ignored, so that data can be copied.
 
     Args:
-        names: What is known of each without opening it, as JSON takes it.
-        files: Where they lie.
+        names: Description of each file without opening it, JSON-serializable.
+        files: Paths of the files.
     """
     sizes = [file.stat().st_size if file.is_file() else None for file in spread(files)]
     return fingerprint_of(names, sizes)
 
 
 def spread(files: Sequence[Any]) -> Sequence[Any]:
-    """At most a thousand of all, evenly: what is looked at where millions would take too long."""
+    """At most a thousand evenly spaced files, where checking millions would take too long."""
     return files[:: max(1, -(-len(files) // _MOST_SIZES))]
 
 
@@ -261,7 +261,7 @@ def _open(
     folder: Path, record: dict[str, Any], result: Path, resume: bool | None, writes: bool
 ) -> TrainingRun:
     if writes:
-        # An earlier result that was moved aside when it was to be replaced comes back.
+        # Restore an earlier result that was moved aside to be replaced.
         remove_leftovers(result.parent)
     check_training_folder(folder, result)
     before = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
@@ -270,7 +270,7 @@ def _open(
         _compare(before, record, folder, result)
         finished = bool(before.get("finished")) and result.exists()
     else:
-        # What was written before its first checkpoint leaves nothing that could be mixed.
+        # Before its first checkpoint a training leaves nothing that could be mixed.
         finished = False
     if writes:
         _tidy(folder)
@@ -283,7 +283,7 @@ def _open(
             "(--resume), or give another output folder"
         )
     if resume and not whole:
-        logger.warning("%s holds no checkpoint to resume from: starting anew", folder)
+        logger.warning("%s holds no checkpoint to resume from: starting again", folder)
     if writes:
         write_json(folder / RECORD, record)
     return TrainingRun(folder, record, False, whole, writes)
@@ -300,14 +300,14 @@ def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path, result: 
         state = "a finished" if before.get("finished") else "an interrupted"
         both = [folder] if result.parent == folder else [folder, result.parent]
         raise ValueError(
-            f"{folder} holds {state} training that was another one: {'; '.join(found)}. Repeat it "
-            "as it was, give another output folder, or remove "
-            f"{' and '.join(map(str, both))} to train anew"
+            f"{folder} holds {state} training with other settings: {'; '.join(found)}. Repeat it "
+            "unchanged, give another output folder, or remove "
+            f"{' and '.join(map(str, both))} to train again"
         )
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what an interruption left of this training."""
+    """Remove what an interruption of this training left behind."""
     for path in folder.glob("checkpoint-*"):
         if not _is_whole(path):
             logger.warning("%s was interrupted while it was written and is removed", path)
@@ -329,7 +329,7 @@ def _step_of(checkpoint: str) -> int:
 
 def _trainer_settings(arguments: TrainingArguments) -> dict[str, Any]:
     values = {name: getattr(arguments, name) for name in _DECIDING}
-    # Enumerations by their values.
+    # Enumerations are recorded by their values.
     values = {name: getattr(value, "value", value) for name, value in values.items()}
     config = arguments.deepspeed
     if config is None:

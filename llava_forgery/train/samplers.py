@@ -1,4 +1,4 @@
-"""In which order samples are drawn: anew in each epoch, the same again under the same seed."""
+"""Orders of samples, different in each epoch and reproducible by their seed."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,11 +7,11 @@ from torch.utils.data import Sampler
 
 
 class EpochSampler(Sampler[int]):
-    """Orders that depend on seed and epoch alone, so that a resumed training goes on in them.
+    """Orders that only depend on seed and epoch, so that a resumed training continues in them.
 
     Args:
-        count: Samples.
-        seed: Of the orders.
+        count: Number of samples.
+        seed: Seed of the orders.
     """
 
     def __init__(self, count: int, seed: int) -> None:
@@ -34,11 +34,11 @@ class EpochSampler(Sampler[int]):
 
 
 class AlternatingSampler(EpochSampler):
-    """Shuffles samples of two kinds, each among themselves: where they alternate, they go on to.
+    """Shuffles samples of two kinds within each kind, so that alternating kinds keep alternating.
 
     Args:
-        kinds: Of each sample.
-        seed: Of the orders.
+        kinds: Kind of each sample.
+        seed: Seed of the orders.
     """
 
     def __init__(self, kinds: Sequence[bool], seed: int) -> None:
@@ -54,15 +54,15 @@ class AlternatingSampler(EpochSampler):
 class ModalitySampler(EpochSampler):
     """LLaVA's ``--group_by_modality_length``: batches with images or without, of similar lengths.
 
-    A round is what all processes take for one step. The samples of a round are of one modality and
-    are shared out so that each process gets about as many words; what is left over of both
-    modalities makes the last rounds.
+    A round is what all processes take for one step. The samples of a round have one modality and
+    are distributed so that each process gets about as many words; the remainders of both modalities
+    form the last rounds.
 
     Args:
-        lengths: Words of each sample, negative where there is no image.
-        batch_size: Samples for each pass and process.
-        parts: Passes of a round: processes times accumulated passes.
-        seed: Of the orders.
+        lengths: Number of words of each sample, negative without an image.
+        batch_size: Number of samples per pass and process.
+        parts: Number of passes per round: processes times accumulated passes.
+        seed: Seed of the orders.
 
     Source of the rule: haotian-liu/LLaVA at c121f04, ``llava/train/llava_trainer.py``.
     """
@@ -92,7 +92,7 @@ class ModalitySampler(EpochSampler):
         return [i for members in rounds for i in self._share_out(members)]
 
     def _share_out(self, members: list[int]) -> list[int]:
-        """The members of a round, part by part: the longest first, to the part with least words."""
+        """Distribute the members of a round to parts, the longest first to the shortest part."""
         longest = sorted(members, key=lambda i: abs(self.lengths[i]), reverse=True)
         if len(members) < self.batch_size * self.parts:
             return longest
@@ -109,14 +109,14 @@ class ModalitySampler(EpochSampler):
 class LengthSampler(EpochSampler):
     """Batches of similar lengths, so that little of a batch is padding.
 
-    The shuffled samples are cut into windows of a few batches. Only inside of a window they are
-    sorted: with larger ones a batch would hold one kind of conversation alone.
+    The shuffled samples are divided into windows of a few batches and only sorted within a window:
+    in larger ones a batch would hold only one kind of conversation.
 
     Args:
-        lengths: Of each sample, in any unit.
-        batch_size: Samples of a batch.
-        seed: Of the orders.
-        window: Batches of a window.
+        lengths: Length of each sample, in any unit.
+        batch_size: Number of samples in a batch.
+        seed: Seed of the orders.
+        window: Number of batches in a window.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, window: int = 4) -> None:
@@ -131,21 +131,21 @@ class LengthSampler(EpochSampler):
         full, part = _batches(
             super().draw(generator), self.lengths, self.batch_size, self.window, generator
         )
-        # A batch that is not full stays the last one: the Trainer cuts the order by number.
+        # An incomplete batch stays last, as the Trainer splits the order by number.
         return [i for batch in full + part for i in batch]
 
 
 class KindSampler(EpochSampler):
-    """Batches of one kind of samples each, of similar lengths, each kind's spread evenly.
+    """Batches of one kind of samples and of similar lengths, those of each kind evenly spaced.
 
-    Two kinds of as many batches alternate. What does not fill a batch of its kind is left out of
-    the epoch; a kind that never fills one repeats samples.
+    Two kinds with equally many batches alternate. Samples that do not fill a batch of their kind
+    are skipped for the epoch; a kind that never fills one repeats samples.
 
     Args:
-        kinds: A number for each sample.
-        lengths: Of each sample, in any unit.
-        batch_size: Samples of a batch.
-        seed: Of the orders.
+        kinds: Kind of each sample as a number.
+        lengths: Length of each sample, in any unit.
+        batch_size: Number of samples in a batch.
+        seed: Seed of the orders.
         window: As for :class:`LengthSampler`.
     """
 
@@ -185,7 +185,7 @@ def _batches(
     window: int,
     generator: torch.Generator,
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Full batches in a drawn order, and what is left over."""
+    """Full batches in a drawn order, and the remaining samples."""
     size = batch_size * window
     batches = []
     for start in range(0, len(order), size):

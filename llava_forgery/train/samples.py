@@ -1,10 +1,10 @@
 """Stage 2's data set on either backend: dialogues of the skill and general ones as a host's inputs.
 
-Dialogues of the skill get placeholders, and the detector sees their images. General data keeps what
-the host can do: what is given as general, what ``data mix`` marked as such, and text without an
-image. It stays as it is where placeholders are written; where they always stand behind images
-(:mod:`llava_forgery.hosts.placement`), general questions about an image have them as well, as they
-will have in use.
+Dialogues of the skill get placeholders, and the detector sees their images. General data preserve
+what the host can do: those passed as general, those that ``data mix`` marked, and text without an
+image. They are unchanged if placeholders are written; if placeholders always follow images
+(:mod:`llava_forgery.hosts.placement`), general questions about an image have them as well, as in
+use.
 """
 
 from collections.abc import Sequence
@@ -32,16 +32,16 @@ class TrainingSamples(Dataset):
     """Dialogues as the model's inputs, skill and general data mixed.
 
     Args:
-        skill: Dialogues that teach the skill, but for those that it tells to be general.
+        skill: Dialogues that teach the skill, except those that the source marks as general.
         general: General dialogues, if any.
         general_ratio: Share of the general ones in [0, 1); at 0.5 the two alternate.
-        prompts: The host's.
-        max_length: Most tokens of a sample.
-        size: Side S of the detector's pictures in pixels; None where it sees what the host sees,
-            or where there is none.
-        seed: Of what is drawn of the general data.
-        crop: What the detector sees of pictures of general questions, as in use: the "face", cut
-            out, or the whole ("none").
+        prompts: Prompt encoder of the host.
+        max_length: Maximum number of tokens of a sample.
+        size: Side S of the detector's pictures in pixels; None if it sees what the host sees, or if
+            there is none.
+        seed: Seed of the draws from the general data.
+        crop: What the detector sees of pictures of general questions, as in use: the cut-out
+            "face", or the whole picture ("none").
 
     Raises:
         ValueError: No dialogue would teach the skill.
@@ -78,18 +78,18 @@ class TrainingSamples(Dataset):
 
     @property
     def lengths(self) -> list[int]:
-        """As :attr:`DialogueSource.lengths`."""
+        """As for :attr:`DialogueSource.lengths`."""
         skill = self.skill.lengths
         general = self.general.lengths if self.general else []
         return [(skill if of_skill else general)[row] for of_skill, row in self.order]
 
     @property
     def people(self) -> frozenset[str]:
-        """As :attr:`DialogueSource.people`."""
+        """As for :attr:`DialogueSource.people`."""
         return self.skill.people | (self.general.people if self.general else frozenset())
 
     def describe(self) -> dict[str, Any]:
-        """All that the samples depend on but the host's image processor, as JSON takes it."""
+        """Everything that the samples depend on except the host's image processor, as JSON."""
         first = self._dialogue(0)
         tokens = self.prompts.check_turns(
             first.turns,
@@ -119,7 +119,7 @@ class TrainingSamples(Dataset):
         return sample
 
     def _shown(self, images: Sequence[Image.Image], is_skill: bool) -> torch.Tensor:
-        """(N, 3, S, S) in [0, 1]: faces of the skill's data are framed already."""
+        """(N, 3, S, S) in [0, 1]; faces of the skill's data are already framed."""
         if is_skill or self._crop == WHOLE:
             return self._pictures(list(images))["pixel_values"]
         size = self._pictures.crop_size["height"]
@@ -131,12 +131,12 @@ class TrainingSamples(Dataset):
 
 
 def _is_placed(dialogue: TrainingDialogue, is_skill: bool, prompts: PromptEncoder) -> bool:
-    """Whether placeholders stand behind a dialogue's images."""
+    """Whether placeholders follow the images of a dialogue."""
     return is_skill or (bool(dialogue.images) and prompts.placement == ALWAYS)
 
 
 def check_dialogue(dialogue: TrainingDialogue, is_skill: bool) -> None:
-    """What no encoder needs to see.
+    """Check a dialogue before it is encoded.
 
     Raises:
         ValueError: An answer is empty, or there is nothing to detect.
@@ -144,20 +144,20 @@ def check_dialogue(dialogue: TrainingDialogue, is_skill: bool) -> None:
     if is_skill and not dialogue.images:
         raise ValueError(
             "it has a label and no image, so there is nothing to detect; give it its image, or "
-            "leave the label out"
+            "omit the label"
         )
     if not all(turn.strip() for turn in dialogue.turns[1::2]):
         raise ValueError("an answer is empty, so there is nothing to learn from it")
 
 
 class DialogueCheck:
-    """Whether a training could read and encode a dialogue; a check of ``find_invalid``.
+    """Whether a training can read and encode a dialogue; a check for ``find_invalid``.
 
     Args:
-        source: The dialogues.
-        is_skill: Whether they teach the skill, but for those that the source tells to be general.
-        prompts: The host's.
-        max_length: Most tokens of a sample.
+        source: Dialogues to check.
+        is_skill: Whether they teach the skill, except those that the source marks as general.
+        prompts: Prompt encoder of the host.
+        max_length: Maximum number of tokens of a sample.
     """
 
     def __init__(
@@ -183,18 +183,18 @@ def valid_dialogues(
     invalid: Sequence[str] = (),
     skip_invalid: bool = False,
 ) -> dict[str, DialogueSource]:
-    """What is valid of each source, by one pass over all dialogues (:mod:`data.validation`).
+    """The valid dialogues of each source, by one pass over all of them (:mod:`data.validation`).
 
     Args:
-        sources: By "skill", "general" and "validation".
-        prompts: The host's; its weights are not needed.
-        max_length: Most tokens of a sample.
-        folder: The training's.
-        invalid: What was wrong already with the entries of their files.
-        skip_invalid: Whether invalid dialogues are left out, listed and counted.
+        sources: Sources by "skill", "general" and "validation".
+        prompts: Prompt encoder of the host, whose weights are not needed.
+        max_length: Maximum number of tokens of a sample.
+        folder: Folder of the training.
+        invalid: Problems already found in the entries of their files.
+        skip_invalid: Whether to skip invalid dialogues, which are then listed and counted.
 
     Raises:
-        ValueError: Some are invalid and are not to be left out, or none of a source is valid.
+        ValueError: Some are invalid and not to be skipped, or none of a source is valid.
     """
     checks = {
         name: (DialogueCheck(source, name != "general", prompts, max_length), len(source))
@@ -222,7 +222,7 @@ def valid_dialogues(
 
 
 def _mixed_order(skill: int, general: int, ratio: float, seed: int) -> list[tuple[bool, int]]:
-    """(whether of the skill's source, row) of each sample."""
+    """(whether from the skill's source, row) of each sample."""
 
     def rows(is_skill: bool, count: int) -> datasets.Dataset:
         return datasets.Dataset.from_dict({"skill": [is_skill] * count, "row": list(range(count))})

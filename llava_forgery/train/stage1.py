@@ -36,11 +36,11 @@ from llava_forgery.train.validation import Validation
 
 
 class Stage1(Trainable):
-    """The detector with its losses, as the Trainer wants it.
+    """The detector with its losses, in the form that the Trainer needs.
 
     Args:
-        detector: What is trained.
-        weights: Of the losses.
+        detector: Detector to train.
+        weights: Weights of the losses.
         average: Decay of the running average of the weights; 0 keeps none.
     """
 
@@ -49,7 +49,7 @@ class Stage1(Trainable):
     ) -> None:
         super().__init__()
         self.detector, self.weights = detector, weights
-        # It was of the weights before.
+        # An existing calibration is of the previous weights.
         detector.calibration = None
         self.average = RunningAverage(detector, average)
 
@@ -81,8 +81,8 @@ def _load(detector: KnowledgeGuidedForgeryDetector, folder: Path) -> None:
 
 
 def collate_pairs(pairs: Sequence[FacePair]) -> dict[str, torch.Tensor]:
-    """Stack pairs to ``forged``, ``pristine`` (B, 3, S, S) and ``mask`` (B, 1, S, S); with labelled
-    fakes among them also ``masked`` and ``paired`` (B,) bool."""
+    """Stack pairs to ``forged``, ``pristine`` (B, 3, S, S) and ``mask`` (B, 1, S, S); if there are
+    labelled fakes, also ``masked`` and ``paired`` (B,) bool."""
     batch = {
         name: torch.stack([getattr(pair, name) for pair in pairs])
         for name in ("forged", "pristine", "mask")
@@ -94,7 +94,7 @@ def collate_pairs(pairs: Sequence[FacePair]) -> dict[str, torch.Tensor]:
 
 
 class Stage1Trainer(ForgeryTrainer):
-    """Forges on its device what the data loader only framed."""
+    """Forges on its device the faces that the data loader only framed."""
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         if isinstance(self.train_dataset, FramedPairs):
@@ -103,12 +103,12 @@ class Stage1Trainer(ForgeryTrainer):
 
 
 def rendering_device(renderer: str, training: torch.device) -> torch.device | None:
-    """Where stage 1 forges faces.
+    """Device on which stage 1 forges faces.
 
     Args:
         renderer: ``auto`` for the training's device if it is a GPU, ``cpu`` for the worker
             processes, or a device such as ``cuda:1``.
-        training: The training's device.
+        training: Device of the training.
 
     Returns:
         The device; None for the worker processes.
@@ -132,16 +132,16 @@ def rendering_device(renderer: str, training: torch.device) -> torch.device | No
 def recalibrate_batch_norm(
     model: nn.Module, pairs: FacePairs, batch_size: int, batches: int = 16
 ) -> None:
-    """Measure the running statistics of the trained batch norms anew, for the weights as they are.
+    """Recompute the running statistics of the trained batch norms for the current weights.
 
-    What training leaves behind is an average over weights that have moved on since. Frozen modules
-    keep theirs: they are part of the pretrained weights.
+    Those from training are an average over weights that have changed since. Frozen modules keep
+    theirs, which are part of the pretrained weights.
 
     Args:
-        model: Takes images (B, 3, S, S) in [0, 1].
-        pairs: Of the size S.
-        batch_size: Pairs at once.
-        batches: How many.
+        model: Model of images (B, 3, S, S) in [0, 1].
+        pairs: Pairs of size S.
+        batch_size: Number of pairs in a batch.
+        batches: Number of batches.
     """
     device = next(model.parameters()).device
     count = min(batches * batch_size, len(pairs))
@@ -154,7 +154,7 @@ def recalibrate_batch_norm(
     was_training = model.training
     model.train()
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    # A frozen encoder stays in eval mode, or has weights that nothing trains.
+    # A frozen encoder stays in eval mode, or has only frozen weights.
     frozen = [
         norm
         for norm in norms
@@ -166,7 +166,7 @@ def recalibrate_batch_norm(
     try:
         for norm in measured:
             norm.reset_running_stats()
-            # The mean over all batches, each with the same weight.
+            # The mean over all batches with equal weight.
             norm.momentum = None
         with torch.no_grad():
             for batch in images() if measured else ():
@@ -210,49 +210,49 @@ def train_kfd(
     """Train a detector and write it to ``output_dir``.
 
     Args:
-        detector: With its knowledge, from ``from_preset`` or ``from_config``.
-        faces: Real faces of people who are for training, from ``load_faces``.
+        detector: Detector with its knowledge, from ``from_preset`` or ``from_config``.
+        faces: Real faces of the people for training, from ``load_faces``.
         output_dir: Receives the detector, ``checkpoint-*``, ``log.json`` and
-            ``training_run.json``. Where it holds this very training, finished, nothing is trained.
-        steps: Optimiser steps.
-        batch_size: Pairs for each step, so twice as many images.
-        learning_rate: Highest value, after a tenth of the steps.
-        weight_decay: AdamW's.
-        seed: Of data, order and dropout.
-        save_steps: Steps between checkpoints; None saves none.
-        workers: Processes that simulate forgeries.
-        weights: Of the losses' terms.
+            ``training_run.json``. If it holds the same training, finished, nothing is trained.
+        steps: Number of optimiser steps.
+        batch_size: Number of pairs per step, each with two images.
+        learning_rate: Peak learning rate, after a warm-up of a tenth of the steps.
+        weight_decay: Weight decay of AdamW.
+        seed: Seed of data, order and dropout.
+        save_steps: Number of steps between checkpoints; None saves none.
+        workers: Number of processes that simulate forgeries.
+        weights: Weights of the terms of the loss.
         simulator: How forgeries are drawn.
         framing: How faces are placed in the picture.
-        degradation: Changes of quality that both images share.
+        degradation: Degradation common to both images.
         average: Decay of the running average of the weights, which is what is written; 0 writes
-            the last step's weights.
-        schedule: Of the learning rate after its warm-up, by transformers' name; with
+            the weights of the last step.
+        schedule: Name in transformers of the learning rate's schedule after the warm-up; with
             ``constant_with_warmup`` and an average, each checkpoint is as good as a training of
             that length.
         labelled: Labelled faces (``load_faces``) whose fakes are mixed in, such as a benchmark's;
             see :class:`~llava_forgery.simulate.fakes.LabelledPairs`.
-        fake_ratio: With ``labelled``: share of the pairs that show one of its fakes.
-        renderer: What forges: ``cpu`` for the worker processes, a device, or ``auto``, which is
-            the GPU where the training has one (:mod:`llava_forgery.simulate.batches`).
-        resume: Continue from the last checkpoint in ``output_dir``: the result is that of a run
-            without interruption.
+        fake_ratio: Share of the pairs that show a fake of ``labelled``.
+        renderer: Device that forges: ``cpu`` for the worker processes, a device, or ``auto`` for
+            the GPU if the training uses one (:mod:`llava_forgery.simulate.batches`).
+        resume: Whether to resume from the last checkpoint in ``output_dir``, with the result of an
+            uninterrupted run.
         report_to: ``none``, ``tensorboard`` or ``wandb``.
-        norm_degradation: Changes of quality of the pictures that the trained batch norms are
-            measured on at the end, such as those of videos; None for those of the training. The
-            scores of a detector change a lot with what its batch norms expect.
-        norm_batches: How many such batches.
-        val_faces: Real faces of other people. With them the detector is measured as it is trained,
+        norm_degradation: Degradation of the pictures on which the trained batch norms are
+            recalibrated at the end, such as that of videos; None for that of the training. The
+            scores of a detector depend strongly on the statistics of its batch norms.
+        norm_batches: Number of such batches.
+        val_faces: Real faces of other people. With them the detector is measured during training,
             and the best state is written instead of the last; see :class:`Validation`.
-        eval_steps: Steps between two such measurements.
-        val_pairs: Forgeries of ``val_faces``, each beside its pristine face.
+        eval_steps: Number of steps between two such measurements.
+        val_pairs: Number of forgeries of ``val_faces``, each with its pristine face.
 
     Returns:
         The detector, in eval mode.
 
     Raises:
-        ValueError: ``output_dir`` holds another training, or an interrupted one and ``resume`` is
-            off, or a detector from elsewhere; a person is among ``faces`` and ``val_faces``.
+        ValueError: ``output_dir`` holds another training, an interrupted one without ``resume``, or
+            a detector from elsewhere; or a person is in both ``faces`` and ``val_faces``.
     """
     options = {
         "length": steps * batch_size,
@@ -296,7 +296,7 @@ def train_kfd(
     }
     device = rendering_device(renderer, arguments.device)
     if device is not None:
-        # A few grey levels apart from what the CPU renders.
+        # Differs by a few grey levels from the CPU's rendering.
         settings["renderer"] = "torch"
     validation = None
     if val_faces is not None:

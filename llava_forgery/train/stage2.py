@@ -1,7 +1,7 @@
-"""Stage 2: train the FPL, and LoRA where wanted, on the host; the detector stays frozen.
+"""Stage 2: train the FPL, and optionally LoRA, on the host; the detector stays frozen.
 
-The same on either backend: what differs between them is behind :mod:`llava_forgery.hosts.base`.
-:mod:`llava_forgery.train.adapter` and :mod:`llava_forgery.train.llava_train` are its two ways in.
+It is the same on either backend, whose differences are behind :mod:`llava_forgery.hosts.base`.
+:mod:`llava_forgery.train.adapter` and :mod:`llava_forgery.train.llava_train` are its entry points.
 
 Source: LVLM-DFD, section 3.2 and equation 5.
 """
@@ -50,16 +50,17 @@ from llava_forgery.train.warmup import WarmUp, warm_up_fpl
 BEST, HISTORY = "best", "validation.json"
 
 Order = Callable[[TrainingSamples, TrainingArguments], Sampler[int]]
-"""In which order a training draws its samples."""
+"""Makes the sampler of a training."""
 
 
 class Stage2(Trainable):
-    """The host with the skill, or with LoRA alone, as the Trainer wants it.
+    """The host with the skill, or only with LoRA, in the form that the Trainer needs.
 
     Args:
-        vlm: Of either backend.
-        fpl_learning_rate: The FPL's highest learning rate; None takes the common one.
-        projector_learning_rate: The same for the host's own projector, where it is trained.
+        vlm: Model of either backend.
+        fpl_learning_rate: Peak learning rate of the FPL; None for the common one.
+        projector_learning_rate: Peak learning rate of the host's own projector, if it is trained;
+            None for the common one.
     """
 
     def __init__(
@@ -82,16 +83,16 @@ class Stage2(Trainable):
     def forward(
         self, labels: torch.Tensor, forgery_images: torch.Tensor | None = None, **inputs: Any
     ) -> dict[str, torch.Tensor]:
-        """Cross-entropy on the answers' tokens (equation 5), the mean over them.
+        """Mean cross-entropy over the tokens of the answers (equation 5).
 
         Args:
             labels: (B, T), -100 where nothing is supervised.
-            forgery_images: (M, 3, S, S) in [0, 1], of the samples with placeholders; None where
-                the batch holds general data alone, or the detector sees what the host sees.
-            inputs: What the model takes.
+            forgery_images: (M, 3, S, S) in [0, 1] of the samples with placeholders; None if the
+                batch only holds general data, or the detector sees what the host sees.
+            inputs: Inputs of the model.
         """
         if forgery_images is not None:
-            # In its own precision, as in use: mixed precision is for the host.
+            # In its own precision, as in use; mixed precision is only for the host.
             with torch.autocast(forgery_images.device.type, enabled=False):
                 inputs["detection"] = self.vlm.detect(forgery_images)
         logits, targets = self.vlm.labelled_logits(labels, **inputs)
@@ -115,7 +116,7 @@ class Stage2(Trainable):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """Compute the language model's layers twice to keep less of them in memory."""
+        """Recompute the language model's layers in the backward pass to save memory."""
         self.bare.activation_checkpointing_enable(
             activation_checkpointing_kwargs=activation_checkpointing_kwargs, **options
         )
@@ -123,7 +124,7 @@ class Stage2(Trainable):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
     ) -> None:
-        """The same, as earlier releases of transformers call it."""
+        """The same under the name of earlier releases of transformers."""
         self.bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def save_checkpoint(self, directory: Path) -> None:
@@ -134,12 +135,12 @@ class Stage2(Trainable):
 
 
 class Stage2Trainer(ForgeryTrainer):
-    """Draws samples in an order of its own, shows the detector its pictures as they are, and keeps
+    """Draws samples in a custom order, passes the detector's pictures in full precision, and keeps
     the state of the lowest validation loss.
 
     Args:
-        order: Of the samples.
-        options: Of the Trainer.
+        order: Makes the sampler.
+        options: Options of the Trainer.
     """
 
     train_dataset: TrainingSamples
@@ -149,7 +150,7 @@ class Stage2Trainer(ForgeryTrainer):
         super().__init__(**options)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        # Under DeepSpeed the Trainer brings all inputs to half precision.
+        # Under DeepSpeed the Trainer casts all inputs to half precision.
         shown = inputs.pop("forgery_images", None)
         prepared = super()._prepare_inputs(inputs)
         if shown is not None:
@@ -158,13 +159,13 @@ class Stage2Trainer(ForgeryTrainer):
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """Step and mean loss of each validation so far; a checkpoint's are the Trainer's own."""
+        """Step and mean loss of each validation so far, which checkpoints restore."""
         log = [entry for entry in self.state.log_history if "eval_loss" in entry]
         return [{"step": entry["step"], "loss": entry["eval_loss"]} for entry in log]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The Trainer's; ``best/`` then holds the adapter of the lowest loss so far, the first of
-        several, and ``validation.json`` lists all."""
+        """Validate; ``best/`` then holds the adapter with the lowest loss so far, the first of
+        equal ones, and ``validation.json`` lists all losses."""
         figures = super().evaluate(*args, **kwargs)
         folder, history = Path(self.args.output_dir), self.history
         # The same in all processes, which write together.
@@ -179,15 +180,15 @@ class Stage2Trainer(ForgeryTrainer):
 
 
 def best_of(history: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The validation of the lowest loss, the first of several."""
+    """The validation with the lowest loss, the first of equal ones."""
     return min(history, key=lambda figures: figures["loss"])
 
 
 def batches_of_a_kind(samples: TrainingSamples, arguments: TrainingArguments) -> Sampler[int]:
-    """Batches of similar lengths: on the demo's conversations a quarter was padding otherwise.
+    """Batches of similar lengths; without, a quarter of the demo's conversations was padding.
 
-    Each is of the skill, of general data with images, or of text alone, which hosts of transformers
-    take different inputs for.
+    Each is of the skill, of general data with images, or of text only, for which hosts of
+    transformers take different inputs.
     """
     size = arguments.per_device_train_batch_size
     words = [abs(length) for length in samples.lengths]
@@ -204,14 +205,14 @@ class Collator:
     """Joins samples of :class:`TrainingSamples`.
 
     Args:
-        collate: :meth:`PromptEncoder.collate` of the host.
+        collate: The host's :meth:`PromptEncoder.collate`.
     """
 
     def __init__(self, collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]) -> None:
         self.collate = collate
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """What ``collate`` gives, and ``forgery_images`` (M, 3, S, S) of the skill's samples."""
+        """The output of ``collate`` and ``forgery_images`` (M, 3, S, S) of the skill's samples."""
         samples = [dict(sample) for sample in samples]
         shown = [sample.pop("forgery_images") for sample in samples if "forgery_images" in sample]
         batch = self.collate(samples)
@@ -234,30 +235,30 @@ def run_stage2(
     collator: Collator | None = None,
     prepare: Callable[[TrainingRun], None] | None = None,
 ) -> None:
-    """Train, and write the adapter; the model is in eval mode afterwards.
+    """Train and write the adapter; the model is in eval mode afterwards.
 
-    The adapter's detector then names whom both were trained on.
+    The adapter's detector then records the people that both were trained on.
 
     Args:
-        stage: What is trained.
-        samples: To learn from.
-        arguments: The Trainer's; their folder receives checkpoints and record.
+        stage: Stage to train.
+        samples: Training samples.
+        arguments: Arguments of the Trainer; their folder receives checkpoints and record.
         output_dir: Receives the adapter.
-        command: What trains, for the record.
-        result: The file without which ``output_dir`` holds no adapter.
-        order: Of the samples.
-        settings: What decides the result beside all that is found here.
+        command: Command that trains, for the record.
+        result: File that exists once ``output_dir`` holds the adapter.
+        order: Makes the sampler.
+        settings: Further settings that affect the result and are not visible here.
         resume: As for :func:`~llava_forgery.train.run_record.open_run`.
-        warm_up: The FPL's warm start, which resuming leaves out.
+        warm_up: The FPL's warm start, which is skipped when resuming.
         validation: Conversations about other people, whose mean loss is measured as often as
             ``arguments`` say; the state of the lowest one is written instead of the last.
-        collator: Of the samples, where they are no dialogues.
-        prepare: Called before the first step of a training that is not finished, also where it
-            resumes; the model is as it was given.
+        collator: Collator of the samples, if they are not dialogues.
+        prepare: Called with the unchanged model before the first step of an unfinished training,
+            also if it resumes.
 
     Raises:
-        ValueError: The folder holds another training, or results from elsewhere; ``validation``
-            shows people who are trained on, holds general data, or comes with ZeRO-3.
+        ValueError: The folder holds another training, or results from elsewhere; or ``validation``
+            shows people who are trained on, holds general data, or is used with ZeRO-3.
     """
     vlm = stage.vlm
     kfd = getattr(vlm, "kfd", None)
@@ -282,7 +283,7 @@ def run_stage2(
         vlm.eval()
         return
     if warm_up is not None and run.checkpoint is None:
-        # Every process does the same: it takes seconds, and needs no exchange.
+        # Every process does the same: it takes seconds and needs no communication.
         if not (arguments.deepspeed or is_quantized(stage.bare)):
             vlm.to(arguments.device)
         warm_up_fpl(vlm, samples.skill, warm_up)
@@ -292,8 +293,8 @@ def run_stage2(
     if arguments.deepspeed and kfd is not None:
         owner, name = owner_of(vlm, kfd)
         if list(owner._modules) == [name]:
-            # The llava package's tower around it runs in steps that show a face only: under ZeRO-3
-            # processes would count other modules than each other.
+            # The llava package's tower around it only runs in steps that show a face: under ZeRO-3
+            # the processes would count different modules.
             owner, name = owner_of(vlm, owner)
         alone = exclude_from_deepspeed(owner, name, arguments.device)
     with alone:
@@ -312,7 +313,7 @@ def run_stage2(
         vlm.eval()
         trainer.save_model(output_dir)
         if trainer.is_world_process_zero() and Path(output_dir) == run.folder:
-            # Beside its result, as LLaVA's training does.
+            # Next to its result, as in LLaVA's training.
             trainer.save_state()
         run.finish()
 
@@ -324,13 +325,13 @@ def _check_validation(
     if not all(validation.is_skill):
         raise ValueError(
             "the data to validate on hold general instruction data; give conversations of the "
-            "skill alone (data build-qa --split val)"
+            "skill only (data build-qa --split val)"
         )
     zero = getattr(arguments, "hf_deepspeed_config", None)
     if zero is not None and zero.is_zero3():
         raise ValueError(
-            "under ZeRO-3 the best state cannot be read back into weights that are shared out; "
-            "use scripts/zero2.json, or train without validation"
+            "under ZeRO-3 the best state cannot be loaded into partitioned weights; use "
+            "scripts/zero2.json, or train without validation"
         )
 
 
@@ -343,16 +344,16 @@ def training_samples(
     max_length: int = 2048,
     seed: int = 0,
 ) -> TrainingSamples:
-    """A model's training data.
+    """The training data of a model.
 
     Args:
-        vlm: Of either backend.
-        skill: From ``build_conversations``, or from
+        vlm: Model of either backend.
+        skill: Dialogues from ``build_conversations`` or
             :func:`~llava_forgery.train.dialogues.open_source`.
         general: General dialogues, if any.
-        general_ratio: Their share in [0, 1).
-        max_length: Most tokens of a sample.
-        seed: Of what is drawn of the general data.
+        general_ratio: Share of the general dialogues in [0, 1).
+        max_length: Maximum number of tokens of a sample.
+        seed: Seed of the draws from the general data.
     """
     if isinstance(skill, datasets.Dataset):
         skill = RowSource(skill, "the conversations")
@@ -362,7 +363,7 @@ def training_samples(
         general_ratio,
         prompts=vlm.prompts,
         max_length=max_length,
-        # A detector on the host's tower, or none, is shown no pictures of its own.
+        # A detector on the host's tower, or none, gets no separate pictures.
         size=vlm.kfd.config.encoder.image_size if vlm.takes_forgery_images else None,
         seed=seed,
         crop=vlm.crop if vlm.takes_forgery_images else WHOLE,
@@ -370,7 +371,7 @@ def training_samples(
 
 
 def describe_stage(stage: Stage2) -> dict[str, Any]:
-    """Host, detector and what is trained, for the record."""
+    """Host, detector and trained parameters, for the record."""
     vlm = stage.vlm
     described = {
         "lora": describe_lora(vlm.host),
@@ -391,7 +392,7 @@ def describe_stage(stage: Stage2) -> dict[str, Any]:
 
 
 def owner_of(model: nn.Module, part: nn.Module) -> tuple[nn.Module, str]:
-    """The submodule of ``model`` that holds ``part``, and its name there."""
+    """The submodule of ``model`` that holds ``part``, and the name of ``part`` there."""
     return next(
         (module, name)
         for module in model.modules()
@@ -402,7 +403,7 @@ def owner_of(model: nn.Module, part: nn.Module) -> tuple[nn.Module, str]:
 
 @contextmanager
 def _without_cache(host: PreTrainedModel) -> Iterator[None]:
-    """Training needs no keys and values; the checkpoint's configuration keeps its own word."""
+    """Disable the cache of keys and values in training; the host's configuration is restored."""
     config = host.config.get_text_config()
     before = config.use_cache
     config.use_cache = False

@@ -1,4 +1,4 @@
-"""What both stages add to the transformers Trainer: our checkpoints, our logs, exact resuming."""
+"""Additions of both stages to the transformers Trainer: checkpoints, logs, exact resuming."""
 
 import os
 import shutil
@@ -35,23 +35,23 @@ class Trainable(nn.Module, ABC):
 
     @abstractmethod
     def save_checkpoint(self, directory: Path) -> None:
-        """Write what is trained."""
+        """Write the trained parameters."""
 
     @abstractmethod
     def load_checkpoint(self, directory: Path) -> None:
-        """Read it back, strictly."""
+        """Read the trained parameters, strictly."""
 
     def learning_rates(self) -> dict[nn.Parameter, float]:
-        """Highest learning rates of parameters that have one of their own."""
+        """Peak learning rates of parameters that do not use the common one."""
         return {}
 
     def saved_parameters(self) -> list[nn.Parameter]:
-        """What :meth:`save_checkpoint` reads; under ZeRO-3 everything else is empty then."""
+        """Parameters that :meth:`save_checkpoint` reads; under ZeRO-3 others are empty then."""
         return list(self.parameters())
 
 
 class ForgeryTrainer(Trainer):
-    """Saves and reads checkpoints through the model, and logs all of its loss terms.
+    """Saves and loads checkpoints through the model, and logs all of its loss terms.
 
     The model's forward returns a dict with ``loss`` and any number of further scalars.
     """
@@ -75,7 +75,7 @@ class ForgeryTrainer(Trainer):
             return super().training_step(*args, **kwargs)
         before = running_statistics(self._norms)
         loss = super().training_step(*args, **kwargs)
-        # The first process alone writes them, and its own batches may never show a face.
+        # Only the first process writes them, and its own batches may never show a face.
         after = self.accelerator.gather(running_statistics(self._norms)[None])
         fill_statistics(self._norms, before, after)
         return loss
@@ -92,7 +92,7 @@ class ForgeryTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         made = self.optimizer is None
         optimiser = super().create_optimizer(model)
-        # Only here: the schedule is made next, from the rates that the groups then have.
+        # Must be done here: the schedule is made next, from the rates of the groups.
         own = self.model.learning_rates() if made else {}
         for group in list(optimiser.param_groups) if own else ():
             apart = [p for p in group["params"] if p in own]
@@ -112,7 +112,7 @@ class ForgeryTrainer(Trainer):
     def save_model(
         self, output_dir: str | PathLike | None = None, _internal_call: bool = False
     ) -> None:
-        """Write the model; all processes call it, the first one writes."""
+        """Write the model; all processes call it, and the first one writes."""
         folder = Path(output_dir or self.args.output_dir)
         with gathered_parameters(self.model.saved_parameters()) as writes:
             if writes:
@@ -123,8 +123,8 @@ class ForgeryTrainer(Trainer):
                     if failure is None or _internal_call:
                         raise
                     raise self._stopped(failure) from error
-        # The folder is renamed into its place: what another process put there before, such as
-        # the state of its random numbers, would be lost.
+        # The folder is renamed into place, and files that another process wrote there before, such
+        # as the state of its random numbers, would be lost.
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -135,14 +135,14 @@ class ForgeryTrainer(Trainer):
             failure = write_failure(error, folder)
             if failure is None:
                 raise
-            # Half a checkpoint is of no use, and takes the place that the next one needs.
+            # An incomplete checkpoint is useless and takes the space that the next one needs.
             shutil.rmtree(folder, ignore_errors=True)
             raise self._stopped(failure) from error
 
     def _stopped(self, failure: OSError) -> OSError:
-        """A refused write, with what is left of the training."""
+        """The error of a failed write, with the state of the training."""
         kept = last_checkpoint(self.args.output_dir)
-        left = f"{kept} is whole: make room and resume" if kept else "there is no checkpoint yet"
+        left = f"{kept} is complete: free space and resume" if kept else "there is no checkpoint"
         reason = f"{failure.strerror}; training stopped at step {self.state.global_step}, {left}"
         return OSError(failure.errno, reason, failure.filename)
 
@@ -151,7 +151,7 @@ class ForgeryTrainer(Trainer):
     ) -> None:
         (model or self.model).load_checkpoint(Path(resume_from_checkpoint))
 
-    # The Trainer knows how to leave the host out of DeepSpeed's checkpoints for peft's models only.
+    # The Trainer can only exclude the host from DeepSpeed's checkpoints for peft's models.
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
@@ -176,7 +176,7 @@ class ForgeryTrainer(Trainer):
 
 
 def running_statistics(norms: Sequence[nn.BatchNorm2d]) -> torch.Tensor:
-    """The number of batches, means and variances of each batch norm, as one (N,) float64."""
+    """Number of batches, means and variances of each batch norm, as one (N,) float64."""
     parts = [
         part.reshape(-1).double()
         for norm in norms
@@ -192,9 +192,9 @@ def fill_statistics(
     """Fill batch norms as if one process had seen the batches of P processes one after another.
 
     Args:
-        norms: All with a momentum.
+        norms: Batch norms, all with a momentum.
         before: (N,) from :func:`running_statistics` before a step, the same in all processes.
-        after: (P, N) after it.
+        after: (P, N) from all processes after the step.
     """
     sizes = [1 + 2 * norm.num_features for norm in norms]
     parts = zip(norms, before.split(sizes), after.split(sizes, dim=1), strict=True)
@@ -202,7 +202,7 @@ def fill_statistics(
         state = start.clone()
         for end in ends:
             batches = end[0] - start[0]
-            # An update keeps this share of what stands there, and adds to it what was measured.
+            # An update keeps this share of the current value and adds the measured one.
             kept = (1 - norm.momentum) ** batches
             state[1:] = kept * state[1:] + (end[1:] - kept * start[1:])
             state[0] += batches
@@ -226,21 +226,21 @@ def training_arguments(
     schedule: str = "cosine",
     **more: Any,
 ) -> TrainingArguments:
-    """The Trainer's arguments that both stages share.
+    """Arguments of the Trainer that both stages share.
 
     Args:
-        output_dir: The training's folder.
-        steps: Optimiser steps; -1 leaves them to ``num_train_epochs``.
-        batch_size: Samples for each step and process.
-        learning_rate: Its highest value; warmed up over a tenth of the steps.
-        weight_decay: AdamW's.
-        seed: Of data order, dropout and the like.
-        save_steps: Steps between checkpoints; None saves none.
-        workers: Processes that prepare data; 0 prepares it in the main process.
+        output_dir: Folder of the training.
+        steps: Number of optimiser steps; -1 to use ``num_train_epochs``.
+        batch_size: Number of samples per step and process.
+        learning_rate: Peak learning rate, after a warm-up over a tenth of the steps.
+        weight_decay: Weight decay of AdamW.
+        seed: Seed of data order, dropout and the like.
+        save_steps: Number of steps between checkpoints; None saves none.
+        workers: Number of processes that prepare data; 0 prepares it in the main process.
         report_to: ``none``, ``tensorboard`` or ``wandb``.
         deepspeed: DeepSpeed's JSON file; None trains without it.
-        schedule: What follows the warm-up, by transformers' name.
-        more: Any other of TrainingArguments' fields.
+        schedule: Name in transformers of the schedule after the warm-up.
+        more: Any other fields of TrainingArguments.
     """
     several = deepspeed is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
     return TrainingArguments(
@@ -260,10 +260,10 @@ def training_arguments(
         dataloader_num_workers=workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
-        # Elsewhere than on a terminal the log is lines alone.
+        # Without a terminal the log has only lines and no bars.
         disable_tqdm=not sys.stderr.isatty(),
         deepspeed=deepspeed_file(deepspeed),
-        # Without it the Trainer counts one process where several run on CPUs.
+        # Without it the Trainer counts one process if several run on CPUs.
         use_cpu=several and not torch.cuda.is_available(),
         **more,
     )
@@ -273,8 +273,8 @@ def run_training(trainer: ForgeryTrainer, run: TrainingRun) -> None:
     """Train, from the run's checkpoint if it has one, and keep the log as JSON.
 
     Args:
-        trainer: New.
-        run: From :func:`llava_forgery.train.run_record.open_run`, not finished. The caller writes
+        trainer: New trainer.
+        run: Unfinished run from :func:`llava_forgery.train.run_record.open_run`. The caller writes
             the result and then calls its ``finish``.
     """
     if not notices_wanted():
@@ -283,7 +283,7 @@ def run_training(trainer: ForgeryTrainer, run: TrainingRun) -> None:
     checkpoint = run.checkpoint
     state = TrainerState.load_from_json(str(Path(checkpoint) / LAST_FILE)) if checkpoint else None
     if state is not None and state.global_step >= state.max_steps:
-        # Interrupted behind its last step; the Trainer would add one.
+        # Interrupted after its last step; the Trainer would add another.
         trainer._load_from_checkpoint(checkpoint)
         trainer.state = state
     else:

@@ -1,4 +1,4 @@
-"""Figures on people who are kept out of a detector's training, as it goes, and its best state."""
+"""Validation during a detector's training on held-out people, and its best state."""
 
 from collections.abc import Callable
 from os import PathLike
@@ -24,14 +24,14 @@ class Validation(TrainerCallback):
     """Measures a detector every few steps on fixed pairs, and keeps the best state.
 
     ``validation.json`` lists ``{"step", "auc", "loss"}`` (cross-entropy of the score); ``best/``
-    holds the detector of the highest AUC, of the first one where several are equal. Both are right
-    after an interruption too: what was measured behind the checkpoint is measured again.
+    holds the detector with the highest AUC, the first of equal ones. Both are also correct after an
+    interruption: measurements after the checkpoint are repeated.
 
     Args:
-        candidate: Gives the detector as it would be written now.
+        candidate: Returns the detector as it would be written now.
         pairs: Forged and pristine faces of people who are not trained on.
-        every: Steps between two measurements.
-        folder: The training's.
+        every: Number of steps between two measurements.
+        folder: Folder of the training.
 
     Raises:
         ValueError: ``every`` is not positive.
@@ -51,12 +51,12 @@ class Validation(TrainerCallback):
         self.history: list[dict[str, float]] = []
 
     def describe(self) -> dict[str, Any]:
-        """All that the figures depend on beside the weights, as JSON takes it."""
+        """Everything besides the weights that the figures depend on, JSON-serializable."""
         return {"every": self.every, "pairs": self.pairs.describe()}
 
     @property
     def best(self) -> dict[str, float]:
-        """The measurement of what ``best/`` holds."""
+        """The measurement of the detector in ``best/``."""
         return max(self.history, key=lambda figures: figures["auc"])
 
     def on_train_begin(
@@ -87,7 +87,7 @@ class Validation(TrainerCallback):
             write_json(folder / HISTORY, self.history)
 
     def take_best(self, detector: KnowledgeGuidedForgeryDetector) -> None:
-        """Give ``detector`` the weights that ``best/`` holds."""
+        """Load the weights in ``best/`` into ``detector``."""
         load_weights(detector, self.folder / BEST, with_knowledge=True)
 
 
@@ -95,7 +95,7 @@ class Validation(TrainerCallback):
 def measure(detector: KnowledgeGuidedForgeryDetector, pairs: FacePairs) -> dict[str, float]:
     """AUC and cross-entropy of a detector's scores of both faces of each pair.
 
-    The detector is in the mode of before afterwards.
+    The detector's mode is restored.
     """
     was_training = detector.training
     detector.eval()

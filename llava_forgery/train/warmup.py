@@ -1,11 +1,11 @@
-"""A warm start for the FPL: E_forgery drawn to words of the host that say the same.
+"""A warm start for the FPL: E_forgery is trained towards words of the host with the same meaning.
 
-A new FPL speaks a language that the host has yet to learn, through the whole of it and at its cost.
-Words it knows: before stage 2, each of the first placeholders is drawn to the host's own embedding
-of the token with which its answer names a region, where that region is forged, and of a dash where
-it is not; the next one to that of "fake" or "real". A host repeats words of its prompt by itself,
-so what stage 2 has left to teach is when. The host is not run, so this takes seconds. It is not in
-the paper; stage 2 then trains FPL and LoRA as the paper has it.
+A host would have to learn the meaning of a new FPL's embeddings by training through all its layers.
+It already knows words, so before stage 2 each of the first placeholders is trained towards the
+host's own embedding of the token with which answers name a region, if that region is forged, or of
+a dash if it is not; the next placeholder towards that of "fake" or "real". A host repeats words of
+its prompt without training, so stage 2 only has to teach when. The host is not run, so this takes
+seconds. It is not in the paper; stage 2 then trains FPL and LoRA as in the paper.
 """
 
 import logging
@@ -33,8 +33,8 @@ from llava_forgery.train.dialogues import DialogueSource
 
 logger = logging.getLogger(__name__)
 
-# Of fourteen neutral tokens tried on SmolLM2, untrained, the one beside which it repeats the forged
-# regions most clearly: a word that stands in the placeholders says something of its own.
+# Of fourteen neutral tokens tried on an untrained SmolLM2, the one with which it repeats the forged
+# regions most clearly: a real word among the placeholders has a meaning of its own.
 ABSENT = "-"
 FORGED_WEIGHT = 3.0
 SLOTS = len(REGION_NAMES) + 1
@@ -42,14 +42,14 @@ _DETECTED_AT_ONCE = 16
 
 
 def opening_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """With which tokens the words of the warm start begin inside a sentence.
+    """Tokens with which the words of the warm start begin within a sentence.
 
     Args:
-        tokenizer: The host's.
+        tokenizer: Tokenizer of the host.
 
     Returns:
-        Ids for each region as answers name it, for the labels and for ``ABSENT``: the first one,
-        or as many as it takes to tell all of them apart.
+        Ids for each region as answers name it, for the labels and for ``ABSENT``: the first one, or
+        as many as are needed to distinguish them.
 
     Raises:
         ValueError: The tokenizer cannot tell two of them apart.
@@ -67,15 +67,15 @@ def opening_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
         if len(set(map(tuple, opening.values()))) == len(opening):
             return opening
     raise ValueError(
-        f"the warm start needs words that the tokenizer tells apart, this one gives {ids}; leave "
-        "the warm start out with 0 steps"
+        f"the warm start needs words that the tokenizer tells apart, this one gives {ids}; "
+        "disable the warm start with 0 steps"
     )
 
 
 @torch.no_grad()
 def word_vectors(vlm: ForgeryModel) -> dict[str, torch.Tensor]:
     """(C,) float32 for each word: the mean of the host's embeddings of its opening tokens."""
-    # Through the module, not its weight: Gemma's families multiply the rows.
+    # Through the module, not its weight, as Gemma's families scale the rows.
     embedding = vlm.host.get_input_embeddings()
     tokens = opening_tokens(vlm.prompts.tokenizer)
     return {
@@ -85,7 +85,7 @@ def word_vectors(vlm: ForgeryModel) -> dict[str, torch.Tensor]:
 
 
 def alignment_words(labels: list[int], regions: list[list[str]]) -> list[list[str]]:
-    """What the first ``SLOTS`` placeholders of each of N images are to say."""
+    """Target words of the first ``SLOTS`` placeholders of each of N images."""
     return [
         [name if name in named else ABSENT for name in REGION_NAMES] + [LABEL_NAMES[label]]
         for label, named in zip(labels, regions, strict=True)
@@ -101,14 +101,14 @@ def further_forgeries(
     """Forgeries of the detector's size for :attr:`WarmUp.pairs`.
 
     Args:
-        faces: Of people who are for training.
-        count: How many; detecting on one takes as long as on a conversation's image.
-        detector: Whose size they have.
-        seed: Of everything; conversations of the same seed are about other forgeries, by their
-            role.
+        faces: Faces of the people for training.
+        count: Number of forgeries; detecting on one takes as long as on a conversation's image.
+        detector: Detector, which determines the size.
+        seed: Seed of everything; conversations of the same seed use other forgeries, because of
+            their role.
 
     Raises:
-        ValueError: No faces, or faces labelled fake.
+        ValueError: There are no faces, or some are labelled fake.
     """
     size = detector.config.encoder.image_size
     return FacePairs(faces, count, size, seed, degradation=DegradeConfig(), role="warmup")
@@ -116,59 +116,59 @@ def further_forgeries(
 
 @dataclass(frozen=True)
 class WarmUp:
-    """How the FPL is warmed up."""
+    """Settings of the FPL's warm start."""
 
     steps: int = 400
-    """Optimiser steps, of the FPL alone."""
+    """Number of optimiser steps, which only train the FPL."""
     seed: int = 0
-    """Of the batches."""
+    """Seed of the batches."""
     pairs: FacePairs | None = None
-    """Whose forged images are learned from as well, from :func:`further_forgeries`. To name regions
-    well takes more forgeries than stage 2 has time to talk about."""
+    """Pairs whose forged images are also learned from, from :func:`further_forgeries`. Naming
+    regions well takes more forgeries than stage 2 has time for."""
     workers: int = 0
-    """Processes that make ``pairs``."""
+    """Number of processes that make ``pairs``."""
     batch_size: int = 32
-    """Images for each step."""
+    """Number of images per step."""
     learning_rate: float = 3e-3
-    """Highest value of a one-cycle schedule."""
+    """Peak of a one-cycle schedule."""
     max_dialogues: int = 2048
-    """Dialogues whose detections are kept in memory: about 20 KB each for a ``lite`` FPL, half a
-    megabyte for a ``paper`` one."""
+    """Maximum number of dialogues whose detections are kept in memory: about 20 KB each for a
+    ``lite`` FPL, half a megabyte for a ``paper`` one."""
 
     def describe(self) -> dict[str, Any]:
-        """All that the result depends on, as JSON takes it."""
+        """Everything that the result depends on, JSON-serializable."""
         more = None if self.pairs is None else self.pairs.describe()
         return {"steps": self.steps, "more": more}
 
 
 def warm_up_fpl(vlm: ForgeryModel, dialogues: DialogueSource, how: WarmUp | None = None) -> float:
-    """Draw the FPL's embeddings to words; see the module.
+    """Train the FPL's embeddings towards words; see the module's docstring.
 
     Args:
-        vlm: With a new FPL.
-        dialogues: Those with a label are learned from.
-        how: Steps and the like; the defaults if None.
+        vlm: Model with a new FPL.
+        dialogues: Dialogues, of which those with a label are used.
+        how: Settings; the defaults if None.
 
     Returns:
-        The last loss: weighted mean squared distance as a share of the words' own mean square.
+        The last loss: weighted mean squared distance relative to the mean square of the words.
 
     Raises:
-        ValueError: Fewer placeholders than regions and verdict together need, no labelled dialogue,
-            or as :func:`opening_tokens`.
+        ValueError: As for :func:`opening_tokens`; or there are fewer placeholders than regions and
+            verdict need, or no labelled dialogues.
     """
     how = how or WarmUp()
     if vlm.n_forgery < SLOTS:
         raise ValueError(
-            f"the warm start needs n_forgery of at least {SLOTS}, got {vlm.n_forgery}; leave it "
-            "out with 0 steps"
+            f"the warm start needs n_forgery of at least {SLOTS}, got {vlm.n_forgery}; disable it "
+            "with 0 steps"
         )
     vectors = word_vectors(vlm)
     inputs, labels, regions = _read(vlm, dialogues, how)
     words = alignment_words(labels, regions)
     targets = torch.stack([torch.stack([vectors[word] for word in row]) for row in words])
     generator = torch.Generator().manual_seed(how.seed)
-    # Most regions of most images are untouched: without more weight on the forged ones, all would
-    # shrink towards the dash.
+    # Most regions of most images are untouched: without a larger weight on the forged ones, all
+    # would shrink towards the dash.
     weights = torch.tensor(
         [[[1.0 if word == ABSENT else FORGED_WEIGHT] for word in row] for row in words],
         device=targets.device,
@@ -197,7 +197,7 @@ def warm_up_fpl(vlm: ForgeryModel, dialogues: DialogueSource, how: WarmUp | None
 
 
 def _mirrored(inputs: FPLInput, generator: torch.Generator) -> FPLInput:
-    """Half of the images left and right exchanged: the regions are named alike on both sides."""
+    """Mirror half of the images horizontally, which does not change the names of the regions."""
     mask, maps, probabilities = inputs
     turned = (torch.rand(len(maps), generator=generator) < 0.5).to(maps.device)
     turned = turned.view(-1, 1, 1, 1)
@@ -211,7 +211,7 @@ def _mirrored(inputs: FPLInput, generator: torch.Generator) -> FPLInput:
 def _read(
     vlm: ForgeryModel, dialogues: DialogueSource, how: WarmUp
 ) -> tuple[FPLInput, list[int], list[list[str]]]:
-    """What the FPL reads of all images, on the CPU, with their labels and forged regions."""
+    """Inputs of the FPL for all images, on the CPU, with their labels and forged regions."""
     pictures = KFDImageProcessor(vlm.kfd.config.encoder.image_size)
 
     def labelled() -> Iterator[tuple[torch.Tensor, int, list[str]]]:
@@ -223,11 +223,11 @@ def _read(
 
     def images() -> Iterator[tuple[torch.Tensor, int, list[str]]]:
         yield from islice(labelled(), how.max_dialogues)
-        # Whatever the workers, the loader keeps the order.
+        # The loader keeps the order whatever the number of workers.
         more = how.pairs
         loader = () if more is None else DataLoader(more, batch_size=None, num_workers=how.workers)
         for pair in loader:
-            # In eight bits, as the conversations' images are.
+            # In eight bits, like the images of conversations.
             yield from_bytes(to_bytes(pair.forged)), FAKE, list(pair.regions)
 
     inputs, labels, regions = [], [], []
@@ -242,7 +242,7 @@ def _read(
     if not labels:
         raise ValueError(
             "the warm start needs dialogues with a label and the forged regions, the data have "
-            "none; leave it out with 0 steps"
+            "none; disable it with 0 steps"
         )
     return FPLInput(*(torch.cat(parts) for parts in zip(*inputs, strict=True))), labels, regions
 

@@ -158,5 +158,5 @@ def test_the_pass_can_be_left_out(folder):
     skill = open_sources(parse_arguments(_words(folder, "--no-validate")))["skill"]
     assert len(skill) == 8
     assert not (folder / "llava-lora" / CACHE).exists()
-    with pytest.raises(ValueError, match="--skip-invalid needs the pass"):
+    with pytest.raises(ValueError, match="--skip-invalid needs the check"):
         parse_arguments(_words(folder, "--no-validate", "--skip-invalid"))

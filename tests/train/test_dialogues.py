@@ -123,7 +123,7 @@ def test_a_data_set_of_build_qa_is_read(tmp_path):
         with pytest.raises(ValueError, match=f"no picture but the path '{path}', which is not"):
             open_source(tmp_path / "linked")
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "other")
-    with pytest.raises(ValueError, match="no data set of conversations with images"):
+    with pytest.raises(ValueError, match="not a data set of conversations with images"):
         open_source(tmp_path / "other")
 
 

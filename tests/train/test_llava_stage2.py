@@ -282,7 +282,7 @@ def test_the_same_flags_add_no_step_and_others_are_refused(folder, lora, caplog)
     ):
         caplog.clear()
         assert main([*words, f"--{flag}", str(value)]) == 2
-        assert "holds a finished training that was another one" in caplog.text
+        assert "holds a finished training with other settings" in caplog.text
         assert f" {name} was " in caplog.text
     after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     # Another length is another question to the data.

@@ -29,8 +29,8 @@ def test_what_is_not_named_is_the_default(tmp_path):
         ({"simulater": {}}, "has no simulater; it has simulator, framing"),
         ({"degradation": {"codec": 1}}, "degradation of .* has no codec; it has probability"),
         ({"simulator": {"swap": 2}}, "swap is a probability"),
-        ([], "must be an object of JSON"),
-        ({"weights": 1}, "weights of .* must be an object"),
+        ([], "must be a JSON object"),
+        ({"weights": 1}, "weights of .* must be a JSON object"),
     ],
 )
 def test_a_wrong_recipe_is_an_error(tmp_path, values, message):

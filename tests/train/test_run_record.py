@@ -97,7 +97,7 @@ def test_another_training_is_refused_and_what_differs_is_named(
         interrupt(trained, folder, "checkpoint-2")
     before = _contents(folder)
     for resume in (False, True):
-        with pytest.raises(ValueError, match="training that was another one") as error:
+        with pytest.raises(ValueError, match="training with other settings") as error:
             _train(**{"faces": faces, "folder": folder, "resume": resume, **options})
         message = str(error.value)
         assert all(text in message for text in named), message
@@ -123,7 +123,7 @@ def test_checkpoints_and_results_from_elsewhere_are_refused(faces, trained, tmp_
     for folder in (tmp_path / "cut", tmp_path / "result"):
         before = _contents(folder)
         for resume in (False, True):
-            with pytest.raises(ValueError, match=r"is there, but no .*training_run\.json"):
+            with pytest.raises(ValueError, match=r"exists, but not .*training_run\.json"):
                 _train(faces, folder, resume=resume)
         assert _contents(folder) == before
 
@@ -229,7 +229,7 @@ def test_an_adapter_killed_in_the_midst_of_an_epoch_behind_its_last_step_adds_no
 def test_an_adapter_whose_record_is_gone_is_not_replaced(conversations, tmp_path):
     _adapter(conversations[0], tmp_path / "adapter", save_steps=None)
     shutil.rmtree(tmp_path / "adapter-training")
-    with pytest.raises(ValueError, match=r"adapter/forgery_config\.json is there, but no"):
+    with pytest.raises(ValueError, match=r"adapter/forgery_config\.json exists, but not"):
         _adapter(conversations[0], tmp_path / "adapter")
 
 

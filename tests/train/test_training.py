@@ -203,7 +203,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     kept = tmp_path / "out" / ("checkpoint-4" if call == 3 else "checkpoint-2")
     said = sentence(caught.value)
     assert said.startswith(f"{tmp_path / 'out' / file}: ")
-    assert said.endswith(f"training stopped at step 4, {kept} is whole: make room and resume")
+    assert said.endswith(f"training stopped at step 4, {kept} is complete: free space and resume")
     assert last_checkpoint(tmp_path / "out") == str(kept)
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
     resumed = _train_kfd(faces, tmp_path / "out", resume=True).state_dict()
