@@ -151,7 +151,7 @@ def test_a_message_says_how_small_a_face_may_be(detector):
     photograph = np.zeros((1080, 1920, 3), np.uint8)
     assert nothing_found(detector, photograph) == (
         "no face was found in its 1920 x 1080 pixels, where faces from about 64 pixels across on "
-        "are looked for"
+        "are searched for"
     )
     assert nothing_found(object(), photograph) == "no face was found in its 1920 x 1080 pixels"
 

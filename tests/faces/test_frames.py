@@ -130,7 +130,7 @@ def test_all_orientations(tmp_path, matrix):
 def test_other_angles_are_refused(tmp_path):
     video(tmp_path / "a.mp4", [picture()] * 2)
     displayed_by(tmp_path / "a.mp4", (0.866, 0.5, -0.5, 0.866))
-    with pytest.raises(ValueError, match="shown turned by 30 degrees; expected quarter turns"):
+    with pytest.raises(ValueError, match="shown rotated by 30 degrees; expected quarter turns"):
         shown(tmp_path / "a.mp4")
 
 

@@ -127,7 +127,7 @@ def test_nothing_of_a_folder_is_dropped(tmp_path):
     assert found.files == ["a/b/real.jpg", "linked.png", "linked/one.png"]
     problems = dict(found.problems)
     assert set(problems) == {"a/loop", "gone.jpg", "pipe.mp4", "self.png", "twice"}
-    assert "leads to the folder ., which is searched already" in problems["a/loop"]
+    assert "leads to the folder ., which is already searched" in problems["a/loop"]
     assert "leads to the folder a," in problems["twice"]
     assert "leads nowhere" in problems["gone.jpg"]
     assert "not a regular file" in problems["pipe.mp4"]

@@ -49,7 +49,7 @@ def test_the_list_is_checked_before_the_work():
     with pytest.raises(ValueError, match=r"identity 'Ann' is in the splits train and val"):
         check_sources([source("a.mp4", identity="Ann"),
                        source("b.mp4", identity="Ann", split="val")])  # fmt: skip
-    with pytest.raises(ValueError, match=r"video_id 'v' stands in"):
+    with pytest.raises(ValueError, match=r"video_id 'v' is in"):
         check_sources([source("a.mp4", identity="Ann", video_id="v"),
                        source("b.mp4", identity="Bob", video_id="v", split="val")])  # fmt: skip
 
