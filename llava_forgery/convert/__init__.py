@@ -1,1 +1,1 @@
-"""Others' weights, brought into our formats."""
+"""Conversion of third-party weights to our formats."""

@@ -2,9 +2,9 @@
 
     llava-forgery convert imagebind imagebind_huge.pth --out DIR
 
-ImageBind-Huge's two towers are open_clip's ViT-H-14 under other names, with another epsilon in the
-layer norms. The folder that is written loads as ``local-dir:DIR``, and the epsilon is in its
-configuration. LVLM-DFD's fork of ImageBind adds LoRA to the towers' MLPs and heads; it is merged.
+ImageBind-Huge's two towers are open_clip's ViT-H-14 with other names and another epsilon in the
+layer norms. The output folder loads as ``local-dir:DIR``, with the epsilon in its configuration.
+LVLM-DFD's fork of ImageBind adds LoRA to the MLPs and heads of the towers, which is merged.
 
 Source: facebookresearch/ImageBind at 53680b0; botianzhe/LVLM-DFD at 589b036.
 """
@@ -32,17 +32,17 @@ from llava_forgery.weights import save_tensors
 
 MODEL = "ViT-H-14"
 EPSILON = 1e-6
-# The fork's layers of loralib: rank 32 and loralib's default alpha of 1.
+# The fork's loralib layers: rank 32 and loralib's default alpha of 1.
 LORA_RANK, LORA_ALPHA = 32, 1
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-# Folders that open_clip reads hold the other two: this file tells ours apart.
+# Any folder of open_clip holds the other two: this file identifies ours.
 SUMMARY = "imagebind.json"
 
 _LORA_LAYERS = re.compile(
     r"modality_(trunks\.(vision|text)\.blocks\.\d+\.mlp\.fc[12]"
     r"|heads\.(vision\.2|text\.proj\.1))\.weight$"
 )
-# Its other senses, and the text's causal mask, which open_clip builds itself.
+# Other modalities, and the causal mask of the text, which open_clip builds itself.
 _NOT_NEEDED = re.compile(
     r"modality_(preprocessors|trunks|heads|postprocessors)\.(audio|depth|thermal|imu|point)\..+"
     r"|modality_preprocessors\.text\.mask"
@@ -64,7 +64,7 @@ def tower_config(model: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """open_clip's configuration with ImageBind's epsilon.
 
     Args:
-        model: open_clip's own for the same sizes; by default that of ViT-H-14.
+        model: open_clip's configuration for the same sizes; by default that of ViT-H-14.
     """
     config = deepcopy(dict(model)) if model is not None else open_clip.get_model_config(MODEL)
     for part in ("vision_cfg", "text_cfg"):
@@ -83,14 +83,14 @@ def import_imagebind(
 
     Args:
         checkpoint: ``imagebind_huge.pth``, or the same with the fork's LoRA.
-        target: The folder, written as a whole or not at all.
-        model: open_clip's configuration of the sizes; by default ViT-H-14's.
-        rank: Of the fork's LoRA, where the checkpoint holds it.
+        target: Output folder, written as a whole or not at all.
+        model: open_clip's configuration of the sizes; by default that of ViT-H-14.
+        rank: Rank of the fork's LoRA, if the checkpoint holds it.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Names, shapes or values are not as expected (``compare_tensors``); or it is no
-            checkpoint of tensors alone; or the target holds something else.
+        ValueError: Names, shapes or values are not as expected (``compare_tensors``); the file is
+            not a checkpoint of only tensors; or the target holds something else.
     """
     check_output_folder(target, SUMMARY, entries=(CONFIG, WEIGHTS, SUMMARY))
     tensors = needed_tensors(read_checkpoint(checkpoint))
@@ -105,11 +105,11 @@ def import_imagebind(
 def needed_tensors(
     tensors: Mapping[str, torch.Tensor], prefix: str = ""
 ) -> dict[str, torch.Tensor]:
-    """A checkpoint without what belongs to ImageBind's other senses.
+    """A checkpoint without the tensors of ImageBind's other modalities.
 
     Args:
-        tensors: Names to tensors.
-        prefix: Of ImageBind's names in it.
+        tensors: Tensors by name.
+        prefix: Prefix of ImageBind's names.
     """
     return {
         name: tensor
@@ -119,18 +119,18 @@ def needed_tensors(
 
 
 def is_factor(name: str) -> bool:
-    """Whether a name is of one of loralib's two factors."""
+    """Whether a name is that of one of loralib's two factors."""
     return name.endswith((".lora_A", ".lora_B"))
 
 
 def tower_sources(
     model: Mapping[str, Any] | None = None, prefix: str = ""
 ) -> dict[str, TensorSource]:
-    """open_clip's names to where their tensors come from.
+    """Sources of open_clip's tensors by name.
 
     Args:
         model: As for :func:`import_imagebind`.
-        prefix: Of ImageBind's names in the checkpoint.
+        prefix: Prefix of ImageBind's names in the checkpoint.
     """
     with torch.device("meta"):
         state = open_clip.CLIP(**tower_config(model)).state_dict()
@@ -140,12 +140,12 @@ def tower_sources(
 def factor_sources(
     sources: Mapping[str, TensorSource], names: Iterable[str], rank: int = LORA_RANK
 ) -> list[TensorSource]:
-    """The fork's LoRA: all of its factors where the checkpoint has one of them, else none.
+    """Sources of the fork's LoRA: all of its factors if the checkpoint has one of them, else none.
 
     Args:
-        sources: From :func:`tower_sources`.
-        names: The checkpoint's.
-        rank: Of the factors.
+        sources: Output of :func:`tower_sources`.
+        names: Names in the checkpoint.
+        rank: Rank of the factors.
     """
     factors = []
     for source in sources.values():
@@ -162,9 +162,9 @@ def convert_towers(
     """The state of the open_clip model, from a checked checkpoint.
 
     Args:
-        tensors: The checkpoint's.
-        sources: From :func:`tower_sources`.
-        rank: Of the fork's LoRA, which is merged where the checkpoint holds it.
+        tensors: Tensors of the checkpoint.
+        sources: Output of :func:`tower_sources`.
+        rank: Rank of the fork's LoRA, which is merged if the checkpoint holds it.
     """
     towers = convert_sources(tensors, sources)
     for name, source in sources.items():
@@ -188,13 +188,13 @@ def write_towers(
 
 
 def _factors(weight: str) -> tuple[str, str]:
-    """loralib's names of A and B beside a weight, to which B A alpha / r is added."""
+    """loralib's names of A and B for a weight, to which B A alpha / r is added."""
     layer = weight.removesuffix("weight")
     return f"{layer}lora_A", f"{layer}lora_B"
 
 
 def _source(name: str, shape: tuple[int, ...], prefix: str) -> TensorSource:
-    """Where an open_clip tensor of a name and shape comes from."""
+    """Source of an open_clip tensor with this name and shape."""
     reshape = partial(torch.reshape, shape=shape)
     special = {
         "visual.class_embedding": ("preprocessors.vision.cls_token", (1, 1, *shape), reshape),
@@ -226,5 +226,5 @@ def _source(name: str, shape: tuple[int, ...], prefix: str) -> TensorSource:
 
 
 def _add_frames(kernel: torch.Tensor) -> torch.Tensor:
-    """The kernel runs over two frames, and an image is shown as two equal ones."""
+    """Sum the kernel over its two frames, as an image is shown as two equal frames."""
     return kernel.float().sum(dim=2).to(kernel.dtype)

@@ -1,14 +1,14 @@
-"""The official LVLM-DFD checkpoint, brought into our formats.
+"""Conversion of the official LVLM-DFD checkpoint to our formats.
 
     llava-forgery convert lvlm-dfd ckpt.pth --out DIR
 
 writes::
 
-    DIR/encoder/                  ImageBind's towers for open_clip, the fork's LoRA merged
-    DIR/kfd/                      the detector, on that encoder
+    DIR/encoder/                  ImageBind's towers for open_clip, with the fork's LoRA merged
+    DIR/kfd/                      the detector on that encoder
     DIR/fpl.safetensors           the learner, of ``paper`` sizes
-    DIR/adapter_*                 the language model's LoRA, as peft writes it, for Vicuna-7B alone
-    DIR/llama_proj.safetensors    ImageBind's embedding to the language model; nothing here reads it
+    DIR/adapter_*                 the language model's LoRA in peft's format, for Vicuna-7B only
+    DIR/llama_proj.safetensors    ImageBind's embedding to the language model, not used here
     DIR/lvlm_dfd.json             sizes
 
 :func:`attach_lvlm_dfd` puts the parts on a transformers host of the same widths.
@@ -62,12 +62,12 @@ from llava_forgery.noise import quiet
 from llava_forgery.weights import compare_tensors, read_tensors, save_tensors
 
 INFO, ENCODER, PROJECTION = "lvlm_dfd.json", "encoder", "llama_proj.safetensors"
-# 1 had peft's files in a folder of their own.
+# Format 1 had peft's files in a separate folder.
 FORMAT = 2
 LANGUAGE_MODEL = "lmsys/vicuna-7b-v1.5-16k"
 TOWERS = "visual_encoder."
-# The official code hands the words over where a list is expected, so each letter is a text of its
-# own. Its context of 16 vectors was never saved and changes the features by cosine 0.001.
+# The official code passes a string where a list is expected, so each letter is a separate text. Its
+# context of 16 vectors was never saved and changes the features by cosine 0.001.
 DESCRIPTIONS_REAL, DESCRIPTIONS_FAKE = tuple("real"), tuple("fake")
 
 
@@ -82,15 +82,15 @@ def import_lvlm_dfd(
 
     Args:
         checkpoint: ``ckpt.pth``.
-        target: The folder, written as a whole or not at all.
-        imagebind: ``imagebind_huge.pth``, for a checkpoint that holds ImageBind's LoRA alone, or
-            nothing of it.
-        sizes: Of the checkpoint; by default the official ones.
+        target: Output folder, written as a whole or not at all.
+        imagebind: ``imagebind_huge.pth``, for a checkpoint that holds only ImageBind's LoRA, or
+            nothing of ImageBind.
+        sizes: Sizes of the checkpoint; by default the official ones.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Names, shapes or values are not as expected (``compare_tensors``); or it is no
-            checkpoint of tensors alone; or the target holds something else.
+        ValueError: Names, shapes or values are not as expected (``compare_tensors``); the file is
+            not a checkpoint of only tensors; or the target holds something else.
     """
     sizes = sizes or LvlmDfdSizes()
     check_output_folder(target, INFO)
@@ -101,11 +101,11 @@ def import_lvlm_dfd(
     elif not any(name.startswith(TOWERS) for name in tensors):
         raise ValueError(
             f"{where} holds no {TOWERS}*, the image and text towers; give ImageBind's own "
-            "checkpoint too (--imagebind imagebind_huge.pth)"
+            "checkpoint as well (--imagebind imagebind_huge.pth)"
         )
     parts = _take_parts(tensors, sizes, where)
-    # The heads alone are copied: the other tensors, and the mapped file behind them, are let go
-    # before the towers are built.
+    # Only the heads are copied: the other tensors and the mapped file are released before the
+    # towers are built.
     heads = {name: tensor.clone() for name, tensor in parts.pop("kfd").items()}
     del tensors
     with atomic_path(target) as temporary:
@@ -122,19 +122,20 @@ def import_lvlm_dfd(
 def attach_lvlm_dfd(
     model: PreTrainedModel, processor: ProcessorMixin, directory: str | PathLike
 ) -> ForgeryVLM:
-    """Put imported detector, learner and LoRA on a host.
+    """Attach imported detector, learner and LoRA to a host.
 
-    The official model is no transformers host: it shows Vicuna-7B one embedding of ImageBind and
-    words its prompt otherwise. On another host of these widths the parts are a start for stage 2.
+    The official model is not a transformers host: it gives Vicuna-7B a single embedding of
+    ImageBind and uses a different prompt. On another host of these widths the parts are an
+    initialisation for stage 2.
 
     Args:
-        model: A host whose language model has the checkpoint's width and number of layers.
-        processor: Its processor.
-        directory: Written by :func:`import_lvlm_dfd`.
+        model: Host whose language model has the checkpoint's width and number of layers.
+        processor: Processor of the host.
+        directory: Folder written by :func:`import_lvlm_dfd`.
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: The host has other sizes.
+        ValueError: The host's sizes differ.
     """
     directory = Path(directory)
     if not (directory / INFO).is_file():
@@ -163,19 +164,19 @@ def attach_lvlm_dfd(
 
 
 def _in_layer(name: str) -> str:
-    """A weight's name from ``layers.N`` on; what stands before differs from host to host."""
+    """A weight's name from ``layers.N`` on; the preceding part differs between hosts."""
     return re.sub(r"^.*?\.(?=layers\.\d+\.)", "", name)
 
 
 def _add_towers(
     tensors: dict[str, torch.Tensor], imagebind: str | PathLike, where: str
 ) -> tuple[dict[str, torch.Tensor], str]:
-    """The checkpoint with ImageBind's own weights, of which it holds none itself."""
+    """The checkpoint with ImageBind's own weights added, of which it must hold none."""
     twice = [n for n in tensors if n.startswith(TOWERS) and not is_factor(n)]
     if twice:
         raise ValueError(
-            f"{where} holds ImageBind's weights itself ({twice[0]} and {len(twice) - 1} more); "
-            "leave --imagebind out"
+            f"{where} already holds ImageBind's weights ({twice[0]} and {len(twice) - 1} more); "
+            "omit --imagebind"
         )
     towers = read_checkpoint(imagebind)
     named = {TOWERS + name: tensor for name, tensor in towers.items()}
@@ -203,7 +204,7 @@ def _take_parts(
 
 
 def _save_detector(directory: Path, heads: dict[str, torch.Tensor], sizes: LvlmDfdSizes) -> None:
-    """Build the detector on the towers that were written, fill it and save it beside them."""
+    """Build the detector on the written towers, fill it and save it next to them."""
     towers = tower_config(sizes.towers)
     encoder = EncoderConfig(
         "open_clip",
@@ -225,7 +226,7 @@ def _save_detector(directory: Path, heads: dict[str, torch.Tensor], sizes: LvlmD
 
 
 def _save_lora(directory: Path, tensors: dict[str, torch.Tensor], sizes: LvlmDfdSizes) -> None:
-    """peft's own layout."""
+    """Write the LoRA in peft's layout."""
     settings = sizes.lora
     LoraConfig(
         r=settings.r,

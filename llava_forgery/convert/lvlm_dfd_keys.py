@@ -1,4 +1,4 @@
-"""Names and shapes of the official LVLM-DFD checkpoint, beside ours.
+"""Names and shapes of the official LVLM-DFD checkpoint, with ours.
 
 Source: botianzhe/LVLM-DFD at commit 589b036.
 """
@@ -30,15 +30,15 @@ class LvlmDfdSizes:
     hidden_size: int = 4096
     """Width of the language model."""
     language_layers: int = 32
-    """Its blocks."""
+    """Number of blocks of the language model."""
     lora_rank: int = 32
-    """Of its LoRA, whose alpha is the same."""
+    """Rank of the language model's LoRA, whose alpha is the same."""
     towers: Mapping[str, Any] | None = None
-    """open_clip's configuration of ImageBind's towers; None: ViT-H-14's."""
+    """open_clip's configuration of ImageBind's towers; None for ViT-H-14's."""
     taps: tuple[int, ...] = TAPS
-    """Blocks of the image tower that are read, counted from 1."""
+    """Tapped blocks of the image tower, counted from 1."""
     tower_rank: int = LORA_RANK
-    """Of the LoRA inside ImageBind."""
+    """Rank of ImageBind's LoRA."""
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "language_layers", "lora_rank", "tower_rank"):
@@ -57,7 +57,7 @@ class LvlmDfdSizes:
 
 
 def detector_sources(sizes: LvlmDfdSizes) -> dict[str, TensorSource]:
-    """The detector's linear layers and heads; its temperature is a constant there."""
+    """The detector's linear layers and heads; its temperature is constant in the checkpoint."""
     config = tower_config(sizes.towers)
     layers = len(sizes.taps)
     widths = [config["vision_cfg"]["width"]] * layers
@@ -82,7 +82,7 @@ def detector_sources(sizes: LvlmDfdSizes) -> dict[str, TensorSource]:
 
 
 def learner_sources(sizes: LvlmDfdSizes) -> dict[str, TensorSource]:
-    """The learner's tensors, whose order of vectors is another one there."""
+    """The learner's tensors, whose vectors have a different order in the checkpoint."""
     with torch.device("meta"):
         learner = ForgeryPromptLearner(sizes.fpl)
     names = {
@@ -105,11 +105,11 @@ def learner_sources(sizes: LvlmDfdSizes) -> dict[str, TensorSource]:
 
 
 def language_lora_sources(sizes: LvlmDfdSizes, names: Iterable[str]) -> dict[str, TensorSource]:
-    """The language model's LoRA, in the names of peft's files.
+    """The language model's LoRA, by the names in peft's files.
 
     Args:
-        sizes: Of the checkpoint.
-        names: The checkpoint's; peft's older releases left out the adapter's name ``default``.
+        sizes: Sizes of the checkpoint.
+        names: Names in the checkpoint; older releases of peft omit the adapter's name ``default``.
     """
     default = ".default" if any(".lora_A.default." in name for name in names) else ""
     width, rank = sizes.hidden_size, sizes.lora_rank
@@ -135,7 +135,7 @@ def projection_sources(sizes: LvlmDfdSizes) -> dict[str, TensorSource]:
 
 
 def _renamed(module: nn.Module, names: Mapping[str, str]) -> dict[str, TensorSource]:
-    """A module's tensors from a checkpoint that has them under other names, as patterns."""
+    """Sources of a module's tensors in a checkpoint with other names, given as patterns."""
     sources = {}
     for name, tensor in module.state_dict().items():
         theirs = name

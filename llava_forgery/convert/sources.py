@@ -1,9 +1,9 @@
-"""Weights from elsewhere, brought into our formats once.
+"""One-time conversion of third-party weights to our formats.
 
 Pickled checkpoints are read here, with ``weights_only=True``. The only other pickles that are read
-are the states of optimisers in the checkpoints of a training that resumes, the Trainer's and
-DeepSpeed's: with ``weights_only=True`` as well, and only where ``training_run.json`` says that this
-training wrote them (:mod:`llava_forgery.train.run_record`).
+are the optimiser states of the Trainer and DeepSpeed in the checkpoints of a resumed training: also
+with ``weights_only=True``, and only if ``training_run.json`` says that the same training wrote them
+(:mod:`llava_forgery.train.run_record`).
 """
 
 import pickle
@@ -25,32 +25,32 @@ EFFICIENTNET = "tf_efficientnet_lite0"
 
 
 def read_checkpoint(path: str | PathLike) -> dict[str, torch.Tensor]:
-    """The tensors of a pickled checkpoint, on the CPU; nothing else in it is ever run.
+    """The tensors of a pickled checkpoint, on the CPU; no code in it is ever run.
 
     Args:
-        path: Written by ``torch.save``: names to tensors.
+        path: File of tensors by name, written by ``torch.save``.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It holds more than tensors, or is no checkpoint.
+        ValueError: The file holds more than tensors, or is not a checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        # Mapped, a file of gigabytes is read where it is used and need not fit twice.
+        # Memory-mapped, a file of gigabytes is read on demand and need not fit twice.
         values = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is refused: it is no pickled checkpoint of tensors alone. Loading anything "
+            f"{path} is refused: it is not a pickled checkpoint of only tensors. Loading anything "
             "else could run code of whoever wrote it, so nothing in it was loaded "
             f"({str(error).splitlines()[0]})"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError) as error:
         raise ValueError(
-            f"{path} is damaged or no checkpoint of torch.save ({type(error).__name__}: "
+            f"{path} is damaged or not a checkpoint of torch.save ({type(error).__name__}: "
             f"{(str(error) or 'no message').splitlines()[0]})"
         ) from error
     if not isinstance(values, dict) or not all(
@@ -59,37 +59,37 @@ def read_checkpoint(path: str | PathLike) -> dict[str, torch.Tensor]:
         held = ", ".join(map(str, list(values)[:5])) if isinstance(values, dict) else values
         raise ValueError(
             f"{path} must hold names and tensors, got {type(values).__name__} of {held!s:.200}; "
-            "give the state_dict alone"
+            "give only the state_dict"
         )
     return values
 
 
 @dataclass(frozen=True)
 class TensorSource:
-    """Where a tensor of ours comes from."""
+    """Source of one of our tensors."""
 
     name: str
-    """In the checkpoint."""
+    """Name in the checkpoint."""
     shape: tuple[int, ...]
-    """In the checkpoint."""
+    """Shape in the checkpoint."""
     convert: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
-    """To our shape."""
+    """Conversion to our shape."""
     dtype: torch.dtype = torch.float32
-    """Whether floating-point numbers or integers."""
+    """Floating-point or integer type."""
 
 
 def check_tensor_sources(
     tensors: Mapping[str, torch.Tensor], sources: Iterable[TensorSource], where: str
 ) -> None:
-    """Compare a checkpoint with what it must hold, which is all that it may hold.
+    """Check that a checkpoint holds exactly the expected tensors.
 
     Args:
-        tensors: The checkpoint's.
-        sources: What is wanted of it.
-        where: The checkpoint, for the message.
+        tensors: Tensors of the checkpoint.
+        sources: Expected tensors.
+        where: Name of the checkpoint for the message.
 
     Raises:
-        ValueError: As :func:`compare_tensors`.
+        ValueError: As for :func:`compare_tensors`.
     """
     expected = {s.name: torch.empty(s.shape, dtype=s.dtype, device="meta") for s in sources}
     compare_tensors(tensors, expected, where)
@@ -98,7 +98,7 @@ def check_tensor_sources(
 def convert_sources(
     tensors: Mapping[str, torch.Tensor], sources: Mapping[str, TensorSource]
 ) -> dict[str, torch.Tensor]:
-    """A checked checkpoint's tensors under our names."""
+    """The tensors of a checked checkpoint under our names."""
     return {name: source.convert(tensors[source.name]) for name, source in sources.items()}
 
 
@@ -109,7 +109,7 @@ def import_efficientnet(target: str | PathLike) -> None:
     match timm's ``tf_efficientnet_lite0`` one to one in order and shape.
 
     Args:
-        target: The file to write.
+        target: File to write.
 
     Raises:
         FileNotFoundError: The package is not installed.
@@ -132,19 +132,19 @@ def import_efficientnet(target: str | PathLike) -> None:
 
 
 def load_trunk(detector: KnowledgeGuidedForgeryDetector, path: str | PathLike) -> None:
-    """Start a detector's timm trunk from weights of the whole classification model.
+    """Initialise a detector's timm trunk from the weights of the whole classification model.
 
     Args:
-        detector: With a ``timm`` encoder.
-        path: safetensors under timm's names, such as :func:`import_efficientnet` writes.
+        detector: Detector with a ``timm`` encoder.
+        path: safetensors with timm's names, such as :func:`import_efficientnet` writes.
 
     Raises:
-        ValueError: The encoder is not timm's, or the file does not fit the model.
+        ValueError: The encoder is not timm's, or the file does not match the model.
     """
     if not isinstance(detector.encoder, TimmEncoder):
         raise ValueError("trunk weights are for encoders of kind 'timm'; open_clip names its own")
     whole = timm.create_model(detector.config.encoder.name, pretrained=False)
     tensors = load_tensors(path, whole.state_dict())
     trunk = detector.encoder.trunk
-    # The trunk lacks the classification model's last layers and nothing else.
+    # The trunk only lacks the last layers of the classification model.
     trunk.load_state_dict({name: tensors[name] for name in trunk.state_dict()})

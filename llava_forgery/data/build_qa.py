@@ -2,15 +2,15 @@
 
     llava-forgery data build-qa --faces FACES --kfd KFD --out QA
 
-One pass makes them all: faces are forged, the trained detector scores them in batches, and each
-image gets a conversation that cites its score (LVLM-DFD, section 3.3). The result is a Hugging
-Face data set on disk, and in the same folder LLaVA's JSON with its pictures::
+Everything is made in one pass: faces are forged, the trained detector scores them in batches, and
+each image gets a conversation that cites its score (LVLM-DFD, section 3.3). The result is a Hugging
+Face data set on disk and, in the same folder, LLaVA's JSON with its pictures::
 
     QA/               datasets.load_from_disk(QA)
       conversations.json images/000000.png ...
       settings.json   how it was made
 
-What is finished lies in ``QA-parts`` until all is; see :mod:`llava_forgery.data.shards`.
+Finished parts are kept in ``QA-parts`` until all are done; see :mod:`llava_forgery.data.shards`.
 """
 
 import random
@@ -62,9 +62,9 @@ def score_samples(
     """The detector's score of each image, in [0, 1].
 
     Args:
-        samples: With images of the detector's size.
-        detector: In eval mode.
-        batch_size: Images for each pass.
+        samples: Samples with images of the detector's size.
+        detector: Detector in eval mode.
+        batch_size: Number of images per pass.
     """
     device = next(detector.consistency.parameters()).device
     scores: list[float] = []
@@ -92,31 +92,32 @@ def build_conversations(
 ) -> datasets.Dataset:
     """Make and write the training conversations, one for each image.
 
-    An interrupted build goes on where it stopped when it is repeated with the same arguments, and
-    its result is that of an uninterrupted one.
+    An interrupted build resumes if it is repeated with the same arguments, with the same result as
+    an uninterrupted one.
 
     Args:
-        source: Faces of people who are for training; pairs give two conversations each.
-        detector: Trained, in eval mode; None leaves all scores out.
-        output_dir: A data set there is replaced once the new one is complete.
+        source: Faces of the people for training; pairs give two conversations each.
+        detector: Trained detector in eval mode; None omits all scores.
+        output_dir: Output folder; an existing data set is replaced once the new one is complete.
         follow_ups: Probability of follow-up turns in a conversation.
-        max_turns: Most turns of a conversation, 1 to 4; the number of follow-ups is drawn.
-        task_descriptions: Probability of a task description at its beginning. Programs that know
-            nothing of the skill give none.
+        max_turns: Maximum number of turns of a conversation, 1 to 4; the number of follow-ups is
+            random.
+        task_descriptions: Probability of a task description at the beginning, which programs
+            unaware of the skill do not give.
         kfd_results: Probability of the sentence that cites the detector's score, which such
-            programs cannot; by default 0.75 with a detector and 0 without.
-        vary: Whether wordings are chosen at random; else the canonical ones are taken.
-        seed: Of the wordings.
-        part_size: Units of the source (pairs, faces) for each part.
-        batch_size: Images for each pass of the detector.
-        workers: Processes that make the images; the result does not depend on them.
+            programs cannot give; by default 0.75 with a detector and 0 without.
+        vary: Whether to choose wordings at random instead of the canonical ones.
+        seed: Seed of the wordings.
+        part_size: Number of units of the source (pairs, faces) per part.
+        batch_size: Number of images per pass of the detector.
+        workers: Number of processes that make the images; the result does not depend on it.
 
     Returns:
-        The data set; rows as in ``FEATURES``, the score None without a detector.
+        The data set, with rows as in ``FEATURES``; the score is None without a detector.
 
     Raises:
         ValueError: A probability is not in [0, 1], scores are asked for without a detector, or
-            parts of another build lie beside ``output_dir``.
+            there are parts of another build next to ``output_dir``.
     """
     if isinstance(source, FacePairs):
         source = SimulatedSamples(source)
@@ -166,7 +167,7 @@ def build_conversations(
 
 
 def conversation_of(row: dict) -> Conversation:
-    """The neutral record of a row."""
+    """The neutral conversation of a row."""
     return Conversation.from_dict(
         {"messages": row["messages"], "label": row["label"], "regions": row["regions"]}
     )
@@ -175,12 +176,12 @@ def conversation_of(row: dict) -> Conversation:
 def _parts(
     source: SampleSource, missing: list[int], part_size: int, workers: int
 ) -> Iterator[tuple[int, list[tuple[str, Sample]]]]:
-    """Each missing part's number and samples, which are named after their place in the source."""
+    """Number and samples of each missing part; samples are named by their place in the source."""
     units = [
         range(number * part_size, min((number + 1) * part_size, len(source))) for number in missing
     ]
     order = [unit for part in units for unit in part]
-    # One loader for all parts, so that workers start once.
+    # One loader for all parts, so that workers only start once.
     made = iter(DataLoader(source, batch_size=None, sampler=order, num_workers=workers))
     with progress(title="forge, score, ask", unit="unit", total=len(order)) as bar:
         for number, part in zip(missing, units, strict=True):
@@ -194,7 +195,7 @@ def _parts(
 def _row(
     place: str, sample: Sample, score: float | None, wording: dict[str, Any]
 ) -> dict[str, Any]:
-    # Seeded by the place alone: neither parts nor workers change what is said.
+    # Seeded by the place only: neither parts nor workers change the wordings.
     rng = random.Random(f"{wording['seed']}-{place}")
     conversation = build_conversation(
         sample.label,
@@ -220,8 +221,8 @@ def _draw_follow_ups(rng: random.Random, share: float, most: int) -> int:
 
 
 def _assemble(store: PartStore, output_dir: Path, settings: dict[str, Any]) -> None:
-    """All parts as one folder, which is renamed into place."""
-    # Beside the parts, so that what an interruption leaves of it is found and removed.
+    """Assemble all parts in a folder and rename it into place."""
+    # Next to the parts, so that remains of an interruption are found and removed.
     with atomic_path(store.folder / "assembled") as folder:
         write_rows(store.rows, FEATURES, folder)
         (folder / IMAGES).mkdir()

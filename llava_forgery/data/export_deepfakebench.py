@@ -20,31 +20,31 @@ from llava_forgery.files import atomic_path, check_output_folder, contained, is_
 from llava_forgery.images import save_png
 from llava_forgery.progress import progress
 
-# DeepfakeBench's own data lie in folders named rgb: this file tells ours apart.
+# DeepfakeBench's own data are in folders named rgb as well: this file identifies ours.
 SUMMARY = "export.json"
 
 
 def export_deepfakebench(
     faces: datasets.Dataset, output_dir: str | PathLike, dataset: str, size: int = 256
 ) -> int:
-    """Write faces as DeepfakeBench reads them: pictures, masks and the data set JSON.
+    """Write faces in DeepfakeBench's layout: pictures, masks and the data set JSON.
 
-    Written are ``rgb/DATASET/.../frames/VIDEO/000.png``, ``masks`` beside ``frames`` where masks
-    are known, and ``DATASET.json``. Its landmarks are not written: detectors that need them cannot
+    The output is ``rgb/DATASET/.../frames/VIDEO/000.png``, ``masks`` next to ``frames`` if masks
+    are known, and ``DATASET.json``. Landmarks are not written, so detectors that need them cannot
     be trained on the result.
 
     Args:
         faces: Rows of ``FaceCrop`` with both labels.
-        output_dir: A folder there is replaced as a whole.
-        dataset: DeepfakeBench's name for it; see ``to_deepfakebench``.
-        size: Side of the pictures in pixels; the crop is taken as a whole.
+        output_dir: Output folder; an existing one is replaced as a whole.
+        dataset: DeepfakeBench's name of the data set; see ``to_deepfakebench``.
+        size: Side of the pictures in pixels; crops are scaled as a whole.
 
     Returns:
         The number of pictures.
 
     Raises:
-        ValueError: As ``to_deepfakebench``; several faces of one frame; or the name would lead to
-            another folder.
+        ValueError: As for ``to_deepfakebench``; or there are several faces of one frame, or the
+            name would lead to another folder.
     """
     if not is_name(dataset) or "/" in dataset:
         raise ValueError(
@@ -62,7 +62,7 @@ def export_deepfakebench(
         twice = [name for name, count in names.items() if count > 1]
         if twice:
             raise ValueError(
-                f"{twice[0]} would be written twice: DeepfakeBench takes one face of a frame; "
+                f"{twice[0]} would be written twice: DeepfakeBench takes one face per frame; "
                 "prepare without --all-faces"
             )
         value = to_deepfakebench(sources, dataset, temporary / "rgb")
@@ -72,7 +72,7 @@ def export_deepfakebench(
 
 
 def _frame_file(face: FaceCrop, folder: Path, size: int) -> MediaSource:
-    """Write a face's picture and mask, and say where they are."""
+    """Write a face's picture and mask, and return their paths."""
     # A photograph is its own only frame.
     number = face.frame or 0
     folder = folder / face.split

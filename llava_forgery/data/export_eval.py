@@ -1,6 +1,6 @@
-"""Data sets for evaluation elsewhere, as lmms-eval reads them: image, label, regions, video.
+"""Data sets for evaluation with lmms-eval: image, label, regions, video.
 
-Written is a Hugging Face data set with the one split ``test``.
+The output is a Hugging Face data set with the single split ``test``.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.tensors import to_bytes
 
 SPLIT, DICTIONARY = "test", "dataset_dict.json"
-# Any DatasetDict may hold the other two: this file tells ours apart.
+# Any DatasetDict may hold the other two: this file identifies ours.
 SUMMARY = "export.json"
 ENTRIES = frozenset({SPLIT, DICTIONARY, SUMMARY})
 FEATURES = datasets.Features(
@@ -38,13 +38,13 @@ FEATURES = datasets.Features(
 
 
 def export_simulated(pairs: FacePairs, output_dir: str | PathLike) -> int:
-    """Write the forged and the pristine image of each pair, one behind the other.
+    """Write the forged and the pristine image of each pair, one after the other.
 
     All forgeries of one photograph count as a video, and its pristine images as another.
 
     Args:
-        pairs: Of people who were not in training.
-        output_dir: A data set there is replaced.
+        pairs: Pairs of people who were not in training.
+        output_dir: Output folder; an existing data set is replaced.
 
     Returns:
         The number of images.
@@ -84,7 +84,7 @@ def export_faces(faces: datasets.Dataset, output_dir: str | PathLike) -> int:
 
     Args:
         faces: Rows of ``FaceCrop``.
-        output_dir: A data set there is replaced.
+        output_dir: Output folder; an existing data set is replaced.
 
     Returns:
         The number of images.
@@ -104,6 +104,6 @@ def _write(rows: Callable[[], Iterator[dict[str, Any]]], output_dir: str | PathL
     with atomic_path(Path(output_dir)) as temporary:
         temporary.mkdir()
         write_rows(rows, FEATURES, temporary / SPLIT)
-        # What makes it a DatasetDict, which lmms-eval asks for.
+        # Makes it a DatasetDict, which lmms-eval needs.
         write_json(temporary / DICTIONARY, {"splits": [SPLIT]})
         write_json(temporary / SUMMARY, {"version": llava_forgery.__version__})

@@ -2,8 +2,8 @@
 
     llava-forgery data forge --faces FACES --out DATA
 
-For what reads folders, such as the pseudo-word's training. Every picture's metadata says what it
-is, a simulated forgery or a crop of a photograph.
+They are for programs that read folders, such as the pseudo-word's training. The metadata of every
+picture says whether it is a simulated forgery or a crop of a photograph.
 """
 
 from os import PathLike
@@ -20,7 +20,7 @@ from llava_forgery.qa.templates import join_regions
 from llava_forgery.simulate.pairs import FacePairs
 from llava_forgery.tensors import to_bytes
 
-# Folders named real and fake are what users' own data look like: this file tells ours apart.
+# Users' own data are in folders named real and fake as well: this file identifies ours.
 SUMMARY = "forgeries.json"
 ENTRIES = frozenset({SUMMARY, *LABEL_NAMES})
 
@@ -29,8 +29,8 @@ def forge_folders(pairs: FacePairs, output_dir: str | PathLike) -> None:
     """Write ``fake/NAME-00000.png`` and ``real/NAME-00000.png`` of each pair, and a summary.
 
     Args:
-        pairs: What to forge.
-        output_dir: An earlier output there is replaced as a whole.
+        pairs: Pairs to write.
+        output_dir: Output folder; an earlier output is replaced as a whole.
 
     Raises:
         ValueError: The folder holds anything else.

@@ -1,12 +1,12 @@
-"""Photos that are known to be real or fake: two folders, or a CSV.
+"""Photos with labels, real or fake, from two folders or a CSV.
 
 A folder::
 
     DATA/real/**/*.png    DATA/fake/**/*.png
 
-The folder that a photo lies in, such as ``fake/sd2``, is its set: what accuracy is told by.
+The folder of a photo, such as ``fake/sd2``, is its set, by which accuracy is reported.
 
-A CSV (paths relative to the file; ``set`` may be left out)::
+A CSV (paths relative to the file; ``set`` is optional)::
 
     path,label,set
     photos/001.png,real,coco
@@ -27,13 +27,13 @@ _LABELS = {"real": REAL, "fake": FAKE, str(REAL): REAL, str(FAKE): FAKE}
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """One photo and what it is."""
+    """One photo with its label and set."""
 
     path: Path
     label: int
     """0 real, 1 fake."""
     set: str
-    """Its collection or generator."""
+    """Collection or generator of the photo."""
 
     def __post_init__(self) -> None:
         if self.label not in (REAL, FAKE):
@@ -49,10 +49,10 @@ def read_labelled(source: str | PathLike) -> list[LabelledFile]:
         source: Folder with ``real/`` and ``fake/``, or a CSV file.
 
     Raises:
-        FileNotFoundError: There is no such folder or file, or a CSV's line names a photo that is
-            not there.
-        ValueError: Nothing in it, a column is missing, or a label is unknown; the message names
-            file and line.
+        FileNotFoundError: There is no such folder or file, or a line of the CSV names a photo that
+            does not exist.
+        ValueError: There are no photos, a column is missing, or a label is unknown; the message
+            names file and line.
     """
     source = Path(source)
     if source.is_dir():
@@ -76,7 +76,7 @@ def read_sources(sources: list[str | PathLike]) -> list[LabelledFile]:
 
 def _read_folder(root: Path) -> Iterator[LabelledFile]:
     missing = [name for name in LABEL_NAMES if not (root / name).is_dir()]
-    # Some generators' folders hold fakes alone, and evaluate well beside others' real photos.
+    # Folders of some generators only hold fakes and can be evaluated with others' real photos.
     if len(missing) == len(LABEL_NAMES):
         raise ValueError(f"{root} holds neither real/ nor fake/; put the photos into these folders")
     for label, name in enumerate(LABEL_NAMES):

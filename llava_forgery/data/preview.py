@@ -1,4 +1,4 @@
-"""A sheet of simulated forgeries and their conversations, for eyes.
+"""A sheet of simulated forgeries and their conversations for inspection.
 
     llava-forgery data preview --faces FACES --out sheet.png
 
@@ -30,13 +30,13 @@ _COLOURS = {"user": "#1f4e8c", "assistant": "#222222"}
 
 
 def draw_preview(pairs: FacePairs, path: str | PathLike) -> None:
-    """Write the sheet, one row a pair; the file's metadata says what it shows.
+    """Write the sheet, one row per pair, described in the file's metadata.
 
-    Every second row carries the pristine face's conversation, the others the forgery's.
+    Every second row has the pristine face's conversation, the others the forgery's.
 
     Args:
-        pairs: What to draw; the conversations follow from its seed as well.
-        path: PNG to write.
+        pairs: Pairs to draw, whose seed also determines the conversations.
+        path: PNG file to write.
     """
     side, regular, bold = pairs.size, ImageFont.load_default(14), ImageFont.load_default(17)
     rows = [(pairs[i], _conversation(pairs[i], pairs.seed, i)) for i in range(len(pairs))]
@@ -56,7 +56,7 @@ def draw_preview(pairs: FacePairs, path: str | PathLike) -> None:
         for x, panel in zip(columns, panels, strict=False):
             sheet.paste(Image.fromarray(panel), (x, top))
         about = columns[1] if conversation.label == FAKE else columns[0]
-        # The frame says which of both pictures the conversation is about.
+        # The frame marks the picture that the conversation is about.
         draw.rectangle((about, top, about + side - 1, top + side - 1), outline="#d96b00", width=3)
         draw.text((columns[1], top + side + 4), join_regions(pair.regions), "black", regular)
         draw.text((columns[2], top + side + 4), _share(pair), "black", regular)
@@ -76,7 +76,7 @@ def _conversation(pair: FacePair, seed: int, index: int) -> Conversation:
 def _layout(
     conversation: Conversation, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
 ) -> Sequence[tuple[str, str]]:
-    """Lines with the role of who says them."""
+    """Lines, each with the role of its speaker."""
     lines = []
     for message in conversation.messages:
         speaker = "Q: " if message.role == "user" else "A: "

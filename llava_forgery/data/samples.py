@@ -1,4 +1,4 @@
-"""What conversations are held about: images with their label and, of fakes, their regions."""
+"""Subjects of conversations: images with their label and, for fakes, their regions."""
 
 import logging
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class Sample:
     identity: str
     video_id: str
     note: str
-    """For the picture's metadata: what it is and where it comes from."""
+    """Content and origin of the image, for the metadata of its file."""
 
 
 class SampleSource(Protocol):
@@ -51,11 +51,11 @@ class SampleSource(Protocol):
         ...
 
     def __getitem__(self, unit: int) -> list[Sample]:
-        """The unit's samples, the same at every call."""
+        """The samples of a unit, the same in every call."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """All that the samples hang on, as JSON takes it."""
+        """Everything that the samples depend on, JSON-serializable."""
         ...
 
 
@@ -63,12 +63,12 @@ class SimulatedSamples:
     """Simulated forgeries, each followed by its pristine image: as many fakes as reals.
 
     Args:
-        pairs: What to forge.
+        pairs: Pairs to forge.
     """
 
     def __init__(self, pairs: FacePairs) -> None:
         self.pairs = pairs
-        # Columns are read once; a row of the data set would decode its image each time.
+        # Columns are read once, as reading a row would decode its image each time.
         self._faces = {name: list(pairs.faces[name]) for name in ("identity", "video_id", "source")}
 
     def __len__(self) -> int:
@@ -92,16 +92,17 @@ class SimulatedSamples:
 
 
 class LabelledSamples:
-    """Prepared faces with labels of their own, such as a benchmark's: a fake and a real in turn.
+    """Prepared faces with labels of their own, such as a benchmark's: fakes and reals alternate.
 
-    As many are taken of each label as the rarer one has, drawn at random, and of the fakes evenly
-    over their methods. The regions of a fake are those that its mask covers; a fake whose mask
-    touches no part of the face (a frame that the method left as it was) is left out and counted.
+    Equally many are drawn at random from each label, as many as the rarer one has, with fakes
+    spread evenly over their methods. The regions of a fake are those that its mask covers; a fake
+    whose mask touches no part of the face (a frame that the method left unchanged) is skipped and
+    counted.
 
     Args:
         faces: Rows of ``FaceCrop``, real and fake.
         size: Side S of the pictures in pixels; faces are framed as in inference.
-        seed: Of the draw.
+        seed: Seed of the draw.
         unmasked_regions: Regions of fakes that have no mask; by default such a fake is an error.
 
     Raises:
@@ -127,7 +128,7 @@ class LabelledSamples:
         if not count:
             raise ValueError(
                 f"expected real and fake faces, got {len(reals)} and {len(fakes)} that can be "
-                "asked about; real faces alone can be forged: leave --as-is out"
+                "asked about; if all are real they can be forged: omit --as-is"
             )
         self.rows = list(zip(fakes[:count], reals[:count], strict=True))
         logger.info("%d fake and %d real faces of %d and %d", count, count, len(fakes), len(reals))
@@ -150,7 +151,7 @@ class LabelledSamples:
 
     def _sample(self, row: int) -> Sample:
         face = FaceCrop.from_row(self.faces[row])
-        # The centred framing draws nothing.
+        # The centred framing is not random.
         image, _ = frame_face(face, self.size, CENTRED)
         method = f", made by {face.method}" if face.method else ""
         fake = f"fake face of {face.source}{method}, labelled so by its data set"
@@ -164,7 +165,7 @@ class LabelledSamples:
         )
 
     def _find_regions(self, fakes: Sequence[int]) -> dict[int, tuple[str, ...]]:
-        """Regions of each fake that has some; all are looked at before any time is spent."""
+        """Regions of each fake that has some; all are checked before any time is spent."""
         found, untouched = {}, []
         columns = self.faces.select_columns(
             [name for name in ("mask", "landmarks", "source") if name in self.faces.column_names]
@@ -188,7 +189,7 @@ class LabelledSamples:
                 untouched.append(f"{row} ({face['source']})")
         if untouched:
             logger.warning(
-                "%d of %d fake faces are left out: their masks touch no part of the face; the "
+                "%d of %d fake faces are skipped: their masks touch no part of the face; the "
                 "first are %s",
                 len(untouched), len(fakes), ", ".join(untouched[:3]),
             )  # fmt: skip
@@ -196,7 +197,7 @@ class LabelledSamples:
 
 
 def _in_turn(rows: Sequence[int], faces: datasets.Dataset, rng: np.random.Generator) -> list[int]:
-    """Rows in a drawn order in which the methods take turns."""
+    """Rows in a random order in which the methods alternate."""
     methods = faces["method"][:] if "method" in faces.column_names else [None] * len(faces)
     groups: dict[str, list[int]] = {}
     for row in rng.permutation(rows).tolist():

@@ -1,7 +1,7 @@
-"""Long builds in numbered parts, so that an interruption costs one part at most.
+"""Long builds in numbered parts, so that an interruption costs at most one part.
 
-A part is a Parquet file that is renamed into place when it is complete. ``settings.json`` beside
-the parts says what they are parts of: only a build with the same settings goes on with them.
+A part is a Parquet file that is renamed into place when it is complete. ``settings.json`` next to
+the parts identifies the build: only one with the same settings resumes with them.
 """
 
 import logging
@@ -25,10 +25,10 @@ class PartStore:
     """The parts of one build, in a folder of their own.
 
     Args:
-        folder: Made if it is missing; leftovers of an interrupted part are removed.
+        folder: Folder, created if it is missing; leftovers of an interrupted part are removed.
         count: Number of parts of the complete build.
-        features: Of the rows.
-        settings: All that the rows hang on, as JSON takes it.
+        features: Features of the rows.
+        settings: Everything that the rows depend on, JSON-serializable.
 
     Raises:
         ValueError: The folder holds parts of a build with other settings.
@@ -47,11 +47,11 @@ class PartStore:
         """Numbers of the parts that are still to be made."""
         if len(self.missing) < count:
             logger.info(
-                "%d of %d parts lie in %s already", count - len(self.missing), count, folder
+                "%d of %d parts are already in %s", count - len(self.missing), count, folder
             )
 
     def path(self, number: int) -> Path:
-        """Where a part lies once it is complete."""
+        """Path of a part once it is complete."""
         return self.folder / f"part-{number:05d}.parquet"
 
     def write(self, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -61,7 +61,7 @@ class PartStore:
             parquet.write_table(part.data.table, temporary)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows of all parts in order, a part in memory at a time.
+        """The rows of all parts in order, with one part in memory at a time.
 
         Raises:
             ValueError: A part is missing.
@@ -72,7 +72,7 @@ class PartStore:
             yield from parquet.read_table(self.path(number)).to_pylist()
 
     def remove(self) -> None:
-        """Remove the folder, once what was built from it lies in its place."""
+        """Remove the folder, once the result built from it is in place."""
         shutil.rmtree(self.folder)
 
     def _open(self, settings: dict[str, Any]) -> None:
@@ -83,10 +83,10 @@ class PartStore:
             if changed:
                 raise ValueError(
                     f"{self.folder} holds parts of an interrupted build with other settings: "
-                    f"{changed}. Repeat the build as it was to complete it, or remove that folder"
+                    f"{changed}. Repeat the build unchanged to complete it, or remove that folder"
                 )
         else:
             write_json(file, settings)
         for leftover in self.folder.glob(".*.tmp"):
-            logger.info("removing %s, which an interruption left", leftover)
+            logger.info("removing %s, left by an interruption", leftover)
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

@@ -1,11 +1,11 @@
-"""One pass over the training data before the host is loaded, which finds all that is not valid.
+"""A pass over the training data before the host is loaded, which finds all invalid samples.
 
-A truncated photograph or a question that is longer than the context would else stop a training at
-the step that draws it, hours after its beginning and again after resuming. What was found lies in
-the training's folder, so that a repeated command does not look again::
+Otherwise a truncated photograph or a question longer than the context would stop a training at the
+step that draws it, hours after the start and again after resuming. The result is stored in the
+training's folder, so that a repeated command does not check again::
 
-    validation.json     what was looked at (a fingerprint of data and settings), and found
-    invalid.txt         the invalid samples, one a line; only if there are any
+    validation.json     what was checked (a fingerprint of data and settings), and the result
+    invalid.txt         the invalid samples, one per line, if there are any
 """
 
 import logging
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 CACHE, LISTED = "validation.json", "invalid.txt"
 
-# Invalid samples that an error message shows; all stand in the list.
+# Number of invalid samples in an error message; the list has all of them.
 SHOWN = 10
 
-# Rows that a process checks at a time, and the most processes.
+# Rows that a process checks at a time, and the maximum number of processes.
 _CHUNK, _MOST_WORKERS = 64, 16
 
 Check = Callable[[int], Any]
-"""Reads and encodes the sample of a row, and raises what is wrong with it."""
+"""Reads and encodes the sample of a row, and raises an error if it is invalid."""
 
 
 def find_invalid(
@@ -40,22 +40,22 @@ def find_invalid(
     folder: str | PathLike,
     workers: int | None = None,
 ) -> dict[str, dict[int, str]]:
-    """Look at every sample, unless the folder tells that this was done.
+    """Check every sample, unless the folder records that this was already done.
 
     Args:
-        checks: For each data set a check and the number of its rows.
-        fingerprint: Of all that the outcome hangs on.
-        folder: The training's; receives ``validation.json``.
-        workers: Processes; by default the machine's cores where there are enough samples.
+        checks: Check and number of rows of each data set.
+        fingerprint: Fingerprint of everything that the result depends on.
+        folder: Folder of the training; receives ``validation.json``.
+        workers: Number of processes; by default the machine's cores if there are enough samples.
 
     Returns:
-        For each data set what is wrong, by row.
+        The problems of each data set by row.
     """
     cache = Path(folder) / CACHE
     if cache.is_file():
         before = read_json(cache)
         if before.get("fingerprint") == fingerprint:
-            logger.info("the data were validated before (%s)", cache)
+            logger.info("the data are already validated (%s)", cache)
             return {
                 name: {int(row): reason for row, reason in before["invalid"][name].items()}
                 for name in checks
@@ -71,17 +71,16 @@ def find_invalid(
 def settle_invalid(
     invalid: Sequence[str], count: int, folder: str | PathLike, skip_invalid: bool
 ) -> None:
-    """Refuse invalid samples, or list and count them where they are to be left out.
+    """Refuse invalid samples, or list and count them if they are to be skipped.
 
     Args:
-        invalid: A line for each: which sample, and what is wrong.
-        count: Samples that were looked at, the invalid ones among them.
-        folder: The training's; receives ``invalid.txt``, or loses an earlier one.
-        skip_invalid: Whether they are left out.
+        invalid: A line for each with the sample and its problem.
+        count: Number of all samples, including the invalid ones.
+        folder: Folder of the training; receives ``invalid.txt``; an earlier one is removed.
+        skip_invalid: Whether to skip invalid samples.
 
     Raises:
-        ValueError: There are invalid samples and they are not to be left out, or no sample is
-            valid.
+        ValueError: There are invalid samples that are not to be skipped, or no valid ones.
     """
     listed = Path(folder) / LISTED
     if not invalid:
@@ -90,7 +89,7 @@ def settle_invalid(
     write_text(listed, "".join(" ".join(line.split()) + "\n" for line in invalid))
     if skip_invalid and len(invalid) < count:
         logger.warning(
-            "%d of %d samples are invalid and left out; they are listed in %s",
+            "%d of %d samples are invalid and skipped; they are listed in %s",
             len(invalid),
             count,
             listed,
@@ -99,9 +98,9 @@ def settle_invalid(
     shown = [f"  {' '.join(line.split())}" for line in invalid[:SHOWN]]
     if len(invalid) > SHOWN:
         shown.append(f"  ... and {len(invalid) - SHOWN} more")
-    remedy = "" if skip_invalid else ", or leave them out with --skip-invalid"
+    remedy = "" if skip_invalid else ", or skip them with --skip-invalid"
     raise ValueError(
-        f"{len(invalid)} of {count} samples are invalid; mend them (all are listed in "
+        f"{len(invalid)} of {count} samples are invalid; fix them (all are listed in "
         f"{listed}){remedy}:\n" + "\n".join(shown)
     )
 
@@ -121,7 +120,7 @@ class _Chunks(Dataset):
                 self.check(row)
             except MemoryError:
                 raise
-            # Decoders raise whatever they like on broken files; all of it would stop a training.
+            # Decoders may raise any exception on broken files, and each would stop a training.
             except Exception as error:
                 wrong.append((row, str(error) or type(error).__name__))
         return len(rows), wrong

@@ -1,1 +1,1 @@
-"""Questions and answers about faces: neutral records, their wordings, and rendering for a host."""
+"""Questions and answers about faces: neutral conversations, their wordings, and formats."""

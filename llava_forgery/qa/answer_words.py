@@ -16,7 +16,7 @@ NORMALISE = tuple(
         (r"n't\b", " not"),
         (r"\b(is|are|was|were|do|does|did|has|have|could|would)nt\b", r"\1 not"),
         (r"\bneither\b(.*?)\bnor\b", r"not\1or"),
-        # No verdicts, though they hold words of verdicts.
+        # Not verdicts, although they contain words of verdicts.
         (
             r"\b(?:forgery|forged|deepfakes?|fake|kfd|manipulation|tampering)[ -]"
             r"(?:scores?|detect\w+|predict\w+|probabilit\w+|likelihood|expert|analysis|model|"
@@ -94,7 +94,7 @@ REAL_WORDS = re.compile(
     r"\b(?:real|pristine|authentic|genuine|legit(?:imate)?|un(?:altered|edited|manipulated|"
     rf"touched|tampered|modified|retouched)|(?<!the )original(?= {PHOTO}))\b"
 )
-# They place a region on a side, but give no verdict on the image.
+# They put a region on a side, but give no verdict on the image.
 ODD = re.compile(
     r"\b(?:mismatch\w*|boundar\w+|seams?|blurr?\w*|unnatural\w*|inconsistent\w*|differ\w*|"
     r"distort\w+|warped|odd|strange|suspicious\w*|discolou?r\w+|smear\w+|affected|replaced|"
@@ -114,7 +114,7 @@ UNKNOWN = re.compile(
     r"\b(?<!would )not (?:\w+ )?(?:sure|certain|clear|able|know|enough|tell|say|"
     r"determine|judge|decide|confirm|necessarily|rule|help|assist|comment|provide)\b|"
     r"\b(?:hard|difficult|impossible) to\b|"
-    # Of deepfakes in general, or advice.
+    # Statements about deepfakes in general, or advice.
     r"\b(?:often|usually|typically|commonly|generally|in general)\b|"
     r"(?<!the )(?<!no )(?<!any )\btypical\b|"
     r"^(?:a )?deepfakes?(?: (?:image|photo|video|picture)s?)? (?:is an?|are|can|may|use|have|show|"
@@ -133,7 +133,7 @@ CLAUSE_START = (
 ELIDED_SUBJECT = re.compile(
     r"^(?:is|are|was|were|has|have|had|does|do|did|shows?|looks?|appears?|seems?|contains?)\b"
 )
-# What follows these stands on the other side.
+# Text after these is on the other side.
 CONTRAST = r"except(?: for| that)?|apart from|other than|rather than|instead of|than|unlike"
 SPLIT = re.compile(
     rf"\s*(?:[:;()]|--+|–|—|,? \b(?:but|however|while|whereas|(?:al)?though|because|since)\b|"
@@ -155,7 +155,7 @@ REGIONS = {
 assert tuple(REGIONS) == REGION_NAMES
 REGION = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in REGIONS.items()))
 PARTS = r"(?:regions?|parts?|areas?|features?)\b"
-# Words that, like a region, keep a "real" from being said of the image.
+# Words that, like a region, prevent a "real" from referring to the image.
 ELSEWHERE = re.compile(
     r"\b(?:rest|remain\w*|other|else(?:where)?|background|hair|neck|skin|surround\w*|outside)\b"
     rf"|\b(?<!all )(?<!every )(?<!each )(?<!no ){PARTS}"
@@ -169,7 +169,7 @@ FRAGMENT = re.compile(
 TURN = re.compile(r"\b(?:not?|none|without)\b")
 ELLIPSIS = re.compile(r"\b(?:is|are|was|were|does|do|has|have)$")
 
-# "It looks real, but it is fake": the look is granted, what follows is said.
+# "It looks real, but it is fake": the appearance is conceded, the rest is the statement.
 LOOK = (
     r"(?:it|this|that|he|she|the \w+(?: \w+)?) (?:may |might |could |does |do )?"
     r"(?:looks?|appears?|seems?)\b[^,.;:]*"

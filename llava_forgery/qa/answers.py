@@ -1,8 +1,8 @@
-"""What an answer in free text says: fake or real, and which regions.
+"""Parsing of free-text answers: fake or real, and which regions.
 
-In this project yes means fake. The text is cut into clauses; each word that speaks for "fake" or
-"real" counts with the negations before it in its clause. What says nothing, hedges or contradicts
-itself has no label: it is never guessed.
+In this project yes means fake. The text is split into clauses; each word for "fake" or "real" is
+inverted by each negation before it in its clause. Text that says nothing, hedges or contradicts
+itself has no label: labels are never guessed.
 """
 
 import re
@@ -15,15 +15,15 @@ from llava_forgery.qa import answer_words as words
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """What an answer says."""
+    """Result of parsing an answer."""
 
     label: int | None
-    """0 real, 1 fake, None where the text does not say or contradicts itself."""
+    """0 real, 1 fake, None if the text does not say or contradicts itself."""
     regions: tuple[str, ...]
-    """Regions named as forged, in the order of ``REGION_NAMES``; none where the label is real."""
+    """Regions named as forged, in the order of ``REGION_NAMES``; none if the label is real."""
 
 
-# The side of what is asked, advised or doubted.
+# Side of text that asks, advises or doubts.
 _UNSAID = 0
 
 
@@ -31,24 +31,24 @@ _UNSAID = 0
 class _Clause:
     text: str
     contrast: str | None
-    """The word of contrast before it."""
+    """Word of contrast before the clause."""
 
     def terms(self, pattern: re.Pattern[str], sign: int) -> Iterator[tuple[re.Match[str], int]]:
-        """Matches with their sign: 1 for fake, -1 for real, turned by each negation before."""
+        """Matches with their sign: 1 for fake, -1 for real, inverted by each negation before."""
         for match in pattern.finditer(self.text):
             yield match, sign * (-1) ** len(words.NOT.findall(self.text[: match.start()]))
 
 
 def parse_answer(text: str) -> ParsedAnswer:
-    """Read label and regions from an answer to "Is this a deepfake image?" or a follow-up.
+    """Parse label and regions of an answer to "Is this a deepfake image?" or a follow-up.
 
     Args:
-        text: English free text. Questions in it are passed over.
+        text: English free text. Questions in it are ignored.
 
     Returns:
-        Regions of which the text says that they are untouched are not among ``regions``; one that
-        is named as forged at one place counts, even if it is called untouched at another (the
-        left eye and the right). "face" covers the others and stands alone.
+        Label and regions. ``regions`` excludes those that the text calls untouched, but includes
+        one that it calls forged elsewhere (such as the left eye and not the right). "face" covers
+        the others and is the only one then.
     """
     text = text.lower().strip()
     lines = []
@@ -80,7 +80,7 @@ def parse_answer(text: str) -> ParsedAnswer:
 
 
 def _take_yes_or_no(sentence: str, votes: set[int], yes: int, no: int) -> str:
-    """Count a plain yes or no, and return what remains of the sentence."""
+    """Count a plain yes or no, and return the rest of the sentence."""
     if lead := words.LEAD.match(sentence):
         votes.add(yes if lead[1] else no)
         return sentence[lead.end() :]
@@ -95,7 +95,7 @@ def _take_yes_or_no(sentence: str, votes: set[int], yes: int, no: int) -> str:
 
 
 def _without_concession(sentence: str) -> str:
-    """Leave out the look that is granted, unless it tells of a region."""
+    """Remove the conceded appearance, unless it mentions a region."""
     granted = words.CONCESSION.search(sentence)
     if granted is None or words.REGION.search(granted[0]):
         return sentence
@@ -119,13 +119,13 @@ def _clauses(sentence: str) -> list[_Clause]:
 
 
 def _is_subject_of(clause: _Clause, following: _Clause, first: bool) -> bool:
-    """Whether a list of regions belongs to what follows: "the eyes | the nose are real"."""
+    """Whether a list of regions belongs to the following clause: "the eyes | the nose are real"."""
     if clause.contrast or following.contrast or not _is_fragment(clause.text):
         return False
     if not words.REGION.search(clause.text) or words.NOT.search(clause.text):
         return False
     subject = words.REGION.search(following.text)
-    # Behind a statement the list may as well belong to that.
+    # After a statement the list may as well belong to that.
     named_first = subject is not None and _is_fragment(following.text[: subject.end()])
     said = any(
         pattern.search(following.text)
@@ -135,12 +135,12 @@ def _is_subject_of(clause: _Clause, following: _Clause, first: bool) -> bool:
 
 
 def _is_fragment(text: str) -> bool:
-    """Whether a text names regions without saying anything of them."""
+    """Whether a text names regions without stating anything about them."""
     return bool(words.FRAGMENT.match(words.REGION.sub("", text)))
 
 
 def _read_clauses(clauses: list[_Clause], votes: set[int], regions: set[str]) -> None:
-    """Add what the clauses of one sentence say."""
+    """Add the verdicts and regions of the clauses of one sentence."""
     side: int | None = None
     limited = False
     for i, clause in enumerate(clauses):
@@ -151,7 +151,7 @@ def _read_clauses(clauses: list[_Clause], votes: set[int], regions: set[str]) ->
             side = _contrast_side(clauses, i, side)
             named = _named(clause.text) if side == 1 else set()
             regions |= named
-            # "Real except for the nose" is no verdict that could be counted as either.
+            # "Real except for the nose" is not a verdict that could count as either.
             votes |= {FAKE} if named else set()
             continue
         limited = _is_limited(clause) or (limited and bool(words.ELIDED_SUBJECT.match(clause.text)))
@@ -172,13 +172,13 @@ def _clause_votes(clause: _Clause, limited: bool) -> set[int]:
 
 
 def _is_limited(clause: _Clause) -> bool:
-    """Whether what the clause calls real is a part of the image, not the image."""
+    """Whether the clause calls a part of the image real and not the image itself."""
     parts = [m for m in words.REGION.finditer(clause.text) if m.lastgroup != WHOLE_FACE]
     parts += words.ELSEWHERE.finditer(clause.text)
     if not parts:
         return False
     for match, sign in clause.terms(words.REAL_WORDS, -1):
-        # "a real face with brown eyes": the part is behind, and not what is called real.
+        # "a real face with brown eyes": the part comes later and is not what is called real.
         before = any(part.start() < match.start() for part in parts)
         behind = any(0 <= part.start() - match.end() <= 1 for part in parts)
         if sign == -1 and not before and not behind:
@@ -187,7 +187,7 @@ def _is_limited(clause: _Clause) -> bool:
 
 
 def _read_regions(clause: _Clause, side: int | None, regions: set[str]) -> int | None:
-    """Add the regions that the clause calls forged; returns the side on which it ends."""
+    """Add the regions that the clause calls forged; return the side on which it ends."""
     terms = [
         (match.start(), sign)
         for pattern, plain in (
@@ -207,7 +207,7 @@ def _read_regions(clause: _Clause, side: int | None, regions: set[str]) -> int |
         return None
     if side == _UNSAID:
         return side
-    # "not" and "but the eyes are" turn what was said before, "nor" goes on with it.
+    # "not" and "but the eyes are" invert the previous side, "nor" continues it.
     turned = words.TURN.search(clause.text) or words.ELLIPSIS.search(clause.text)
     side = (side or 1) * (-1 if turned else 1)
     if side == 1:
@@ -216,7 +216,7 @@ def _read_regions(clause: _Clause, side: int | None, regions: set[str]) -> int |
 
 
 def _contrast_side(clauses: list[_Clause], i: int, side: int | None) -> int | None:
-    """The side opposite to what precedes the contrast or, where it comes first, follows it."""
+    """The side opposite to the text before the contrast or, if that comes first, after it."""
     if side is None and i + 1 < len(clauses):
         side = _read_regions(clauses[i + 1], None, set())
     return None if side is None else -side

@@ -1,6 +1,6 @@
-"""From what is known of an image to a conversation about it.
+"""Building a conversation about an image from its label, regions and score.
 
-Training and inference word their prompts through the same function, :func:`detection_prompt`.
+Training and inference make their prompts with the same function, :func:`detection_prompt`.
 """
 
 import random
@@ -33,13 +33,13 @@ def detection_prompt(
     task_description: bool = True,
     rng: random.Random | None = None,
 ) -> str:
-    """The user's first text: "[task description] [KFD result] [question]".
+    """The user's first message: "[task description] [KFD result] [question]".
 
     Args:
-        score: The detector's, in [0, 1]; None leaves its sentence out.
-        question: Replaces the question about the label.
-        task_description: Whether to begin with one.
-        rng: Chooses the wordings; None takes the canonical ones.
+        score: Score of the detector, in [0, 1]; None omits its sentence.
+        question: Question to use instead of the one about the label.
+        task_description: Whether to begin with a task description.
+        rng: Generator that chooses the wordings; None for the canonical ones.
 
     Raises:
         ValueError: The score is not in [0, 1], or the question is empty.
@@ -60,7 +60,7 @@ def detection_prompt(
 def build_prompt(
     score: float | None = None, *, question: str | None = None, task_description: bool = True
 ) -> Conversation:
-    """The canonical prompt as a conversation that waits for its first answer."""
+    """The canonical prompt as a conversation that awaits its first answer."""
     text = detection_prompt(score, question=question, task_description=task_description)
     return Conversation((Message("user", text),), label=None)
 
@@ -76,16 +76,16 @@ def build_conversation(
     vary: bool = True,
     image: str | None = None,
 ) -> Conversation:
-    """A conversation whose answers are true of an image (LVLM-DFD, section 3.3).
+    """A conversation with true answers about an image (LVLM-DFD, section 3.3).
 
     Args:
-        label: 0 real, 1 fake. The answers follow the label, whatever the score says.
+        label: 0 real, 1 fake. The answers follow the label, whatever the score.
         regions: Forged regions in any order; none for a real image.
-        rng: Chooses the follow-ups and, with ``vary``, the wordings.
-        score: The detector's score in [0, 1], cited in the prompt; None cites none.
-        follow_ups: Further turns, 0 to 3, each of another kind.
-        task_description: Whether the prompt begins with one.
-        vary: Whether wordings are chosen at random; else the canonical ones are taken.
+        rng: Generator that chooses the follow-ups and, with ``vary``, the wordings.
+        score: Score of the detector in [0, 1], cited in the prompt; None cites none.
+        follow_ups: Number of further turns, 0 to 3, each of a different kind.
+        task_description: Whether the prompt begins with a task description.
+        vary: Whether to choose wordings at random instead of the canonical ones.
         image: Path of the picture.
 
     Raises:
@@ -95,11 +95,11 @@ def build_conversation(
         raise ValueError(f"label must be {REAL} (real) or {FAKE} (fake), got {label!r}")
     regions = order_regions(regions)
     if bool(regions) != (label == FAKE):
-        raise ValueError(f"regions are named for a fake image alone, got label {label}, {regions}")
+        raise ValueError(f"regions are named for a fake image only, got label {label}, {regions}")
     if follow_ups not in (0, 1, 2, 3):
         raise ValueError(f"follow_ups must be 0, 1, 2 or 3, got {follow_ups}")
     wording = rng if vary else None
-    # The answer first: written records depend on the order in which wordings are drawn.
+    # The answer first, as existing records depend on the order in which wordings are drawn.
     answer = first_answer(label, regions, wording)
     turns = [detection_prompt(score, task_description=task_description, rng=wording), answer]
     for kind in rng.sample(templates.FOLLOW_UP_KINDS, follow_ups):
@@ -110,7 +110,7 @@ def build_conversation(
 
 
 def first_answer(label: int, regions: tuple[str, ...], rng: random.Random | None = None) -> str:
-    """What is said to the question about the label; ``rng`` chooses the wording."""
+    """The answer to the question about the label; ``rng`` chooses the wording."""
     return _fill(
         _choose(templates.YES_ANSWERS if label == FAKE else templates.NO_ANSWERS, rng), regions
     )
@@ -129,8 +129,9 @@ def follow_up(
         kind: One of ``templates.FOLLOW_UP_KINDS``.
         label: 0 real, 1 fake.
         regions: Forged regions, ordered; none for a real image.
-        score: The detector's in [0, 1], of which "how sure" tells; None where it is not known.
-        rng: Chooses the wordings, the question's first; None takes the canonical ones.
+        score: Score of the detector in [0, 1], which "how sure" cites; None if unknown.
+        rng: Generator that chooses the wordings, that of the question first; None for the canonical
+            ones.
     """
     if kind == "how sure":
         return _choose(templates.HOW_SURE_QUESTIONS, rng), _how_sure(label, score, rng)
@@ -144,7 +145,7 @@ def follow_up(
 def _how_sure(label: int, score: float | None, rng: random.Random | None) -> str:
     if score is None:
         return _choose(templates.HOW_SURE_WITHOUT_SCORE, rng)
-    # Rounded first, so that the words fit the number that is read.
+    # Rounded first, so that the words match the cited number.
     score = round(_checked(score), 2)
     support = round(score if label == FAKE else 1 - score, 2)
     for bound, certainty in templates.CERTAINTY:
@@ -166,7 +167,7 @@ def _choose(wordings: Sequence[str], rng: random.Random | None) -> str:
 
 
 def _checked(score: float) -> float:
-    # Written so that NaN fails as well.
+    # In this form NaN fails as well.
     if not 0 <= score <= 1:
         raise ValueError(f"the forgery score must lie in [0, 1], got {score}")
     return float(score)

@@ -21,7 +21,7 @@ def order_regions(regions: Iterable[str]) -> tuple[str, ...]:
     """Region names in the order of ``REGION_NAMES``.
 
     Raises:
-        ValueError: An unknown or repeated name, or "face" beside others, which it covers.
+        ValueError: A name is unknown or repeated, or "face" is given with others, which it covers.
     """
     if isinstance(regions, str):
         raise ValueError(f"expected several region names, got the string {regions!r}")
@@ -32,7 +32,7 @@ def order_regions(regions: Iterable[str]) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise ValueError(f"a region is named twice: {names}")
     if WHOLE_FACE in names and len(names) > 1:
-        raise ValueError(f'"{WHOLE_FACE}" covers the other regions and stands alone, got {names}')
+        raise ValueError(f'"{WHOLE_FACE}" covers the other regions and must be alone, got {names}')
     return tuple(name for name in REGION_NAMES if name in names)
 
 
@@ -43,20 +43,20 @@ class Message:
     role: str
     """"user" or "assistant"."""
     text: str
-    """What is said, without placeholders: those belong to rendering."""
+    """Text without placeholders, which are added when rendering."""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise ValueError(f"role must be one of {', '.join(ROLES)}, got {self.role!r}")
         if not isinstance(self.text, str) or not self.text.strip():
             raise ValueError(f"the text of a message must not be empty, got {self.text!r}")
-        # Templates differ in whether they strip; a text without margins reads the same in all.
+        # Templates differ in whether they strip; a stripped text reads the same in all.
         if self.text != self.text.strip():
             raise ValueError(f"strip the white space around the message {self.text!r}")
         for token in (IMAGE_TOKEN, FORGERY_TOKEN):
             if token in self.text:
                 raise ValueError(
-                    f"a message must not hold {token}, which rendering puts in its place; "
+                    f"a message must not hold {token}, which is added when rendering; "
                     f"got {self.text!r}"
                 )
 
@@ -67,20 +67,20 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns about one face, with what is true of it.
+    """Turns about one face, with its label and regions.
 
     A labelled conversation is training data and ends with an answer. A prompt has no label and
     may end with a question.
     """
 
     messages: tuple[Message, ...]
-    """They alternate, beginning with the user's."""
+    """Alternating messages, starting with the user's."""
     label: int | None
-    """0 real, 1 fake; None where it is not known."""
+    """0 real, 1 fake; None if unknown."""
     regions: tuple[str, ...] = ()
     """Forged regions in the order of ``REGION_NAMES``; none unless the label is fake."""
     image: str | None = None
-    """Path of the picture, relative to where its data set says."""
+    """Path of the picture, relative to a folder that depends on the data set."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "messages", tuple(self.messages))
@@ -92,7 +92,7 @@ class Conversation:
             if message.role != expected:
                 raise ValueError(
                     f"message {i} must be the {expected}'s, got the {message.role}'s: turns "
-                    "alternate and the user begins"
+                    "alternate, starting with the user's"
                 )
         if self.label not in (None, REAL, FAKE):
             raise ValueError(
@@ -100,7 +100,7 @@ class Conversation:
                 f"None, got {self.label!r}"
             )
         if order_regions(self.regions) != self.regions:
-            raise ValueError(f"regions must stand in the order {REGION_NAMES}, got {self.regions}")
+            raise ValueError(f"regions must be in the order {REGION_NAMES}, got {self.regions}")
         if self.label == FAKE and not self.regions:
             raise ValueError("a fake image needs the names of its forged regions, got none")
         if self.label != FAKE and self.regions:
@@ -129,12 +129,12 @@ class Conversation:
         """The inverse of :meth:`to_dict`; "image" may be missing.
 
         Raises:
-            ValueError: A key is missing or unknown, or a value is not valid.
+            ValueError: A key is missing or unknown, or a value is invalid.
         """
         needed = {"messages", "label", "regions"}
         if not needed <= set(value) <= needed | {"image"}:
             raise ValueError(
-                f"expected the keys messages, label, regions and perhaps image, got {sorted(value)}"
+                f"expected the keys messages, label, regions, optionally image, got {sorted(value)}"
             )
         label = value["label"]
         return cls(

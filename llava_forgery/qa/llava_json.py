@@ -1,16 +1,16 @@
-"""LLaVA's JSON, read and written entry by entry: our conversations and anybody's instruction data.
+"""LLaVA's JSON, read and written entry by entry, for our conversations and any instruction data.
 
-An entry of the list (an image may be missing, or be a list of several)::
+An entry of the list (the image is optional, and may be a list of several)::
 
     {"id": "000000", "image": "images/000000.png", "conversations": [
         {"from": "human", "value": "<image>\\nIs this a deepfake image?"},
         {"from": "gpt", "value": "Yes. This is a deepfake image, and the artifact is at the nose."}
     ], "label": 1, "regions": ["nose"]}
 
-"label" and "regions" are ours, stand beside LLaVA's own keys and are ignored by its scripts; so
-is "general": true, with which ``data mix`` marks general instruction data.
-:func:`read_llava_json` reads any such file into :class:`LlavaSample`, which keeps the texts as
-they are; :meth:`LlavaSample.to_conversation` goes on to the neutral record.
+"label" and "regions" are our additions, which LLaVA's scripts ignore; so is "general": true, with
+which ``data mix`` marks general instruction data.
+:func:`read_llava_json` reads any such file into :class:`LlavaSample`, which keeps the texts
+unchanged; :meth:`LlavaSample.to_conversation` converts it to the neutral conversation.
 """
 
 import json
@@ -30,7 +30,7 @@ from llava_forgery.qa.conversation import ROLES, Conversation, Message
 logger = logging.getLogger(__name__)
 
 SPEAKERS = ("human", "gpt")
-"""LLaVA's names of the two sides, in the order of ``ROLES``."""
+"""LLaVA's names of the two speakers, in the order of ``ROLES``."""
 
 FEATURES = datasets.Features(
     {
@@ -46,40 +46,40 @@ FEATURES = datasets.Features(
     }
 )
 
-# Characters that are read at a time.
+# Number of characters read at a time.
 _CHUNK = 1 << 20
 
 
 class Turn(NamedTuple):
-    """One side's words."""
+    """Message of one speaker."""
 
     speaker: str
     """"human" or "gpt"."""
     value: str
-    """As it stands in the file, with its ``<image>`` tokens."""
+    """Text of the file, with its ``<image>`` tokens."""
 
 
 @dataclass(frozen=True)
 class LlavaSample:
-    """One entry of LLaVA's JSON, with its texts as they are."""
+    """One entry of LLaVA's JSON, with unchanged texts."""
 
     id: str
     turns: tuple[Turn, ...]
-    """They alternate, beginning with the human's; as many ``<image>`` in them as ``images``."""
+    """Alternating turns, starting with the human's, with as many ``<image>`` as ``images``."""
     images: tuple[str, ...] = ()
-    """Paths relative to the image folder; none for text alone."""
+    """Paths relative to the image folder; none for text only."""
     label: int | None = None
     """0 real, 1 fake; None for general instruction data."""
     regions: tuple[str, ...] = ()
     """Forged regions in the order of ``REGION_NAMES``; none unless the label is fake."""
     general: bool = False
-    """General instruction data: no training of the skill puts placeholders into it."""
+    """Whether it is general instruction data, which gets no placeholders in training."""
     identity: str | None = None
-    """Who is in the images, where that is known: models record whom they are trained on."""
+    """Person in the images, if known; models record whom they are trained on."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
-            raise ValueError(f"id must be a text that is not empty, got {self.id!r}")
+            raise ValueError(f"id must be a non-empty text, got {self.id!r}")
         for image in self.images:
             if not isinstance(image, str) or not image:
                 raise ValueError(f"image must be a path or a list of paths, got {image!r}")
@@ -89,36 +89,36 @@ class LlavaSample:
             raise ValueError(f"identity must be a text, got {self.identity!r}")
         if self.general and self.label is not None:
             raise ValueError(
-                f"general data is neither real nor fake, but the label is {self.label}; leave out "
+                f"general data is neither real nor fake, but the label is {self.label}; omit "
                 "the label or the mark"
             )
         if len(self.turns) < 2:
-            raise ValueError(f"expected a question and an answer at least, got {len(self.turns)}")
+            raise ValueError(f"expected at least a question and an answer, got {len(self.turns)}")
         for i, turn in enumerate(self.turns):
             if turn.speaker != SPEAKERS[i % 2]:
                 raise ValueError(
-                    f"turn {i} is from {turn.speaker!r}, expected {SPEAKERS[i % 2]!r}: the sides "
-                    "take turns and the human begins"
+                    f"turn {i} is from {turn.speaker!r}, expected {SPEAKERS[i % 2]!r}: turns "
+                    "alternate, starting with the human's"
                 )
             if not isinstance(turn.value, str) or not turn.value.strip():
-                raise ValueError(f"turn {i} says nothing, got {turn.value!r}")
+                raise ValueError(f"turn {i} is empty, got {turn.value!r}")
         tokens = sum(turn.value.count(IMAGE_TOKEN) for turn in self.turns)
         if tokens != len(self.images):
             raise ValueError(
                 f"the turns hold {tokens} times {IMAGE_TOKEN}, but the entry names "
-                f"{len(self.images)} images; each image needs its one {IMAGE_TOKEN}"
+                f"{len(self.images)} images; each image needs one {IMAGE_TOKEN}"
             )
 
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any], place: int | str = "?") -> "LlavaSample":
-        """Read an entry; keys beside those above are left out.
+        """Read an entry; other keys are ignored.
 
         Args:
             entry: Parsed JSON.
-            place: What the error calls an entry without an id.
+            place: Name in messages of an entry without an id.
 
         Raises:
-            ValueError: The entry is not valid; the message gives its id.
+            ValueError: The entry is invalid; the message gives its id.
         """
         if not isinstance(entry, Mapping):
             raise ValueError(f"entry {place} is a {type(entry).__name__}, expected an object")
@@ -130,7 +130,7 @@ class LlavaSample:
             image = entry.get("image")
             images = () if image is None else (image,) if isinstance(image, str) else tuple(image)
             sample = cls(
-                # Some of LLaVA's own files count with numbers.
+                # Some of LLaVA's own files have numbers as ids.
                 id=str(name),
                 turns=tuple(Turn(turn["from"], turn["value"]) for turn in turns),
                 images=images,
@@ -140,7 +140,7 @@ class LlavaSample:
                 identity=entry.get("identity"),
             )
             if sample.label is not None or sample.regions:
-                # Label and regions obey the same rules as in our own record.
+                # Label and regions follow the same rules as in our own conversations.
                 sample.to_conversation()
         except KeyError as error:
             raise ValueError(f"entry {name!r} is not valid: the key {error} is missing") from error
@@ -149,7 +149,7 @@ class LlavaSample:
         return sample
 
     def to_entry(self) -> dict[str, Any]:
-        """The inverse of :meth:`from_entry`; the other keys only where they say something."""
+        """The inverse of :meth:`from_entry`, without empty optional keys."""
         entry: dict[str, Any] = {"id": self.id}
         if self.images:
             entry["image"] = self.images[0] if len(self.images) == 1 else list(self.images)
@@ -167,7 +167,7 @@ class LlavaSample:
         """LLaVA's form of a conversation: the image's token on a line before the first question.
 
         Raises:
-            ValueError: The conversation waits for an answer.
+            ValueError: The conversation awaits an answer.
         """
         turns = [
             Turn(SPEAKERS[ROLES.index(message.role)], message.text)
@@ -179,18 +179,18 @@ class LlavaSample:
         return cls(name, tuple(turns), images, conversation.label, conversation.regions)
 
     def to_conversation(self) -> Conversation:
-        """The neutral record, whose one image stands before the first question.
+        """The neutral conversation, whose single image precedes the first question.
 
         Raises:
-            ValueError: Several images, or an image in a later turn than the first: the neutral
-                record has no place for them.
+            ValueError: There are several images, or one after the first turn, which the neutral
+                conversation does not support.
         """
         if len(self.images) > 1 or any(IMAGE_TOKEN in turn.value for turn in self.turns[1:]):
             raise ValueError(
                 f"sample {self.id!r} has {len(self.images)} images or one in a later turn; a "
-                "conversation has one at most, in its first question"
+                "conversation has at most one, in its first question"
             )
-        # LLaVA's own data puts the image before or behind the question.
+        # LLaVA's own data have the image before or after the question.
         texts = [turn.value.replace(IMAGE_TOKEN, "").strip() for turn in self.turns]
         messages = tuple(Message(ROLES[i % 2], text) for i, text in enumerate(texts))
         image = self.images[0] if self.images else None
@@ -205,23 +205,23 @@ def read_llava_json(
     invalid: list[str] | None = None,
     allow_absolute_paths: bool = False,
 ) -> Iterator[LlavaSample]:
-    """Read LLaVA's JSON (a list) or JSONL, one entry after another; memory stays flat.
+    """Read LLaVA's JSON (a list) or JSONL, one entry after another, with constant memory.
 
     Args:
-        path: The file.
-        image_folder: Where the images lie; each must be there. None does not look.
-        skip_invalid: Leave entries out that are not valid, each with a warning that names it. For
-            large collections of others' data; a missing image remains an error.
-        invalid: Receives what is wrong with such entries, instead of an error or a warning.
+        path: File to read.
+        image_folder: Folder of the images, each of which must exist. None does not check.
+        skip_invalid: Whether to skip invalid entries, each with a warning that names it. For large
+            third-party data; a missing image remains an error.
+        invalid: Receives the problems of such entries, instead of an error or a warning.
         allow_absolute_paths: As for :func:`image_file`.
 
     Yields:
-        The samples in the file's order.
+        The samples in the order of the file.
 
     Raises:
         FileNotFoundError: There is no such file, or an image of a sample is missing.
-        ValueError: Not JSON, not a list, no valid entries, or an entry that is not valid or whose
-            image lies outside the folder; the message gives the file and the entry's id.
+        ValueError: The file is not JSON or not a list or has no valid entries, or an entry is
+            invalid or its image is outside the folder; the message gives the file and the id.
     """
     path = Path(path)
     if not path.is_file():
@@ -236,14 +236,14 @@ def read_llava_json(
                 continue
             if not skip_invalid:
                 raise ValueError(f"{path}: {error}") from error
-            logger.warning("%s: left out: %s", path, error)
+            logger.warning("%s: skipped: %s", path, error)
             continue
         count += 1
         if image_folder is not None:
             _check_images(sample, image_folder, allow_absolute_paths)
         yield sample
     if not count:
-        raise ValueError(f"{path} holds no entries that are valid")
+        raise ValueError(f"{path} holds no valid entries")
 
 
 def write_llava_json(
@@ -251,19 +251,19 @@ def write_llava_json(
     path: str | PathLike,
     image_folder: str | PathLike | None = None,
 ) -> int:
-    """Write LLaVA's JSON, an entry a line; the file appears when it is complete.
+    """Write LLaVA's JSON, one entry per line; the file appears when it is complete.
 
     Args:
-        samples: A generator is fine.
-        path: To write.
-        image_folder: Where the images lie; each must be there. None does not look.
+        samples: Samples, possibly a generator.
+        path: File to write.
+        image_folder: Folder of the images, each of which must exist. None does not check.
 
     Returns:
         The number of entries.
 
     Raises:
         FileNotFoundError: An image is missing; the message names it and the sample.
-        ValueError: No samples, or an image outside the folder.
+        ValueError: There are no samples, or an image is outside the folder.
     """
     count = 0
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -282,7 +282,7 @@ def llava_dataset(samples: Iterable[LlavaSample]) -> datasets.Dataset:
     """Samples as a Hugging Face data set, for mixing and mapping.
 
     Returns:
-        Rows with the columns of ``FEATURES``; "image" is a list, empty for text alone.
+        Rows with the columns of ``FEATURES``; "image" is a list, empty for text only.
     """
     rows = []
     for sample in samples:
@@ -294,16 +294,16 @@ def llava_dataset(samples: Iterable[LlavaSample]) -> datasets.Dataset:
 
 
 def image_file(folder: str | PathLike, image: str, allow_absolute_paths: bool = False) -> Path:
-    """Where a sample's image lies.
+    """Path of a sample's image.
 
     Args:
-        folder: What the path is relative to.
-        image: The path, from the data.
-        allow_absolute_paths: Whether it may lead out of the folder, by ``..`` or being absolute. A
-            link in the folder may lead anywhere in any case.
+        folder: Folder that the path is relative to.
+        image: Path in the data.
+        allow_absolute_paths: Whether the path may lead out of the folder, by ``..`` or by being
+            absolute. A link in the folder may always lead anywhere.
 
     Raises:
-        ValueError: It leads out of the folder, and may not.
+        ValueError: The path leads out of the folder, which is not allowed.
     """
     if allow_absolute_paths:
         return Path(folder) / image
@@ -311,8 +311,8 @@ def image_file(folder: str | PathLike, image: str, allow_absolute_paths: bool = 
         return contained(folder, image)
     except ValueError as error:
         raise ValueError(
-            f"{error}; give the folder that holds all images, or let paths lead anywhere if you "
-            "trust the data (--allow-absolute-paths)"
+            f"{error}; give the folder that holds all images, or allow any paths if you trust the "
+            "data (--allow-absolute-paths)"
         ) from error
 
 
@@ -343,7 +343,7 @@ def _entries(path: Path) -> Iterator[Any]:
             yield from _line_entries(file, path)
         else:
             raise ValueError(
-                f"{path} begins with {start!r}; expected a JSON list, or one entry a line"
+                f"{path} begins with {start!r}; expected a JSON list, or one entry per line"
             )
 
 
@@ -354,13 +354,13 @@ def _line_entries(file: TextIO, path: Path) -> Iterator[Any]:
 
 
 def _list_entries(file: TextIO, path: Path) -> Iterator[Any]:
-    """The elements of one large list, of which no more than a part is held in memory."""
+    """The elements of one large list, of which only a part is held in memory."""
     decoder = json.JSONDecoder(parse_constant=refuse_constant)
     text = file.read(_CHUNK)
     at, count, chunk, closed = text.index("[") + 1, 0, _CHUNK, False
 
     def more() -> bool:
-        # What is done with is dropped; a longer read each time keeps a huge entry's cost linear.
+        # Consumed text is dropped; increasing reads keep the cost of a huge entry linear.
         nonlocal text, at, chunk
         piece = file.read(chunk)
         text, at, chunk = text[at:] + piece, 0, 2 * chunk
@@ -376,7 +376,7 @@ def _list_entries(file: TextIO, path: Path) -> Iterator[Any]:
             if not more():
                 raise ValueError(
                     f"{path} ends after {count} entries without the closing ]: it is cut off; "
-                    "fetch or write it anew"
+                    "download or write it again"
                 )
 
     while not closed:
@@ -390,7 +390,7 @@ def _list_entries(file: TextIO, path: Path) -> Iterator[Any]:
                 # Cut off, unless it is a NaN.
                 if not isinstance(error, json.JSONDecodeError) or not more():
                     raise ValueError(
-                        f"{path} is not valid JSON behind its first {count} entries: "
+                        f"{path} is not valid JSON after its first {count} entries: "
                         f"{getattr(error, 'msg', error)}"
                     ) from error
         chunk = _CHUNK
@@ -398,6 +398,6 @@ def _list_entries(file: TextIO, path: Path) -> Iterator[Any]:
         yield entry
         mark = skip_space()
         if mark not in ",]":
-            raise ValueError(f"{path} has {mark!r} behind entry {count - 1}, expected , or ]")
+            raise ValueError(f"{path} has {mark!r} after entry {count - 1}, expected , or ]")
         at += 1
         closed = mark == "]"

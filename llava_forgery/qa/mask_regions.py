@@ -1,4 +1,4 @@
-"""Which facial regions a mask of the forged area covers: a benchmark's masks become words."""
+"""Names of the facial regions that a mask of the forged area, such as a benchmark's, covers."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ from llava_forgery.constants import REGION_NAMES, WHOLE_FACE
 from llava_forgery.faces.regions import hull_mask
 
 COVERED = 0.5
-"""Least share of a region's hull that the mask covers, for the region to be named."""
+"""Smallest covered share of a region's hull for which the region is named."""
 WHOLE = 0.8
-"""Least share of the hull of all landmarks, for the whole inner face to be named instead."""
+"""Smallest covered share of the hull of all landmarks for which the whole inner face is named."""
 # Brighter pixels are forged; compression leaves grey ones along the edge.
 _BRIGHT = 127
 
@@ -16,9 +16,9 @@ _BRIGHT = 127
 def covered_regions(mask: np.ndarray, landmarks: np.ndarray) -> tuple[str, ...]:
     """Name the regions that a mask covers.
 
-    A region is the hull that simulated forgeries fill (:mod:`llava_forgery.faces.regions`), so
-    that a benchmark's answers and simulated ones mean the same. A mask that reaches ``COVERED`` of
-    no region, but touches some, gives the one that it covers most.
+    A region is the hull that simulated forgeries fill (:mod:`llava_forgery.faces.regions`), so that
+    names mean the same for benchmarks and simulated forgeries. A mask that covers less than
+    ``COVERED`` of every region, but touches some, gives the one that it covers most.
 
     Args:
         mask: (S, S) uint8, bright where forged.
@@ -28,7 +28,7 @@ def covered_regions(mask: np.ndarray, landmarks: np.ndarray) -> tuple[str, ...]:
         Names in the order of ``REGION_NAMES``; none if the mask touches no part of the face.
 
     Raises:
-        ValueError: The mask is of another shape or type, or no region lies in it.
+        ValueError: Shape or dtype of the mask differ, or no region lies within it.
     """
     if mask.dtype != np.uint8 or mask.ndim != 2:
         raise ValueError(f"expected a mask (H, W) uint8, got {mask.shape} {mask.dtype}")

@@ -1,4 +1,4 @@
-"""Forgery conversations mixed with general instruction data, so that a host keeps what it can do.
+"""Mixing forgery conversations with general instruction data to preserve a host's abilities.
 
 LVLM-DFD (section 3.2 and "Implementation Details") alternates between the deepfake data and the
 host's own instruction data: a ratio of 0.5 here.
@@ -32,28 +32,27 @@ logger = logging.getLogger(__name__)
 def mix_general(
     skill: datasets.Dataset, general: datasets.Dataset, general_ratio: float, seed: int = 0
 ) -> datasets.Dataset:
-    """Mix two data sets; every row of ``skill`` stands in the result exactly once.
+    """Mix two data sets; every row of ``skill`` is in the result exactly once.
 
-    Of ``general`` as many rows are drawn as the ratio asks for: at random and without repetition
-    as long as there are any left, then from the whole again. At a ratio of 0.5 the two alternate
-    strictly, at another one the order is drawn (``datasets.interleave_datasets``).
+    As many rows of ``general`` are drawn as the ratio requires, at random and without repetition
+    until all are used, then from all again. At a ratio of 0.5 the two alternate strictly, otherwise
+    the order is random (``datasets.interleave_datasets``).
 
     Args:
         skill: Forgery conversations.
         general: General instruction data, of the same columns and types.
-        general_ratio: Share of general rows in the result, from 0 to under 1.
-        seed: Of the draw and the order.
+        general_ratio: Share of general rows in the result, in [0, 1).
+        seed: Seed of the draw and the order.
 
     Returns:
-        The mixed rows; nothing is copied.
+        The mixed rows, which are not copied.
 
     Raises:
         ValueError: The ratio is out of range, the columns differ, or a data set has no rows.
     """
     if not 0 <= general_ratio < 1:
         raise ValueError(
-            f"general_ratio is the share of general data and lies from 0 to under 1, got "
-            f"{general_ratio}"
+            f"general_ratio is the share of general data and must be in [0, 1), got {general_ratio}"
         )
     if not len(skill):
         raise ValueError("there are no forgery conversations to mix, got 0 rows")
@@ -74,7 +73,7 @@ def mix_general(
         )
     if count > len(general):
         logger.warning(
-            "%d general rows are needed for a ratio of %g and there are %d: each is repeated "
+            "%d general rows are needed for a ratio of %g but there are %d: each is repeated "
             "about %.1f times",
             count,
             general_ratio,
@@ -106,31 +105,34 @@ def mix_llava_json(
 ) -> int:
     """Mix two files of LLaVA's JSON into one that LLaVA's training scripts read.
 
-    What comes from ``general_json`` is marked with ``"general": true``, so that training tells it
-    from the skill's conversations: it gets no placeholders, and the detector does not see it.
+    Entries of ``general_json`` are marked with ``"general": true``, so that training distinguishes
+    them from the skill's conversations: they get no placeholders, and the detector does not see
+    them.
 
     The image paths of the result are relative to ``image_folder``, which is then the training's
     ``--image_folder``; no image is copied.
 
     Args:
-        skill_json: From ``data build-qa``.
-        general_json: Such as LLaVA's own instruction data; entries without images are fine.
-        out: The file to write.
-        general_ratio: As in :func:`mix_general`.
-        skill_images: What the paths in ``skill_json`` are relative to; its own folder if None.
-        general_images: The same for ``general_json``.
-        image_folder: Holds the images of both, and the paths in the result are relative to it; the
-            folder of ``out`` if None.
-        allow_absolute_paths: Whether images may lie elsewhere, too; the training needs the same.
-        skip_invalid: Leave general entries out that are not valid, each with a warning.
-        seed: As in :func:`mix_general`.
+        skill_json: File from ``data build-qa``.
+        general_json: File such as LLaVA's own instruction data; entries may lack images.
+        out: File to write.
+        general_ratio: As for :func:`mix_general`.
+        skill_images: Folder that the paths in ``skill_json`` are relative to; None for that of the
+            file.
+        general_images: Folder that the paths in ``general_json`` are relative to; None for that of
+            the file.
+        image_folder: Folder with the images of both, to which the paths in the result are relative;
+            None for the folder of ``out``.
+        allow_absolute_paths: Whether images may also be elsewhere; training needs the same option.
+        skip_invalid: Whether to skip invalid general entries, each with a warning.
+        seed: As for :func:`mix_general`.
 
     Returns:
         The number of entries written.
 
     Raises:
         FileNotFoundError: A file or an image is missing.
-        ValueError: As :func:`mix_general` and :func:`read_llava_json`; or an image lies outside
+        ValueError: As for :func:`mix_general` and :func:`read_llava_json`; or an image is outside
             ``image_folder``.
     """
     target = Path(out).parent if image_folder is None else Path(image_folder)
@@ -162,10 +164,10 @@ def _moved(
                 return Path(os.path.relpath(os.path.realpath(file), new.resolve())).as_posix()
             common = os.path.commonpath([file, os.path.abspath(new)])
             raise ValueError(
-                f"sample {sample.id!r} has the image {file}, which lies outside {new}, the folder "
-                "that the paths of the result are relative to; name one that holds the images of "
-                f"both files (--image-folder {common}), and train with it, or let paths lead "
-                "anywhere (--allow-absolute-paths)"
+                f"sample {sample.id!r} has the image {file}, which is outside {new}, the folder "
+                "that the paths of the result are relative to; give one that holds the images of "
+                f"both files (--image-folder {common}), and train with it, or allow any paths "
+                "(--allow-absolute-paths)"
             ) from error
 
     for sample in samples:
@@ -176,13 +178,13 @@ def _marked(sample: LlavaSample, source: str | PathLike) -> LlavaSample:
     if sample.label is not None:
         raise ValueError(
             f"{source}: entry {sample.id!r} is labelled {sample.label} (0 real, 1 fake), so it "
-            "teaches the skill and is no general data; give it as --qa"
+            "teaches the skill and is not general data; give it as --qa"
         )
     return replace(sample, general=True)
 
 
 def _rounds(length: int, count: int, seed: int) -> np.ndarray:
-    """``count`` row numbers, in rounds over all rows, each in an order of its own."""
+    """``count`` row numbers, in rounds over all rows, each in a different order."""
     laps = -(-count // length)
     orders = [np.random.default_rng([seed, lap]).permutation(length) for lap in range(laps)]
     return np.concatenate(orders)[:count]

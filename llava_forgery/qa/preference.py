@@ -1,7 +1,7 @@
-"""Pairs of answers for the preference stage, which need no annotators.
+"""Pairs of answers for the preference stage, made without annotators.
 
-Of an image's label, forged regions and score it is known which answer is true. The other one is
-worded alike, and says what is not so::
+Label, forged regions and score of an image determine which answer is true. The other one has the
+same wording, but is false::
 
     verdict     "Yes. ..." of a real image, "No. ..." of a forged one
     region      "Yes. ..." with other regions
@@ -28,12 +28,12 @@ _Said = TypeVar("_Said")
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """A prompt with the answer that is to be preferred, and the one that it is preferred to."""
+    """A prompt with a preferred and a rejected answer."""
 
     kind: str
     """One of ``KINDS``."""
     prompt: Conversation
-    """It ends with the user's question."""
+    """Conversation that ends with the user's question."""
     chosen: str
     rejected: str
 
@@ -51,23 +51,24 @@ def build_pair(
 
     Args:
         kind: One of ``KINDS``; a real image has no "region".
-        question: The first one, about the label.
+        question: First question, about the label.
         label: 0 real, 1 fake.
         regions: Forged regions in any order; none for a real image.
-        rng: Chooses the wordings, which both answers share, and what the rejected one says.
-        score: The detector's in [0, 1] if the question cites it.
+        rng: Generator that chooses the wordings, which both answers share, and the content of the
+            rejected one.
+        score: Score of the detector in [0, 1] if the question cites it.
 
     Raises:
-        ValueError: An unknown kind, regions of a real image or none of a fake one, or the score is
-            not in [0, 1].
+        ValueError: The kind is unknown, a real image has regions or a fake one none, or the score
+            is not in [0, 1].
     """
     regions = order_regions(regions)
     if kind not in KINDS or (kind == "region" and label == REAL):
         raise ValueError(
-            f"the kind of a pair is one of {', '.join(KINDS)}, region for fakes alone; got {kind!r}"
+            f"the kind of a pair is one of {', '.join(KINDS)}, region for fakes only; got {kind!r}"
         )
     if label not in (REAL, FAKE) or bool(regions) != (label == FAKE):
-        raise ValueError(f"regions are named for a fake image alone, got label {label}, {regions}")
+        raise ValueError(f"regions are named for a fake image only, got label {label}, {regions}")
     truth = (label, regions)
     turns = [question]
     if kind in ("verdict", "region"):
@@ -81,7 +82,7 @@ def build_pair(
         left = untouched_regions(regions)
         false = (FAKE, left) if label == FAKE and left else _opposite(truth, rng)
     else:
-        # Where there is no score, or one of 0.5, it makes no difference to "how sure".
+        # Without a score, or with one of 0.5, both answers to "how sure" would be the same.
         known = score is not None and round(score, 2) != 0.5
         asked = rng.choice([k for k in FOLLOW_UP_KINDS if k != "how sure" or known])
         false = _opposite(truth, rng)
@@ -108,7 +109,7 @@ def _alike(
     false: _Facts,
     rng: random.Random,
 ) -> tuple[_Said, _Said]:
-    """What is said of both in the same wording."""
+    """Both answers in the same wording."""
     state = rng.getstate()
     chosen = say(truth, rng)
     rng.setstate(state)
@@ -116,18 +117,18 @@ def _alike(
 
 
 def _opposite(truth: _Facts, rng: random.Random) -> _Facts:
-    """The other label; what is real is called forged somewhere."""
+    """The facts with the opposite label; a real face gets forged regions."""
     label, _ = truth
     return (REAL, ()) if label == FAKE else (FAKE, _some(_parts(), rng))
 
 
 def _other(regions: tuple[str, ...], rng: random.Random) -> tuple[str, ...]:
-    """Regions of which none is forged; of a whole face, which covers all, some part."""
+    """Regions that are not forged; for a whole face, which covers all, some part."""
     return _some(untouched_regions(regions) or _parts(), rng)
 
 
 def _some(names: Sequence[str], rng: random.Random) -> tuple[str, ...]:
-    """One to three of them, as forgeries have."""
+    """One to three of the names, as in forgeries."""
     return order_regions(rng.sample(list(names), rng.randint(1, min(3, len(names)))))
 
 

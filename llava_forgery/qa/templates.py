@@ -1,7 +1,7 @@
 """The wordings of questions and answers, as data.
 
 The first of each list is the canonical one: the paper's where the paper gives one (LVLM-DFD,
-section 3.3). Fields in braces are filled in by :mod:`llava_forgery.qa.build`. Yes means fake.
+section 3.3). :mod:`llava_forgery.qa.build` fills in the fields in braces. Yes means fake.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ QUESTIONS = (
     "Would you say that this face has been edited?",
 )
 
-# The likelihood of the first word gives P(yes), so the first word is never another.
+# The likelihood of the first word gives P(yes), so the first word is always Yes or No.
 YES_ANSWERS = (
     "Yes. This is a deepfake image, and the artifact is at the {regions}.",
     "Yes. This image is fake, and the forged area is the {regions}.",
@@ -57,11 +57,11 @@ SPOKEN_REGIONS = {name: name for name in REGION_NAMES} | {WHOLE_FACE: "whole inn
 
 @dataclass(frozen=True)
 class FollowUp:
-    """A further question, and what is answered to it."""
+    """Wordings of a further question and its answers."""
 
     questions: tuple[str, ...]
     fake: tuple[str, ...]
-    """Fields: regions, untouched."""
+    """Answers for a fake image, with the fields regions and untouched."""
     real: tuple[str, ...]
 
 
@@ -83,7 +83,7 @@ WHERE = FollowUp(
     ),
 )
 
-# Cues of blending in general: which of them a given image has is not known from its record.
+# Cues of blending in general, as the record of an image does not say which of them it has.
 WHY = FollowUp(
     questions=(
         "Why do you think so?",
@@ -123,7 +123,7 @@ UNTOUCHED = FollowUp(
         "Every region looks pristine.",
     ),
 )
-# Where no region of the inner face is left.
+# If no region of the inner face is untouched.
 UNTOUCHED_NONE = (
     "No part of the inner face; only what lies outside the inner face shows no signs of editing.",
     "None of the inner face. Hair and background look untouched.",
@@ -140,14 +140,14 @@ HOW_SURE = (
     "I am {certainty}, going by a forgery score of {score:.2f}.",
     "With a forgery score of {score:.2f}, I am {certainty}.",
 )
-# By how far the score, read in favour of the label, lies: lower bound and words.
+# Lower bound of the score in favour of the label, and words for it.
 CERTAINTY = (
     (0.9, "very sure"),
     (0.75, "sure"),
     (0.6, "fairly sure"),
     (0.5, "only slightly sure"),
 )
-# The score speaks against the label.
+# If the score contradicts the label.
 HOW_SURE_AGAINST = (
     "I am not sure: the forgery score is {score:.2f}, which speaks against my answer.",
     "Not sure, since the forgery score of {score:.2f} points the other way.",

@@ -197,7 +197,7 @@ def test_towers_may_come_from_imagebinds_own_checkpoint(tmp_path, imported):
     name = "encoder/open_clip_model.safetensors"
     one, other = load_file(tmp_path / "out" / name), load_file(imported / name)
     assert all(torch.equal(one[key], other[key]) for key in other)
-    with pytest.raises(ValueError, match="leave --imagebind out"):
+    with pytest.raises(ValueError, match="omit --imagebind"):
         _run(tmp_path, state, imagebind=tmp_path / "imagebind.pth")
     with pytest.raises(ValueError, match="--imagebind imagebind_huge.pth"):
         _run(tmp_path, official.lvlm_dfd_state(width=32, rank=RANK))
@@ -260,8 +260,8 @@ class _Payload:
         ("payload", "refused"),
         ("plain pickle", "refused"),
         ("text", "refused"),
-        ("cut", "damaged or no checkpoint"),
-        ("nested", "give the state_dict alone"),
+        ("cut", "damaged or not a checkpoint"),
+        ("nested", "give only the state_dict"),
         ("none", "there is no checkpoint"),
     ],
 )

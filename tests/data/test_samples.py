@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 def test_balanced_and_true(folder, caplog):
     with caplog.at_level(logging.WARNING):
         subjects = LabelledSamples(load_faces(folder), size=48, seed=1)
-    assert "1 of 11 fake faces are left out" in caplog.text
+    assert "1 of 11 fake faces are skipped" in caplog.text
     assert "p30.png" in caplog.text
     assert len(subjects) == 4
     units = [subjects[i] for i in range(4)]

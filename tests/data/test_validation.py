@@ -51,7 +51,7 @@ def test_invalid_samples_are_refused_or_left_out(tmp_path, caplog):
     listed = (tmp_path / LISTED).read_text().splitlines()
     assert listed == [f"sample {i}: broken in two lines" for i in range(25)]
     settle_invalid(lines, 40, tmp_path, True)
-    assert "25 of 40 samples are invalid and left out" in caplog.text
+    assert "25 of 40 samples are invalid and skipped" in caplog.text
     with pytest.raises(ValueError, match="25 of 25 samples are invalid"):
         settle_invalid(lines, 25, tmp_path, True)
     settle_invalid([], 25, tmp_path, False)
@@ -64,7 +64,7 @@ BAD = {
     "gone": "is not a file",
     "empty": "is not an image",
     "long": "no token is left to learn from",
-    "silent": "turn 1 says nothing",
+    "silent": "turn 1 is empty",
     "lost": "has a label and no image",
     "chat": "no token is left to learn from",
 }
@@ -141,7 +141,7 @@ def test_invalid_samples_are_left_out_of_llavas_training(folder, caplog):
     assert skill.general == [False, True]
     assert [length > 0 for length in skill.lengths] == [True, False]
     assert [general[row].id for row in range(len(general))] == ["g0"]
-    assert "9 of 12 samples are invalid and left out" in caplog.text
+    assert "9 of 12 samples are invalid and skipped" in caplog.text
     # A mended image is looked at anew.
     (folder / "html.jpg").write_bytes((folder / "good.jpg").read_bytes())
     skill, general = open_sources(parse_arguments(_words(folder, "--skip-invalid"))).values()

@@ -174,8 +174,8 @@ def test_no_field_is_left_open():
     [
         (2, (), {}, "label must be 0"),
         (None, (), {}, "label must be 0"),
-        (REAL, ("nose",), {}, "named for a fake image alone"),
-        (FAKE, (), {}, "named for a fake image alone"),
+        (REAL, ("nose",), {}, "named for a fake image only"),
+        (FAKE, (), {}, "named for a fake image only"),
         (FAKE, ("ear",), {}, "unknown regions"),
         (REAL, (), {"follow_ups": 4}, "must be 0, 1, 2 or 3"),
         (REAL, (), {"score": 1.5}, "forgery score must lie"),

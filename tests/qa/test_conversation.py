@@ -64,10 +64,10 @@ def test_message_is_checked(role, text, message):
         ((ASK, TELL), FAKE, (), "needs the names of its forged regions"),
         ((ASK, TELL), REAL, ("nose",), "only a fake image has forged regions"),
         ((ASK, TELL), None, ("nose",), "only a fake image has forged regions"),
-        ((ASK, TELL), FAKE, ("mouth", "nose"), "must stand in the order"),
+        ((ASK, TELL), FAKE, ("mouth", "nose"), "must be in the order"),
         ((ASK, TELL), FAKE, ("ear",), "unknown regions"),
         ((ASK, TELL), FAKE, ("nose", "nose"), "named twice"),
-        ((ASK, TELL), FAKE, ("nose", "face"), "stands alone"),
+        ((ASK, TELL), FAKE, ("nose", "face"), "must be alone"),
     ],
 )
 def test_conversation_is_checked(messages, label, regions, message):

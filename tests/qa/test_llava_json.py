@@ -151,7 +151,7 @@ def test_invalid_entries_can_be_left_out_by_name(tmp_path, caplog):
     assert [sample.id for sample in samples] == ["bus", "7", "two"]
     assert "left out: entry 'html' is not valid: the turns hold 1 times <image>" in caplog.text
     (tmp_path / "data.json").write_text(json.dumps([quoting]))
-    with pytest.raises(ValueError, match="no entries that are valid"):
+    with pytest.raises(ValueError, match="no valid entries"):
         list(read_llava_json(tmp_path / "data.json", skip_invalid=True))
 
 
@@ -160,13 +160,13 @@ def test_invalid_entries_can_be_left_out_by_name(tmp_path, caplog):
     [
         ("", "begins with ''"),
         ("3", "begins with '3'"),
-        ("[]", "no entries"),
+        ("[]", "no valid entries"),
         ("[ \n", "ends after 0 entries"),
-        ('[{"id": 1', "not valid JSON behind its first 0"),
+        ('[{"id": 1', "not valid JSON after its first 0"),
         ("[3]", "entry 0 is a int"),
         (json.dumps(GENERAL)[:-1], "ends after 3 entries"),
-        (json.dumps(GENERAL)[:-20], "behind its first 2 entries"),
-        (json.dumps(GENERAL).replace("}, {\"id\": 7", "} {\"id\": 7"), "behind entry 0"),
+        (json.dumps(GENERAL)[:-20], "after its first 2 entries"),
+        (json.dumps(GENERAL).replace("}, {\"id\": 7", "} {\"id\": 7"), "after entry 0"),
     ],
 )  # fmt: skip
 def test_broken_files(tmp_path, text, message):

@@ -46,7 +46,7 @@ def test_the_order_is_drawn_and_seeded():
 @pytest.mark.parametrize(
     ("skill", "general", "ratio", "message"),
     [
-        (rows("s", 2), rows("g", 2), 1.0, "from 0 to under 1, got 1.0"),
+        (rows("s", 2), rows("g", 2), 1.0, r"\[0, 1\), got 1.0"),
         (rows("s", 2), rows("g", 2), -0.1, "got -0.1"),
         (rows("s", 2), rows("g", 2), float("nan"), "got nan"),
         (rows("s", 0), rows("g", 2), 0.5, "no forgery conversations"),
@@ -76,7 +76,7 @@ def test_two_files_with_images_in_different_folders(tmp_path):
     out = tmp_path / "mixed/data.json"
     sources = (tmp_path / "qa/data.json", tmp_path / "general.json")
     # The folder of the result does not hold the images, and the training reads none outside.
-    message = rf"'s0' has the image .*png, which lies outside .*, .*--image-folder {tmp_path}\)"
+    message = rf"'s0' has the image .*png, which is outside .*, .*--image-folder {tmp_path}\)"
     with pytest.raises(ValueError, match=message):
         mix_llava_json(*sources, out, **options)
     assert not out.exists()

@@ -29,7 +29,7 @@ def says(answer, label, regions):
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind(kind, label, regions):
     if kind == "region" and label == REAL:
-        with pytest.raises(ValueError, match="region for fakes alone"):
+        with pytest.raises(ValueError, match="region for fakes only"):
             pairs(kind, label, regions, count=1)
         return
     asked = set()
