@@ -37,7 +37,7 @@ def test_import_benchmark(tmp_path):
         run("data", "import-benchmark", "ff++", root, "--out", out, "--split", "test")
     with pytest.raises(ValueError, match="needs --images"):
         run("data", "import-benchmark", "deepfakebench", out, "--out", out)
-    with pytest.raises(ValueError, match="leave --identities"):
+    with pytest.raises(ValueError, match="omit --identities"):
         run("data", "prepare", out, "--out", tmp_path / "faces", "--test-share", "0.5")
     run(
         "data",

@@ -43,7 +43,7 @@ def test_options_reach_the_library(run, tmp_path):
     options = ("--out", out, "--size", 224, "--margin", 0.25, "--fake")
     result = run(src, *options, "--every", 4, "--all-faces", "--align")
     assert result.exit_code == 0, result.output
-    assert "5 faces in 2 files; 0 files were left out" in result.output
+    assert "5 faces in 2 files; 0 files were skipped" in result.output
     found = rows(out)
     assert [(row["source"], row.get("frame"), row.get("track")) for row in found] == [
         ("a.png", None, None), ("a.png", None, None),

@@ -1,4 +1,4 @@
-"""The command ``llava-forgery``: one subcommand for each step from photographs to an answer.
+"""The command ``llava-forgery``, with a subcommand for each step from photographs to an answer.
 
 Importing a module of commands adds them to the application.
 """

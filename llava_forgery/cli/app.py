@@ -1,4 +1,4 @@
-"""The application that the commands join, and what several of them do."""
+"""The application of all commands, and functions that several of them share."""
 
 import gc
 import inspect
@@ -19,16 +19,16 @@ from llava_forgery.noise import notices_wanted, quiet, without_notices
 Quiet = Annotated[
     bool,
     typer.Option(
-        "--quiet", "-q", help="Show results, warnings and errors only: no progress, no notices."
+        "--quiet", "-q", help="Show only results, warnings and errors: no progress, no notices."
     ),
 ]
 
 
 class Commands(typer.Typer):
-    """Commands that all take ``--quiet``."""
+    """Group whose commands all take ``--quiet``."""
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
-        """As Typer's."""
+        """As for Typer."""
         register = super().command(name, **options)
 
         def decorate(function: Any) -> Any:
@@ -46,7 +46,7 @@ def _with_quiet(function: Callable[..., None]) -> Callable[..., None]:
         with without_notices():
             return function(*given, **named)
 
-    # Both are what Typer reads.
+    # Typer reads both.
     option = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False,
                                annotation=Quiet)  # fmt: skip
     parameters = inspect.signature(function).parameters.values()
@@ -84,14 +84,14 @@ def _group(name: str, text: str) -> typer.Typer:
     return group
 
 
-data = _group("data", "Make data: faces, forgeries, conversations, sets for evaluation.")
+data = _group("data", "Make data: faces, forgeries, conversations, evaluation sets.")
 train = _group("train", "Train detectors, adapters and pseudo-words.")
 evaluation = _group("eval", "Measure models.")
-convert = _group("convert", "Convert adapters, and weights from elsewhere.")
+convert = _group("convert", "Convert adapters and third-party weights.")
 
 
 def notice(text: str) -> None:
-    """Say on stderr what was done, unless that is unwanted."""
+    """Report on stderr what was done, unless ``--quiet`` is given."""
     if notices_wanted():
         typer.echo(text, err=True)
 
@@ -127,8 +127,8 @@ def load_predictor(
     """The predictor for an adapter.
 
     Args:
-        model: The adapter's or a detector's folder; None: the shipped model.
-        base_model: Folder or hub name of its host; None for the one that it names.
+        model: Folder of an adapter or a detector; None for the shipped model.
+        base_model: Folder or hub name of the host; None for the one that the adapter names.
         backend: "transformers", "llava" or "auto".
         device: Device to load onto.
         face_detector: Name of what finds the faces; None: dlib's, once one is needed.
@@ -137,15 +137,15 @@ def load_predictor(
             float32 matrices in its fastest way: for this process, PyTorch's "medium" precision.
         max_new_tokens: Most tokens of an answer; None: the predictor's own number.
         answers: As for the predictor.
-        cache: Of the shipped model's host.
-        max_memory: Bytes that batches may take.
+        cache: Cache folder of the shipped model's host.
+        max_memory: Number of bytes that batches may take.
     """
     import torch
 
     from llava_forgery.faces.detect import get_detector
     from llava_forgery.infer.predictor import ForgeryPredictor
 
-    # Before the host, which takes long to read.
+    # Before the host, which takes long to load.
     finder = None if face_detector is None else get_detector(face_detector)
     predictor = ForgeryPredictor.from_pretrained(
         model,
@@ -173,14 +173,14 @@ def main() -> None:
 
 
 def run(command: Callable[[], Any], form: str = "%(levelname)s %(message)s") -> None:
-    """Run a command line; users' mistakes, and what the system refuses, are a line and status 2.
+    """Run a command line; user errors and system errors print one line and exit with status 2.
 
     Args:
-        command: Such as ``lambda: typer.run(main)``.
-        form: Of the log's lines on stderr.
+        command: Command, such as ``lambda: typer.run(main)``.
+        form: Format of the log on stderr.
     """
     logging.basicConfig(format=form, stream=sys.stderr)
-    # Of other packages warnings alone.
+    # Only warnings of other packages.
     for ours in ("llava_forgery", "eval", "demo"):
         logging.getLogger(ours).setLevel(logging.INFO)
     try:

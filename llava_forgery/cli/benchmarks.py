@@ -19,7 +19,7 @@ def import_benchmark(
     name: Annotated[str, typer.Argument(help=_NAMES)],
     root: Annotated[
         Path,
-        typer.Argument(help="Its folder; of deepfakebench the JSON, of antifakeprompt the CSV."),
+        typer.Argument(help="Folder; for deepfakebench the JSON, for antifakeprompt the CSV."),
     ],
     out: Annotated[
         Path,
@@ -28,7 +28,7 @@ def import_benchmark(
         ),
     ],
     method: Annotated[
-        list[str] | None, typer.Option(help="Of FaceForensics++; repeatable; default: all.")
+        list[str] | None, typer.Option(help="Methods of FaceForensics++; repeatable; default: all.")
     ] = None,
     compression: Annotated[
         list[str] | None, typer.Option(help="raw, c23 or c40; repeatable; default: c23.")
@@ -36,30 +36,30 @@ def import_benchmark(
     split: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of dfdc and deepfakebench which to read; of folders and antifakeprompt what "
-            "all files count as."
+            help="For dfdc and deepfakebench the splits to read; for folders and antifakeprompt "
+            "the split of all files."
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Of deepfakebench: the folder its paths are relative to.")
+        Path | None, typer.Option(help="For deepfakebench: folder its paths are relative to.")
     ] = None,
     masks: Annotated[
         bool | None,
-        typer.Option("--masks/--no-masks", help="Ask for masks, or leave them; default: if there."),
+        typer.Option("--masks/--no-masks", help="Require or ignore masks; default: read any."),
     ] = None,
     frames: Annotated[
         bool | None,
         typer.Option(
             "--frames/--no-frames",
-            help="Of folders: whether the pictures of one folder are the frames of a video; "
-            "default: where their names differ by a number alone.",
+            help="For folders: whether the pictures of one folder are the frames of a video; "
+            "default: if their names only differ by a number.",
         ),
     ] = None,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Take what is there of an incomplete download.")
+        bool, typer.Option("--partial", help="Accept an incomplete download.")
     ] = False,
 ) -> None:
-    """List a benchmark's files with label, split, method and mask, for prepare."""
+    """List a benchmark's files with label, split, method and mask for prepare."""
     from collections import Counter
 
     from llava_forgery.constants import LABEL_NAMES
@@ -76,7 +76,7 @@ def import_benchmark(
     }
     if split and "splits" not in known:
         if len(split) > 1:
-            raise ValueError(f"{name} takes one --split at most, got {', '.join(split)}")
+            raise ValueError(f"{name} takes at most one --split, got {', '.join(split)}")
         options["split"] = split[0]
     else:
         options["splits"] = split

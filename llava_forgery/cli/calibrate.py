@@ -20,27 +20,27 @@ def calibrate(
     ] = "test",
     pairs: Annotated[
         int | None,
-        typer.Option(min=1, help="Forged faces where all are real; default: four for each face."),
+        typer.Option(min=1, help="Forged faces if all are real; default: four for each face."),
     ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="Where all are real: JSON file of `train detector --recipe` that says how they "
-            "are forged and degraded; default: forged, and compressed as videos are."
+            help="If all are real: JSON file as for `train detector --recipe` that says how they "
+            "are forged and degraded; default: forged and compressed like videos."
         ),
     ] = None,
     fpr: Annotated[
         float | None,
         typer.Option(
-            help="Share of the real faces that the threshold calls fake; default: as many as of "
-            "the fakes it calls real."
+            help="Share of the real faces that the threshold calls fake; default: equal to the "
+            "share of the fakes that it calls real."
         ),
     ] = None,
     plot: Annotated[
-        bool, typer.Option("--plot", help="Draw reliability.png too, the reliability diagram.")
+        bool, typer.Option("--plot", help="Also draw reliability.png, the reliability diagram.")
     ] = False,
     write: Annotated[
-        bool, typer.Option(" /--no-write", help="Only measure: leave the model as it is.")
+        bool, typer.Option(" /--no-write", help="Only measure: do not change the model.")
     ] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images judged at once.")] = 16,
     device: Device = None,
@@ -49,9 +49,9 @@ def calibrate(
 ) -> None:
     """Fit score, threshold, uncertain band and warnings on people who were not in training.
 
-    They are written into the detector's kfd_config.json. Of an adapter the scores stay as they
-    are, as it was trained on them; the rest is fitted. Figures are cross-fitted: each person's
-    come from a fit on the others. An interrupted run resumes when it is repeated.
+    They are written into the detector's kfd_config.json. The scores of an adapter's detector are
+    not changed, as it was trained on them; the rest is fitted. Figures are cross-fitted: each
+    person's come from a fit on the others. An interrupted run resumes when it is repeated.
     """
     from llava_forgery.evaluation.calibration import (
         calibrate,

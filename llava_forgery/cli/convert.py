@@ -1,4 +1,4 @@
-"""Commands that convert adapters, and bring weights from elsewhere into our formats."""
+"""Commands that convert adapters and third-party weights to our formats."""
 
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +31,7 @@ def merge_llava(
     dtype: Dtype = "auto",
     allow_download: AllowDownload = False,
 ) -> None:
-    """Write a whole LLaVA model: the host with LoRA in its weights, and the skill beside it.
+    """Write a whole LLaVA model: the host with LoRA merged into its weights, and the skill.
 
     LLaVA's load_pretrained_model reads it after llava_forgery.register().
     """
@@ -50,16 +50,16 @@ def convert_adapter(
         typer.Option(
             "--base-model",
             help="Folder or hub name of the same host in the other backend; without it, an adapter "
-            "of format 1 is brought into today's.",
+            "of format 1 is converted to the current format.",
         ),
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option("--template", help="Into LLaVA's layout: name in LLaVA's conv_templates."),
+        typer.Option("--template", help="For LLaVA's layout: name in LLaVA's conv_templates."),
     ] = None,
     allow_download: AllowDownload = False,
 ) -> None:
-    """Move an adapter between the llava package and transformers, or into today's format."""
+    """Convert an adapter between llava and transformers, or to the current format."""
     from llava_forgery.hosts.layouts import convert_adapter as convert
 
     layout = convert(model, out, base_model, template, allow_download)
@@ -125,18 +125,18 @@ def convert_placement(
     placement: Annotated[
         str | None,
         typer.Option(
-            help="always: behind every image, also in prompts of programs that know nothing of the "
-            "skill; placeholders: where a prompt holds <forgery>."
+            help="always: after every image, also in prompts of programs unaware of the skill; "
+            "placeholders: where a prompt holds <forgery>."
         ),
     ] = None,
     crop: Annotated[
         str | None,
         typer.Option(
-            help="Of pictures that such programs give: face (find it and cut it out) or none."
+            help="For pictures from such programs: face (find it and cut it out) or none."
         ),
     ] = None,
 ) -> None:
-    """Change where the skill's embeddings stand in prompts; the folder is changed in place."""
+    """Change the position of the skill's embeddings in prompts; the folder is changed in place."""
     from llava_forgery.hosts.layouts import change_placement
 
     change_placement(model, placement, crop)
@@ -145,7 +145,7 @@ def convert_placement(
 
 @convert.command("imagebind")
 def import_imagebind(checkpoint: Checkpoint, out: Out) -> None:
-    """Bring ImageBind's image and text towers into a folder that open_clip reads."""
+    """Convert ImageBind's image and text towers to a folder that open_clip reads."""
     from llava_forgery.convert.imagebind import import_imagebind as run
 
     run(checkpoint, out)
@@ -160,7 +160,7 @@ def import_lvlm_dfd(
         typer.Option(help="imagebind_huge.pth, for a checkpoint without ImageBind's own weights."),
     ] = None,
 ) -> None:
-    """Bring the official LVLM-DFD checkpoint into detector, learner and LoRA."""
+    """Convert the official LVLM-DFD checkpoint to detector, learner and LoRA."""
     from llava_forgery.convert.lvlm_dfd import import_lvlm_dfd as run
 
     run(checkpoint, out, imagebind)
@@ -180,7 +180,7 @@ def import_efficientnet(
         Path, typer.Option("--out", help="safetensors file to write.", callback=writable_file)
     ],
 ) -> None:
-    """Bring the trunk's ImageNet weights into safetensors."""
+    """Convert the trunk's ImageNet weights to safetensors."""
     from llava_forgery.convert.sources import import_efficientnet as run
 
     run(out)
@@ -193,13 +193,13 @@ def push(
         typer.Argument(help="An adapter, a detector, a pseudo-word or an exported checkpoint."),
     ],
     repository: Annotated[str, typer.Argument(help="owner/name on the hub.")],
-    revision: Annotated[str | None, typer.Option(help="Branch; made where it is missing.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, created if missing.")] = None,
     private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
 ) -> None:
     """Upload a folder to the Hugging Face hub: safetensors, JSON and text, never a pickle.
 
-    Wherever a command takes the folder of a model, it takes owner/name or owner/name@revision.
+    Commands accept owner/name or owner/name@revision wherever they take the folder of a model.
     """
     from llava_forgery.hub import push_folder
 

@@ -14,8 +14,8 @@ def prepare(
     src: Annotated[
         Path,
         typer.Argument(
-            help="Folder of photographs and videos, one of them, or a manifest (.jsonl) that "
-            "import-benchmark wrote: labels, identities and splits are then its own."
+            help="Folder of photographs and videos, a single file, or a manifest (.jsonl) from "
+            "import-benchmark, which gives labels, identities and splits."
         ),
     ],
     out: Out,
@@ -24,38 +24,38 @@ def prepare(
         float, typer.Option(help="Space around the landmarks, as a share of their box's side.")
     ] = 0.4,
     align: Annotated[
-        bool, typer.Option("--align", help="Turn the crops until the eyes are level.")
+        bool, typer.Option("--align", help="Rotate the crops until the eyes are level.")
     ] = False,
     frames: Frames = None,
     every: Every = None,
     max_pixels: MaxPixels = None,
     all_faces: Annotated[
-        bool, typer.Option("--all-faces", help="All faces of a file, not its largest alone.")
+        bool, typer.Option("--all-faces", help="Keep all faces of a file, not only the largest.")
     ] = False,
     face_detector: Annotated[
-        str, typer.Option(help="Finder of faces and landmarks: dlib or mediapipe.")
+        str, typer.Option(help="Detector of faces and landmarks: dlib or mediapipe.")
     ] = "dlib",
     identities: Annotated[
         Path | None, typer.Option(help="CSV with the columns file and identity.")
     ] = None,
     identity_pattern: Annotated[
         str | None,
-        typer.Option(help="Regular expression over the file name whose group is the identity."),
+        typer.Option(help="Regular expression for file names whose group is the identity."),
     ] = None,
     test_share: Annotated[
-        float, typer.Option(help="Share of the identities that are kept for testing.")
+        float, typer.Option(help="Share of the identities held out for testing.")
     ] = 0.0,
     val_share: Annotated[
-        float, typer.Option(help="Share that is kept for choosing steps and thresholds.")
+        float, typer.Option(help="Share held out to choose steps and thresholds.")
     ] = 0.0,
     fake: Annotated[bool, typer.Option("--fake", help="The faces are forged: label 1.")] = False,
-    workers: Annotated[int, typer.Option(help="Processes; the result is the same.")] = 1,
+    workers: Annotated[int, typer.Option(help="Number of processes; the result is the same.")] = 1,
     seed: Seed = 0,
 ) -> None:
     """Turn photographs and videos into face crops with landmarks and identities.
 
-    After an interruption the same command resumes where it was. Exit status: 0 when every picture
-    and video was read, 1 when some could not be (the rest is written), 2 for wrong use.
+    After an interruption the same command resumes. Exit status: 0 if every picture and video was
+    read, 1 if some could not be read (the rest is written), 2 for wrong usage.
     """
     from llava_forgery.constants import FAKE, REAL
     from llava_forgery.faces.benchmarks.manifest import read_manifest
@@ -72,8 +72,8 @@ def prepare(
             or any((test_share, val_share, fake, seed))
         ):
             raise ValueError(
-                f"{src} says labels, identities and splits itself; leave --identities, "
-                "--identity-pattern, --test-share, --val-share, --fake and --seed out"
+                f"{src} gives labels, identities and splits itself; omit --identities, "
+                "--identity-pattern, --test-share, --val-share, --fake and --seed"
             )
         settings = CropSettings(size, margin, align, not all_faces, choice)
         sources = read_manifest(src)
@@ -99,8 +99,8 @@ def prepare(
             workers=workers,
         )
     notice(
-        f"{report.faces} faces in {report.files} files; {len(report.skipped)} files were left "
-        f"out, {report.unread} of them unread, see {out / 'report.json'}"
+        f"{report.faces} faces in {report.files} files; {len(report.skipped)} files were "
+        f"skipped, {report.unread} of them unread, see {out / 'report.json'}"
     )
     if report.unread:
         raise typer.Exit(1)
@@ -110,8 +110,8 @@ def prepare(
 def forge(
     faces: Faces,
     out: Out,
-    pairs: Annotated[int, typer.Option(help="Forged faces; as many pristine ones.")] = 400,
-    split: Annotated[str, typer.Option(help="Whose faces: train or test.")] = "train",
+    pairs: Annotated[int, typer.Option(help="Number of forged and of pristine faces.")] = 400,
+    split: Annotated[str, typer.Option(help="Split of the faces: train or test.")] = "train",
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 224,
     seed: Seed = 1,
 ) -> None:
@@ -120,7 +120,7 @@ def forge(
     from llava_forgery.simulate.pairs import FacePairs, Role, load_real_faces
 
     rows = load_real_faces(faces, split)
-    # To train or to test a pseudo-word on.
+    # For training or testing a pseudo-word.
     role: Role = "test" if split == "test" else "validation" if split == "val" else "stage2"
     forge_folders(FacePairs(rows, pairs, size=size, seed=seed, role=role), out)
 
@@ -129,14 +129,14 @@ def forge(
 def preview(
     faces: Faces,
     out: Annotated[Path, typer.Option("--out", help="PNG to write.", callback=writable_file)],
-    count: Annotated[int, typer.Option("--count", "-n", help="Rows of the sheet.")] = 6,
+    count: Annotated[int, typer.Option("--count", "-n", help="Number of rows.")] = 6,
     split: Annotated[
         str | None, typer.Option(help="train, val or test; default: all faces.")
     ] = None,
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 224,
     seed: Seed = 1,
 ) -> None:
-    """Draw a sheet of pristine face, forgery, mask and conversation, to look at."""
+    """Draw a sheet of pristine face, forgery, mask and conversation for inspection."""
     from llava_forgery.data.preview import draw_preview
     from llava_forgery.simulate.pairs import FacePairs, load_real_faces
 
@@ -154,7 +154,7 @@ def export_eval(
         typer.Option("--as-is", help="Keep the faces' own labels instead of simulating forgeries."),
     ] = False,
     pairs: Annotated[
-        int | None, typer.Option(help="Forged faces; default: two for each face.")
+        int | None, typer.Option(help="Number of forged faces; default: two for each face.")
     ] = None,
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 224,
     seed: Seed = 2,

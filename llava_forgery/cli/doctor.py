@@ -1,4 +1,4 @@
-"""The command that says what is installed, what is missing, and which commands need it."""
+"""The command that reports what is installed, what is missing, and which commands need it."""
 
 import json
 import platform
@@ -14,7 +14,7 @@ from llava_forgery.cli.app import app
 NEEDED_BY = {
     "": "everything",
     "faces": "detect, chat, explain, serve and scan of photographs; data prepare",
-    "video": "the same of videos; train",
+    "video": "the same for videos; train",
     "heic": "HEIC photographs",
     "train": "train; data build-qa; eval calibrate",
     "llava": "adapters in LLaVA's layout; run; scripts/finetune_lora.sh",
@@ -27,7 +27,7 @@ NEEDED_BY = {
     "docs": "the documentation's site and its notebook",
     "dev": "tests, style and types",
 }
-"""What an extra of ``setup.py`` is for; "" stands for what is always installed."""
+"""Purpose of each extra of ``setup.py``; "" stands for required packages."""
 
 
 @app.command()
@@ -36,7 +36,7 @@ def doctor(
 ) -> None:
     """Print versions, devices, and which extras lack packages for which commands.
 
-    Exits with 1 where a package that is always needed is missing or too old.
+    Exits with status 1 if a required package is missing or too old.
     """
     found = examine()
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(_lines(found)))
@@ -48,8 +48,8 @@ def examine() -> dict[str, Any]:
     """Versions, devices and extras of this installation.
 
     Returns:
-        ``python``, ``version``, ``devices`` (names), and ``extras``: by name, "" for what is always
-        needed, ``packages`` (name to version, None where it is missing), ``problems`` and
+        ``python``, ``version``, ``devices`` (names), and ``extras``: by name, "" for required
+        packages, ``packages`` (name to version, None if it is missing), ``problems`` and
         ``needed_by``.
     """
     extras: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Commands that measure models and explain what they say."""
+"""Commands that measure models and explain their verdicts."""
 
 from pathlib import Path
 from typing import Annotated
@@ -38,18 +38,18 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
     pairs: Annotated[
         int | None,
-        typer.Option(help="Forged faces where all are real; default: two for each face."),
+        typer.Option(help="Forged faces if all are real; default: two for each face."),
     ] = None,
     as_is: Annotated[
         bool,
         typer.Option(
-            "--as-is", help="Judge faces that are all real as they are: their false-positive rate."
+            "--as-is", help="Do not forge faces that are all real; gives the false-positive rate."
         ),
     ] = False,
     pool: Annotated[
         str | None,
         typer.Option(
-            help="From a video's frames to its figures, where faces are judged as they are: mean "
+            help="How frames of a video are pooled, if faces are judged as they are: mean "
             "(default), median, max or top_k."
         ),
     ] = None,
@@ -63,12 +63,12 @@ def evaluate(
     attributes: Annotated[
         Path | None,
         typer.Option(
-            help="CSV of people (identity, and columns such as sex, age, skin_tone): figures by "
-            "group."
+            help="CSV of people (identity, and columns such as sex, age, skin_tone) for figures "
+            "by group."
         ),
     ] = None,
     roc: Annotated[
-        bool, typer.Option("--roc", help="Draw roc.png too, the ROC curves with intervals.")
+        bool, typer.Option("--roc", help="Also draw roc.png, the ROC curves with intervals.")
     ] = False,
     card: Annotated[
         bool, typer.Option("--card", help="Write the figures into the adapter's model card.")
@@ -82,10 +82,10 @@ def evaluate(
 ) -> None:
     """Measure a model on faces of both labels as they are, or on forgeries of real ones.
 
-    Of a benchmark's faces: figures of frames, of videos, and by method; of faces of one label the
-    rate of errors, AUC being null. Where all faces are real, the simulator forges them unless
-    --as-is is given: figures with regions and masks, pictures and a dialogue. Prints a table; all
-    figures are in OUT/metrics.json. An interrupted run resumes when it is repeated.
+    A benchmark's faces give figures of frames, of videos, and by method; faces of one label the
+    error rate, with a null AUC. If all faces are real, the simulator forges them unless --as-is is
+    given, with figures of regions and masks, pictures and a dialogue. Prints a table; all figures
+    are in OUT/metrics.json. An interrupted run resumes when it is repeated.
     """
     from llava_forgery.constants import FAKE
     from llava_forgery.evaluation.card import write_figures
@@ -110,8 +110,8 @@ def evaluate(
             raise ValueError(f"the faces of {faces} are judged as they are; drop --pairs")
         if roc and len(labels) < 2:
             raise ValueError(
-                f"a ROC curve needs real and fake faces, and the {split} split of {faces} holds "
-                f"{'fakes' if FAKE in labels else 'real ones'} alone; drop --roc"
+                f"a ROC curve needs real and fake faces, but the {split} split of {faces} holds "
+                f"only {'fakes' if FAKE in labels else 'real ones'}; drop --roc"
             )
         reduce = pool or "mean"
         check_reduction(reduce)
@@ -136,7 +136,7 @@ def evaluate(
     else:
         if pool is not None:
             raise ValueError(
-                f"{faces} holds no fakes, and forgeries of single faces are no videos to --pool; "
+                f"{faces} holds no fakes, and forgeries of single faces are not videos to --pool; "
                 "drop it, or judge the faces --as-is"
             )
         if (model / KFD_CONFIG).is_file():
@@ -150,7 +150,7 @@ def evaluate(
         source = FacePairs(
             rows, count, size=predictor.size, seed=seed, framing=CENTRED, role="test"
         )
-        # Of each pair two images are judged.
+        # Each pair has two images.
         metrics = evaluate_simulated(
             predictor,
             source,
@@ -180,7 +180,7 @@ def evaluate_pseudo_word(
     dtype: Dtype = "auto",
     quantization: Quantization = None,
 ) -> None:
-    """Accuracy of a pseudo-word by folder, of those in training and the others apart.
+    """Accuracy of a pseudo-word by folder, separately for those in training and others.
 
     An interrupted run resumes when it is repeated.
     """
@@ -210,11 +210,11 @@ def robustness(
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     pairs: Annotated[
         int | None,
-        typer.Option(help="Forged faces where all are real; default: two for each face."),
+        typer.Option(help="Forged faces if all are real; default: two for each face."),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", help="Kind of change, may be repeated; default: all."),
+        typer.Option("--only", help="Kind of change; repeatable; default: all."),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 16,
     base_model: BaseModel = None,
@@ -225,7 +225,7 @@ def robustness(
 ) -> None:
     """Measure how compression, blur and other changes of the pictures lower the AUC.
 
-    Faces of both labels are judged as they are; real faces alone are forged by the simulator. An
+    Faces of both labels are judged as they are; if all are real, the simulator forges them. An
     interrupted run resumes when it is repeated.
     """
     from llava_forgery.evaluation.images import evaluation_images
@@ -276,7 +276,7 @@ def explain(
     allow_download: AllowDownload = False,
     seed: Seed = 2,
 ) -> None:
-    """Draw why the largest face is called what it is: mask, Grad-CAM, consistency maps."""
+    """Draw explanations of the largest face's verdict: mask, Grad-CAM, consistency maps."""
     from llava_forgery.faces.records import load_faces
     from llava_forgery.infer.explain import explain_pair, explain_photograph
     from llava_forgery.simulate.pairs import CENTRED, FacePairs
@@ -285,14 +285,14 @@ def explain(
     if (image is None) == (faces is None):
         raise ValueError("give either a photograph or --faces")
     if faces is not None and detector is not None:
-        raise ValueError("the faces of --faces are found already; leave --face-detector out")
+        raise ValueError("the faces of --faces are already found; omit --face-detector")
     if image is not None:
         predictor = load_predictor(model, base_model, backend, device, detector, allow_download)
         written = explain_photograph(predictor, image, out, cropped)
     else:
         rows = load_faces(faces, split="test")
         predictor = load_predictor(model, base_model, backend, device, None, allow_download)
-        # The forgeries that `eval run` judges under the same seed.
+        # The forgeries that `eval run` judges with the same seed.
         pairs = FacePairs(
             rows, pair + 1, size=predictor.size, seed=seed, framing=CENTRED, role="test"
         )

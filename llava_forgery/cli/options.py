@@ -10,21 +10,21 @@ from llava_forgery.files import check_output
 
 
 def writable_folder(folder: Path | None) -> Path | None:
-    """An option's callback: a full or read-only disk shows before models are loaded."""
+    """Callback of an option: a full or read-only disk fails before models are loaded."""
     if folder is not None:
         check_output(folder, inside=True)
     return folder
 
 
 def writable_file(file: Path | None) -> Path | None:
-    """The same of a file."""
+    """The same for a file."""
     if file is not None:
         check_output(file)
     return file
 
 
 def pixel_limit(pixels: int | None) -> int | None:
-    """An option's callback: how large pictures and frames may be."""
+    """Callback of an option: sets the largest size of pictures and frames."""
     from llava_forgery.images import set_pixel_limit
 
     if pixels is not None:
@@ -36,10 +36,10 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def memory_size(text: str) -> int:
-    """An option's parser: bytes, also as ``500M``, ``2GB`` or ``1.5 GiB``, in powers of 1024.
+    """Parser of an option: bytes, also as ``500M``, ``2GB`` or ``1.5 GiB``, in powers of 1024.
 
     Raises:
-        typer.BadParameter: It is none, or 0.
+        typer.BadParameter: The text is not a size, or 0.
     """
     found = re.fullmatch(r"([0-9.]+)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     try:
@@ -66,8 +66,8 @@ Answers = Annotated[
     str | None,
     typer.Option(
         "--answers",
-        help="Faces that the language model is asked about: all (default), flagged (those that are "
-        "not certainly real) or none (it is not loaded).",
+        help="Faces that the language model is asked about: all (default), flagged (those not "
+        "certainly real) or none (it is not loaded).",
     ),
 ]
 Cache = Annotated[
@@ -79,14 +79,14 @@ Cache = Annotated[
 BaseModel = Annotated[
     str | None,
     typer.Option(
-        "--base-model", help="Host's folder or hub name; default: the one the adapter names."
+        "--base-model", help="Folder or hub name of the host; default: as the adapter says."
     ),
 ]
 Backend = Annotated[
     str,
     typer.Option(
         "--backend",
-        help="transformers, llava (the package), or auto: the one in whose layout the folder is.",
+        help="transformers, llava (the package), or auto: according to the folder's layout.",
     ),
 ]
 Device = Annotated[
@@ -96,8 +96,8 @@ AllowDownload = Annotated[
     bool,
     typer.Option(
         "--allow-download",
-        help="Download what the files of a model name, such as its host; names that you give "
-        "yourself need no permission.",
+        help="Download models that a model's files name, such as its host; not needed for names "
+        "that you give yourself.",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
@@ -105,19 +105,22 @@ Cropped = Annotated[
     bool,
     typer.Option(
         "--cropped",
-        help="The files show one face each and little else. A face is then framed as in training "
-        "as far as its file reaches; a tight crop is judged with a warning.",
+        help="The files show one face each and little else. A face is framed as in training as far "
+        "as its file allows; a tight crop is judged with a warning.",
     ),
 ]
 Frames = Annotated[
-    int | None, typer.Option("--frames", help="Frames of a video, spread evenly; default: 32.")
+    int | None,
+    typer.Option("--frames", help="Number of evenly spaced frames of a video; default: 32."),
 ]
 Every = Annotated[
-    int | None, typer.Option("--every", help="Every so many-th frame of a video instead.")
+    int | None, typer.Option("--every", help="Use every Nth frame instead of --frames.")
 ]
 MaxNewTokens = Annotated[
     int,
-    typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer; a longer one is cut."),
+    typer.Option(
+        "--max-new-tokens", min=1, help="Maximum tokens of an answer; longer ones are cut."
+    ),
 ]
 MaxMemory = Annotated[
     int | None,
@@ -125,21 +128,21 @@ MaxMemory = Annotated[
         "--max-memory",
         metavar="SIZE",
         parser=memory_size,
-        help="Most memory that batches take beside the weights, such as 2G; default: half of what "
-        "is free.",
+        help="Maximum memory of batches, besides the weights, such as 2G; default: half of the "
+        "free memory.",
     ),
 ]
 MaxPixels = Annotated[
     int | None,
     typer.Option(
         "--max-pixels",
-        help="Largest picture or frame that is read, in pixels; default: 89 million.",
+        help="Largest picture or frame to read, in pixels; default: 89 million.",
         callback=pixel_limit,
     ),
 ]
 FaceFinder = Annotated[
     str | None,
-    typer.Option("--face-detector", help="Finder of faces: dlib (default) or mediapipe."),
+    typer.Option("--face-detector", help="Face detector: dlib (default) or mediapipe."),
 ]
 Uncited = Annotated[
     bool,
@@ -147,10 +150,10 @@ Uncited = Annotated[
         "--uncited", help="Ask a second time, without the detector's score in the prompt."
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint.")]
 ReportTo = Annotated[str, typer.Option("--report-to", help="none, tensorboard or wandb.")]
 Quantization = Annotated[
-    str | None, typer.Option("--quantization", help="4bit or 8bit: hold the host's weights so.")
+    str | None, typer.Option("--quantization", help="Quantise the host's weights: 4bit or 8bit.")
 ]
 Dtype = Annotated[
     str,

@@ -40,7 +40,7 @@ def detect(
     ] = False,
     as_jsonl: Annotated[
         bool,
-        typer.Option("--jsonl", help="Print one line of JSON for each file, as it is judged."),
+        typer.Option("--jsonl", help="Print one line of JSON per file as soon as it is judged."),
     ] = False,
     overlay: Annotated[
         Path | None,
@@ -52,7 +52,7 @@ def detect(
     max_memory: MaxMemory = None,
     max_pixels: MaxPixels = None,
     pool: Annotated[
-        str, typer.Option(help="From a video's frames to its figures: mean, median, max or top_k.")
+        str, typer.Option(help="How frames of a video are pooled: mean, median, max or top_k.")
     ] = "mean",
     detector: FaceFinder = None,
     base_model: BaseModel = None,
@@ -65,8 +65,8 @@ def detect(
 ) -> None:
     """Judge the faces in photographs and videos.
 
-    Exit status: 0 when every file was judged, 1 when some were not, 2 for wrong use, 130 when it
-    was interrupted (Ctrl-C) after what it printed.
+    Exit status: 0 if every file was judged, 1 if some were not, 2 for wrong usage, 130 if it was
+    interrupted (Ctrl-C); results so far are printed.
     """
     from llava_forgery.faces.video import frame_choice
     from llava_forgery.pooling import check_reduction
@@ -96,18 +96,18 @@ def detect(
         predictor, paths, cropped=cropped, overlay_dir=overlay, frames=choice, reduce=pool
     )
     try:
-        # Verdicts on a terminal say themselves how far it is.
+        # Verdicts on a terminal show the progress themselves.
         for result in progress(judged, "detect", "file", hidden=sys.stdout.isatty()):
             results.append(result)
             if as_jsonl:
-                # echo flushes: what is judged is out even if the next file kills the process.
+                # echo flushes, so results are out even if the next file kills the process.
                 typer.echo(to_json(result.to_dict()))
             elif not as_json:
                 typer.echo("\n".join(_lines(result)))
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        # Also where a picture cannot be written: what was judged until then is not lost.
+        # Also if a picture cannot be written, so that results so far are not lost.
         if as_json:
             document = [result.to_dict() for result in results]
             typer.echo(to_json(document, indent=2))
@@ -160,12 +160,12 @@ def chat(
 
 
 def printable(text: str) -> str:
-    """A text whose control characters, as in names of files, are written out."""
+    """A text with control characters, as in file names, escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _lines(result) -> list[str]:
-    """A result for people."""
+    """A result as human-readable lines."""
     if result.error:
         return [f"{printable(result.file)}: not judged: {printable(result.error)}"]
     from llava_forgery.infer.video import VideoVerdict

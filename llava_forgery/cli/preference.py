@@ -1,4 +1,4 @@
-"""Commands of the preference stage, and of what it is for: dialogues without contradictions."""
+"""Commands of the preference stage and of its aim, dialogues without contradictions."""
 
 from pathlib import Path
 from typing import Annotated
@@ -29,26 +29,26 @@ def train_preference(
     data: Annotated[Path, typer.Option("--data", help="Folder written by build-qa.")],
     out: Out,
     pairs: Annotated[
-        int | None, typer.Option(help="Pairs at most; default: one for each conversation.")
+        int | None, typer.Option(help="Maximum number of pairs; default: one per conversation.")
     ] = None,
     beta: Annotated[
-        float, typer.Option(help="How strongly the adapter is held to what it was.")
+        float, typer.Option(help="How strongly the adapter is kept near its start.")
     ] = 0.1,
     sft_weight: Annotated[
-        float, typer.Option(help="Share of the right answers' cross-entropy in the loss.")
+        float, typer.Option(help="Weight of the chosen answers' cross-entropy.")
     ] = 0.0,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100,
-    batch_size: Annotated[int, typer.Option(help="Pairs for each step.")] = 8,
-    accumulate: Annotated[int, typer.Option(help="Passes whose gradients make one step.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-4,
+    batch_size: Annotated[int, typer.Option(help="Pairs per step.")] = 8,
+    accumulate: Annotated[int, typer.Option(help="Gradient accumulation: passes per step.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
     fpl_learning_rate: Annotated[
-        float | None, typer.Option(help="The FPL's; default: --learning-rate.")
+        float | None, typer.Option(help="Peak for the FPL; default: --learning-rate.")
     ] = None,
-    max_length: Annotated[int, typer.Option(help="Most tokens of prompt and answer.")] = 2048,
+    max_length: Annotated[int, typer.Option(help="Maximum tokens of prompt and answer.")] = 2048,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     workers: Annotated[int, typer.Option(help="Processes that render and tokenise.")] = 0,
     gradient_checkpointing: Annotated[
-        bool, typer.Option(help="Compute the host's layers twice to keep less in memory.")
+        bool, typer.Option(help="Recompute the host's layers to save memory.")
     ] = False,
     base_model: BaseModel = None,
     backend: Backend = "auto",
@@ -63,7 +63,7 @@ def train_preference(
 ) -> None:
     """Train an adapter further so that its answers do not contradict each other (DPO).
 
-    Pairs of a right and a contradicting answer are made from what is known of the images of --data.
+    Pairs of a true and a contradicting answer are made from the labels and regions of --data.
     """
     from llava_forgery.rows import load_rows
     from llava_forgery.train.adapter import check_adapter_folder
@@ -109,9 +109,9 @@ def evaluate_dialogues(
     model: Model,
     faces: Faces,
     out: Out,
-    split: Annotated[str, typer.Option(help="Whose faces: train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="Split of the faces: train, val or test.")] = "test",
     pairs: Annotated[
-        int, typer.Option(help="Forged faces, and as many pristine ones: a dialogue about each.")
+        int, typer.Option(help="Number of forged and of pristine faces; a dialogue about each.")
     ] = 50,
     batch_size: Annotated[int, typer.Option(help="Dialogues held at once.")] = 16,
     base_model: BaseModel = None,
@@ -122,7 +122,7 @@ def evaluate_dialogues(
 ) -> None:
     """Count dialogues whose answers contradict each other: verdict, place, untouched parts.
 
-    Prints the figures; OUT receives them and what was said. An interrupted run resumes when it is
+    Prints the figures; OUT receives them and the dialogues. An interrupted run resumes when it is
     repeated.
     """
     import json
@@ -133,7 +133,7 @@ def evaluate_dialogues(
     rows = load_real_faces(faces, split)
     predictor = load_predictor(model, base_model, backend, device, None, allow_download)
     source = FacePairs(rows, pairs, size=predictor.size, seed=seed, framing=CENTRED, role="test")
-    # About each pair two dialogues are held.
+    # Two dialogues per pair.
     typer.echo(
         json.dumps(run(predictor, source, out, batch_size=max(1, batch_size // 2)), indent=2)
     )

@@ -21,23 +21,23 @@ def build_qa(
         bool,
         typer.Option(
             "--as-is",
-            help="Keep the faces' own labels, as many real as fake, instead of forging; regions "
+            help="Use the faces' own labels, as many real as fake, instead of forging; regions "
             "come from their masks.",
         ),
     ] = False,
     real_only: Annotated[
-        bool, typer.Option("--real-only", help="Of faces of both labels forge the real ones.")
+        bool, typer.Option("--real-only", help="Forge the real ones of faces of both labels.")
     ] = False,
     unmasked_region: Annotated[
         list[str] | None,
         typer.Option(
-            help="With --as-is: the regions of fakes that have no mask, such as face for swapped "
-            "faces; repeatable. Without it such a fake is an error."
+            help="With --as-is: regions of fakes without a mask, such as face for swapped faces; "
+            "repeatable. Without it such fakes are an error."
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Whose faces: train, val or test.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of the faces: train, val or test.")] = "train",
     pairs: Annotated[
-        int | None, typer.Option(help="Forged faces, and as many pristine ones; default: 400.")
+        int | None, typer.Option(help="Number of forged and of pristine faces; default: 400.")
     ] = None,
     size: Annotated[
         int | None, typer.Option(help="Side of the pictures; default: the detector's, or 224.")
@@ -45,35 +45,33 @@ def build_qa(
     follow_ups: Annotated[
         float, typer.Option(help="Probability of follow-up turns in a conversation.")
     ] = 0.3,
-    max_turns: Annotated[int, typer.Option(help="Most turns of a conversation, 1 to 4.")] = 4,
+    max_turns: Annotated[int, typer.Option(help="Maximum turns of a conversation, 1 to 4.")] = 4,
     task_descriptions: Annotated[
         float, typer.Option(help="Probability of a task description at the beginning.")
     ] = 0.25,
     kfd_results: Annotated[
         float | None,
         typer.Option(
-            help="Probability of the sentence that cites the score; default: 0.75 with it."
+            help="Probability of the sentence that cites the score; default: 0.75 with --kfd."
         ),
     ] = None,
-    vary: Annotated[
-        bool, typer.Option(help="Vary the wordings; without it the paper's alone.")
-    ] = True,
+    vary: Annotated[bool, typer.Option(help="Vary the wordings, or use only the paper's.")] = True,
     base_model: Annotated[
         str | None,
         typer.Option(
             "--base-model",
-            help="For a detector on a host's vision tower: that host's folder or hub name; "
-            "default: where it was trained.",
+            help="For a detector on a host's vision tower: folder or hub name of that host; "
+            "default: the one it was trained on.",
         ),
     ] = None,
     allow_download: AllowDownload = False,
-    workers: Annotated[int, typer.Option(help="Processes that make the pictures.")] = 0,
+    workers: Annotated[int, typer.Option(help="Number of processes that make the pictures.")] = 0,
     seed: Seed = 1,
 ) -> None:
     """Make the training conversations: forge, score, ask, answer.
 
-    OUT is a Hugging Face data set with LLaVA's JSON (conversations.json, images/) in it. An
-    interrupted run goes on where it stopped when it is repeated.
+    OUT is a Hugging Face data set that also contains LLaVA's JSON (conversations.json, images/). An
+    interrupted run resumes when it is repeated.
     """
     from llava_forgery.constants import FAKE
     from llava_forgery.data.build_qa import build_conversations
@@ -91,7 +89,7 @@ def build_qa(
         ).to(pick_device())
         needed = detector.config.encoder.image_size
         if size not in (None, needed):
-            raise ValueError(f"the detector sees {needed} pixels, got --size {size}; leave it out")
+            raise ValueError(f"the detector sees {needed} pixels, got --size {size}; omit it")
         size = needed
     size = size or 224
     if as_is and real_only:
@@ -99,11 +97,11 @@ def build_qa(
     rows = (load_real_faces if real_only else load_faces)(faces, split)
     if not as_is and FAKE in rows["label"]:
         raise ValueError(
-            f"{faces} holds fakes: take them as they are (--as-is), or forge the real faces alone "
+            f"{faces} holds fakes: use their labels (--as-is), or forge only the real faces "
             "(--real-only)"
         )
     if as_is and pairs is not None:
-        raise ValueError("--pairs is for simulated forgeries; leave it out with --as-is")
+        raise ValueError("--pairs is for simulated forgeries; omit it with --as-is")
     if unmasked_region and not as_is:
         raise ValueError("--unmasked-region is for faces with labels of their own: add --as-is")
     source: FacePairs | LabelledSamples
@@ -140,33 +138,34 @@ def mix(
     qa: Annotated[Path, typer.Option("--qa", help="LLaVA JSON that data build-qa wrote.")],
     general: Annotated[Path, typer.Option(help="LLaVA JSON of general instruction data.")],
     general_ratio: Annotated[
-        float, typer.Option(help="Share of general data; 0.5 alternates, as the paper trains.")
+        float, typer.Option(help="Share of general data; 0.5 alternates, as in the paper.")
     ],
     out: Annotated[
         Path, typer.Option("--out", help="LLaVA JSON to write.", callback=writable_file)
     ],
     general_images: Annotated[
-        Path | None, typer.Option(help="What its image paths are relative to; default: its folder.")
+        Path | None, typer.Option(help="Folder its image paths are relative to; default: its own.")
     ] = None,
     image_folder: Annotated[
         Path | None,
         typer.Option(
-            help="Folder that holds the images of both files, for the training's --image_folder; "
-            "default: the folder of --out."
+            help="Folder with the images of both files, for --image_folder in training; default: "
+            "the folder of --out."
         ),
     ] = None,
     allow_absolute_paths: Annotated[
         bool,
         typer.Option(
-            "--allow-absolute-paths", help="Let paths in the data lead out of their image folders."
+            "--allow-absolute-paths",
+            help="Allow paths in the data to lead out of their image folders.",
         ),
     ] = False,
     skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Leave invalid general entries out, named.")
+        bool, typer.Option("--skip-invalid", help="Skip invalid general entries with a warning.")
     ] = False,
     seed: Seed = 0,
 ) -> None:
-    """Mix forgery conversations with general instruction data by a ratio."""
+    """Mix forgery conversations with general instruction data in a ratio."""
     from llava_forgery.qa.mixing import mix_llava_json
 
     count = mix_llava_json(

@@ -1,4 +1,4 @@
-"""The group ``eval``: measuring on material that no simulator made."""
+"""Command of the group ``eval`` that measures on real forgeries instead of simulated ones."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,11 +27,11 @@ def real(
         typer.Option(
             min=0,
             max=1,
-            help="Score from which on a picture is called fake; default: the detector's own.",
+            help="Score from which a picture is called fake; default: the detector's threshold.",
         ),
     ] = None,
     pool: Annotated[
-        str, typer.Option(help="From a video's frames to its score: mean, median, max or top_k.")
+        str, typer.Option(help="How frames of a video are pooled: mean, median, max or top_k.")
     ] = "mean",
     batch_size: Annotated[int, typer.Option(min=1, help="Crops judged at once.")] = 16,
     against: Annotated[
@@ -39,8 +39,8 @@ def real(
         typer.Option(
             "--against",
             metavar="NAME=OUT",
-            help="What this command wrote of another model on the same DATA: the difference of "
-            "both, by a paired bootstrap over people; repeatable.",
+            help="Output of this command for another model on the same DATA, to compare both by a "
+            "paired bootstrap over people; repeatable.",
         ),
     ] = None,
     sets: Annotated[
@@ -48,7 +48,7 @@ def real(
         typer.Option(help="Sets whose mean AUC is compared, separated by commas; default: all."),
     ] = None,
     plot: Annotated[
-        bool, typer.Option("--plot", help="Draw histograms.png too, the scores by set.")
+        bool, typer.Option("--plot", help="Also draw histograms.png, the scores by set.")
     ] = False,
     uncited: Uncited = False,
     base_model: BaseModel = None,

@@ -1,4 +1,4 @@
-"""The command that runs other people's programs with the skill."""
+"""The command that runs third-party programs with the skill."""
 
 import os
 import sys
@@ -14,18 +14,21 @@ from llava_forgery.cli.app import app
 )
 def run_module(
     module: Annotated[
-        str, typer.Argument(help="Such as llava.serve.cli, llava.serve.model_worker or lmms_eval.")
+        str,
+        typer.Argument(
+            help="Module, such as llava.serve.cli, llava.serve.model_worker or lmms_eval."
+        ),
     ],
-    arguments: Annotated[list[str] | None, typer.Argument(help="Of the module.")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="Arguments of the module.")] = None,
     cpu: Annotated[
-        bool, typer.Option("--cpu", help="Use the CPU where the module asks for a GPU.")
+        bool, typer.Option("--cpu", help="Use the CPU if the module asks for a GPU.")
     ] = False,
 ) -> None:
-    """Run a module with the skill registered, as python -m MODULE runs it.
+    """Run a module like python -m MODULE, with the skill registered.
 
     Checkpoints with the skill then load in LLaVA's own tools and in lmms-eval.
     """
     options = ["--cpu"] if cpu else []
     command = [sys.executable, "-m", "llava_forgery.run", *options, module, *(arguments or [])]
-    # In this process' place: the module's output, errors and status are its own.
+    # Replaces this process, so that output, errors and status are the module's own.
     os.execv(sys.executable, command)

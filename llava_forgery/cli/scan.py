@@ -41,7 +41,7 @@ def scan(
         ),
     ] = None,
     answers: Annotated[
-        str, typer.Option(help="Whom the language model is asked about: none, flagged or all.")
+        str, typer.Option(help="Faces for the language model: none, flagged or all.")
     ] = "flagged",
     overlays: Annotated[
         bool, typer.Option("--overlays", help="Write pictures with maps of flagged files.")
@@ -53,17 +53,17 @@ def scan(
     frames: Frames = None,
     every: Every = None,
     pool: Annotated[
-        str, typer.Option(help="From a video's frames to its figures: mean, median, max or top_k.")
+        str, typer.Option(help="How frames of a video are pooled: mean, median, max or top_k.")
     ] = "mean",
-    batch_size: Annotated[int, typer.Option(min=1, help="Faces that are judged at once.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Faces judged at once.")] = 16,
     limit: Annotated[
-        int | None, typer.Option(help="Judge so many files at most, the first in order.")
+        int | None, typer.Option(help="Judge at most this many files, the first in order.")
     ] = None,
     shuffle: Annotated[
-        bool, typer.Option("--shuffle", help="Judge in an order drawn by --seed.")
+        bool, typer.Option("--shuffle", help="Judge in random order, by --seed.")
     ] = False,
     sample: Annotated[
-        str, typer.Option(help="Judge this share of the files, such as 1%, drawn by --seed.")
+        str, typer.Option(help="Judge a random share of the files, such as 1%, by --seed.")
     ] = "100%",
     seed: Seed = 0,
     dry_run: Annotated[
@@ -72,10 +72,10 @@ def scan(
     ] = False,
     verify: Annotated[
         str,
-        typer.Option(help="What tells that a judged file is unchanged: stat (size, time) or hash."),
+        typer.Option(help="How unchanged files are recognised: stat (size, time) or hash."),
     ] = "stat",
     retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Judge again what could not be judged.")
+        bool, typer.Option("--retry-errors", help="Retry files that could not be judged.")
     ] = False,
     address: Annotated[
         str | None,
@@ -83,7 +83,7 @@ def scan(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes that read and find faces; default: one per processor."),
+        typer.Option(help="Processes that read files and find faces; default: one per CPU."),
     ] = None,
     detectors: Annotated[
         int | None,
@@ -105,9 +105,9 @@ def scan(
 ) -> None:
     """Judge the faces of an archive into Parquet files, on all processors or a Ray cluster.
 
-    The same command resumes after any interruption: files that have a record and have not changed
-    are skipped. Exit status: 0 when every file was judged, 1 when some were not, 2 for wrong use,
-    130 when it was interrupted.
+    The same command resumes after any interruption: unchanged files with a record are skipped. Exit
+    status: 0 if every file was judged, 1 if some were not, 2 for wrong usage, 130 if it was
+    interrupted.
     """
     from llava_forgery.faces.video import frame_choice
     from llava_forgery.infer.default import default_host, is_detector, missing_for_answers
@@ -146,7 +146,7 @@ def scan(
     selection = Selection(limit, parse_share(sample), shuffle, seed)
     environment = read_json(runtime_env) if runtime_env else {}
     cluster = Cluster(address, workers, detectors, speakers, runtime_env=environment)
-    # Batch systems ask a job to end in this way.
+    # Batch systems stop jobs with this signal.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if dry_run:
         typer.echo(to_json(estimate(sources, out, settings, selection, cluster), indent=2))
@@ -170,9 +170,9 @@ def scan_report(
             help="HTML file to write; default: report.html in the folder.", callback=writable_file
         ),
     ] = None,
-    most: Annotated[int, typer.Option(help="Faces of the contact sheet.")] = 60,
+    most: Annotated[int, typer.Option(help="Number of faces on the contact sheet.")] = 60,
 ) -> None:
-    """Write a page about a scan, from its Parquet files alone."""
+    """Write a page about a scan, from its Parquet files only."""
     from llava_forgery.scan.report import write_report
 
     page = write_report(folder, out or folder / "report.html", most)

@@ -31,14 +31,14 @@ def serve(
         str | None,
         typer.Option(
             envvar="LLAVA_FORGERY_TOKEN",
-            help="What clients must send as a bearer token; needed beyond the loopback. Better "
-            "given by the variable: command lines can be read by other users.",
+            help="Bearer token that clients must send; needed beyond the loopback. Prefer the "
+            "variable, as other users can read command lines.",
         ),
     ] = None,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch pictures from public addresses.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most faces of a batch.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Maximum faces in a batch.")] = 8,
     batch_wait: Annotated[
         float | None,
         typer.Option(
@@ -53,31 +53,31 @@ def serve(
     max_memory: MaxMemory = None,
     max_pixels: Annotated[
         int | None,
-        typer.Option(help="Most pixels of a picture or a frame; default: 89 million."),
+        typer.Option(help="Maximum pixels of a picture or frame; default: 89 million."),
     ] = None,
-    max_frames: Annotated[int, typer.Option(help="Most frames of a video.")] = 256,
+    max_frames: Annotated[int, typer.Option(help="Maximum frames of a video.")] = 256,
     max_seconds: Annotated[int, typer.Option(help="Longest video, in seconds.")] = 600,
-    dialogues: Annotated[int, typer.Option(help="Dialogues whose caches are kept.")] = 8,
+    dialogues: Annotated[int, typer.Option(help="Maximum dialogues with kept caches.")] = 8,
     drain_seconds: Annotated[
-        int, typer.Option(help="Seconds for what runs when the server is told to end.")
+        int, typer.Option(help="Seconds to finish running work on shutdown.")
     ] = 60,
     ray: Annotated[
         bool, typer.Option("--ray", help="Serve with replicas on a Ray cluster (extra ray).")
     ] = False,
-    replicas: Annotated[int, typer.Option(help="With --ray: replicas, at least.")] = 1,
+    replicas: Annotated[int, typer.Option(help="With --ray: minimum number of replicas.")] = 1,
     max_replicas: Annotated[
-        int | None, typer.Option(help="With --ray: replicas under load; default: no more.")
+        int | None, typer.Option(help="With --ray: maximum replicas; default: --replicas.")
     ] = None,
     replica_gpus: Annotated[
-        float, typer.Option(help="With --ray: GPUs of a replica, or a share of one.")
+        float, typer.Option(help="With --ray: GPUs per replica, or a share of one.")
     ] = 0,
     address: Annotated[
         str | None,
-        typer.Option(help="With --ray: a cluster to join, such as auto; default: one is started."),
+        typer.Option(help="With --ray: cluster to join, such as auto; default: start one."),
     ] = None,
     base_model: Annotated[
         str | None,
-        typer.Option("--base-model", help="Folder or hub name of the host, as detect takes it."),
+        typer.Option("--base-model", help="Folder or hub name of the host, as for detect."),
     ] = None,
     detector: FaceFinder = None,
     backend: Backend = "auto",
@@ -86,7 +86,7 @@ def serve(
 ) -> None:
     """Serve verdicts and dialogues over HTTP, to programs and to people (a page at /).
 
-    SIGTERM or Ctrl-C: what runs is finished, new work is refused; a second one ends at once.
+    On SIGTERM or Ctrl-C running work is finished and new work refused; a second one ends at once.
     """
     for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         require(package, extra="serve", feature="the server")
@@ -95,7 +95,7 @@ def serve(
     from llava_forgery.serve.service import Service
     from llava_forgery.serve.settings import Settings
 
-    # What is wrong with the options shows before models are loaded.
+    # Errors in the options are reported before models are loaded.
     settings = Settings(
         host=host,
         port=port,
@@ -144,9 +144,9 @@ def load_models(
     """The predictors by name, in the process that serves them.
 
     Args:
-        folders: As from :func:`named_models`.
-        common: Options of :func:`load_predictor`, the same for all.
-        max_pixels: Most of a picture; None for the default.
+        folders: Output of :func:`named_models`.
+        common: Options of :func:`load_predictor` for all models.
+        max_pixels: Maximum pixels of a picture; None for the default.
     """
     from llava_forgery.images import set_pixel_limit
 
@@ -158,10 +158,10 @@ def load_models(
 
 
 def named_models(values: list[str]) -> dict[str, Path | None]:
-    """Names and folders from ``NAME=FOLDER`` or ``FOLDER``, which is named after itself.
+    """Names and folders from ``NAME=FOLDER``, or from ``FOLDER``, which is also the name.
 
     Returns:
-        Without values the shipped model, as None, under the name "default".
+        Folders by name; without values the shipped model, as None, with the name "default".
 
     Raises:
         ValueError: A name is empty or given twice.

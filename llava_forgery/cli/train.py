@@ -31,20 +31,20 @@ def train_kfd(
         str | None,
         typer.Option(
             "--base-model",
-            help="Host's folder or hub name: the detector reads that host's own vision tower, so "
-            "that an image is encoded once for both.",
+            help="Folder or hub name of a host: the detector reads that host's own vision tower, "
+            "so that an image is encoded once for both.",
         ),
     ] = None,
     taps: Annotated[
         str | None,
         typer.Option(
-            help="With --base-model: blocks to read, as 12,18,24; default: 1/2, 3/4, last."
+            help="With --base-model: blocks to read, such as 12,18,24; default: 1/2, 3/4, last."
         ),
     ] = None,
     text_model: Annotated[
         str | None,
         typer.Option(
-            help="With --base-model: open_clip model whose text tower reads the descriptions; "
+            help="With --base-model: open_clip model whose text tower encodes the descriptions; "
             "default: a small one that is trained."
         ),
     ] = None,
@@ -52,31 +52,31 @@ def train_kfd(
         str | None, typer.Option(help="open_clip's weights tag of --text-model, or a path.")
     ] = None,
     trunk_weights: Annotated[
-        Path | None, typer.Option(help="safetensors to start a timm trunk from.")
+        Path | None, typer.Option(help="safetensors to initialise a timm trunk.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 220,
-    batch_size: Annotated[int, typer.Option(help="Pairs for each step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(help="Pairs per step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     eval_steps: Annotated[
         int | None,
         typer.Option(
-            help="Measure on the faces of split val every so many steps, and write the best state "
+            help="Validate on the faces of split val every N steps, and write the best state "
             "instead of the last."
         ),
     ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="JSON file with what differs from the defaults: simulator, framing, degradation, "
+            help="JSON file with differences from the defaults: simulator, framing, degradation, "
             "weights, average, schedule."
         ),
     ] = None,
     fakes: Annotated[
         Path | None,
         typer.Option(
-            help="Folder written by prepare whose labelled fakes are mixed in, with masks or "
-            "without, beside its real faces."
+            help="Folder written by prepare whose labelled fakes, with or without masks, and real "
+            "faces are mixed in."
         ),
     ] = None,
     fake_ratio: Annotated[
@@ -85,8 +85,8 @@ def train_kfd(
     renderer: Annotated[
         str,
         typer.Option(
-            help="What forges: cpu (the worker processes), a device such as cuda:0, or auto: the "
-            "training's GPU if it has one."
+            help="Device that forges: cpu (the worker processes), a device such as cuda:0, or "
+            "auto: the training's GPU if there is one."
         ),
     ] = "auto",
     workers: Annotated[int, typer.Option(help="Processes that simulate forgeries.")] = 1,
@@ -146,7 +146,9 @@ def train_kfd(
 
 @train.command("adapter")
 def train_adapter(
-    base_model: Annotated[str, typer.Option("--base-model", help="Host's folder or hub name.")],
+    base_model: Annotated[
+        str, typer.Option("--base-model", help="Folder or hub name of the host.")
+    ],
     kfd: Annotated[Path, typer.Option("--kfd", help="Folder of a trained detector.")],
     data: Annotated[
         Path,
@@ -161,46 +163,44 @@ def train_adapter(
     ] = "auto",
     image_folder: Annotated[
         Path | None,
-        typer.Option(help="What paths of images in --data are relative to; default: its folder."),
+        typer.Option(help="Folder image paths in --data are relative to; default: its own."),
     ] = None,
     general: Annotated[
         Path | None,
         typer.Option(help="General instruction data to alternate with, as for --data."),
     ] = None,
     general_images: Annotated[
-        Path | None, typer.Option(help="As --image-folder, of --general.")
+        Path | None, typer.Option(help="As --image-folder, for --general.")
     ] = None,
     general_ratio: Annotated[
-        float, typer.Option(help="With --general: its share, from 0 to under 1.")
+        float, typer.Option(help="With --general: its share, in [0, 1).")
     ] = 0.5,
     val_data: Annotated[
         Path | None,
         typer.Option(
             help="Conversations about people who are not trained on (build-qa --split val): the "
-            "state of the lowest loss on them is written instead of the last."
+            "state with the lowest loss on them is written instead of the last."
         ),
     ] = None,
     eval_steps: Annotated[
         int, typer.Option(min=1, help="With --val-data: steps between two validations.")
     ] = 50,
     allow_absolute_paths: Annotated[
-        bool, typer.Option(help="Let paths of images lead out of the image folder.")
+        bool, typer.Option(help="Allow image paths to lead out of the image folder.")
     ] = False,
     validate: Annotated[
         bool,
-        typer.Option(help="Read and tokenise all of JSON and YAML first; list what is invalid."),
+        typer.Option(help="Read and tokenise all of JSON and YAML first; list invalid samples."),
     ] = True,
     skip_invalid: Annotated[
-        bool, typer.Option(help="Leave invalid samples out, with a warning.")
+        bool, typer.Option(help="Skip invalid samples with a warning.")
     ] = False,
-    lora: Annotated[
-        bool, typer.Option(help="Train LoRA beside the FPL; without it prompt tuning alone.")
-    ] = True,
+    lora: Annotated[bool, typer.Option(help="Train LoRA and the FPL, or only the FPL.")] = True,
     lora_r: Annotated[int, typer.Option(help="LoRA's rank.")] = 32,
     lora_alpha: Annotated[int, typer.Option(help="LoRA's scale.")] = 32,
     lora_dropout: Annotated[float, typer.Option(help="LoRA's dropout.")] = 0.1,
     train_projector: Annotated[
-        bool, typer.Option("--train-projector", help="Train the host's own projector as well.")
+        bool, typer.Option("--train-projector", help="Also train the host's own projector.")
     ] = False,
     template: Annotated[
         str, typer.Option(help="With --backend llava: name in LLaVA's conv_templates.")
@@ -209,16 +209,15 @@ def train_adapter(
     placement: Annotated[
         str,
         typer.Option(
-            help="Where the FPL's embeddings stand: always (behind every image, also in prompts of "
-            "programs that know nothing of the skill) or placeholders (where a prompt holds "
-            "<forgery>)."
+            help="Position of the FPL's embeddings: always (after every image, also in prompts of "
+            "programs unaware of the skill) or placeholders (where a prompt holds <forgery>)."
         ),
     ] = "always",
     crop: Annotated[
         str,
         typer.Option(
-            help="What the detector sees of pictures that such programs give: face (found and cut "
-            "out) or none (the whole)."
+            help="What the detector sees of pictures from such programs: face (found and cut out) "
+            "or none (the whole picture)."
         ),
     ] = "face",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100,
@@ -227,25 +226,25 @@ def train_adapter(
     ] = 400,
     fpl_warmup_faces: Annotated[
         Path | None,
-        typer.Option(help="Folder of faces to forge for the warm start, beside the conversations."),
+        typer.Option(help="Folder of faces to forge for the warm start, with the conversations."),
     ] = None,
     fpl_warmup_pairs: Annotated[
-        int, typer.Option(help="With --fpl-warmup-faces: how many.")
+        int, typer.Option(help="With --fpl-warmup-faces: number of forgeries.")
     ] = 1200,
-    batch_size: Annotated[int, typer.Option(help="Conversations for each step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(help="Conversations per step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     fpl_learning_rate: Annotated[
-        float | None, typer.Option(help="The FPL's; by default a tenth of it after a warm start.")
+        float | None, typer.Option(help="Peak for the FPL; default: a tenth after a warm start.")
     ] = None,
     projector_learning_rate: Annotated[
         float | None,
-        typer.Option(help="With --train-projector: the projector's; default: --learning-rate."),
+        typer.Option(help="With --train-projector: its peak; default: --learning-rate."),
     ] = None,
-    max_length: Annotated[int, typer.Option(help="Most tokens of a conversation.")] = 2048,
-    accumulate: Annotated[int, typer.Option(help="Passes whose gradients make one step.")] = 1,
+    max_length: Annotated[int, typer.Option(help="Maximum tokens of a conversation.")] = 2048,
+    accumulate: Annotated[int, typer.Option(help="Gradient accumulation: passes per step.")] = 1,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     gradient_checkpointing: Annotated[
-        bool, typer.Option(help="Compute the host's layers twice to keep less in memory.")
+        bool, typer.Option(help="Recompute the host's layers to save memory.")
     ] = False,
     dtype: Dtype = "auto",
     quantization: Quantization = None,
@@ -270,10 +269,10 @@ def train_adapter(
     check_adapter_folder(out, backend)
     if fpl_warmup_faces is not None and not fpl_warmup_steps:
         raise ValueError(
-            "--fpl-warmup-faces is for the warm start, which --fpl-warmup-steps 0 leaves out"
+            "--fpl-warmup-faces is for the warm start, which --fpl-warmup-steps 0 disables"
         )
     if projector_learning_rate is not None and not train_projector:
-        raise ValueError("--projector-learning-rate is of no use without --train-projector")
+        raise ValueError("--projector-learning-rate has no effect without --train-projector")
     # Before the host, which takes minutes to load.
     more = None
     if fpl_warmup_faces is not None:
@@ -338,12 +337,16 @@ def train_adapter(
 
 @train.command("pseudo-word")
 def train_pseudo_word(
-    base_model: Annotated[str, typer.Option("--base-model", help="Host's folder or hub name.")],
+    base_model: Annotated[
+        str, typer.Option("--base-model", help="Folder or hub name of the host.")
+    ],
     data: Images,
     out: Out,
-    question: Annotated[str, typer.Option(help="Without the pseudo-word.")] = "Is this photo real?",
+    question: Annotated[
+        str, typer.Option(help="Question without the pseudo-word.")
+    ] = "Is this photo real?",
     placement: Annotated[
-        str, typer.Option(help="Where [*] goes: postfix, prefix or replace (of 'real').")
+        str, typer.Option(help="Position of [*]: postfix, prefix or replace (of 'real').")
     ] = "postfix",
     real_answer: Annotated[str, typer.Option(help="Answer for a real photo.")] = "yes",
     fake_answer: Annotated[str, typer.Option(help="Answer for a fake one.")] = "no",
@@ -351,8 +354,8 @@ def train_pseudo_word(
         str | None, typer.Option(help="Word to start from; default: drawn like the vocabulary.")
     ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the photos.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Photos for each step and process.")] = 6,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-5,
+    batch_size: Annotated[int, typer.Option(help="Photos per step and process.")] = 6,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-5,
     weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.05,
     save_steps: Annotated[
         int | None, typer.Option(help="Steps between checkpoints; default: none.")

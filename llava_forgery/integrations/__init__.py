@@ -1,1 +1,1 @@
-"""The skill in other people's programs."""
+"""The skill in third-party programs."""

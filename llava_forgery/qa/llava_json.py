@@ -9,6 +9,7 @@ An entry of the list (the image is optional, and may be a list of several)::
 
 "label" and "regions" are our additions, which LLaVA's scripts ignore; so is "general": true, with
 which ``data mix`` marks general instruction data.
+
 :func:`read_llava_json` reads any such file into :class:`LlavaSample`, which keeps the texts
 unchanged; :meth:`LlavaSample.to_conversation` converts it to the neutral conversation.
 """

@@ -150,4 +150,4 @@ def test_their_faces_are_looked_at_before_the_host(tmp_path):
     assert "no-faces" in str(result.exception)
     result = CliRunner().invoke(app, [*arguments, "--fpl-warmup-steps", "0"])
     assert isinstance(result.exception, ValueError)
-    assert "--fpl-warmup-steps 0 leaves out" in str(result.exception)
+    assert "--fpl-warmup-steps 0 disables" in str(result.exception)

@@ -22,24 +22,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Question:
-    """A dialogue about one face that waits for an answer."""
+    """A dialogue about one face that awaits an answer."""
 
     face: np.ndarray
-    """(S, S, 3) uint8, S the detector's."""
+    """(S, S, 3) uint8, with the detector's size S."""
     messages: tuple[Message, ...]
-    """They end with the user's."""
+    """Messages, the last one from the user."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What host and detector say."""
+    """Answer of the host and score of the detector."""
 
     text: str
     score: float
-    """The detector's, in [0, 1]."""
+    """Score of the detector, in [0, 1]."""
     p_yes: float | None
-    """Probability of "Yes" against "No", in [0, 1]; None where the dialogue is not training's
-    first question."""
+    """Probability of "Yes" against "No", in [0, 1]; None unless the dialogue is the first question
+    of training."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Settings:
 
     max_new_tokens: int = 256
     temperature: float = 0.0
-    """0 takes the likeliest token."""
+    """0 for greedy decoding."""
     top_p: float | None = None
     num_beams: int = 1
     until: tuple[str, ...] = ()
-    """The answer is cut before the first of these."""
+    """Strings before which the answer is cut."""
     report: bool = False
-    """Whether P(yes) and score are written behind the answer."""
+    """Whether to append P(yes) and score to the answer."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
@@ -67,16 +67,16 @@ class Settings:
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> "Settings":
-        """Read a task's ``generation_kwargs``; what is not known here is left out with a warning.
+        """Parse a task's ``generation_kwargs``; unknown ones are ignored with a warning.
 
-        ``do_sample: false`` outweighs a temperature, as it does in transformers.
+        ``do_sample: false`` overrides a temperature, as in transformers.
         """
         values = {key: value for key, value in kwargs.items() if value is not None}
         until = values.pop("until", ())
         sample = values.pop("do_sample", True)
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
-            logger.warning("generation arguments that are not used: %s", ", ".join(unknown))
+            logger.warning("generation arguments that are ignored: %s", ", ".join(unknown))
         values = {key: value for key, value in values.items() if key not in unknown}
         if not sample:
             values["temperature"] = 0.0
@@ -99,13 +99,13 @@ class Settings:
 def answer(vlm: ForgeryModel, questions: Sequence[Question], settings: Settings) -> list[Answer]:
     """Answer dialogues in one batch.
 
-    A first question of training's form gets the detector's result written into it, once; the
+    The detector's result is inserted, once, into a first question of training's form; the
     likelihoods of the first token then give P(yes), as in ``ForgeryPredictor``.
 
     Args:
-        vlm: In eval mode.
-        questions: About one face each.
-        settings: For all of them.
+        vlm: Host with the skill, in eval mode.
+        questions: Questions, each about one face.
+        settings: Settings for all of them.
     """
     detection, prompts, images = _read(vlm, questions)
     asked = [len(q.messages) == 1 and is_detection_prompt(q.messages[0].text) for q in questions]
@@ -121,17 +121,17 @@ def answer(vlm: ForgeryModel, questions: Sequence[Question], settings: Settings)
 def likelihood(
     vlm: ForgeryModel, questions: Sequence[Question], continuations: Sequence[str]
 ) -> list[tuple[float, bool]]:
-    """How likely given answers are.
+    """Loss of given answers.
 
     Args:
-        vlm: In eval mode.
+        vlm: Host with the skill, in eval mode.
         questions: N dialogues.
-        continuations: N answers to them; what ends the turn does not count.
+        continuations: N answers to them; the end of the turn does not count.
 
     Returns:
-        For each the mean negative log-likelihood of its tokens, and whether it is what the host
-        would write. lmms-eval's base class speaks of a log-likelihood, but its models return this
-        loss, and its tasks take the smallest.
+        For each the mean negative log-likelihood of its tokens, and whether the host would generate
+        it. lmms-eval's base class documents a log-likelihood, but its models return this loss, and
+        its tasks choose the smallest.
     """
     detection, prompts, images = _read(vlm, questions)
     answers = [text.strip() for text in continuations]

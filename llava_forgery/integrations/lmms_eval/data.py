@@ -1,4 +1,4 @@
-"""Where the data of the tasks lies: a path in an environment variable.
+"""Location of the tasks' data, from an environment variable.
 
 lmms-eval has no argument for it; its ``--config`` files can set the variable under ``env``.
 """
@@ -19,7 +19,7 @@ NEEDED = ("image", "label", "video_id")
 
 
 def data_path() -> Path:
-    """The path that the user gave.
+    """The path from the environment variable.
 
     Raises:
         ValueError: The variable is not set.
@@ -38,15 +38,15 @@ def data_path() -> Path:
 
 
 def locate() -> tuple[str, dict[str, Any]]:
-    """What the keys ``dataset_path`` and ``dataset_kwargs`` of a task must say.
+    """Values of the keys ``dataset_path`` and ``dataset_kwargs`` of a task.
 
-    The data is a Hugging Face data set on disk with the split ``test``, or a manifest: a line of
+    The data are a Hugging Face data set on disk with the split ``test``, or a manifest: a line of
     JSON for each image, ``{"image": "a.png", "label": 1, "video_id": "v1", "regions": ["nose"]}``,
-    the image's path relative to the manifest; ``regions`` may be missing.
+    with paths relative to the manifest; ``regions`` is optional.
 
     Raises:
-        ValueError: The variable is not set, the data lacks a split or a column, or its rows name
-            pictures instead of holding them.
+        ValueError: The variable is not set, the data lack a split or a column, or rows contain
+            paths of pictures instead of pictures.
         FileNotFoundError: There is nothing at the path.
     """
     path = data_path()

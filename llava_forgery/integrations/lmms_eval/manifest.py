@@ -1,6 +1,6 @@
-"""What the entry-point group ``lmms_eval.models`` loads: where the model's classes are.
+"""Entry point of the group ``lmms_eval.models``, which gives the model's classes.
 
-lmms-eval loads every plugin's entry point at start, and one that fails takes those behind it along;
+lmms-eval loads every plugin's entry point at start, and one that fails prevents the following ones,
 so nothing heavy is imported here.
 """
 
@@ -19,7 +19,7 @@ def manifest() -> "ModelManifest":
     the skill as well.
     """
     on_import.register_on_import()
-    # Imported when it is called: lmms-eval loads this module while its own is still being imported.
+    # Imported on call: lmms-eval loads this module while its own is still being imported.
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(

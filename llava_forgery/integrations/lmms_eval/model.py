@@ -1,7 +1,7 @@
 """The skill as a model of lmms-eval 0.7: ``--model llava_forgery --model_args adapter=DIR``.
 
-Two interfaces, as lmms-eval has them: the simple one gets a text and the pictures, the chat one
-messages. A picture is judged like any other here: its largest face, or the picture as a whole.
+There are two interfaces, as in lmms-eval: the simple one gets a text and the pictures, the chat one
+messages. Pictures are judged as usual: by the largest face, or as a whole.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +28,7 @@ _api = require("lmms_eval.api.model", extra="eval", feature=FEATURE)
 
 @dataclass(frozen=True)
 class _Request:
-    """One answer to give; the picture is read when its batch comes."""
+    """A request for one answer; its picture is read with its batch."""
 
     read: Callable[[], Question]
     settings: Settings
@@ -38,20 +38,21 @@ class LlavaForgery(_api.lmms):
     """The simple interface.
 
     Args:
-        adapter: A forgery adapter of either layout, or a whole model: a merged one of the
-            ``llava`` package, or an exported checkpoint.
-        pretrained: The same, by the name that lmms-eval's own models have for it.
-        base_model: Folder or hub name of its host; by default the one that the adapter names.
+        adapter: Folder of a forgery adapter in either layout, or of a whole model: a merged one of
+            the ``llava`` package, or an exported checkpoint.
+        pretrained: Alternative to ``adapter``, under the name that lmms-eval's own models use.
+        base_model: Folder or hub name of the host; by default the one that the adapter names.
         backend: "transformers", "llava", or "auto".
-        device: cpu, cuda ...; by default a GPU if there is one, each rank's own under torchrun.
-        dtype: Of the host's weights, as transformers takes it.
-        cropped: The pictures are face crops already; otherwise faces are looked for.
-        batch_size: Answers that are written at once.
-        max_batch_size: lmms-eval hands it over; must be None, since no batch size is searched for.
-        allow_download: Whether what the adapter's files name may be downloaded.
+        device: Device such as cpu or cuda; by default a GPU if there is one, under torchrun that of
+            the rank.
+        dtype: Dtype of the host's weights, as for transformers.
+        cropped: Whether the pictures are already face crops; otherwise faces are searched for.
+        batch_size: Number of answers generated at once.
+        max_batch_size: Passed by lmms-eval; must be None, as no batch size is searched for.
+        allow_download: Whether models that the adapter's files name may be downloaded.
 
     Raises:
-        ValueError: A value is not valid, or adapter and host do not fit.
+        ValueError: A value is invalid, or adapter and host do not match.
         FileNotFoundError: Adapter or host is missing.
     """
 
@@ -92,7 +93,7 @@ class LlavaForgery(_api.lmms):
         self._world_size = self.accelerator.num_processes
         if device is None or (device == "cuda" and self._world_size > 1):
             device = self.accelerator.device
-        # lmms-eval reads numbers out of --model_args, so a folder may arrive as one.
+        # lmms-eval parses numbers in --model_args, so the name of a folder may arrive as one.
         base_model = None if base_model is None else str(base_model)
         self.predictor = ForgeryPredictor.from_pretrained(
             str(adapter if pretrained is None else pretrained),
@@ -105,12 +106,12 @@ class LlavaForgery(_api.lmms):
 
     @property
     def device(self) -> Any:
-        """Where the host lies; lmms-eval gathers the ranks' results there."""
+        """Device of the host, on which lmms-eval gathers the ranks' results."""
         return self._device
 
     @property
     def predictor(self) -> ForgeryPredictor:
-        """The skill, until :meth:`clean`."""
+        """The predictor, until :meth:`clean`."""
         if self._predictor is None:
             raise RuntimeError("lmms-eval has cleaned this model after a run; make a new one")
         return self._predictor
@@ -120,7 +121,7 @@ class LlavaForgery(_api.lmms):
         self._predictor, self._device = value, value.vlm.device
 
     def clean(self) -> None:
-        """Let go of the weights; lmms-eval calls it when all answers are there."""
+        """Release the weights; lmms-eval calls it once all answers are complete."""
         self._predictor = None
         super().clean()
 
@@ -129,7 +130,7 @@ class LlavaForgery(_api.lmms):
         return self._write([self._request(request.args) for request in requests])
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Mean loss of each given answer, and whether the host would write it."""
+        """Mean loss of each given answer, and whether the host would generate it."""
         results: list[tuple[float, bool]] = []
         for start in self._bar(range(0, len(requests), self.batch_size), "likelihood"):
             questions, said = [], []
@@ -143,7 +144,7 @@ class LlavaForgery(_api.lmms):
         return results
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
-        """All rounds' answers of each request; the task words each round from those before."""
+        """Answers of all rounds of each request; the task makes each round from previous ones."""
         results = []
         for request in self._bar(requests, "rounds"):
             said: list[str] = []
@@ -161,7 +162,7 @@ class LlavaForgery(_api.lmms):
         return _Request(read, self._settings(settings))
 
     def _settings(self, kwargs: dict[str, Any]) -> Settings:
-        """Read once for all requests of a task, so that it warns once."""
+        """Parsed once for all requests of a task, so that it warns only once."""
         key = repr(sorted(kwargs.items()))
         if key not in self._known:
             self._known[key] = Settings.from_kwargs(kwargs)
@@ -183,7 +184,7 @@ class LlavaForgery(_api.lmms):
             pictures = shown or pictures
 
     def _write(self, requests: Sequence[_Request]) -> list[str]:
-        """Answers in order; requests of equal settings share batches."""
+        """Answers in order; requests with equal settings share batches."""
         answers: list[str] = [""] * len(requests)
         groups: dict[Settings, list[int]] = {}
         for place, request in enumerate(requests):
@@ -201,7 +202,7 @@ class LlavaForgery(_api.lmms):
         return answers
 
     def _question(self, pictures: Sequence[Any] | None, text: str) -> Question:
-        # Some tasks write the picture's token; here the rendering does.
+        # Some tasks write the token of the picture, which is added when rendering.
         return self._about(pictures, read_transcript(text.replace(IMAGE_TOKEN, "")))
 
     def _about(self, pictures: Sequence[Any] | None, messages: tuple[Message, ...]) -> Question:
@@ -219,10 +220,10 @@ class LlavaForgery(_api.lmms):
 
 
 class LlavaForgeryChat(LlavaForgery):
-    """The chat interface; arguments as :class:`LlavaForgery`.
+    """The chat interface; arguments as for :class:`LlavaForgery`.
 
-    Tasks that ask for likelihoods use the simple one (``--force_simple``): lmms-eval gives chat
-    models generation alone.
+    Tasks with likelihoods need the simple one (``--force_simple``), as lmms-eval only supports
+    generation for chat models.
     """
 
     is_simple = False
@@ -249,7 +250,7 @@ class LlavaForgeryChat(LlavaForgery):
                 return
 
     def _from_chat(self, messages: Sequence[Any], pictures: list[Any] | None) -> Question:
-        """A question from lmms-eval's messages; ``pictures`` where they show none."""
+        """A question from lmms-eval's messages; ``pictures`` are used if these have none."""
         pictures = _pictures(messages) or pictures
         said = [(m["role"], _words(m["content"])) for m in messages]
         if said[0][0] == "system":
@@ -260,7 +261,8 @@ class LlavaForgeryChat(LlavaForgery):
         for place, (role, _) in enumerate(said):
             if role != ROLES[place % 2]:
                 raise ValueError(
-                    f"turns must alternate, the user first; got {[role for role, _ in said]}"
+                    "turns must alternate, starting with the user; got "
+                    f"{[role for role, _ in said]}"
                 )
         return self._about(pictures, tuple(Message(role, text.strip()) for role, text in said))
 

@@ -1,6 +1,7 @@
 """The skill for lmms-eval's models of the ``llava`` package, registered once they import it.
 
-lmms-eval calls its plugins at every start, whatever it evaluates: nothing heavy is imported here.
+lmms-eval calls its plugins at every start, whatever it evaluates, so nothing heavy is imported
+here.
 """
 
 import functools
@@ -20,8 +21,8 @@ _PACKAGE = "llava"
 def register_on_import() -> None:
     """Register as soon as this process imports ``llava``, LLaVA-NeXT's included.
 
-    Where ``llava`` is imported already, it registers at once. A ``llava`` that cannot be taught
-    the skill is left as it is, with a warning. Calling it again changes nothing.
+    If ``llava`` is already imported, the skill is registered at once. A ``llava`` that does not
+    support the skill is left unchanged, with a warning. Calling it again has no effect.
     """
     if _PACKAGE in sys.modules:
         _register()
@@ -30,7 +31,7 @@ def register_on_import() -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds ``llava`` as the other finders do, and has it registered once it is executed."""
+    """Finds ``llava`` through the other finders, and registers the skill after its execution."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -47,7 +48,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
     def _execute(self, execute: Callable[[ModuleType], None], module: ModuleType) -> None:
         sys.meta_path.remove(self)
-        # While the package is executed it imports its models already.
+        # The package already imports its models during its execution.
         _compat().prepare_import()
         execute(module)
         _register()

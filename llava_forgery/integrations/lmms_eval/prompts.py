@@ -1,4 +1,4 @@
-"""Questions of lmms-eval's tasks, worded as the model was trained."""
+"""Questions of lmms-eval's tasks, in the form of the model's training."""
 
 import re
 
@@ -11,21 +11,21 @@ _CITED = re.compile(
 
 
 def is_detection_prompt(text: str) -> bool:
-    """Whether a first question has the form of training's.
+    """Whether a first question has the form of those in training.
 
     Args:
-        text: A task description of training with a question behind it, or one of training's
-            questions about the label; more may follow.
+        text: A task description of training followed by a question, or one of training's questions
+            about the label, possibly with further text.
     """
     return _split(text) is not None
 
 
 def cite_score(text: str, score: float) -> str:
-    """Put the detector's result where training puts it: "[task description] [result] [question]".
+    """Insert the detector's result as in training: "[task description] [result] [question]".
 
     Args:
-        text: A first question; of another form, or with a result in it, it stays as it is.
-        score: The detector's, in [0, 1].
+        text: First question; returned unchanged if it has another form or already has a result.
+        score: Score of the detector, in [0, 1].
 
     Raises:
         ValueError: The score is not in [0, 1].
@@ -38,7 +38,7 @@ def cite_score(text: str, score: float) -> str:
 
 
 def _split(text: str) -> tuple[str, str] | None:
-    """Task description and question; None where the text has another form."""
+    """Task description and question; None if the text has another form."""
     text = text.strip()
     for description in templates.TASK_DESCRIPTIONS:
         if text.startswith(description):

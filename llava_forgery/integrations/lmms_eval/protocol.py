@@ -1,4 +1,4 @@
-"""What passes between a model and a task of lmms-eval, which exchange texts alone.
+"""Formats of the texts that a model and a task of lmms-eval exchange.
 
 A *report* is a line behind the answer with the numbers that the words do not say. The model
 writes it where the task asks for it with the generation argument ``report``::
@@ -6,7 +6,7 @@ writes it where the task asks for it with the generation argument ``report``::
     Yes. This is a deepfake image, and the artifact is at the nose.
     [p_yes=0.8312 score=0.9104 fake_from=0.773]
 
-A *transcript* is a dialogue as one question, for models that take no more than that::
+A *transcript* is a dialogue as one question, for models without dialogues::
 
     User: Is this a deepfake image?
     Assistant: Yes. This is a deepfake image.
@@ -26,7 +26,7 @@ _TURN = re.compile(r"(User|Assistant): (\S.*)")
 
 
 class Report(NamedTuple):
-    """An answer taken apart; the numbers are None where it came without them."""
+    """A parsed answer; the numbers are None if it has no report."""
 
     text: str
     p_yes: float | None
@@ -43,7 +43,7 @@ def write_report(text: str, p_yes: float, score: float, fake_from: float) -> str
 
 
 def read_report(text: str) -> Report:
-    """Take an answer apart; the inverse of :func:`write_report`."""
+    """Parse an answer; the inverse of :func:`write_report`."""
     found = _REPORT.search(text)
     if found is None:
         return Report(text.strip(), None, None, None)
@@ -54,7 +54,7 @@ def write_transcript(turns: Sequence[str]) -> str:
     """A dialogue as one text.
 
     Args:
-        turns: What user and assistant say in turn; the last is the user's.
+        turns: Texts of user and assistant, alternating; the last one is the user's.
 
     Raises:
         ValueError: The last turn is the assistant's, or a question is empty.
@@ -63,7 +63,7 @@ def write_transcript(turns: Sequence[str]) -> str:
         raise ValueError(f"a transcript ends with the user's turn, got {len(turns)} turns")
     lines = []
     for i, turn in enumerate(turns):
-        # A turn is a line; a model that says nothing has had its turn nevertheless.
+        # A turn is a line, also if a model says nothing.
         said = " ".join(turn.split())
         if not said and i % 2 == 0:
             raise ValueError(f"the question in turn {i} is empty")
@@ -72,7 +72,7 @@ def write_transcript(turns: Sequence[str]) -> str:
 
 
 def read_transcript(text: str) -> tuple[Message, ...]:
-    """The turns of :func:`write_transcript`; any other text is one question.
+    """Parse the turns of :func:`write_transcript`; any other text is one question.
 
     Raises:
         ValueError: The text is empty.

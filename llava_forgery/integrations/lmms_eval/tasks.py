@@ -1,8 +1,8 @@
-"""The functions that the tasks under ``eval/lmms_tasks`` name.
+"""The functions that the tasks under ``eval/lmms_tasks`` use.
 
-lmms-eval hands each image's record, from a ``process_`` function, to an aggregation over the whole
-set. Yes means fake. An answer that cannot be parsed is wrong: in the ranking as well, where it gets
-the P(yes) of the other label.
+lmms-eval passes the record of each image, from a ``process_`` function, to an aggregation over the
+whole set. Yes means fake. An answer that cannot be parsed is wrong, also in the ranking, where it
+gets the P(yes) of the other label.
 """
 
 import json
@@ -37,7 +37,7 @@ Record = dict[str, Any]
 
 
 def pictures(doc: Doc) -> list[Image.Image]:
-    """The image of a row: the file's bytes, or its path relative to the manifest."""
+    """The image of a row: bytes of a file, or a path relative to the manifest."""
     image = doc["image"]
     if isinstance(image, str):
         return [Image.fromarray(read_image(contained(data_path().parent, image)))]
@@ -50,12 +50,12 @@ def embedded_docs(rows: datasets.Dataset) -> datasets.Dataset:
 
 
 def target(doc: Doc) -> str:
-    """The right first word."""
+    """The correct first word."""
     return CHOICES[_choice(doc)]
 
 
 def _choice(doc: Doc) -> int:
-    """Place of the right answer among ``CHOICES``."""
+    """Index of the correct answer in ``CHOICES``."""
     return CHOICES.index("Yes" if doc["label"] == FAKE else "No")
 
 
@@ -65,12 +65,12 @@ def regions_target(doc: Doc) -> str:
 
 
 def detect_text(doc: Doc, wording: Mapping[str, Any] | None = None) -> str:
-    """Task description and question, as in training but for the detector's result.
+    """Task description and question, as in training except for the detector's result.
 
     Args:
-        doc: Not read: every image is asked the same.
-        wording: ``question`` replaces the question; ``ask`` is put behind it, for models that do
-            not know the form of the answer.
+        doc: Not used: the question is the same for every image.
+        wording: ``question`` replaces the question; ``ask`` is appended, for models that do not
+            know the form of the answer.
     """
     wording = wording or {}
     text = detection_prompt(question=wording.get("question"))
@@ -84,14 +84,15 @@ def multiturn_text(
     round_idx: int | None = None,
     previous_round_info: Any = None,
 ) -> str | tuple:
-    """The first question, or what follows an answer.
+    """The first question, or the next one after an answer.
 
-    The second question comes with the dialogue so far in one text, since most models of lmms-eval
-    take no dialogue.
+    The second question includes the dialogue so far in one text, as most models of lmms-eval do not
+    take dialogues.
 
     Returns:
-        The text of the first round. Later lmms-eval's five: pictures (None keeps them), text,
-        whether it is over, answers, state. The last answer then holds all of them as JSON.
+        The text in the first round. Later lmms-eval's five values: pictures (None keeps them),
+        text, whether the dialogue is over, answers, state. The last answer holds all of them as
+        JSON.
     """
     wording = lmms_eval_specific_kwargs or {}
     first = detect_text(doc, wording)
@@ -124,7 +125,7 @@ def process_detect(doc: Doc, results: Sequence[str]) -> dict[str, Record]:
     label, predicted = int(doc["label"]), parse_answer(report.text).label
     p_yes = report.p_yes
     if p_yes is None:
-        # Words are all there is: sure of what they say, and wrong where they say nothing.
+        # Only words: certain of what they say, and wrong if they say nothing.
         p_yes = float(_opposite(label) if predicted is None else predicted)
     record = _verdict(doc, predicted, p_yes)
     record["from_likelihood"] = report.p_yes is not None
@@ -138,7 +139,7 @@ def process_detect(doc: Doc, results: Sequence[str]) -> dict[str, Record]:
 def process_likelihood(doc: Doc, results: Sequence[Any]) -> dict[str, Record]:
     """The record of a verdict from the losses of "Yes" and "No", for each metric."""
     yes, no = (_loss(result) for result in results)
-    # Written with tanh, which does not overflow.
+    # In terms of tanh, which does not overflow.
     p_yes = 0.5 * (1 + math.tanh((no - yes) / 2))
     record = _verdict(doc, FAKE if p_yes >= 0.5 else REAL, p_yes)
     return {**dict.fromkeys(("video_auc", "video_ap", "auc", "ap"), record), **_correct(record)}
@@ -174,7 +175,7 @@ def _ranking(
         try:
             return measure(*(_videos(records, name) if videos else columns))
         except OneClassError as error:
-            # Such as of the first images of a sorted set; the other figures are not lost for it.
+            # For example the first images of a sorted set; the other figures must not be lost.
             logger.warning("%s; it is left empty", error)
             return None
 
@@ -201,7 +202,7 @@ def agreement(records: Sequence[Record]) -> float:
 
 
 def accuracy(records: Sequence[Record]) -> float:
-    """Share of right verdicts; what could not be parsed is wrong."""
+    """Share of correct verdicts; answers that cannot be parsed are wrong."""
     return metrics.accuracy(_column(records, "label"), _column(records, "predicted"))
 
 
@@ -211,12 +212,12 @@ def unparsed(records: Sequence[Record]) -> int:
 
 
 def p_yes_from_likelihood(records: Sequence[Record]) -> float:
-    """Share of images whose P(yes) is a likelihood; the others' is read off the words."""
+    """Share of images whose P(yes) is a likelihood; that of others is derived from the words."""
     return float(np.mean(_column(records, "from_likelihood")))
 
 
 def consistency(records: Sequence[Record]) -> float:
-    """Share of dialogues whose two answers fit each other."""
+    """Share of dialogues whose two answers are consistent."""
     return float(np.mean(_column(records, "consistent")))
 
 
@@ -244,7 +245,7 @@ def _verdict(doc: Doc, predicted: int | None, p_yes: float | None) -> Record:
 
 
 def _correct(record: Record) -> dict[str, Record]:
-    """The record for accuracy alone: where "correct" stands, lmms-eval gives a standard error."""
+    """The record for accuracy only: with "correct", lmms-eval gives a standard error."""
     return {"accuracy": {**record, "correct": int(record["predicted"] == record["label"])}}
 
 
