@@ -1,7 +1,7 @@
 """llava-forgery: forgery skills for LLaVA-style vision-language models.
 
-The public names below are imported when they are first used: ``import llava_forgery`` alone loads
-neither torch nor transformers and registers nothing.
+The public names below are imported on first use: ``import llava_forgery`` by itself loads neither
+torch nor transformers and registers nothing.
 """
 
 import importlib

@@ -1,8 +1,8 @@
-"""What belongs to one call of a model that threads and asyncio tasks share.
+"""State of a single call of a model that threads and asyncio tasks share.
 
-A hook cannot be handed arguments: what it needs of the call that runs lies in a context variable,
-of which every thread and every task has its own. One variable serves all owners; one for each would
-never be freed, and could not be copied with its model.
+Hooks cannot receive arguments: what they need from the current call is in a context variable, which
+is separate for every thread and task. One variable serves all owners; one for each would never be
+freed, and could not be copied with its model.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,11 +21,11 @@ _locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 @contextmanager
 def in_call(owner: Any, value: Any) -> Iterator[None]:
-    """Let :func:`of_call` give a value inside, in this thread or task.
+    """Context in which :func:`of_call` returns a value, in this thread or task.
 
     Args:
-        owner: A module, or what hangs on one; compared by identity.
-        value: Of this call; calls inside calls hide it while they run.
+        owner: A module or something attached to one; compared by identity.
+        value: Value for this call; nested calls hide it while they run.
     """
     token = _values.set({**_values.get(), owner: value})
     try:
@@ -35,10 +35,10 @@ def in_call(owner: Any, value: Any) -> Iterator[None]:
 
 
 def of_call(owner: Any) -> Any:
-    """The owner's value of the call that runs, None outside one."""
+    """The owner's value for the current call; None outside of one."""
     return _values.get().get(owner)
 
 
 def lock_of(owner: Any) -> AbstractContextManager[Any]:
-    """The owner's own lock, for what threads must do one after the other. No copy shares it."""
+    """The owner's own lock, for work that threads must do one at a time. Copies do not share it."""
     return _locks.setdefault(owner, RLock())

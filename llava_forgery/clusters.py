@@ -1,4 +1,4 @@
-"""Ray clusters: a running one is joined, or one is started on this machine and ended after use."""
+"""Ray clusters: join a running one, or start one on this machine and stop it after use."""
 
 import logging
 import os
@@ -30,18 +30,18 @@ def connected(
     cpus: int | None = None,
     runtime_env: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
-    """Connect to a cluster, or start one that ends here.
+    """Connect to a cluster, or start one that is stopped on exit.
 
     Args:
         ray: The package.
-        address: Of a running cluster, such as ``auto``; None starts one.
-        cpus: Processors of one that is started; None for all.
-        runtime_env: What Ray installs for the workers; see Ray's documentation.
+        address: Address of a running cluster, such as ``auto``; None starts one.
+        cpus: Number of processors of a started cluster; None for all.
+        runtime_env: Runtime environment of the workers; see Ray's documentation.
 
     Raises:
-        OSError: Ray does not start or answer, or what workers raise that is no fault of a file.
+        OSError: Ray does not start or answer, or a worker fails for reasons other than a file.
     """
-    # Ray's own lines are about its tasks, not about files; its logs keep them.
+    # Ray's own messages are about its tasks, not about files; its logs keep them.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -49,7 +49,7 @@ def connected(
         options |= {"include_dashboard": False, "num_cpus": cpus}
         options["runtime_env"] = dict(runtime_env or {})
     else:
-        # Of what is installed there only this package may be another version.
+        # Of the packages installed there, only this one may be another version.
         package = str(Path(__file__).parent)
         options["runtime_env"] = {"py_modules": [package], **(runtime_env or {})}
         options["address"] = address
@@ -91,7 +91,7 @@ def _own_signals() -> Iterator[None]:
 
 @contextmanager
 def _no_native_lines() -> Iterator[None]:
-    """Ray's C++ tells on stderr which level of its own log it was given."""
+    """Hide the message of Ray's C++ on stderr about its log level."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -1,4 +1,4 @@
-"""From the modes and colour profiles of pictures to 8-bit sRGB."""
+"""Conversion of pictures of any mode and colour profile to 8-bit sRGB."""
 
 import io
 import logging
@@ -9,23 +9,23 @@ from PIL import Image, ImageCms
 
 logger = logging.getLogger(__name__)
 
-# Modes that a profile of this colour space is meant for.
+# Modes for which a profile of this colour space is valid.
 _MODES = {"RGB ": ("RGB", "RGBA"), "GRAY": ("L", "LA"), "CMYK": ("CMYK",), "Lab ": ("LAB",)}
-# A profile that moves no colour farther is sRGB by another name: its pixels stay as they are.
+# A profile that moves no colour farther is equivalent to sRGB: its pixels are left unchanged.
 _SAME = 2
 
 
 def converter(image: Image.Image) -> Callable[[Image.Image], np.ndarray]:
-    """What brings parts of a picture to sRGB.
+    """Converter of parts of a picture to sRGB.
 
     Args:
-        image: The whole, whose profile counts.
+        image: Whole picture, whose profile is used.
 
     Returns:
-        From a part of the image to (h, w, 3) uint8.
+        Function from a part of the image to (h, w, 3) uint8.
 
     Raises:
-        ValueError: A mode without a natural 8-bit form.
+        ValueError: The mode has no natural 8-bit form.
     """
     if image.mode == "F":
         raise ValueError("it holds floating-point values of unknown range; save it as 8-bit RGB")
@@ -43,10 +43,10 @@ def converter(image: Image.Image) -> Callable[[Image.Image], np.ndarray]:
 
 
 def array_to_rgb(pixels: np.ndarray) -> np.ndarray:
-    """An array as :func:`llava_forgery.images.to_rgb` takes it to (H, W, 3) uint8.
+    """Convert an array, as for :func:`llava_forgery.images.to_rgb`, to (H, W, 3) uint8.
 
     Raises:
-        ValueError: Another shape or type.
+        ValueError: Shape or dtype are not supported.
     """
     channels = 1 if pixels.ndim == 2 else pixels.shape[-1] if pixels.ndim == 3 else 0
     if pixels.dtype not in (np.uint8, np.uint16) or not 1 <= channels <= 4 or not pixels.size:
@@ -106,7 +106,7 @@ def _plain(part: Image.Image) -> Image.Image:
 
 
 def _transform(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
-    """What brings the colours of a picture to sRGB; None where they are that."""
+    """Transform of a picture's colours to sRGB; None if they already are."""
     mode = _plain(image.crop((0, 0, 1, 1))).mode
     base = mode.removesuffix("A") if mode in ("LA", "RGBA") else mode
     data = image.info.get("icc_profile")
@@ -136,6 +136,6 @@ def _transform(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
     return transform
 
 
-# Colours all over the cube: (1, 729, 3).
+# Colours throughout the cube: (1, 729, 3).
 _PROBE = np.stack(np.meshgrid(*[np.linspace(0, 255, 9)] * 3), axis=-1).reshape(1, -1, 3)
 _PROBE = _PROBE.round().astype(np.uint8)

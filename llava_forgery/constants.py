@@ -1,10 +1,10 @@
-"""Names and numbers that every part of the package shares."""
+"""Names and numbers shared by all parts of the package."""
 
 REAL = 0
 FAKE = 1
 LABEL_NAMES = ("real", "fake")
 
-# What torch's cross-entropy skips; the mark of tokens that are not supervised.
+# Label that torch's cross-entropy ignores, for unsupervised tokens.
 IGNORE_INDEX = -100
 
 IMAGE_TOKEN = "<image>"
@@ -12,6 +12,6 @@ FORGERY_TOKEN = "<forgery>"
 PSEUDO_WORD = "[*]"
 
 # Regions that a simulated forgery can touch, in the order in which answers name them. "face" is
-# the whole inner face: it covers the others and never stands beside them.
+# the whole inner face: it covers the others and never occurs with them.
 REGION_NAMES = ("eyes", "eyebrows", "nose", "mouth", "chin", "cheeks", "face")
 WHOLE_FACE = "face"

@@ -1,6 +1,6 @@
-"""Downloads: a name that the user gives may lead to one, a name that stands in a file may not.
+"""Downloads: names given by the user may be downloaded, names in files may not.
 
-An adapter's file names its host, a detector's its encoder. Whoever wrote the file would otherwise
+An adapter's file names its host, a detector's its encoder. Otherwise the author of the file would
 choose what is downloaded and loaded.
 """
 
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 _allowed: ContextVar[bool] = ContextVar("allow_download", default=False)
 _lock = threading.Lock()
-# Loads that go on without the hub, in all threads, and the switches as they were before the first.
+# Number of loads without the hub in all threads, and the switches before the first of them.
 _count = 0
 _before: tuple[bool, int] = (False, 0)
 
 
 @contextmanager
 def allow_downloads(allowed: bool = True) -> Iterator[None]:
-    """Let what files name be downloaded inside; False leaves what holds around it."""
+    """Context in which models that files name may be downloaded; False has no effect."""
     token = _allowed.set(allowed or _allowed.get())
     try:
         yield
@@ -37,17 +37,17 @@ def allow_downloads(allowed: bool = True) -> Iterator[None]:
 
 @contextmanager
 def named_by(file: str | PathLike, names: Mapping[str, str]) -> Iterator[None]:
-    """Load inside what a file names, from this machine alone unless downloads are allowed.
+    """Context to load what a file names, only from this machine unless downloads are allowed.
 
-    As long as it lasts, other threads of the process do not reach the hub either: the packages
-    that load models share one switch.
+    Meanwhile other threads of the process do not reach the hub either, as the packages that load
+    models share one switch.
 
     Args:
-        file: Where the names stand.
-        names: What each name is of, such as "host", and the name.
+        file: File that contains the names.
+        names: Names by kind, such as "host".
 
     Raises:
-        FileNotFoundError: It is not on this machine; the message has the names.
+        FileNotFoundError: The model is not on this machine; the message has the names.
     """
     told = " and ".join(f"the {kind} {name!r}" for kind, name in names.items())
     if _allowed.get():
@@ -62,13 +62,13 @@ def named_by(file: str | PathLike, names: Mapping[str, str]) -> Iterator[None]:
             raise
         raise FileNotFoundError(
             f"{file} names {told}, which is not on this machine ({str(error).splitlines()[0]}). "
-            "What a file names is not downloaded unasked: if you trust it, allow it "
-            "(--allow-download, allow_download=True) or fetch it first"
+            "Models named in files are not downloaded by default: if you trust it, allow it "
+            "(--allow-download, allow_download=True) or download it first"
         ) from error
 
 
 def _is_missing(error: BaseException | None) -> bool:
-    """Whether a file of the hub was looked for and is not in its cache."""
+    """Whether a file of the hub is missing in its cache."""
     errors = huggingface_hub.errors
     while error is not None:
         if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
@@ -85,7 +85,7 @@ def _without_hub() -> Iterator[None]:
         if not _count:
             _before = (constants.HF_HUB_OFFLINE, code.TIME_OUT_REMOTE_CODE)
             constants.HF_HUB_OFFLINE = True
-            # Where others' packages leave trust_remote_code out, nobody is asked to run code.
+            # If other packages omit trust_remote_code, nobody is asked to run code.
             code.TIME_OUT_REMOTE_CODE = 0
         _count += 1
     try:

@@ -1,6 +1,6 @@
-"""Writing so that an interruption leaves either the old file or the new one, never half of one.
+"""Atomic writing, so that an interruption leaves either the old or the new file, never a part.
 
-And names that come from data: which are allowed, and where the files they name may lie.
+Also names from data: which are allowed, and where the files that they name may be.
 """
 
 import errno
@@ -19,16 +19,16 @@ from typing import Any
 
 @contextmanager
 def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary name beside ``target`` and rename it onto ``target`` on success.
+    """Yield a temporary name next to ``target`` and rename it to ``target`` on success.
 
-    The caller makes the file or folder at the yielded path. On an error it is removed and an
-    existing ``target`` stays as it was. A folder that stands in the place is moved aside first
-    and removed after the rename, since no rename replaces a folder that is not empty. Files and
-    folders get the modes that the umask leaves to new ones.
+    The caller creates the file or folder at the yielded path. On an error it is removed and an
+    existing ``target`` is unchanged. An existing folder is moved aside first and removed after the
+    rename, since a rename cannot replace a folder that is not empty. Files and folders get the
+    modes that the umask gives to new ones.
 
     Raises:
         FileNotFoundError: The caller wrote nothing at the yielded path.
-        OSError: The system refuses to write, as on a full disk; it names the file.
+        OSError: Writing fails, such as on a full disk; the error names the file.
     """
     target = Path(target)
     with temporary_path(target) as temporary, naming(target, temporary):
@@ -47,7 +47,7 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def temporary_path(target: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary name beside ``target``, for a file or folder that is removed at the end."""
+    """Yield a temporary name next to ``target`` for a file or folder, which is finally removed."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(target, uuid.uuid4().hex[:8])
@@ -62,14 +62,14 @@ def temporary_path(target: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def naming(target: str | os.PathLike, temporary: Path | None = None) -> Iterator[None]:
-    """Name the file where writing fails: of a full disk, the system says no more than that.
+    """Context in which errors of writing name the file, which the system omits for a full disk.
 
     Args:
-        target: What is written.
+        target: File or folder to write.
         temporary: Its path until it is complete.
 
     Raises:
-        OSError: Whichever error a full disk was reported as.
+        OSError: Writing failed, in whatever way a full disk was reported.
     """
     try:
         yield
@@ -83,11 +83,11 @@ def naming(target: str | os.PathLike, temporary: Path | None = None) -> Iterator
 def write_failure(
     error: Exception, target: str | os.PathLike, temporary: Path | None = None
 ) -> OSError | None:
-    """A refused write as an OSError that names the file; None for any other error.
+    """A failed write as an OSError that names the file; None for any other error.
 
     Args:
-        error: What was raised: safetensors and torch have errors of their own for it.
-        target: What was written.
+        error: Error that was raised; safetensors and torch have their own for it.
+        target: File or folder that was written.
         temporary: Its path until it is complete.
     """
     target, text = Path(target), str(error)
@@ -98,7 +98,7 @@ def write_failure(
     if not isinstance(error, OSError) or error.errno is None:
         return None
     if error.filename is None:
-        # None of these is an error of reading, which may come without a name as well.
+        # None of these is an error of reading, which may lack a name as well.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             return None
         return OSError(error.errno, os.strerror(error.errno), str(target))
@@ -109,7 +109,7 @@ def write_failure(
 
 
 def sentence(error: BaseException) -> str:
-    """What an error says, in one line without its number where the system raised it."""
+    """Message of an error, in one line and without the number of system errors."""
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         name = "" if error.filename is None else f"{error.filename}: "
         return f"{name}{error.strerror}"
@@ -117,9 +117,9 @@ def sentence(error: BaseException) -> str:
 
 
 def apply_umask(path: Path) -> None:
-    """Give a file, or a folder with all in it, the modes of new ones: safetensors and tempfile
-    write for their owner only, whatever the umask."""
-    # It can only be read by setting it.
+    """Give a file, or a folder with its content, the modes of new ones, since safetensors and
+    tempfile write only for the owner, whatever the umask."""
+    # The umask can only be read by setting it.
     umask = os.umask(0o077)
     os.umask(umask)
     for entry in (path, *path.rglob("*")):
@@ -134,17 +134,17 @@ def apply_umask(path: Path) -> None:
 
 
 def check_output(target: str | os.PathLike, inside: bool = False) -> None:
-    """Try whether an output can be written, before the work that it is the output of.
+    """Check that an output can be written, before the work that produces it.
 
-    Nothing is changed, and nothing left behind.
+    Nothing is changed or left behind.
 
     Args:
-        target: A file, or a folder; it and folders above it may be missing.
-        inside: Files are written into the folder. Otherwise the target is written beside itself
-            and renamed, as :func:`atomic_path` does.
+        target: File or folder; it and its parents may be missing.
+        inside: Whether files are written into the folder. Otherwise the target is written next to
+            itself and renamed, as in :func:`atomic_path`.
 
     Raises:
-        OSError: It cannot be written; the message names it.
+        OSError: The output cannot be written; the message names it.
         ValueError: Files are to be written into something that is a file.
     """
     target = Path(target)
@@ -165,7 +165,7 @@ def check_output(target: str | os.PathLike, inside: bool = False) -> None:
 
 
 def _exists(path: Path) -> bool:
-    """As ``Path.exists``, which takes a path below a file for one that is only missing."""
+    """As ``Path.exists``, which treats a path below a file as merely missing."""
     try:
         path.stat()
     except FileNotFoundError:
@@ -180,17 +180,18 @@ def _temporary(target: Path, tag: str) -> Path:
 def check_output_folder(
     target: str | os.PathLike, *markers: str, entries: Collection[str] | None = None
 ) -> None:
-    """Refuse a folder that is to be replaced as a whole, where no earlier call has written it.
+    """Refuse to replace a folder as a whole unless an earlier call has written it.
 
-    To be called before anything is loaded or computed. It changes nothing, and tries to write.
+    To be called before anything is loaded or computed. It changes nothing, but checks that the
+    folder can be written.
 
     Args:
-        target: The folder.
+        target: Output folder.
         markers: Files or folders that every folder of this kind holds, and hardly any other.
-        entries: All names that such a folder may hold; None allows any beside the markers.
+        entries: All names that such a folder may hold; None allows any besides the markers.
 
     Raises:
-        OSError: Nothing can be written beside it.
+        OSError: Nothing can be written next to it.
         ValueError: There is a file, or a folder that holds anything else.
     """
     target = Path(target)
@@ -203,28 +204,28 @@ def check_output_folder(
     missing = [marker for marker in markers if not (target / marker).exists()]
     if missing:
         raise ValueError(
-            f"{target} is there and holds no {missing[0]}: it would be replaced, and what it holds "
+            f"{target} exists and holds no {missing[0]}: it would be replaced, but its content "
             f"({some_names(present)}) is not an earlier output of this; give another --out"
         )
     foreign = present - set(entries) if entries is not None else set()
     if foreign:
         raise ValueError(
-            f"{target} would be replaced, and beside an earlier output it holds "
+            f"{target} would be replaced, but besides an earlier output it holds "
             f"{some_names(foreign)}; move that away, or give another --out"
         )
 
 
 def some_names(names: Collection[str]) -> str:
-    """The first three names, and how many more there are."""
+    """The first three names and the number of the others."""
     first = ", ".join(sorted(names)[:3])
     return first + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def remove_leftovers(target: str | os.PathLike) -> None:
-    """Remove what :func:`atomic_path` left of ``target`` where its process was killed.
+    """Remove leftovers of :func:`atomic_path` for ``target`` from a killed process.
 
-    That is what lies beside it, and in a folder what is left of the files in it. An output that was
-    moved aside, and whose successor never took its place, is put back.
+    These are next to it and, if it is a folder, leftovers of the files in it. An output that was
+    moved aside without being replaced is restored.
     """
     target = Path(target)
     if target.parent.is_dir():
@@ -255,11 +256,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """Values as JSON, which has no word for NaN and infinity.
+    """Values as JSON, which does not support NaN and infinity.
 
     Args:
-        value: Plain values; None where a figure is not defined.
-        options: Of ``json.dumps``, such as ``indent``.
+        value: Plain values; None for undefined figures.
+        options: Options of ``json.dumps``, such as ``indent``.
 
     Raises:
         ValueError: A number is not finite.
@@ -273,29 +274,29 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def write_json_lines(path: str | os.PathLike, values: Iterable[Any]) -> None:
-    """Write values atomically, each a line of JSON; NaN and infinity are refused."""
+    """Write values atomically, one line of JSON each; NaN and infinity are refused."""
     write_text(path, "".join(to_json(value) + "\n" for value in values))
 
 
-# A part of none, one or two full stops; a drive; a backslash, control characters and surrogates,
-# which are no text in UTF-8.
+# An empty part, one or two full stops; a drive; a backslash, control characters and surrogates,
+# which are invalid in UTF-8.
 _NO_NAME = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|^[A-Za-z]:|[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def is_name(text: Any) -> bool:
-    """Whether a text from data may become the path of a file below a folder, on any system.
+    """Whether a text from data may be used as the path of a file below a folder, on any system.
 
-    That is a relative path with forward slashes, such as ``c23/000_003``: with no part that is
-    empty, ``.`` or ``..``, no backslash, no drive, no control character.
+    It must be a relative path with forward slashes, such as ``c23/000_003``, without parts that are
+    empty, ``.`` or ``..``, and without backslashes, drives and control characters.
     """
     return isinstance(text, str) and not _NO_NAME.search(text)
 
 
 def check_name(text: Any, what: str) -> None:
-    """Refuse what :func:`is_name` does not allow.
+    """Refuse texts that :func:`is_name` does not allow.
 
     Raises:
-        ValueError: The message calls it ``what``.
+        ValueError: The text is not allowed; the message calls it ``what``.
     """
     if not is_name(text):
         raise ValueError(
@@ -305,19 +306,19 @@ def check_name(text: Any, what: str) -> None:
 
 
 def contained(folder: str | os.PathLike, name: str) -> Path:
-    """The path of a file that data name, if it lies below a folder.
+    """The path of a file named by data, if it is below a folder.
 
-    The names alone decide: a link in the folder that leads out of it is its owner's choice.
+    Only the names are checked: a link in the folder that leads out of it is its owner's choice.
 
     Args:
-        folder: Where it must lie.
-        name: A path relative to the folder, or an absolute one.
+        folder: Folder that must contain the file.
+        name: Path relative to the folder, or an absolute one.
 
     Returns:
-        The folder with the rest of the path behind it, without ``.`` and ``..``.
+        The folder joined with the rest of the path, without ``.`` and ``..``.
 
     Raises:
-        ValueError: It lies elsewhere.
+        ValueError: The path is elsewhere.
     """
     base = os.path.abspath(folder)
     inner = os.path.relpath(os.path.join(base, name), base)
@@ -327,11 +328,11 @@ def contained(folder: str | os.PathLike, name: str) -> Path:
 
 
 def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Say which setting of an interrupted run differs; None where all are equal.
+    """Message about a setting of an interrupted run that differs; None if all are equal.
 
     Args:
-        before: As they were written, from JSON.
-        now: As JSON takes them.
+        before: Settings read from JSON.
+        now: Current settings, JSON-serializable.
     """
     now = json.loads(json.dumps(now))
     for name in sorted({*before, *now}):
@@ -344,8 +345,8 @@ def portable_name(name: str, directory: str | os.PathLike) -> str:
     """A local folder as a path relative to ``directory``, so that both can be moved together.
 
     Args:
-        name: A folder, or anything else, such as a hub name, which stays as it is.
-        directory: The folder whose files are to hold the name.
+        name: A folder; anything else, such as a hub name, is returned unchanged.
+        directory: Folder whose files will contain the name.
     """
     if name and Path(name).is_dir():
         return os.path.relpath(Path(name).resolve(), Path(directory).resolve())
@@ -353,25 +354,25 @@ def portable_name(name: str, directory: str | os.PathLike) -> str:
 
 
 def resolve_name(name: str, directory: str | os.PathLike) -> str:
-    """The inverse of :func:`portable_name`: a folder beside ``directory``, if there is one."""
+    """The inverse of :func:`portable_name`: a folder relative to ``directory``, if it exists."""
     beside = Path(directory) / name
     return str(beside.resolve()) if name and beside.is_dir() else name
 
 
 def refuse_constant(constant: str) -> None:
-    """What a JSON decoder calls for NaN and infinities, as ``parse_constant``."""
-    raise ValueError(f"{constant} is no number; null stands for what is not defined")
+    """``parse_constant`` of a JSON decoder, called for NaN and infinities."""
+    raise ValueError(f"{constant} is not a number; use null for undefined values")
 
 
 def parse_json(text: str | bytes, source: str) -> Any:
     """The inverse of :func:`to_json`.
 
     Args:
-        text: JSON.
-        source: Where it is from, for the message.
+        text: JSON text.
+        source: Origin of the text for the message.
 
     Raises:
-        ValueError: It is not JSON, or holds NaN or an infinity, which Python's own reader takes.
+        ValueError: The text is not JSON, or holds NaN or infinity, which Python's reader accepts.
     """
     try:
         return json.loads(text, parse_constant=refuse_constant)
@@ -389,7 +390,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_json_lines(path: str | os.PathLike) -> list[Any]:
-    """Read what :func:`write_json_lines` wrote.
+    """The inverse of :func:`write_json_lines`.
 
     Raises:
         ValueError: A line is not JSON; the message names file and line.
@@ -399,6 +400,6 @@ def read_json_lines(path: str | os.PathLike) -> list[Any]:
 
 
 def fingerprint_of(*parts: Any) -> str:
-    """A digest of values that JSON takes; others count by their text."""
+    """Digest of JSON-serializable values; others are represented by their text."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,7 +1,7 @@
-"""Folders on the hub: a name that the user gives becomes a folder, and a folder is uploaded.
+"""Folders on the hub: names given by the user are resolved to folders, and folders are uploaded.
 
-Only what our formats and transformers' hold is taken, in both directions: safetensors, JSON and
-text, never a pickle.
+In both directions only the files of our and transformers' formats are transferred: safetensors,
+JSON and text, never a pickle.
 """
 
 import logging
@@ -17,14 +17,14 @@ huggingface_hub = lazy("huggingface_hub")
 
 logger = logging.getLogger(__name__)
 
-# Weights, settings, tokenizers (of sentencepiece as well), templates, cards.
+# Weights, settings, tokenizers (including sentencepiece), templates, cards.
 _TAKEN = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "*.md"]
-# The code of exported checkpoints, which imports this package and does no more.
+# The code of exported checkpoints, which only imports this package.
 _SENT = [*_TAKEN, "modeling_llava_forgery.py", "processing_llava_forgery.py"]
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name is of the hub's form, ``owner/name``."""
+    """Whether a name has the hub's form, ``owner/name``."""
     try:
         huggingface_hub.utils.validate_repo_id(name)
     except huggingface_hub.errors.HFValidationError:
@@ -33,18 +33,18 @@ def is_hub_name(name: str) -> bool:
 
 
 def local_folder(name: str | PathLike, *, token: str | bool | None = None) -> Path:
-    """The folder that a user names: one that is there, or else the hub's of that name.
+    """The folder with a name given by the user: a local one, or else that of the hub.
 
-    What stands in a file is resolved inside :func:`llava_forgery.downloads.named_by`, which looks
-    into the cache only.
+    Names in files are resolved inside :func:`llava_forgery.downloads.named_by`, which only uses the
+    cache.
 
     Args:
         name: A path; or ``owner/name`` or ``owner/name@revision`` of the hub, where a revision is a
             branch, a tag or a commit.
-        token: For the hub; by default the one that ``hf auth login`` or $HF_TOKEN gave.
+        token: Token of the hub; by default the one from ``hf auth login`` or $HF_TOKEN.
 
     Returns:
-        The folder, in the hub's cache or where it lies; the path as it is where it is neither.
+        The local folder or that in the hub's cache; the unchanged path if it is neither.
 
     Raises:
         FileNotFoundError: There is no such folder, and the hub has none or cannot be reached.
@@ -65,7 +65,7 @@ def local_folder(name: str | PathLike, *, token: str | bool | None = None) -> Pa
         huggingface_hub.errors.OfflineModeIsEnabled,
     ) as error:
         raise FileNotFoundError(
-            f"there is no folder {name}, and the hub gave none of that name "
+            f"there is no folder {name}, and the hub has none of that name "
             f"({str(error).strip().splitlines()[0]}); give a folder, or owner/name[@revision] of a "
             "repository that you may read (hf auth login)"
         ) from error
@@ -80,22 +80,22 @@ def push_folder(
     token: str | bool | None = None,
     commit_message: str | None = None,
 ) -> str:
-    """Upload a folder to the hub, as one commit; its repository is made where it is missing.
+    """Upload a folder to the hub as one commit; the repository is created if it is missing.
 
     Args:
-        folder: An adapter, a detector, a pseudo-word or an exported checkpoint.
-        repo_id: ``owner/name``.
-        revision: The branch; it is made where it is missing. The default branch if None.
+        folder: Folder of an adapter, a detector, a pseudo-word or an exported checkpoint.
+        repo_id: Repository, ``owner/name``.
+        revision: Branch, created if it is missing; None for the default branch.
         private: Whether a new repository is private; None for the owner's default.
         token: As for :func:`local_folder`; it must allow writing.
-        commit_message: Of the commit.
+        commit_message: Message of the commit.
 
     Returns:
-        The commit's address.
+        The URL of the commit.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It holds nothing that is taken, or the name is not of the hub's form.
+        ValueError: The folder holds nothing to upload, or the name does not have the hub's form.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -123,17 +123,17 @@ def push_folder(
 
 
 class Pushable:
-    """``push_to_hub`` for what has ``save_pretrained``."""
+    """``push_to_hub`` for classes with ``save_pretrained``."""
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Save and upload, as one commit.
+        """Save and upload as one commit.
 
         Args:
-            repo_id: ``owner/name``.
-            options: Of :func:`push_folder`.
+            repo_id: Repository, ``owner/name``.
+            options: Options of :func:`push_folder`.
 
         Returns:
-            The commit's address.
+            The URL of the commit.
         """
         with tempfile.TemporaryDirectory() as folder:
             saved = Path(folder) / repo_id.rsplit("/", 1)[-1]

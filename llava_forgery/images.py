@@ -1,4 +1,4 @@
-"""Pictures: the formats that are read, a photograph as upright 8-bit sRGB, PNG with a note."""
+"""Pictures: supported formats, photographs as upright 8-bit sRGB, PNG with a note."""
 
 import io
 import logging
@@ -25,19 +25,19 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp"),
     *(".tif", ".tiff", ".gif", ".avif", ".avifs", ".heic", ".heif", ".hif"),
 )
-"""What names of pictures end in; what a file holds decides, however."""
+"""Suffixes of pictures; the content of a file decides, however."""
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
-"""Pillow's names of the formats that are opened, whatever a file is called. Of its others some run
-programs, such as Ghostscript for an EPS. AVIF is there if this Pillow was built with it, HEIF with
-the package ``pillow-heif`` (extra ``heic``)."""
+"""Pillow's names of the supported formats, whatever the name of a file. Some of its other formats
+run programs, such as Ghostscript for EPS. AVIF needs a Pillow that was built with it, HEIF the
+package ``pillow-heif`` (extra ``heic``)."""
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-"""Of the ISO media files that are HEIF pictures; AVIF ones say ``avif`` or ``avis``."""
+"""Brands of ISO media files that are HEIF pictures; those of AVIF are ``avif`` and ``avis``."""
 
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 _ORIENTATION, _REDUCED, _RAW = 0x0112, 254, 50706
-# Of an EXIF orientation: whether rows become columns, then what is mirrored.
+# By EXIF orientation: whether rows become columns, then which axes are mirrored.
 _TURNS = {
     1: (False, False, False),
     2: (False, True, False),
@@ -48,25 +48,25 @@ _TURNS = {
     7: (True, True, True),
     8: (True, False, True),
 }
-# Converted at a time: enough for speed, little beside a photograph.
+# Pixels converted at a time: enough for speed, few compared to a photograph.
 _BAND_PIXELS = 1 << 21
 
 
 def read_image(path: str | PathLike) -> np.ndarray:
     """Read a picture as its author saw it; see :func:`to_rgb`.
 
-    Of an animation or of several pages the first is taken, with a warning.
+    Only the first frame of an animation or page of several is read, with a warning.
 
     Args:
-        path: The file; what it holds decides on its format, not its name.
+        path: File to read; its content, not its name, determines the format.
 
     Returns:
         (H, W, 3) uint8 sRGB, upright.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Broken, of none of ``FORMATS``, of a mode without a natural 8-bit form, or
-            larger than :func:`pixel_limit`; the message names the file.
+        ValueError: The file is broken, in none of ``FORMATS``, of a mode without a natural 8-bit
+            form, or larger than :func:`pixel_limit`; the message names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,38 +77,38 @@ def read_image(path: str | PathLike) -> np.ndarray:
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """Open an image file that is held in memory, such as a data set's.
+    """Open an image file in memory, such as that of a data set.
 
     Args:
-        data: The file's bytes.
-        name: What error messages call it.
+        data: Bytes of the file.
+        name: Name of the file for error messages.
 
     Returns:
-        The decoded image as it is, for :func:`to_rgb`: neither turned nor converted.
+        The decoded image for :func:`to_rgb`, neither rotated nor converted.
 
     Raises:
-        ValueError: As :func:`read_image`.
+        ValueError: As for :func:`read_image`.
     """
     with open_image(io.BytesIO(data), name) as image:
         return image.copy()
 
 
 def to_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
-    """The pixels of a picture as they are seen, whatever it is given as.
+    """The pixels of a picture as viewers show them, in whatever form it is given.
 
-    It is turned upright by its EXIF orientation; its colour profile, such as Display P3's or a
-    printer's, is brought to sRGB; palettes, CMYK and grey become RGB; what is transparent lies over
-    white; 16 bits are scaled to 8.
+    It is rotated upright by its EXIF orientation; its colour profile, such as Display P3's or a
+    printer's, is converted to sRGB; palettes, CMYK and grey become RGB; transparent pixels are
+    blended with white; 16 bits are scaled to 8.
 
     Args:
         image: A PIL image, or an array of uint8 or uint16: (H, W) or (H, W, 1) grey, (H, W, 2)
             grey with alpha, (H, W, 3) RGB, (H, W, 4) RGBA.
 
     Returns:
-        (H, W, 3) uint8 sRGB. An array that is that already comes back as it is.
+        (H, W, 3) uint8 sRGB; an array of this form is returned unchanged.
 
     Raises:
-        ValueError: Another shape or type, or a mode without a natural 8-bit form.
+        ValueError: Shape or dtype are not supported, or the mode has no natural 8-bit form.
     """
     if isinstance(image, np.ndarray):
         return array_to_rgb(image)
@@ -117,12 +117,12 @@ def to_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception as error:
-        logger.warning("a picture's EXIF data is broken (%s), its orientation not known", error)
+        logger.warning("a picture's EXIF data is broken (%s), its orientation is unknown", error)
         orientation = 1
     lying, mirrored, flipped = _TURNS.get(orientation, _TURNS[1])
     width, height = image.size
     pixels = np.empty((width, height, 3) if lying else (height, width, 3), np.uint8)
-    # The picture as it is stored, seen through the one that is returned: nothing is held twice.
+    # A view of the result in the orientation of the stored picture, so that nothing is held twice.
     stored = pixels[:: -1 if flipped else 1, :: -1 if mirrored else 1]
     stored = stored.swapaxes(0, 1) if lying else stored
     convert = converter(image)
@@ -134,15 +134,15 @@ def to_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
 
 
 def pixel_limit() -> float:
-    """Most pixels of a picture or a frame: Pillow's guard against decompression bombs."""
+    """Maximum pixels of a picture or frame: Pillow's limit against decompression bombs."""
     return Image.MAX_IMAGE_PIXELS or float("inf")
 
 
 def set_pixel_limit(pixels: float) -> None:
-    """Read pictures and frames of up to so many pixels, in this process; infinity sets no limit.
+    """Set the maximum pixels of pictures and frames in this process; infinity for no limit.
 
     Raises:
-        ValueError: Fewer than one.
+        ValueError: The limit is less than 1.
     """
     if pixels < 1:
         raise ValueError(f"the limit of pixels must be 1 or more, got {pixels}")
@@ -150,10 +150,10 @@ def set_pixel_limit(pixels: float) -> None:
 
 
 def check_pixels(width: int, height: int, name: str) -> None:
-    """Refuse what is larger than :func:`pixel_limit`.
+    """Refuse pictures larger than :func:`pixel_limit`.
 
     Raises:
-        ValueError: It is; the message says what can be done.
+        ValueError: The picture is larger; the message gives the remedy.
     """
     if width * height > pixel_limit():
         raise ValueError(_too_large(name, width * height))
@@ -163,29 +163,29 @@ def _too_large(name: str, pixels: int) -> str:
     return (
         f"{name} has {pixels:,} pixels, more than {pixel_limit():,}, the limit against "
         "decompression bombs; if it can be trusted, raise the limit: --max-pixels "
-        f"{pixels} (from Python: llava_forgery.images.set_pixel_limit), else make it smaller"
+        f"{pixels} (from Python: llava_forgery.images.set_pixel_limit), otherwise make it smaller"
     )
 
 
 def is_heif(head: bytes) -> bool:
-    """Whether a file that begins with these bytes, best 40, is a HEIF picture, such as HEIC."""
-    # The general brands stand in AVIF files too, which then name their own behind.
+    """Whether a file that begins with these bytes, preferably 40, is HEIF, such as HEIC."""
+    # The general brands occur in AVIF files too, followed by their own.
     return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS and b"avif" not in head[12:40]
 
 
 @contextmanager
 def open_image(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
-    """The one place where the package opens a picture.
+    """The only place where the package opens a picture.
 
     Args:
-        file: Path, or a stream that can seek.
-        name: What error messages call it.
+        file: Path, or a seekable stream.
+        name: Name of the file for error messages.
 
     Yields:
-        The image, its pixels not read yet. What goes wrong while it is open counts as its fault.
+        The image, whose pixels are not read yet. Errors while it is open are attributed to it.
 
     Raises:
-        ValueError: As :func:`read_image`.
+        ValueError: As for :func:`read_image`.
     """
     try:
         with _strict_pillow():
@@ -201,7 +201,7 @@ def open_image(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
         ) from error
     except Image.UnidentifiedImageError as error:
         raise ValueError(
-            f"{name} is not an image, or of a format that is not opened; expected one of "
+            f"{name} is not an image, or of an unsupported format; expected one of "
             f"{', '.join(FORMATS)}: convert it"
         ) from error
     except MemoryError:
@@ -217,7 +217,7 @@ def open_image(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
 
 
 def _register_heif(file: Path | BinaryIO) -> None:
-    """Teach Pillow HEIF when the first such file comes."""
+    """Add HEIF to Pillow when the first such file is read."""
     Image.init()
     if "HEIF" in Image.OPEN:
         return
@@ -233,11 +233,11 @@ def _register_heif(file: Path | BinaryIO) -> None:
 
 
 def _check_photograph(image: Image.Image, file: Path | BinaryIO) -> None:
-    """Refuse cameras' raw files, of which Pillow would read a small preview."""
+    """Refuse raw files of cameras, of which Pillow would read a small preview."""
     if image.format != "TIFF":
         return
     tags = image.tag_v2
-    # Canon's say so behind the header of the TIFF.
+    # Canon's have a signature after the header of the TIFF.
     image.fp.seek(8)
     canon = image.fp.read(2) == b"CR"
     if canon or _RAW in tags or (tags.get(_REDUCED, 0) & 1):
@@ -250,7 +250,7 @@ def _check_photograph(image: Image.Image, file: Path | BinaryIO) -> None:
 def _check_single(image: Image.Image, name: str) -> None:
     if image.format in (*_ANIMATED, "TIFF") and getattr(image, "is_animated", False):
         what = "pages" if image.format == "TIFF" else "frames"
-        logger.warning("%s has %d %s, of which the first is read", name, image.n_frames, what)
+        logger.warning("%s has %d %s, of which only the first is read", name, image.n_frames, what)
 
 
 _strict_users, _strict_lock, _strict_state = 0, threading.Lock(), ExitStack()
@@ -258,16 +258,16 @@ _strict_users, _strict_lock, _strict_state = 0, threading.Lock(), ExitStack()
 
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
-    """Pillow's warnings of large pictures are errors, and truncated files are never filled up.
+    """Turn Pillow's warnings of large pictures into errors, and never pad truncated files.
 
-    Some packages (lmms-eval) tell Pillow on import to fill up what a file lacks with grey. Both
-    are settings of the process: the first thread that reads sets them, the last one restores them.
+    Some packages (lmms-eval) configure Pillow on import to pad truncated files with grey. Both are
+    settings of the process: the first thread that reads sets them, the last one restores them.
     """
     global _strict_users
     with _strict_lock:
         if not _strict_users:
             _strict_state.enter_context(warnings.catch_warnings())
-            # Pillow only warns up to twice its limit, by which time a folder's run is out of
+            # Pillow only warns up to twice its limit, by which time a run over a folder is out of
             # memory.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             before = ImageFile.LOAD_TRUNCATED_IMAGES
@@ -287,8 +287,8 @@ def png_bytes(image: np.ndarray | Image.Image, note: str) -> bytes:
     """A PNG file with a note in its metadata.
 
     Args:
-        image: The picture, or (H, W, 3) uint8 RGB.
-        note: Says what the picture is; simulated forgeries are marked as such here.
+        image: Picture, or (H, W, 3) uint8 RGB.
+        note: Description of the picture, which marks simulated forgeries as such.
     """
     info = PngInfo()
     info.add_text("Software", "llava-forgery")
@@ -296,7 +296,7 @@ def png_bytes(image: np.ndarray | Image.Image, note: str) -> bytes:
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     buffer = io.BytesIO()
-    # PIL's own level takes two and a half times as long for a fifteenth fewer bytes.
+    # PIL's default level takes two and a half times as long for 7 % fewer bytes.
     image.save(buffer, format="PNG", pnginfo=info, compress_level=3)
     return buffer.getvalue()
 

@@ -1,8 +1,8 @@
-"""Lines of other packages that are left out, as no user can act on them.
+"""Messages of other packages that are suppressed, as no user can act on them.
 
-Only what is named here is left out, and only while something of ours runs: real problems are said,
-and what a program has configured of logging and warnings stays as it was. What commands say of
-their own progress is left out where ``--quiet`` asks for it.
+Only those listed here are suppressed, and only while our code runs: real problems are reported, and
+a program's configuration of logging and warnings is restored. Commands suppress reports of their
+own progress if ``--quiet`` is given.
 """
 
 import logging
@@ -17,16 +17,16 @@ from typing import Any
 
 # Logger and the beginning of its message.
 LINES = {
-    # It has another kernel for the same.
+    # It has another kernel for the same purpose.
     "bitsandbytes.backends.cpu.ops": r"Failed to load CPU gemm_4bit_forward",
     "numexpr.utils": r"NumExpr defaulting to|Note: ",
-    # Of a GPU that it cannot use, torch says why.
+    # If a GPU cannot be used, torch says why.
     "DeepSpeed": r"Setting accelerator to CPU",
-    # A host's settings for sampling; answers here are not sampled.
+    # A host's sampling settings; answers here are not sampled.
     "transformers.generation.configuration_utils": r"The following generation flags are not valid",
-    # Names that other packages use.
+    # Names used by other packages.
     "transformers.configuration_utils": r"`torch_dtype` is deprecated",
-    # The same; and a table of tensors that a model has no use for, if it lists no other fault.
+    # The same; and a table of tensors that a model does not use, if it lists no other problem.
     "transformers.modeling_utils": r"`torch_dtype` is deprecated"
     r"|(?s:(?!.*(MISSING|MISMATCH|CONVERSION)).*LOAD REPORT)",
 }
@@ -34,9 +34,9 @@ LINES = {
 WARNINGS = ((FutureWarning, r"`(is_)?gradient_checkpointing` is deprecated", r"transformers\."),)
 # transformers' progress bars of reading and writing files on this disk.
 BARS = ("Loading weights", "Writing model shards")
-# Unless it is set, tokenizers warns in every process that is forked after its first use.
+# If it is not set, tokenizers warns in every process that is forked after its first use.
 FORKS = "TOKENIZERS_PARALLELISM"
-# tqdm's own variable, so that other packages' bars and child processes heed it too.
+# tqdm's own variable, so that bars of other packages and child processes respect it as well.
 NO_BARS = "TQDM_DISABLE"
 
 _lock = threading.Lock()
@@ -46,7 +46,7 @@ _undo = ExitStack()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave these lines out; in any number of threads, and as a decorator as well."""
+    """Suppress these messages; in any number of threads, and also as a decorator."""
     global _entered
     with _lock:
         _entered += 1
@@ -64,7 +64,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def without_notices() -> Iterator[None]:
-    """Leave out progress bars and our own notices; warnings and errors are said."""
+    """Suppress progress bars and our own notices; warnings and errors are shown."""
     ours, before = logging.getLogger("llava_forgery"), os.environ.get(NO_BARS)
     level = ours.level
     ours.setLevel(logging.WARNING)
@@ -100,7 +100,7 @@ def _begin() -> None:
 
 
 def _hide_bars() -> None:
-    # What has not been imported shows none; a command imports it after its beginning.
+    # Packages not imported yet have no bars; commands import them after their start.
     transformers = sys.modules.get("transformers.utils.logging")
     if transformers is None:
         return
@@ -127,7 +127,7 @@ def _remove(added: Any) -> None:
 
 
 class _Bars:
-    """Makes progress bars for transformers, as the hook before it did."""
+    """Makes progress bars for transformers through the previous hook."""
 
     def __init__(self, hook: Callable[..., Any] | None) -> None:
         self.hook = hook

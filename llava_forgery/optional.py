@@ -1,4 +1,4 @@
-"""Packages that only some users or some calls need, imported where they are used."""
+"""Packages that only some users or calls need, imported where they are used."""
 
 import importlib
 import importlib.util
@@ -11,11 +11,10 @@ from llava_forgery.noise import quiet
 
 
 class lazy(ModuleType):
-    """``name = lazy("name")``: a package that is imported when something of it is first used; its
-    submodules likewise.
+    """``name = lazy("name")``: a package imported on first use, with its submodules.
 
-    For packages that take long to import and that only some calls need. What is monkeypatched on
-    it is seen through this name only.
+    For packages that take long to import and that only some calls need. Monkeypatches on it are
+    only visible through this name.
 
     Args:
         package: Name to import; the package must be installed.
@@ -38,12 +37,12 @@ class lazy(ModuleType):
 
 
 def require(package: str, extra: str, feature: str) -> ModuleType:
-    """Import an optional package, or say which extra brings it.
+    """Import an optional package, or raise an error that names the extra that installs it.
 
     Args:
         package: Name to import, such as ``"dlib"``.
-        extra: The extra of llava-forgery that installs it, such as ``"faces"``.
-        feature: What the caller needs it for, as the error will say it.
+        extra: Extra of llava-forgery that installs it, such as ``"faces"``.
+        feature: Feature that needs it, for the error message.
 
     Raises:
         ImportError: The package is not installed; the message names the extra.
@@ -58,13 +57,13 @@ def require(package: str, extra: str, feature: str) -> ModuleType:
 
 
 def packaged_file(package: str, pattern: str, feature: str, install: str) -> Path:
-    """A file that an installed package carries, found without importing the package.
+    """A file of an installed package, found without importing the package.
 
     Args:
         package: Name of the package's folder.
-        pattern: Of the file's path in it; must match one file.
-        feature: What the caller needs it for, as the error will say it.
-        install: Arguments of ``pip install`` that bring it.
+        pattern: Pattern of the file's path within it; must match one file.
+        feature: Feature that needs it, for the error message.
+        install: Arguments of ``pip install`` that install it.
 
     Raises:
         FileNotFoundError: The package is not installed, or holds no such file.

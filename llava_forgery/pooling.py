@@ -1,4 +1,4 @@
-"""From the scores of a video's frames to one score of the video."""
+"""Pooling of the scores of a video's frames to one score of the video."""
 
 import numpy as np
 
@@ -6,13 +6,13 @@ REDUCTIONS = ("mean", "median", "max", "top_k")
 
 
 def check_reduction(reduce: str) -> None:
-    """Raises ValueError where ``reduce`` is none of ``REDUCTIONS``."""
+    """Raises ValueError if ``reduce`` is not in ``REDUCTIONS``."""
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
 
 
 def pool(scores: np.ndarray, reduce: str = "mean", k: int = 5) -> float:
-    """One score of a video from those of its frames, (N,); see :func:`video_level`."""
+    """One score of a video from the scores (N,) of its frames; see :func:`video_level`."""
     check_reduction(reduce)
     if reduce == "top_k":
         return float(np.sort(scores)[-k:].mean())

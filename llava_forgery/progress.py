@@ -1,4 +1,4 @@
-"""Progress bars: what is done, of how much, and how long the rest takes."""
+"""Progress bars with the number of items and the remaining time."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,12 +18,12 @@ def progress(
     """A bar on stderr, if that is a terminal and ``--quiet`` was not given.
 
     Args:
-        items: What is passed on; None where the caller tells of what is done (``update``).
-        title: What is being done.
-        unit: What is counted, in the singular.
-        hidden: Show none.
-        options: Further ones of tqdm, such as ``total``.
+        items: Items to iterate over; None if the caller reports progress itself (``update``).
+        title: Description of the work.
+        unit: Unit of the items, in the singular.
+        hidden: Whether to show no bar.
+        options: Further options of tqdm, such as ``total``.
     """
-    # None, and not False: elsewhere than on a terminal a bar is a flood of lines.
+    # None instead of False: without a terminal a bar is a flood of lines.
     disable = True if hidden or not notices_wanted() else None
     return tqdm(items, title, unit=unit, disable=disable, dynamic_ncols=True, **options)

@@ -1,4 +1,4 @@
-"""Rows of Hugging Face data sets: written one by one, read without opening files, told apart."""
+"""Rows of Hugging Face data sets: written one by one, read without opening files, fingerprinted."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def write_rows(
     """Write a data set to a folder; memory does not grow with the number of rows.
 
     Args:
-        rows: Gives the rows; what it raises passes through.
-        features: Of the rows.
-        folder: To write; a temporary name, to be renamed by the caller.
+        rows: Returns the rows; its exceptions are propagated.
+        features: Features of the rows.
+        folder: Folder to write; a temporary name, to be renamed by the caller.
     """
-    # An empty data set lays out the folder, then its one file is written anew, row by row.
-    # Building a data set and saving it would write everything twice, and read it back through a
-    # memory map, whose pages count as memory of this process.
+    # An empty data set creates the folder, then its only file is rewritten row by row. Building a
+    # data set and saving it would write everything twice, and read it back through a memory map,
+    # whose pages count as memory of this process.
     empty = datasets.Dataset(
         datasets.table.InMemoryTable(features.arrow_schema.empty_table()),
         datasets.DatasetInfo(features=features),
-        # A name of its own: a cached result of another data set must not be taken for this one's.
+        # A unique name, so that cached results of another data set are not used for this one.
         fingerprint=uuid.uuid4().hex,
     )
     with _quiet_bars():
@@ -49,11 +49,11 @@ def write_rows(
 
 
 def load_rows(folder: str | PathLike) -> datasets.Dataset:
-    """A data set of a folder, its pictures as :func:`embedded` gives them.
+    """Load the data set of a folder, with pictures as from :func:`embedded`.
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: There are several, or as :func:`embedded`.
+        ValueError: As for :func:`embedded`, or there are several.
     """
     rows = datasets.load_from_disk(str(folder))
     if not isinstance(rows, datasets.Dataset):
@@ -62,21 +62,21 @@ def load_rows(folder: str | PathLike) -> datasets.Dataset:
 
 
 def embedded(rows: datasets.Dataset, name: str) -> datasets.Dataset:
-    """Rows whose pictures come as the files' bytes that lie in them.
+    """Rows whose pictures are the bytes of the files embedded in them.
 
-    ``datasets`` would open the path or URL that stands in a row instead, whatever it leads to.
+    ``datasets`` would otherwise open a path or URL in a row, wherever it leads.
 
     Args:
-        rows: With the pictures' columns decoded or not.
-        name: What error messages call the data set.
+        rows: Rows, with the columns of pictures decoded or not.
+        name: Name of the data set for error messages.
 
     Returns:
         The same rows; each picture is ``{"bytes": bytes, "path": ...}`` or None, for
         :func:`image_bytes`.
 
     Raises:
-        ValueError: A row names a file instead of holding it, or a column holds sound, video or
-            the like, which ``datasets`` opens likewise.
+        ValueError: A row contains the path of a file instead of the file, or a column holds sound,
+            video or the like, which ``datasets`` opens as well.
     """
     for column, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
@@ -86,16 +86,16 @@ def embedded(rows: datasets.Dataset, name: str) -> datasets.Dataset:
         elif datasets.features.features.require_decoding(feature):
             raise ValueError(
                 f"column {column!r} of {name} holds {type(feature).__name__}, for which files "
-                "would be opened; expected pictures, texts and numbers: leave the column out"
+                "would be opened; expected pictures, texts and numbers: remove the column"
             )
     return rows
 
 
 def image_bytes(image: Mapping[str, Any], name: str) -> bytes:
-    """The file that a row of :func:`embedded` holds.
+    """The file in a row of :func:`embedded`.
 
     Raises:
-        ValueError: There is none, only where one might lie.
+        ValueError: There is no file, only a path.
     """
     data = image.get("bytes")
     if data is None:
@@ -115,7 +115,7 @@ def _check_embedded(column: pa.ChunkedArray, name: str) -> None:
 
 
 def _without_paths(row: Mapping[str, Any], features: datasets.Features) -> dict[str, Any]:
-    """``datasets`` would drop a picture's bytes where its path happens to be a file's."""
+    """Remove paths, as ``datasets`` would drop a picture's bytes if its path is that of a file."""
     return {
         column: {"bytes": image_bytes(value, column), "path": None}
         if isinstance(features[column], datasets.Image) and isinstance(value, Mapping)
@@ -125,13 +125,12 @@ def _without_paths(row: Mapping[str, Any], features: datasets.Features) -> dict[
 
 
 def rows_digest(rows: datasets.Dataset) -> str:
-    """SHA-256 of a data set's values; of pictures, which are not read, the sizes in bytes count.
+    """SHA-256 of a data set's values; pictures are not read and count by their sizes in bytes.
 
-    Unlike the data set's own fingerprint it is the same for a data set that is made again, and for
-    a copy elsewhere.
+    Unlike the data set's own fingerprint it is the same for a recreated data set and for a copy.
 
     Args:
-        rows: Of which all columns count, also where some rows were selected.
+        rows: Rows, whose columns all count, even if some rows were selected.
     """
     columns = {name: rows.data.column(name) for name in sorted(rows.column_names)}
     for name, feature in rows.features.items():

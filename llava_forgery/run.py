@@ -1,10 +1,10 @@
-"""Other people's programs with the forgery skill: ``register()``, then their module as it is.
+"""Third-party programs with the forgery skill: ``register()``, then their unchanged module.
 
     python -m llava_forgery.run [--cpu] MODULE ARGS...
 
-MODULE runs as ``python -m MODULE ARGS...`` runs it, after the ``llava`` that Python finds, LLaVA's
-or LLaVA-NeXT's, has been taught the skill. ``llava-forgery run`` is the same; torchrun, accelerate
-and deepspeed start this module.
+MODULE runs as with ``python -m MODULE ARGS...``, after the skill is registered in the ``llava``
+that Python finds, LLaVA's or LLaVA-NeXT's. ``llava-forgery run`` does the same; torchrun,
+accelerate and deepspeed start this module.
 """
 
 import argparse
@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: ``[--cpu] MODULE ARGS...``; by default those of the process.
 
     Raises:
-        ImportError: There is no such module, or no ``llava`` that runs.
-        RuntimeError: ``--cpu`` was given, but the process sees a GPU already.
+        ImportError: There is no such module, or no working ``llava``.
+        RuntimeError: ``--cpu`` is given, but the process already sees a GPU.
     """
     given = _parse(arguments)
     if given.cpu:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from llava_forgery.hosts.llava.compat import register_any
 
     register_any()
-    # LLaVA's models hand the cache on by its old name; nobody who runs them can change that.
+    # LLaVA's models pass the cache by its old name, which users cannot change.
     warnings.filterwarnings("ignore", "`past_key_values` is deprecated", module=r"llava\.")
     sys.argv = [given.module, *given.arguments]
     runpy.run_module(given.module, run_name="__main__", alter_sys=True)
@@ -46,8 +46,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         usage="%(prog)s [--cpu] MODULE ARGS...",
         description="Run a module with the forgery skill registered.",
     )
-    parser.add_argument("--cpu", action="store_true", help="take the CPU where it asks for a GPU")
-    # deepspeed puts it before everything else, and means it for the module.
+    parser.add_argument("--cpu", action="store_true", help="use the CPU if it asks for a GPU")
+    # deepspeed puts it before everything else, but it is for the module.
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     parser.add_argument("module", metavar="MODULE", help="such as llava.serve.cli, or lmms_eval")
     line = list(sys.argv[1:] if arguments is None else arguments)

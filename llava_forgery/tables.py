@@ -1,4 +1,4 @@
-"""Text files and CSV tables from outside: another encoding or a missing column names the file."""
+"""Text files and CSV tables, with errors that name the file for encodings and columns."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ def read_text(path: str | PathLike) -> str:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is of another encoding; the message names file and line.
+        ValueError: The encoding is different; the message names file and line.
     """
     data = Path(path).read_bytes()
     try:
@@ -31,17 +31,17 @@ def read_table(
     """The rows of a CSV file whose first line names its columns.
 
     Args:
-        path: The file.
-        columns: Names that it must have.
-        optional: Names that it may have beside them; None allows any.
+        path: File to read.
+        columns: Names of required columns.
+        optional: Names of optional columns; None allows any.
 
     Yields:
-        Where the row stands, such as ``"people.csv, line 3"``, and its values, stripped, by column.
+        Location of the row, such as ``"people.csv, line 3"``, and its stripped values by column.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: As :func:`read_text`; a column is missing or not known; a row has another number
-            of values than there are columns.
+        ValueError: As for :func:`read_text`; a column is missing or unknown; or a row has a
+            different number of values than there are columns.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,7 +50,7 @@ def read_table(
     found = [(name or "").strip() for name in rows.fieldnames or ()]
     allowed = set(found) if optional is None else {*columns, *optional}
     if not set(columns) <= set(found) <= allowed or len(set(found)) < len(found):
-        more = f" and perhaps {','.join(optional)}" if optional else ""
+        more = f" and optionally {','.join(optional)}" if optional else ""
         raise ValueError(
             f"{path}, line 1: expected the columns {','.join(columns)}{more}, got "
             f"{','.join(found)!r}"

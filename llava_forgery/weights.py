@@ -1,4 +1,4 @@
-"""Reading and writing tensors strictly: names, shapes and types as expected, every value finite."""
+"""Strict reading and writing of tensors: expected names, shapes and types, and finite values."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from llava_forgery.files import atomic_path, some_names
 
-# Of a name in a message, in characters.
+# Maximum length of a name in a message, in characters.
 _LONGEST = 100
 
 
@@ -28,7 +28,7 @@ def save_tensors(path: str | PathLike, tensors: Mapping[str, torch.Tensor]) -> N
     if broken:
         raise ValueError(
             f"{path} was not written: {len(broken)} of {len(plain)} tensors hold NaN or infinite "
-            f"values ({_listed(broken)}); where a training diverged, lower its learning rate"
+            f"values ({_listed(broken)}); if training diverged, lower its learning rate"
         )
     with atomic_path(path) as temporary:
         save_file(plain, temporary)
@@ -39,7 +39,7 @@ def read_tensors(path: str | PathLike) -> dict[str, torch.Tensor]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is cut off, or something else.
+        ValueError: The file is cut off, or not safetensors.
     """
     with open_tensors(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -67,13 +67,13 @@ def load_tensors(
     """Read safetensors that hold exactly the expected names, shapes and kinds of numbers.
 
     Args:
-        path: The file.
-        expected: Name to tensor of the wanted shape; its type says whether floating-point numbers
-            or integers are wanted.
+        path: File to read.
+        expected: Tensors of the expected shapes by name; their types say whether floating-point
+            numbers or integers are expected.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: As :func:`read_tensors` and :func:`compare_tensors`.
+        ValueError: As for :func:`read_tensors` and :func:`compare_tensors`.
     """
     tensors = read_tensors(path)
     compare_tensors(tensors, expected, str(path))
@@ -83,11 +83,11 @@ def load_tensors(
 def compare_tensors(
     tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: str
 ) -> None:
-    """Check tensors from elsewhere, as :func:`load_tensors` does.
+    """Check tensors like :func:`load_tensors`.
 
     Raises:
-        ValueError: Names are missing or unknown, or a tensor has another shape, another kind of
-            numbers, or values that are not finite. The message counts them and names some.
+        ValueError: Names are missing or unknown, or a tensor differs in shape or kind of numbers,
+            or has values that are not finite. The message counts them and names some.
     """
     missing = [name for name in expected if name not in tensors]
     unknown = [name for name in tensors if name not in expected]
@@ -138,21 +138,21 @@ def _not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     return [
         name
         for name, tensor in tensors.items()
-        # float() as numbers of 8 bits lack the test.
+        # float(), as 8-bit numbers do not support the test.
         if tensor.is_floating_point()
         and not bool(torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float()).all())
     ]
 
 
 def _changed_prefix(unknown: Sequence[str], missing: Sequence[str]) -> tuple[int, str, str] | None:
-    """How many unknown names are missing ones under another prefix, and both prefixes.
+    """Number of unknown names that are missing ones with another prefix, and both prefixes.
 
-    None where that explains fewer than half of them.
+    None if that explains fewer than half of them.
     """
     prefixes = {tail: prefix for name in missing for prefix, tail in _cuts(name)}
     changes: Counter[tuple[str, str]] = Counter()
     for name in unknown:
-        # The longest end that both have.
+        # The longest common suffix.
         found = next(((p, prefixes[t]) for p, t in _cuts(name) if t in prefixes), None)
         if found is not None:
             changes[found] += 1
@@ -163,7 +163,7 @@ def _changed_prefix(unknown: Sequence[str], missing: Sequence[str]) -> tuple[int
 
 
 def _cuts(name: str) -> list[tuple[str, str]]:
-    """All ways to cut a name at a dot, the longest end first."""
+    """All splits of a name at a dot, the longest suffix first."""
     places = [0] + [i + 1 for i, letter in enumerate(name) if letter == "."]
     return [(name[:i], name[i:]) for i in places]
 

@@ -25,7 +25,7 @@ from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
-UNASKED = r"What a file names is not downloaded unasked: .*--allow-download"
+UNASKED = r"Models named in files are not downloaded by default: .*--allow-download"
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def test_json_refuses_nan_and_names_a_broken_file(tmp_path):
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
 def test_words_for_what_is_no_number_are_refused_by_all_readers(word, tmp_path):
-    with pytest.raises(ValueError, match=rf"the answer is not valid JSON: {word} is no number"):
+    with pytest.raises(ValueError, match=rf"the answer is not valid JSON: {word} is not a number"):
         parse_json(f'{{"p_yes": {word}}}', "the answer")
     (tmp_path / "a.json").write_text(f'[1, {{"a": {word}}}]')
     with pytest.raises(ValueError, match=rf"a\.json is not valid JSON: {word}"):
@@ -123,7 +123,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     target.mkdir()
     check_output_folder(target, "a.json")
     (target / "mine.txt").touch()
-    with pytest.raises(ValueError, match=r"out is there and holds no a\.json.*\(mine\.txt\)"):
+    with pytest.raises(ValueError, match=r"out exists and holds no a\.json.*\(mine\.txt\)"):
         check_output_folder(target, "a.json")
     (target / "a.json").touch()
     check_output_folder(target, "a.json")

@@ -59,7 +59,7 @@ def test_a_name_is_a_folder_of_the_cache(cache, saved, tmp_path, monkeypatch):
     assert local_folder("me/det") == Path("me/det")
     for name in ("/no/such", "../no", "adapter", "a/b/c"):
         assert local_folder(name) == Path(name)
-    with pytest.raises(FileNotFoundError, match=r"no folder me/none, and the hub gave none .*@rev"):
+    with pytest.raises(FileNotFoundError, match=r"no folder me/none, and the hub has none .*@rev"):
         local_folder("me/none")
 
 
@@ -92,7 +92,7 @@ def test_an_exported_checkpoint(cache, saved, tmp_path):
 
 def test_what_a_file_names_is_not_downloaded_for_that(network, tmp_path):
     with (
-        pytest.raises(FileNotFoundError, match="not downloaded unasked"),
+        pytest.raises(FileNotFoundError, match="not downloaded by default"),
         named_by(tmp_path / "config.json", {"detector": "evil/det"}),
     ):
         KnowledgeGuidedForgeryDetector.from_pretrained("evil/det")

@@ -1,1 +1,1 @@
-"""Vision-language models with the skill: what a host is, and one folder for each backend."""
+"""Vision-language models with the skill: the protocols of a host, and a folder for each backend."""

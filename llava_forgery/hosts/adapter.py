@@ -1,16 +1,16 @@
-"""A forgery adapter on disk: one save, one load, a model card; never the host.
+"""A forgery adapter on disk: saving, loading and model card, without the host.
 
 Layout::
 
     forgery_config.json    format, host's name and fingerprint, FPL's configuration, versions
     fpl.safetensors        the learner
     kfd/                   the detector (llava_forgery.kfd.checkpoint)
-    adapter_config.json, adapter_model.safetensors          LoRA, as peft writes it, if there is one
+    adapter_config.json, adapter_model.safetensors          LoRA in peft's format, if any
     host_trainables.safetensors                             the host's projector, if it was trained
     README.md              the model card
 
-``PeftModel.from_pretrained(host, adapter)`` reads the LoRA alone: a host without detector and
-learner, which knows nothing of forgeries in its prompts. Adapters in LLaVA's layout
+``PeftModel.from_pretrained(host, adapter)`` reads only the LoRA: a host without detector and
+learner, which gets no E_forgery in its prompts. Adapters in LLaVA's layout
 (:mod:`llava_forgery.hosts.llava.checkpoint`) hold the same files, with LLaVA's ``config.json``
 instead of the first.
 """
@@ -45,7 +45,7 @@ huggingface_hub = lazy("huggingface_hub")
 
 FORMAT = 2
 ENTRIES = (CONFIG, FPL, KFD, LORA_CONFIG, LORA_WEIGHTS, TRAINABLES, CARD)
-# Where format 1 kept peft's files.
+# Folder of peft's files in format 1.
 _LORA_1 = "lora"
 
 _LIBRARIES = ("torch", "transformers", "peft")
@@ -74,11 +74,11 @@ def save_adapter(model: AdaptedModel, directory: str | PathLike) -> None:
     """Write the adapter of a model.
 
     Args:
-        model: From :func:`llava_forgery.hosts.transformers.model.attach_forgery`.
-        directory: An existing adapter there is replaced as a whole.
+        model: Model from :func:`llava_forgery.hosts.transformers.model.attach_forgery`.
+        directory: Output folder; an existing adapter is replaced as a whole.
 
     Raises:
-        ValueError: There is something else.
+        ValueError: The folder holds something else.
     """
     directory = Path(directory)
     check_output_folder(directory, CONFIG)
@@ -112,7 +112,7 @@ def read_adapter_config(directory: str | PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: The folder is missing or holds no adapter.
-        ValueError: Of another format.
+        ValueError: The format differs.
     """
     config = _read_config(Path(directory))
     if config.get("format") == 1:
@@ -136,31 +136,31 @@ def _read_config(directory: Path) -> dict[str, Any]:
         )
     if not (directory / CONFIG).is_file():
         raise FileNotFoundError(
-            f"{directory} holds no {CONFIG}, so it is no forgery adapter; "
+            f"{directory} holds no {CONFIG}, so it is not a forgery adapter; "
             "`llava-forgery train adapter` writes one"
         )
     return read_json(directory / CONFIG)
 
 
 def convert_format(source: str | PathLike, directory: str | PathLike) -> None:
-    """Write an adapter of format 1 in today's: peft's files move to its root, weights stay.
+    """Convert an adapter of format 1 to the current format, which has peft's files in its root.
 
-    The host is not needed, and not loaded.
+    The host is not needed and not loaded, and weights are unchanged.
 
     Args:
-        source: The adapter, which stays as it is.
-        directory: To write; an existing adapter there is replaced as a whole.
+        source: Adapter, which is left unchanged.
+        directory: Output folder; an existing adapter is replaced as a whole.
 
     Raises:
-        FileNotFoundError: ``source`` is no adapter, or a file is missing.
-        ValueError: It is of another format, or ``directory`` holds something else.
+        FileNotFoundError: ``source`` is not an adapter, or a file is missing.
+        ValueError: The format of ``source`` differs, or ``directory`` holds something else.
     """
     source, directory = Path(source), Path(directory)
     config = _read_config(source)
     if config.get("format") != 1:
         raise ValueError(
             f"{source} is an adapter of format {config.get('format')}, nothing is to be done; to "
-            "move it to the other backend, name the host there (--base-model)"
+            "convert it for the other backend, name the host there (--base-model)"
         )
     check_output_folder(directory, CONFIG)
     # It may be relative to the folder that holds it.
@@ -180,7 +180,7 @@ def convert_format(source: str | PathLike, directory: str | PathLike) -> None:
             temporary / CONFIG,
             {
                 "format": FORMAT,
-                # Those that wrote the weights are not known.
+                # The versions that wrote the weights are unknown.
                 "versions": {},
                 "host": {**config["host"], "name_or_path": name},
                 "fpl": config["fpl"],
@@ -208,7 +208,7 @@ def fill_learner(fpl: ForgeryPromptLearner, directory: Path) -> None:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that write an adapter now."""
+    """Current versions of the libraries that write an adapter."""
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {"llava_forgery": llava_forgery.__version__, **versions}
 
@@ -217,10 +217,10 @@ def write_card(directory: Path, host: str, lora: bool, training: Mapping[str, An
     """Write the model card of an adapter, in either layout.
 
     Args:
-        directory: The adapter's.
+        directory: Folder of the adapter.
         host: Folder or hub name of its host.
         lora: Whether the adapter holds LoRA.
-        training: What is known of its training, such as ``{"conversations": 700}``.
+        training: Known facts about its training, such as ``{"conversations": 700}``.
     """
     data = huggingface_hub.ModelCardData(
         base_model=host if is_hub_name(host) else None,
@@ -238,12 +238,12 @@ def write_card(directory: Path, host: str, lora: bool, training: Mapping[str, An
 
 
 def add_figures(directory: str | PathLike, figures: Mapping[str, float], data: str) -> None:
-    """Write what an evaluation measured into an adapter's model card, in the place of earlier ones.
+    """Write the figures of an evaluation into an adapter's model card, replacing earlier ones.
 
     Args:
-        directory: An adapter's, in either layout.
-        figures: Names and values, such as ``{"auc": 0.93}``.
-        data: What it was measured on, in a few words.
+        directory: Folder of an adapter, in either layout.
+        figures: Values by name, such as ``{"auc": 0.93}``.
+        data: Short description of the data.
 
     Raises:
         FileNotFoundError: The adapter has no card.

@@ -1,4 +1,4 @@
-"""A host of either backend with a new skill, from a name, ready to be trained."""
+"""Loading a host of either backend by its name with a new skill, ready to be trained."""
 
 from os import PathLike
 from pathlib import Path
@@ -24,15 +24,15 @@ BACKENDS = ("auto", "transformers", "llava")
 
 
 def find_backend(base_model: str, backend: str = "auto") -> str:
-    """Which backend a checkpoint is of: LLaVA's configurations name a ``mm_vision_tower``.
+    """The backend of a checkpoint: LLaVA's configurations contain ``mm_vision_tower``.
 
     Args:
-        base_model: Folder or hub name.
-        backend: What the user gives; "auto" looks at the checkpoint's configuration.
+        base_model: Folder or hub name of the checkpoint.
+        backend: Backend given by the user; "auto" reads the checkpoint's configuration.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: Another backend.
+        ValueError: The backend is unknown.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -64,29 +64,29 @@ def attach_new(
     allow_download: bool = False,
     fpl_kind: str = "lite",
 ) -> ForgeryModel:
-    """Load a host and give it the skill.
+    """Load a host and attach a new skill.
 
     Args:
-        base_model: Folder or hub name.
+        base_model: Folder or hub name of the host.
         kfd: Folder of a trained detector.
-        lora: Sizes of a new LoRA on the language model; None leaves the language model as it is.
+        lora: Sizes of a new LoRA on the language model; None leaves the language model unchanged.
         backend: As for :func:`find_backend`.
-        seed: Of the new weights.
-        train_projector: Train the host's own projector as well.
+        seed: Seed of the new weights.
+        train_projector: Whether to also train the host's own projector.
         quantization: "4bit" or "8bit" for the language model's linear layers.
-        dtype: Of the host's weights.
+        dtype: Dtype of the host's weights.
         template: With the ``llava`` package: name in LLaVA's ``conv_templates``.
-        placement: Whether E_forgery stands behind each image of every prompt (``always``), or at
-            written ``placeholders`` only; see :mod:`llava_forgery.hosts.placement`.
+        placement: Whether E_forgery follows each image of every prompt (``always``), or is only at
+            written ``placeholders``; see :mod:`llava_forgery.hosts.placement`.
         crop: Whether the ``face`` is cut out of pictures that come without ``forgery_images``, or
             the whole picture is judged (``none``).
-        allow_download: Whether what the detector's files name may be downloaded.
+        allow_download: Whether models that the detector's files name may be downloaded.
         fpl_kind: Sizes of the new FPL, "lite" or "paper".
 
     Raises:
         FileNotFoundError: Host or detector is missing.
-        ImportError: A package is not installed; the message says which.
-        ValueError: Host and detector do not fit, or as the backend's own functions.
+        ImportError: A package is not installed; the message names it.
+        ValueError: As for the backend's own functions, or host and detector do not match.
     """
     if find_backend(base_model, backend) == "transformers":
         # A detector on the host's own tower finds it in the host.

@@ -1,4 +1,4 @@
-"""A forgery adapter with its host, by whichever backend reads it; pictures and words as its inputs.
+"""A forgery adapter with its host, in either backend; pictures and texts as its inputs.
 
 model = AutoForgeryModel.from_pretrained("ADAPTER")
 processor = ForgeryProcessor(model)
@@ -27,8 +27,8 @@ from llava_forgery.tensors import from_bytes, to_device
 
 Picture = str | PathLike | np.ndarray | Image.Image
 
-# Imported when one is used: neither needs the other, and a prediction is to load no more than it
-# needs. Each function takes the arguments of `AutoForgeryModel.from_pretrained` but `backend`.
+# Imported on use, so that a prediction loads no more than it needs. Each function takes the
+# arguments of `AutoForgeryModel.from_pretrained` except `backend`.
 BACKENDS = {
     "transformers": "llava_forgery.hosts.transformers.loading",
     "llava": "llava_forgery.hosts.llava.loading",
@@ -37,7 +37,7 @@ _EXPORTED = "llava_forgery.hosts.transformers.export"
 
 
 class AutoForgeryModel:
-    """Loads what ``save_pretrained`` of either backend wrote."""
+    """Loads models saved by ``save_pretrained`` of either backend."""
 
     @staticmethod
     def from_pretrained(
@@ -54,19 +54,18 @@ class AutoForgeryModel:
         """Load an adapter and its host.
 
         Args:
-            directory: The adapter's folder or hub name (``owner/name[@revision]``); or a whole
-                model's, in LLaVA's layout or as ``convert export-transformers`` writes it.
+            directory: Folder or hub name (``owner/name[@revision]``) of the adapter, or of a whole
+                model in LLaVA's layout or written by ``convert export-transformers``.
             base_model: Folder or hub name of the bare host; by default the one the adapter names.
             backend: "transformers", "llava", or "auto" for the one whose layout the folder has.
-            device: Device to load onto; a GPU if there is one by default. "auto" spreads the host
+            device: Device to load onto; by default a GPU if there is one. "auto" spreads the host
                 over all GPUs and, if they are too small, the CPU.
-            dtype: Of the host's weights, as transformers takes it.
-            quantization: "4bit" or "8bit"; None leaves the weights as they are.
-            allow_download: Whether what the adapter's files name, its host and the detector's
-                encoder, may be downloaded. A host that is given here always may.
-            options: ``placement`` and ``crop`` in the place of the adapter's
-                (:mod:`llava_forgery.hosts.placement`); of the backend only: ``template`` for the
-                ``llava`` package.
+            dtype: Dtype of the host's weights, as for transformers.
+            quantization: "4bit" or "8bit"; None does not quantise the weights.
+            allow_download: Whether models that the adapter's files name, its host and the
+                detector's encoder, may be downloaded. A host that is passed here always may.
+            options: ``placement`` and ``crop``, to override the adapter's
+                (:mod:`llava_forgery.hosts.placement`); and for the ``llava`` package ``template``.
 
         Returns:
             The host with the skill, in eval mode.
@@ -75,7 +74,7 @@ class AutoForgeryModel:
             FileNotFoundError: Adapter or host is missing.
             ImportError: The backend is not installed.
             ValueError: The host is not the one the adapter was trained for, a file is damaged, or
-                there is no such backend.
+                the backend is unknown.
         """
         directory = local_folder(directory)
         if backend == "auto":
@@ -96,13 +95,13 @@ class AutoForgeryModel:
 
 
 class ForgeryProcessor:
-    """Face crops and questions as what ``forward`` and ``generate`` of a model take.
+    """Converts face crops and questions to inputs of a model's ``forward`` and ``generate``.
 
-    The words are taken as they are. :class:`~llava_forgery.infer.predictor.ForgeryPredictor` finds
-    faces and asks as the model was trained, with the detector's score in the prompt.
+    Texts are used unchanged. :class:`~llava_forgery.infer.predictor.ForgeryPredictor` finds faces
+    and asks as in training, with the detector's score in the prompt.
 
     Args:
-        model: A host with the skill, of either backend.
+        model: Host with the skill, of either backend.
     """
 
     def __init__(self, model: ForgeryModel) -> None:
@@ -118,21 +117,21 @@ class ForgeryProcessor:
         """A batch of prompts, each about one face.
 
         Args:
-            images: N face crops: paths, PIL images or arrays (H, W, 3) uint8 RGB; or one. They
-                are brought to the detector's size; what is not square is padded.
+            images: N face crops: paths, PIL images or arrays (H, W, 3) uint8 RGB; or one. They are
+                padded to a square and resized for the detector.
             text: N questions, or conversations; or one. Conversations that end with an answer
                 give ``labels``, on the answers only.
-            max_length: Most tokens of a prompt; nothing is ever cut.
+            max_length: Maximum number of tokens of a prompt; nothing is ever truncated.
 
         Returns:
-            ``input_ids`` and ``attention_mask`` (N, T), padded in front; with answers padded
-            behind, and ``labels`` (N, T). ``forgery_images`` (N, 3, S, S) in [0, 1], unless the
-            detector reads the host's own vision tower. What the host takes of the images. All on
+            ``input_ids`` and ``attention_mask`` (N, T), padded on the left; with answers padded on
+            the right, with ``labels`` (N, T). ``forgery_images`` (N, 3, S, S) in [0, 1], unless the
+            detector reads the host's own vision tower. The host's inputs for the images. All are on
             the model's device.
 
         Raises:
             FileNotFoundError: A picture is missing.
-            ValueError: There are not as many images as texts, prompts and answered conversations
+            ValueError: The numbers of images and texts differ, prompts and answered conversations
                 are mixed, a picture is broken, or a text is longer than ``max_length``.
         """
         pictures = [self._square(image) for image in _listed(images)]
@@ -161,15 +160,15 @@ class ForgeryProcessor:
         return to_device(batch, self._model.device)
 
     def stopping(self) -> dict[str, Any]:
-        """Arguments of ``generate`` for what ends an answer beside the host's own end token."""
+        """Arguments of ``generate`` that end an answer besides the host's own end token."""
         return self._model.prompts.stopping()
 
     def decode(self, sequences: torch.Tensor, inputs: Mapping[str, Any]) -> list[str]:
-        """The answers of what ``generate`` wrote.
+        """The answers in the output of ``generate``.
 
         Args:
             sequences: (N, T + new tokens).
-            inputs: The prompts (N, T), from the call.
+            inputs: Prompts (N, T), from the call.
         """
         start = inputs["input_ids"].shape[1]
         return [self._model.prompts.decode(ids) for ids in sequences[:, start:]]

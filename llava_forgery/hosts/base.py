@@ -1,4 +1,4 @@
-"""What a host with the forgery skill is, whichever backend it comes from.
+"""Protocols of a host with the forgery skill, for either backend.
 
 Predictor, dialogue, likelihoods, training and lmms-eval know these two protocols only. Each has one
 implementation for transformers (:class:`~llava_forgery.hosts.transformers.vlm.ForgeryVLM`,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
     from llava_forgery.qa.conversation import Conversation
 
-# One value for each token: padded beside the ids, with these values.
+# Inputs with one value per token, padded like the ids, with these values.
 TOKEN_PAD_VALUES = {
     "attention_mask": 0,
     "labels": IGNORE_INDEX,
@@ -39,22 +39,22 @@ TOKEN_PAD_VALUES = {
 
 
 class CandidateIds(NamedTuple):
-    """The tokens that tell "Yes" from "No" behind a prompt."""
+    """The tokens that tell "Yes" from "No" after a prompt."""
 
     shared: tuple[int, ...]
-    """What both answers begin with, mostly nothing: these tokens join the prompt."""
+    """Common beginning of both answers, mostly empty: these tokens are added to the prompt."""
     yes: int
     no: int
 
 
 class PromptEncoder(Protocol):
-    """Conversations to the host's tokens, and its tokens to answers."""
+    """Converts conversations to the host's tokens, and its tokens to answers."""
 
     tokenizer: PreTrainedTokenizerBase
     placement: str
-    """Where E_forgery stands (:mod:`llava_forgery.hosts.placement`), and so the placeholders."""
+    """Placement of E_forgery (:mod:`llava_forgery.hosts.placement`), and so of placeholders."""
     placeholder_id: int
-    """Stands in ``input_ids`` once for each embedding of E_forgery."""
+    """Token in ``input_ids`` for each embedding of E_forgery."""
 
     def encode(
         self,
@@ -64,18 +64,19 @@ class PromptEncoder(Protocol):
         label_end: bool = True,
         max_length: int | None = None,
     ) -> dict[str, Any]:
-        """One sample as the host takes it, without a batch dimension in what has one value a token.
+        """Encode one sample for the host; inputs with one value per token have no batch dimension.
 
         Args:
-            conversation: A prompt gets the head of the next answer, anything else ``labels``.
-            images: What the first question shows, in order, each with n_f placeholders behind it.
+            conversation: Conversation; a prompt gets the head of the next answer, anything else
+                ``labels``.
+            images: Images of the first question, in order, each followed by n_f placeholders.
                 Without any, transformers' prompts keep the placeholders of one.
-            label_end: Whether the labels hold the mark that ends each answer.
-            max_length: Most tokens; nothing is ever cut.
+            label_end: Whether the labels include the mark that ends each answer.
+            max_length: Maximum number of tokens; nothing is ever truncated.
 
         Returns:
-            ``input_ids``, ``attention_mask`` and ``labels`` (T,), the latter -100 but for the
-            answers, and what the host takes of the images.
+            ``input_ids``, ``attention_mask`` and ``labels`` (T,), the latter -100 outside the
+            answers, and the host's inputs for the images.
 
         Raises:
             ValueError: The sample is too long, or the tokenizer or the template cannot separate
@@ -85,34 +86,34 @@ class PromptEncoder(Protocol):
     def encode_turns(
         self, turns: Sequence[str], images: Sequence[Image.Image], *, skill: bool, max_length: int
     ) -> dict[str, Any]:
-        """A training dialogue in LLaVA's form, with labels.
+        """Encode a training dialogue in LLaVA's form, with labels.
 
         Args:
             turns: Question, answer, question, answer ...; one ``<image>`` for each image.
-            images: RGB; none for text alone.
-            skill: Whether n_f placeholders stand behind each image.
-            max_length: Most tokens.
+            images: RGB images; none for text only.
+            skill: Whether each image is followed by n_f placeholders.
+            max_length: Maximum number of tokens.
 
         Raises:
-            ValueError: No token is left to learn from, the host cannot show images where the turns
-                have them, or as :meth:`encode`.
+            ValueError: As for :meth:`encode`; or no token is left to learn from, or the host does
+                not support images at these positions.
         """
 
     def check_turns(
         self, turns: Sequence[str], images: Sequence[Image.Image], *, skill: bool, max_length: int
     ) -> dict[str, Any]:
-        """``input_ids`` and ``labels`` of :meth:`encode_turns` with as little as they need."""
+        """``input_ids`` and ``labels`` of :meth:`encode_turns`, computed as cheaply as possible."""
 
     def fingerprint(self) -> str:
-        """Changes with all that decides on a dialogue's tokens."""
+        """Digest of everything that determines the tokens of a dialogue."""
 
     def collate(
         self, samples: Sequence[dict[str, Any]], padding_side: str = "right"
     ) -> dict[str, Any]:
-        """A batch of encoded samples: (B, T) what has one value a token, images in a row.
+        """Batch encoded samples: inputs with one value per token (B, T), images concatenated.
 
         Args:
-            samples: At least one, all with the same keys.
+            samples: At least one sample, all with the same keys.
             padding_side: "right" for training and likelihoods, "left" for ``generate``.
         """
 
@@ -121,23 +122,23 @@ class PromptEncoder(Protocol):
         where that shows only once the images are encoded."""
 
     def candidate_ids(self, prompt: Conversation) -> CandidateIds:
-        """The tokens with which "Yes" and "No" begin behind a prompt about one image.
+        """The first tokens of "Yes" and "No" after a prompt about one image.
 
         Raises:
             ValueError: The answers do not continue the prompt's tokens, or begin alike.
         """
 
     def decode(self, ids: torch.Tensor) -> str:
-        """The text of an answer's new tokens (T,), without what ends it."""
+        """The text of an answer's new tokens (T,), without its end."""
 
     def stopping(self) -> dict[str, Any]:
-        """Arguments of ``generate`` for what ends an answer beside the host's own end token."""
+        """Arguments of ``generate`` that end an answer besides the host's own end token."""
 
 
 class ForgeryModel(Protocol):
     """A host with the skill: an ``nn.Module`` that owns host, detector and learner.
 
-    Threads and asyncio tasks may call it at once.
+    Threads and asyncio tasks may call it concurrently.
     """
 
     host: nn.Module
@@ -146,25 +147,25 @@ class ForgeryModel(Protocol):
     fpl: ForgeryPromptLearner
     prompts: PromptEncoder
     family: HostFamily
-    """How the host goes on from a cache."""
+    """Record of the host's family, which says how it continues from a cache."""
     device: torch.device
-    """Of the host's input embedding, and so of its inputs."""
+    """Device of the host's input embedding, and so of its inputs."""
     has_lora: bool
     fingerprint: dict[str, Any]
-    """Of the bare host; see :mod:`llava_forgery.hosts.fingerprint`."""
+    """Fingerprint of the bare host; see :mod:`llava_forgery.hosts.fingerprint`."""
     projector: TrainedProjector | None
-    """The host's own projector where it was trained as well."""
+    """The host's own projector, if it was trained as well."""
     host_name: str
-    """Where the bare host came from: a folder or a hub name."""
+    """Folder or hub name of the bare host."""
     n_forgery: int
-    """n_f: placeholders behind each image of a prompt."""
+    """n_f: number of placeholders after each image of a prompt."""
     placement: str
-    """Where E_forgery stands; see :mod:`llava_forgery.hosts.placement`."""
+    """Placement of E_forgery; see :mod:`llava_forgery.hosts.placement`."""
     crop: str
     """Whether faces are cut out of pictures that are given without ``forgery_images``."""
     takes_forgery_images: bool
-    """Whether calls take ``forgery_images``. A detector on the host's own vision tower reads what
-    the host is shown, and each image is encoded once."""
+    """Whether calls take ``forgery_images``. A detector on the host's own vision tower reads the
+    host's images, and each image is encoded once."""
 
     training: bool
     """As of ``nn.Module``."""
@@ -176,7 +177,7 @@ class ForgeryModel(Protocol):
         """The detector's output for images (N, 3, S, S) in [0, 1]."""
 
     def detector_alone(self) -> AbstractContextManager[KnowledgeGuidedForgeryDetector]:
-        """The detector for calls without the host, also where it reads the host's tower."""
+        """The detector for calls without the host, even if it reads the host's tower."""
 
     def forward(
         self,
@@ -188,27 +189,28 @@ class ForgeryModel(Protocol):
         """The host's output with E_forgery at the placeholders.
 
         Args:
-            input_ids: (B, T), n_f placeholders for each image.
-            forgery_images: (N, 3, S, S) in [0, 1], the images of all samples in order; or
-            detection: the detector's output for them, where it is known already.
-            inputs: What else :meth:`PromptEncoder.collate` gives.
+            input_ids: (B, T), with n_f placeholders for each image.
+            forgery_images: (N, 3, S, S) in [0, 1], the images of all samples in order.
+            detection: The detector's output for them, instead of ``forgery_images``.
+            inputs: Further inputs from :meth:`PromptEncoder.collate`.
 
         Raises:
-            ValueError: Placeholders and images do not fit, or both of the two are given.
+            ValueError: Placeholders and images do not match, or ``forgery_images`` and
+                ``detection`` are both given.
         """
 
     def labelled_logits(
         self, labels: torch.Tensor, **inputs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits that predict labelled tokens, beside their labels.
+        """Logits that predict labelled tokens, with their labels.
 
         Args:
-            labels: (B, T), -100 where nothing is asked.
+            labels: (B, T), -100 for tokens without a label.
             inputs: As for :meth:`forward`.
 
         Returns:
-            (B, K, V) and (B, K), from the first labelled token on. A host may have put several
-            embeddings in the place of one token, so K need not be counted from T.
+            (B, K, V) and (B, K), from the first labelled token on. A host may replace one token by
+            several embeddings, so K cannot be derived from T.
         """
 
     def generate(
@@ -219,23 +221,23 @@ class ForgeryModel(Protocol):
         cached_tokens: int | None = None,
         **options: Any,
     ) -> Any:
-        """The host's ``generate``; never emits a placeholder.
+        """The host's ``generate``, which never emits a placeholder.
 
         Args:
-            input_ids: The whole prompt, padded in front; also where ``cache`` holds its first part.
-            forgery_images: As for :meth:`forward`; left out, as is ``detection``, where the cache
-                reaches behind the last placeholder.
+            input_ids: Whole prompt, padded on the left, even if ``cache`` holds its first part.
+            forgery_images: As for :meth:`forward`; omitted, like ``detection``, if the cache
+                extends beyond the last placeholder.
             detection: As for :meth:`forward`.
-            cached_tokens: How many tokens of ``input_ids`` the cache holds: a host may have put
-                several embeddings in the place of one token.
-            options: What else ``collate`` gives, and what the host's ``generate`` takes.
+            cached_tokens: Number of tokens of ``input_ids`` in the cache, as a host may replace one
+                token by several embeddings.
+            options: Further inputs from ``collate`` and arguments of the host's ``generate``.
 
         Returns:
             Sequences that begin with ``input_ids``, or transformers' output that holds them.
 
         Raises:
             RuntimeError: The model is in training mode.
-            ValueError: As :meth:`forward`.
+            ValueError: As for :meth:`forward`.
         """
 
     def trainable_names(self) -> list[str]:
@@ -245,10 +247,10 @@ class ForgeryModel(Protocol):
         """Write the forgery adapter, never the host."""
 
     def load_weights(self, directory: str | PathLike) -> None:
-        """Fill what is trained from :meth:`save_pretrained`'s files, strictly."""
+        """Load the trained parameters from :meth:`save_pretrained`'s files, strictly."""
 
     def merge_lora(self) -> None:
-        """Add LoRA to the host's weights: faster, but nothing can be saved or detached then."""
+        """Merge LoRA into the host's weights: faster, but saving and detaching are disabled."""
 
     def detach(self) -> nn.Module:
-        """Take skill and LoRA off; returns the bare host as it was."""
+        """Remove skill and LoRA, and return the original bare host."""

@@ -1,7 +1,7 @@
-"""A host without the Forgery Prompt Learner: bare, or with LoRA alone.
+"""A host without the Forgery Prompt Learner: bare, or only with LoRA.
 
-What the skill adds is measured against these two. Prompts hold no placeholders
-(``n_forgery_tokens=0``); what the host knows of the detector is the sentence with its score.
+The benefit of the skill is measured against these two. Prompts hold no placeholders
+(``n_forgery_tokens=0``); the host's only input from the detector is the sentence with its score.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ peft = lazy("peft")
 
 
 class BaselineVLM(nn.Module):
-    """A host as it is, or with a new LoRA on its language model.
+    """A bare host, or a host with a new LoRA on its language model.
 
     Args:
         model: A transformers image-text-to-text model; its own weights are frozen.
-        processor: Its processor.
+        processor: Processor of the model.
         lora: Sizes of a new LoRA; None leaves the host bare.
-        seed: Of LoRA's weights.
+        seed: Seed of LoRA's weights.
 
     Attributes:
         host: The model, or peft's wrapper around it.
-        prompts: Conversations to tokens, and tokens to answers.
-        n_forgery: 0, placeholders in each prompt.
-        takes_forgery_images: False: no detector is asked.
+        prompts: Prompt encoder of the host.
+        n_forgery: 0, the number of placeholders in each prompt.
+        takes_forgery_images: False, as there is no detector.
     """
 
     n_forgery = 0
@@ -68,7 +68,7 @@ class BaselineVLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the host lies."""
+        """Device of the host."""
         return self.host.get_input_embeddings().weight.device
 
     @property
@@ -77,7 +77,7 @@ class BaselineVLM(nn.Module):
         return is_peft(self.host)
 
     def trainable_names(self) -> list[str]:
-        """Names of the parameters that training changes: LoRA's."""
+        """Names of the parameters that training changes, those of LoRA."""
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     @property
@@ -92,7 +92,7 @@ class BaselineVLM(nn.Module):
     def labelled_logits(
         self, labels: torch.Tensor, **inputs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`llava_forgery.hosts.base.ForgeryModel.labelled_logits`."""
+        """As for :meth:`llava_forgery.hosts.base.ForgeryModel.labelled_logits`."""
         return labelled_logits(self, self._bare, labels, **inputs)
 
     def generate(self, **host_inputs: Any) -> Any:
@@ -104,8 +104,8 @@ class BaselineVLM(nn.Module):
         """Write LoRA in peft's layout.
 
         Raises:
-            ValueError: There is none, so nothing of this host's is ours to save; or the folder
-                holds something else, which would be replaced.
+            ValueError: LoRA is not attached, so there is nothing to save; or the folder holds
+                something else, which would be replaced.
         """
         if not self.has_lora:
             raise ValueError("a bare host has nothing to save: LoRA is not attached")
@@ -114,10 +114,10 @@ class BaselineVLM(nn.Module):
             save_lora(self.host, temporary)
 
     def load_weights(self, directory: str | PathLike) -> None:
-        """Fill the attached LoRA from what :meth:`save_pretrained` wrote, strictly.
+        """Load the attached LoRA from the files of :meth:`save_pretrained`, strictly.
 
         Raises:
             FileNotFoundError: The file is missing.
-            ValueError: It does not fit.
+            ValueError: The file does not match.
         """
         fill_lora(self.host, directory)

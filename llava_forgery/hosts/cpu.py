@@ -1,4 +1,4 @@
-"""Programs that write "cuda" out, on the CPU: for machines without a GPU, and for debugging."""
+"""Running programs with a hard-coded "cuda" on the CPU, for debugging or without a GPU."""
 
 import functools
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 
 def use_cpu() -> None:
-    """Keep this process on the CPU, and read "cuda" as "cpu".
+    """Keep this process on the CPU, and treat "cuda" as "cpu".
 
     ``to`` and ``cuda`` of tensors and modules, and ``device_map`` of transformers'
-    ``from_pretrained``, take the CPU for any CUDA device, and flash attention is "sdpa": no more is
-    called by LLaVA's tools and by lmms-eval's models of ``llava``. Dtypes stay as they are, since
+    ``from_pretrained``, use the CPU for any CUDA device, and flash attention becomes "sdpa", as
+    LLaVA's tools and lmms-eval's models of ``llava`` call nothing else. Dtypes are kept, since
     float16 runs on CPUs and halves the memory. It cannot be undone.
 
     Raises:
@@ -35,7 +35,7 @@ def use_cpu() -> None:
     def from_pretrained(cls: type, *args: Any, device_map: Any = None, **kwargs: Any) -> Any:
         if isinstance(device_map, dict):
             device_map = {part: _without_cuda(device) for part, device in device_map.items()}
-        # LLaVA-NeXT's loader asks for it, and no CPU has it.
+        # LLaVA-NeXT's loader asks for it, but CPUs do not support it.
         if kwargs.get("attn_implementation") == "flash_attention_2":
             kwargs["attn_implementation"] = "sdpa"
         return original(cls, *args, device_map=_without_cuda(device_map), **kwargs)
@@ -58,7 +58,7 @@ def _stays(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _without_cuda(device: Any) -> Any:
-    """The CPU for any way to name a CUDA device; everything else as it is."""
+    """The CPU for any CUDA device, however it is named; everything else unchanged."""
     if isinstance(device, str | torch.device):
         return "cpu" if str(device).startswith("cuda") else device
     numbered = isinstance(device, int) and not isinstance(device, bool)

@@ -1,8 +1,8 @@
-"""The transformers families that the skill was tried on, one record for each.
+"""The supported families of transformers, one record for each.
 
-The mechanism is the same for all: hooks on the input embedding. A record holds what the contract
-test (``tests/hosts/test_families.py``) found to differ. A family of one's own is one call before
-``attach_forgery``::
+The mechanism is the same for all: hooks on the input embedding. A record holds the differences
+found by the contract test (``tests/hosts/test_families.py``). Another family is added by one call
+before ``attach_forgery``::
 
     register_family(HostFamily("mistral3", "Mistral 3"))
 """
@@ -19,37 +19,37 @@ from llava_forgery.call_state import lock_of
 
 @dataclass(frozen=True)
 class HostFamily:
-    """What ``attach_forgery`` and a dialogue need to know of a family."""
+    """Properties of a family that ``attach_forgery`` and dialogues need."""
 
     model_type: str
     """``config.model_type`` of its checkpoints."""
     name: str
-    """As people call it."""
+    """Display name."""
     cache_mode: Literal["cache", "language_model", "recompute"] = "recompute"
-    """How a dialogue's later turns are computed. ``cache``: the host's ``generate`` goes on from
-    the keys and values of the turns before, without pixels. ``language_model``: the same with the
-    ``generate`` of the host's language model, where the host's own insists on pixels.
-    ``recompute``: everything anew, which is always right."""
+    """How later turns of a dialogue are computed. ``cache``: the host's ``generate`` continues from
+    the keys and values of previous turns, without pixels. ``language_model``: the same with the
+    ``generate`` of the host's language model, if the host's own requires pixels. ``recompute``:
+    everything is recomputed, which is always correct."""
     stateful_attributes: tuple[str, ...] = ()
-    """Attributes of ``host.model`` that hold something of the last call, whosever it was. They are
-    cleared before a turn on the cache, so that the host works them out from the whole prompt."""
+    """Attributes of ``host.model`` that hold state of the last call by anyone. They are cleared
+    before a turn on the cache, so that the host recomputes them from the whole prompt."""
     cached_turn_inputs: tuple[str, ...] = ()
-    """Inputs beside the tokens' own that a turn on the cache still needs."""
+    """Inputs besides those of the tokens that a turn on the cache still needs."""
     bidirectional_prefix: bool = False
-    """Whether all tokens of the first prompt see each other in both directions: its keys and
-    values are then of use as a whole or not at all."""
+    """Whether all tokens of the first prompt attend to each other in both directions: its keys and
+    values can then only be reused as a whole."""
     projector: str = "multi_modal_projector"
     """The module between vision tower and language model, in the host's base model."""
     pixels: Literal["squares", "first tile", "last tile", "patches"] = "squares"
-    """What ``pixel_values`` hold of an image: all of it, or tiles of which the first or the last
-    shows the whole, or Qwen's patches."""
+    """Content of ``pixel_values``: the whole image, or tiles of which the first or the last shows
+    the whole image, or Qwen's patches."""
     image_end: str = ""
-    """What its processor puts behind an image's last token to close it, if anything; ``{bos}``
-    stands for the token that begins texts."""
+    """Text that its processor adds after the last token of an image, if any; ``{bos}`` stands for
+    the token that begins texts."""
     last_tile: str = ""
-    """The mark before the tile that shows the whole, where each tile is a run of tokens."""
+    """Mark before the tile that shows the whole image, if each tile is a run of tokens."""
     notes: str = ""
-    """What a user should know, for the table in docs/transformers.md."""
+    """Notes for users, for the table in docs/transformers.md."""
 
     def __post_init__(self) -> None:
         if not self.model_type or not self.name:
@@ -83,15 +83,15 @@ _FAMILIES: dict[str, HostFamily] = {}
 
 
 def register_family(family: HostFamily) -> None:
-    """Make a family known; doing so twice with the same record changes nothing.
+    """Register a family; doing so twice with the same record has no effect.
 
     Raises:
-        ValueError: The model type is known with another record.
+        ValueError: The model type is already registered with another record.
     """
     known = _FAMILIES.get(family.model_type, family)
     if known != family:
         raise ValueError(
-            f"the model type {family.model_type!r} is known already, as {known}; got {family}"
+            f"the model type {family.model_type!r} is already known, as {known}; got {family}"
         )
     _FAMILIES[family.model_type] = family
 
@@ -134,25 +134,25 @@ for _family in (
 
 
 def known_families() -> Iterator[HostFamily]:
-    """All records, in the order in which they were registered."""
+    """All records, in the order of registration."""
     yield from _FAMILIES.values()
 
 
 def family_of(host: PreTrainedModel) -> HostFamily:
     """The record of a host.
 
-    A family that nobody tried is an error rather than a guess: most would run, but what differs
-    between families (masks, positions, which turns the cache allows) shows in no crash.
+    An untested family is an error rather than a guess: most would run, but differences between
+    families (masks, positions, turns that the cache allows) do not cause a crash.
 
     Raises:
-        ValueError: The model type is not known; the message names those that are, and the call
-            that adds one.
+        ValueError: The model type is unknown; the message lists the known ones, and the call that
+            adds one.
     """
     model_type = host.config.model_type
     if model_type not in _FAMILIES:
         raise ValueError(
-            f"hosts of the model type {model_type!r} were not tried; known are "
-            f"{', '.join(_FAMILIES)}. To use it all the same, call "
+            f"hosts of the model type {model_type!r} are untested; known are "
+            f"{', '.join(_FAMILIES)}. To use it anyway, call "
             "llava_forgery.hosts.families."
             f'register_family(HostFamily("{model_type}", "its name")) first'
         )
@@ -162,13 +162,13 @@ def family_of(host: PreTrainedModel) -> HostFamily:
 def exclusive(host: PreTrainedModel) -> AbstractContextManager[Any]:
     """The context in which to call a host that threads share: its lock, or nothing.
 
-    Threads take turns where a host keeps something of the call that runs: families that remember,
-    rotary embeddings that follow the prompt's length, weights that are fetched for each layer,
-    quantised layers, which finish themselves in their first pass, and compiled steps. All others
-    are called side by side.
+    Threads take turns if a host keeps state of the current call: stateful families, rotary
+    embeddings that depend on the prompt's length, weights that are fetched per layer, quantised
+    layers, which complete themselves in their first pass, and compiled steps. All others are called
+    concurrently.
 
     Args:
-        host: Of transformers or of the ``llava`` package, without peft's wrapper.
+        host: Host of transformers or of the ``llava`` package, without peft's wrapper.
     """
     family = _FAMILIES.get(host.config.model_type)
     rope = getattr(host.config.get_text_config(), "rope_parameters", None) or {}
@@ -192,7 +192,7 @@ def host_table() -> str:
     later = {
         "cache": "on the cache",
         "language_model": "on the cache, through the language model",
-        "recompute": "computed anew",
+        "recompute": "recomputed",
     }
     lines = ["| family | `model_type` | later turns | notes |", "|---|---|---|---|"]
     for family in known_families():

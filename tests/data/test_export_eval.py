@@ -28,12 +28,12 @@ def test_simulated_forgeries(faces, tmp_path):
     pairs = FacePairs(faces, 4, size=48, seed=3, framing=CENTRED)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/old").touch()
-    with pytest.raises(ValueError, match=r"data is there and holds no export\.json"):
+    with pytest.raises(ValueError, match=r"data exists and holds no export\.json"):
         export_simulated(pairs, tmp_path / "data")
     assert (tmp_path / "data/old").exists()
     # Any DatasetDict holds this one.
     (tmp_path / "data/old").rename(tmp_path / "data/dataset_dict.json")
-    with pytest.raises(ValueError, match=r"data is there and holds no export\.json"):
+    with pytest.raises(ValueError, match=r"data exists and holds no export\.json"):
         export_simulated(pairs, tmp_path / "data")
     shutil.rmtree(tmp_path / "data")
     assert export_simulated(pairs, tmp_path / "data") == 8

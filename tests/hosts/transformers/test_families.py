@@ -242,14 +242,14 @@ def test_hosts_that_hold_something_of_a_call_are_called_in_turn(monkeypatch):
 def test_unknown_family_is_an_error_that_says_what_to_do():
     host, _ = tiny_hosts.build("llava")
     host.config.model_type = "made_up"
-    with pytest.raises(ValueError, match=r"'made_up' were not tried; known are llava, .*register"):
+    with pytest.raises(ValueError, match=r"'made_up' are untested; known are llava, .*register"):
         family_of(host)
 
 
 def test_families_are_registered_once():
     llava = family_of(tiny_hosts.build("llava")[0])
     register_family(llava)
-    with pytest.raises(ValueError, match="'llava' is known already"):
+    with pytest.raises(ValueError, match="'llava' is already known"):
         register_family(HostFamily("llava", "Another"))
     with pytest.raises(ValueError, match="cache_mode must be"):
         HostFamily("new", "New", "sometimes")

@@ -217,7 +217,7 @@ def test_damaged_adapter_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
         load_adapter(folder, *tiny.llava())
     folder.mkdir()
-    with pytest.raises(FileNotFoundError, match="no forgery adapter"):
+    with pytest.raises(FileNotFoundError, match="not a forgery adapter"):
         load_adapter(folder, *tiny.llava())
     _vlm().save_pretrained(folder)
     (folder / "adapter_model.safetensors").unlink()
