@@ -129,7 +129,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     check_output_folder(target, "a.json")
     with pytest.raises(ValueError, match=r"holds no b\.json"):
         check_output_folder(target, "a.json", "b.json")
-    with pytest.raises(ValueError, match=r"beside an earlier output it holds mine\.txt"):
+    with pytest.raises(ValueError, match=r"besides an earlier output it holds mine\.txt"):
         check_output_folder(target, "a.json", entries=["a.json", "b"])
     with pytest.raises(ValueError, match="is a file, expected a folder"):
         check_output_folder(target / "mine.txt", "a.json")

@@ -51,7 +51,7 @@ def test_simulated_forgeries(faces, tmp_path):
     videos = dict(zip(rows["video_id"][:], rows["label"][:], strict=True))
     assert videos == {"p0/forged": 1, "p0/pristine": 0, "p1/forged": 1, "p1/pristine": 0}
     (tmp_path / "data/mine.txt").touch()
-    with pytest.raises(ValueError, match=r"beside an earlier output it holds mine\.txt"):
+    with pytest.raises(ValueError, match=r"besides an earlier output it holds mine\.txt"):
         export_simulated(pairs, tmp_path / "data")
     (tmp_path / "data/mine.txt").unlink()
     assert export_faces(faces, tmp_path / "data") == 2

@@ -149,7 +149,7 @@ def test_invalid_entries_can_be_left_out_by_name(tmp_path, caplog):
     (tmp_path / "data.json").write_text(json.dumps([quoting, *GENERAL]))
     samples = read_llava_json(tmp_path / "data.json", skip_invalid=True)
     assert [sample.id for sample in samples] == ["bus", "7", "two"]
-    assert "left out: entry 'html' is not valid: the turns hold 1 times <image>" in caplog.text
+    assert "skipped: entry 'html' is not valid: the turns hold 1 times <image>" in caplog.text
     (tmp_path / "data.json").write_text(json.dumps([quoting]))
     with pytest.raises(ValueError, match="no valid entries"):
         list(read_llava_json(tmp_path / "data.json", skip_invalid=True))
