@@ -1,8 +1,8 @@
-"""Which host an adapter was trained for, and whether another one is the same.
+"""Fingerprint of the host that an adapter was trained for, and comparison with another host.
 
-Sizes alone would let an adapter of one checkpoint run on another of the same architecture and give
-confident nonsense. A few values of the input embedding, of the vision tower and of the projector
-tell them apart, and survive changes of dtype and a quantised language model.
+If only sizes were compared, an adapter of one checkpoint could run on another of the same
+architecture and give confident nonsense. A few values of the input embedding, of the vision tower
+and of the projector distinguish them, and survive changes of dtype and a quantised language model.
 """
 
 import logging
@@ -15,14 +15,14 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 PROBES = 32
-# Of each part beside the language model: that many matrices, and values of each.
+# Number of matrices of each part besides the language model, and of values of each matrix.
 MATRICES, VALUES = 8, 8
 # bfloat16 keeps about three digits.
 TOLERANCE = 1e-2
 
 REMEDY = "give the host that the adapter was trained with (base_model=..., or --base-model)"
 
-# How the hosts call their parts; others, such as a Q-Former, keep their own names.
+# Names of parts in the hosts; others, such as a Q-Former, keep their own names.
 _NAMES = {
     **dict.fromkeys(("vision_tower", "vision_model", "visual"), "vision tower"),
     **dict.fromkeys(
@@ -42,9 +42,9 @@ def embedding_probe(weight: torch.Tensor) -> list[float]:
 
 
 def probe_difference(want: Sequence[float], have: Sequence[float]) -> float:
-    """Norm of the difference of two probes, as a share of the first one's."""
+    """Norm of the difference of two probes, relative to that of the first."""
     want, have = torch.tensor(want), torch.tensor(have)
-    # float16 loses what is smaller.
+    # float16 loses smaller values.
     return float((want - have).norm() / want.norm().clamp(min=1e-4))
 
 
@@ -53,10 +53,10 @@ def part_probe(part: nn.Module) -> dict[str, Any]:
     """A few values of some matrices of a module, the same in every dtype.
 
     Returns:
-        ``matrices``, how many it has, and ``probe``, values of some: the first, the last and what
-        lies between by name. A matrix that is quantised or lies elsewhere has None.
+        ``matrices``, their number, and ``probe``, values of some: the first, the last and some in
+        between, by name. The values of a matrix that is quantised or not in memory are None.
     """
-    # By name, as modules may come in another order in another version of transformers.
+    # By name, as the order of modules may differ in another version of transformers.
     matrices = [p for _, p in sorted(part.named_parameters()) if p.dim() > 1]
     chosen = torch.linspace(0, len(matrices) - 1, min(MATRICES, len(matrices))).round().int()
     return {
@@ -74,10 +74,10 @@ def _values(matrix: torch.Tensor) -> list[float] | None:
 
 
 def host_parts(host: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules beside the language model, by name: vision tower, projector, others.
+    """The modules besides the language model, by name: vision tower, projector, others.
 
     Args:
-        host: Of transformers, or of the ``llava`` package.
+        host: Host of transformers, or of the ``llava`` package.
     """
     inner, decoder = host.base_model, host.get_decoder()
     for name, module in inner.named_children():
@@ -91,8 +91,8 @@ def host_fingerprint(host: nn.Module) -> dict[str, Any]:
     """Class, sizes and some values of a host.
 
     Args:
-        host: The bare host, before any adapter is attached. LLaVA's package may load its vision
-            tower later; it is then left out.
+        host: Bare host, before any adapter is attached. LLaVA's package may load its vision tower
+            later; it is then omitted.
 
     Raises:
         ValueError: A value is not finite.
@@ -128,16 +128,16 @@ def _part_probes(host: nn.Module) -> dict[str, dict[str, Any]]:
 def check_fingerprint(
     host: nn.Module, expected: Mapping[str, Any], adapter: str, skip: Collection[str] = ()
 ) -> None:
-    """Compare a host with the one that an adapter was trained for, in all that the adapter tells.
+    """Compare a host with the one that an adapter was trained for, in everything recorded.
 
     Args:
-        host: The bare host.
-        expected: Its fingerprint; those of older adapters know no parts.
-        adapter: For messages.
+        host: Bare host.
+        expected: Recorded fingerprint; those of older adapters have no parts.
+        adapter: Name of the adapter for messages.
         skip: Names of parts that are not compared.
 
     Raises:
-        ValueError: They differ; the message says in what and what to do.
+        ValueError: The hosts differ; the message says how, with the remedy.
     """
     found = host_fingerprint(host)
     for key, want in expected.items():
@@ -155,7 +155,7 @@ def check_fingerprint(
 def check_parts(
     host: nn.Module, expected: Mapping[str, Any], adapter: str, skip: Collection[str] = ()
 ) -> None:
-    """The parts alone of :func:`check_fingerprint`."""
+    """Compare only the parts, as in :func:`check_fingerprint`."""
     found = _part_probes(host)
     for name, want in expected.get("parts", {}).items():
         if name in skip:

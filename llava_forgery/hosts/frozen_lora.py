@@ -1,6 +1,6 @@
-"""A saved LoRA on a host that is not trained, without peft, which takes long to import.
+"""A saved LoRA on a frozen host, without peft, which takes long to import.
 
-Hooks on the linear layers add what peft's layers would add, to the same numbers.
+Hooks on the linear layers add the same updates as peft's layers.
 """
 
 import re
@@ -18,9 +18,9 @@ from llava_forgery.hosts.lora import LORA_CONFIG, LORA_WEIGHTS
 from llava_forgery.hosts.quantized import is_quantized
 from llava_forgery.weights import load_tensors, save_tensors
 
-# What peft calls the host's layers in its files.
+# Prefix of the host's layers in peft's files.
 _PREFIX = "base_model.model."
-# Fields of peft's configuration that change what a layer adds, and their values here.
+# Fields of peft's configuration that change the update, with the only values supported here.
 _PLAIN = {
     "peft_type": "LORA", "bias": "none", "modules_to_save": None, "fan_in_fan_out": False,
     "rank_pattern": {}, "alpha_pattern": {}, "layers_to_transform": None, "exclude_modules": None,
@@ -32,7 +32,7 @@ _PLAIN = {
 
 
 def takes_frozen(host: nn.Module, directory: str | PathLike) -> bool:
-    """Whether :class:`FrozenLora` can stand for peft: plain LoRA of a pattern of names, on linear
+    """Whether :class:`FrozenLora` can replace peft: plain LoRA of a pattern of names, on linear
     layers that are not quantised."""
     config = read_json(Path(directory) / LORA_CONFIG)
     return (
@@ -44,10 +44,10 @@ def takes_frozen(host: nn.Module, directory: str | PathLike) -> bool:
 
 
 class FrozenLora:
-    """LoRA from peft's files, on a host's linear layers from now on.
+    """LoRA from peft's files, attached to a host's linear layers.
 
     Args:
-        host: For which :func:`takes_frozen` holds.
+        host: Host for which :func:`takes_frozen` holds.
         directory: Folder of peft's files.
 
     Raises:
@@ -72,7 +72,7 @@ class FrozenLora:
             expected[down] = torch.empty(rank, layer.in_features, device="meta")
             expected[up] = torch.empty(layer.out_features, rank, device="meta")
         tensors = load_tensors(Path(directory) / LORA_WEIGHTS, expected)
-        # In full precision, as peft has them.
+        # In full precision, as in peft.
         self._weights = {
             name: tuple(tensors[part].float() for part in _names(name)) for name in self._layers
         }
@@ -89,13 +89,13 @@ class FrozenLora:
         write_json(Path(directory) / LORA_CONFIG, values)
 
     def remove(self) -> None:
-        """Take it off the host."""
+        """Remove the LoRA from the host."""
         for handle in self._handles:
             handle.remove()
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add it to the host's weights, for good, and take it off."""
+        """Merge the LoRA permanently into the host's weights, and remove it."""
         for name, layer in self._layers.items():
             down, up = self._weights_on(name, layer.weight.device)
             layer.weight += (up @ down * self._scale).to(layer.weight.dtype)
@@ -110,7 +110,7 @@ class FrozenLora:
         return add
 
     def _weights_on(self, name: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's two matrices, which stay where they were asked for last."""
+        """The two matrices of a layer, which stay on the device of the last request."""
         down, up = self._weights[name]
         if down.device != device:
             self._weights[name] = down, up = down.to(device), up.to(device)

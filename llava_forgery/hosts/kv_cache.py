@@ -1,8 +1,8 @@
-"""The keys and values of earlier tokens, which transformers renamed, and methods that take them.
+"""The cache of keys and values, which transformers renamed, and methods that take it.
 
-From 5.24 on ``forward``, ``generate`` and their outputs call them ``cache``, before that
-``past_key_values``; the old name is to go with 5.40. Models written for the old name, such as the
-``llava`` package's, are handed the new one by ``generate`` and refuse it.
+Since 5.24 ``forward``, ``generate`` and their outputs call it ``cache``, before that
+``past_key_values``, which 5.40 will remove. Models written for the old name, such as the ``llava``
+package's, are passed the new one by ``generate`` and refuse it.
 """
 
 import functools
@@ -16,23 +16,23 @@ from packaging.version import Version
 OLD = "past_key_values"
 NEW = "cache"
 CACHE = NEW if Version(importlib.metadata.version("transformers")) >= Version("5.24.dev0") else OLD
-"""What this transformers calls it."""
+"""Name of the cache in the installed transformers."""
 
 
 def cache_in(values: Mapping[str, Any]) -> Any:
-    """The cache among a call's keywords, by either name; None where there is none."""
+    """The cache among a call's keywords, by either name; None if there is none."""
     found = values.get(NEW)
     return values.get(OLD) if found is None else found
 
 
 def takes_cache(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A model's method that knows the old name alone, taking today's as well.
+    """Make a model's method that only knows the old name accept the current one as well.
 
     Args:
-        function: ``forward`` or ``prepare_inputs_for_generation``; unbound.
+        function: ``forward`` or ``prepare_inputs_for_generation``, unbound.
 
     Returns:
-        The same function where there is nothing to do.
+        The wrapper, or the same function if there is nothing to do.
     """
     known = inspect.signature(function).parameters
     if CACHE == OLD or NEW in known or OLD not in known:
@@ -52,12 +52,12 @@ def add_keywords(
 ) -> Callable[..., Any]:
     """Give a wrapper the function's signature and further keywords, None by default.
 
-    transformers reads which inputs a model takes off its methods' signatures.
+    transformers derives the inputs of a model from the signatures of its methods.
 
     Args:
-        wrapper: Takes what ``function`` takes, and ``names``.
-        function: What it wraps.
-        names: Of the keywords.
+        wrapper: Wrapper that takes the arguments of ``function``, and ``names``.
+        function: Wrapped function.
+        names: Names of the further keywords.
 
     Returns:
         The wrapper.

@@ -1,8 +1,8 @@
-"""Moving a forgery adapter between the ``llava`` package and transformers, or to today's format.
+"""Converting an adapter between the ``llava`` package and transformers, or to the current format.
 
-FPL and detector are the same files in both layouts. LoRA's tensors carry the names of their host's
-layers, which lie under another module in each; nothing else changes, so that the logits are equal
-where language model, vision tower and projector are.
+FPL and detector are the same files in both layouts. LoRA's tensors have the names of their host's
+layers, which are in different modules; nothing else changes, so that the logits are equal if
+language model, vision tower and projector are.
 """
 
 from __future__ import annotations
@@ -61,35 +61,34 @@ def convert_adapter(
     template: str | None = None,
     allow_download: bool = False,
 ) -> str:
-    """Write an adapter for the other backend's class of the same language model, or in today's
+    """Convert an adapter to the other backend's class of the same language model, or to the current
     format.
 
     Args:
-        source: An adapter, in LLaVA's layout or in transformers'.
-        directory: To write.
+        source: Adapter, in LLaVA's layout or in transformers'.
+        directory: Output folder.
         base_model: Folder or hub name of the host in the other backend: a transformers model for
-            an adapter in LLaVA's layout, a checkpoint of the ``llava`` package for the other. None:
-            the backend stays, and an adapter of format 1 is brought into today's.
-        template: For a result in LLaVA's layout: the name in LLaVA's ``conv_templates`` that says
-            what the host's chat template says.
-        allow_download: Whether what the adapter's files name, the detector's encoder, may be
-            downloaded.
+            an adapter in LLaVA's layout, a checkpoint of the ``llava`` package for the other. None
+            keeps the backend and converts an adapter of format 1 to the current format.
+        template: For a result in LLaVA's layout: the name in LLaVA's ``conv_templates`` that
+            corresponds to the host's chat template.
+        allow_download: Whether the encoder that the detector's files name may be downloaded.
 
     Returns:
-        The backend of what was written, "transformers" or "llava".
+        The backend of the result, "transformers" or "llava".
 
     Raises:
         FileNotFoundError: A file or a host is missing.
-        ValueError: The hosts' language models differ, the adapter holds what cannot be moved, or
-            there is nothing to do.
+        ValueError: The hosts' language models differ, the adapter cannot be converted, or there is
+            nothing to do.
     """
     source = local_folder(source)
     values = read_skill_config(source)
     if base_model is None:
         if values is not None:
             raise ValueError(
-                f"{source} is in LLaVA's layout, which is the same in every format; to move it to "
-                "transformers, name the host there (--base-model)"
+                f"{source} is in LLaVA's layout, which is the same in every format; to convert it "
+                "for transformers, name the host there (--base-model)"
             )
         convert_format(source, directory)
         return "transformers"
@@ -103,17 +102,17 @@ def convert_adapter(
 def change_placement(
     directory: str | PathLike, placement: str | None = None, crop: str | None = None
 ) -> None:
-    """Change where E_forgery stands in the prompts of an adapter or a whole model, and what its
+    """Change the position of E_forgery in the prompts of an adapter or a whole model, and what its
     detector sees of a client's pictures; in place, since no weight depends on it.
 
     Args:
-        directory: Of either layout.
-        placement: As for :func:`~llava_forgery.hosts.placement.check_placement`; None leaves it.
-        crop: As for :func:`~llava_forgery.hosts.placement.check_crop`; None leaves it.
+        directory: Folder of either layout.
+        placement: As for :func:`~llava_forgery.hosts.placement.check_placement`; None keeps it.
+        crop: As for :func:`~llava_forgery.hosts.placement.check_crop`; None keeps it.
 
     Raises:
         FileNotFoundError: The folder holds no adapter.
-        ValueError: Nothing is to be changed, or a value is not known.
+        ValueError: There is nothing to change, or a value is unknown.
     """
     if placement is None and crop is None:
         raise ValueError("nothing is to be changed: give a placement (--placement) or --crop")
@@ -137,7 +136,7 @@ def _to_transformers(
     source: Path, values: dict[str, Any], host: str, directory: str | PathLike
 ) -> str:
     if holds_model(source):
-        raise ValueError(f"{source} is a whole model, expected an adapter: LoRA and FPL alone")
+        raise ValueError(f"{source} is a whole model, expected an adapter: only LoRA and FPL")
     if (source / TRAINABLES).is_file():
         names = some_names(read_tensors(source / TRAINABLES))
         raise ValueError(
@@ -228,7 +227,7 @@ def _read_lora(directory: Path) -> tuple[LoraSettings, dict[str, torch.Tensor]]:
 
 
 def _fill_lora(model: peft.PeftModel, tensors: dict[str, torch.Tensor], source: Path) -> None:
-    """Fill a new LoRA from tensors that are named after another host's layers, strictly."""
+    """Fill a new LoRA from tensors with the names of another host's layers, strictly."""
     expected = lora_state(model)
     first = LAYER.fullmatch(next(iter(expected)))
     renamed = {}
@@ -236,7 +235,7 @@ def _fill_lora(model: peft.PeftModel, tensors: dict[str, torch.Tensor], source: 
         found = LAYER.fullmatch(name)
         if found is None or "vision" in name:
             raise ValueError(
-                f"{source} holds {name}, which is no layer of the language model and has no "
+                f"{source} holds {name}, which is not a layer of the language model and has no "
                 "counterpart in the other package"
             )
         renamed[found[1] + first[2] + found[3]] = tensor
@@ -247,7 +246,7 @@ def _fill_lora(model: peft.PeftModel, tensors: dict[str, torch.Tensor], source: 
 def _check_host(model: torch.nn.Module, known: dict[str, Any], source: Path) -> None:
     """Compare the new host's input embedding and parts with the old one's: sizes and some values.
 
-    The vocabularies may differ at the end, where each package adds tokens of its own.
+    The vocabularies may differ at the end, where each package adds its own tokens.
     """
     weight = model.get_input_embeddings().weight
     layers = model.config.get_text_config().num_hidden_layers
@@ -256,7 +255,7 @@ def _check_host(model: torch.nn.Module, known: dict[str, Any], source: Path) -> 
             f"{source} belongs to a language model of width {known['hidden_size']} with "
             f"{known['num_hidden_layers']} layers, this host's has {weight.shape[1]} and {layers}"
         )
-    # The probe's rows are a share of the vocabulary that it was taken of.
+    # The probe's rows are at shares of the vocabulary that it was taken from.
     rows = known["vocab_size"]
     padded = weight.detach()
     if rows > len(weight):
@@ -267,7 +266,7 @@ def _check_host(model: torch.nn.Module, known: dict[str, Any], source: Path) -> 
             f"{source} was trained on another language model than this host's: input embeddings "
             f"differ by {difference:.2g} of their size"
         )
-    # LLaVA-NeXT leaves out the last block of some towers, which then cannot be compared.
+    # LLaVA-NeXT omits the last block of some towers, which then cannot be compared.
     have = host_fingerprint(model)["parts"]
     parts = known.get("parts", {})
     other = {n for n in parts if n not in have or have[n]["matrices"] != parts[n]["matrices"]}

@@ -1,9 +1,9 @@
-"""How likely a host is to give each of several answers.
+"""Likelihoods of several answers of a host.
 
-P(yes) compares the first tokens of "Yes" and "No" in the pass that goes on to write the answer
-(:func:`first_token_p_yes`): the likelihood of all answers that begin so. Where answers are longer
-than a token ("real" against "fake" in many vocabularies, whole sentences),
-:func:`answer_log_likelihoods` scores them whole.
+P(yes) compares the first tokens of "Yes" and "No" in the pass that also generates the answer
+(:func:`first_token_p_yes`): the likelihood of all answers with that beginning. If answers are
+longer than a token ("real" against "fake" in many vocabularies, whole sentences),
+:func:`answer_log_likelihoods` scores them as a whole.
 
 Source: AntifakePrompt (official code at 957c1e1) ranks its two answers by likelihood as well.
 """
@@ -25,24 +25,24 @@ from llava_forgery.tensors import to_device
 
 
 class AnswerLikelihood(NamedTuple):
-    """How likely one answer is."""
+    """Likelihood of one answer."""
 
     log_likelihood: float
     """Sum over its tokens, natural logarithm."""
     tokens: int
     greedy: bool
-    """Whether each token is the likeliest one in its place."""
+    """Whether each token is the most likely one at its position."""
 
 
 def first_token_p_yes(logits: torch.Tensor, candidates: CandidateIds) -> list[float]:
-    """P(yes) against "No", in [0, 1], where each answer is told by its first token.
+    """P(yes) against "No", in [0, 1], from the first token of the answer.
 
     Args:
-        logits: (B, V) of the answers' first tokens.
+        logits: (B, V) logits of the answers' first tokens.
         candidates: The two tokens.
 
     Raises:
-        ValueError: One is not finite.
+        ValueError: A value is not finite.
     """
     p_yes = logits[:, [candidates.yes, candidates.no]].float().softmax(dim=1)[:, 0]
     if not bool(p_yes.isfinite().all()):
@@ -56,13 +56,13 @@ def first_token_p_yes(logits: torch.Tensor, candidates: CandidateIds) -> list[fl
 def tell_apart(
     head: Sequence[int], continued: Callable[[str], list[int]], special: Collection[int] = ()
 ) -> CandidateIds:
-    """The tokens that tell "Yes" from "No", in whichever way either goes on.
+    """The tokens that tell "Yes" from "No", however either continues.
 
-    Some tokenizers begin both words with the same token, such as a space: it is shared.
+    Some tokenizers begin both words with the same token, such as a space, which is then shared.
 
     Args:
         head: Ids of the prompt.
-        continued: Ids of the prompt with an answer.
+        continued: Returns the ids of the prompt with an answer.
         special: Tokens with which no answer may begin.
 
     Raises:
@@ -90,7 +90,7 @@ def tell_apart(
 
 
 def _common(sequences: Sequence[Sequence[int]]) -> list[int]:
-    """What all sequences begin with."""
+    """Common beginning of all sequences."""
     shared = []
     for tokens in zip(*sequences, strict=False):
         if len(set(tokens)) > 1:
@@ -130,16 +130,16 @@ def labelled_logits(
 def label_log_likelihoods(
     model: ForgeryModel, labels: torch.Tensor, **inputs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-likelihood of each label, and whether it is the likeliest token.
+    """Log-likelihood of each label, and whether it is the most likely token.
 
     Args:
-        model: In eval mode, or in training.
-        labels: (B, T), -100 where nothing is asked.
-        inputs: Of the model.
+        model: Model in eval or training mode.
+        labels: (B, T), -100 for tokens without a label.
+        inputs: Inputs of the model.
 
     Returns:
-        (B, K) float32, natural logarithms, 0 where nothing is asked; and (B, K) bool, True there.
-        K counts from the first label on.
+        (B, K) float32, natural logarithms, 0 for tokens without a label; and (B, K) bool, True
+        there. K counts from the first label on.
     """
     logits, labels = model.labelled_logits(labels, **inputs)
     asked = labels != IGNORE_INDEX
@@ -159,20 +159,20 @@ def answer_likelihoods(
     *,
     include_end: bool = True,
 ) -> list[AnswerLikelihood]:
-    """How likely whole answers to their own prompts are, in one batch.
+    """Likelihoods of whole answers to their own prompts, in one batch.
 
     Args:
-        model: In eval mode.
+        model: Model in eval mode.
         prompts: N conversations that end with a question.
         answers: N answers.
-        images: What each prompt is about; None for one without a picture.
-        detection: The detector's output for the N images, of a model with the skill.
-        include_end: Count what ends the turn. Without it "No" also stands for all answers that
-            begin with it; with it each answer is complete.
+        images: Image of each prompt; None for one without a picture.
+        detection: The detector's output for the N images, for a model with the skill.
+        include_end: Whether to include the end of the turn. Without it "No" also stands for all
+            answers that begin with it; with it each answer is complete.
 
     Raises:
-        ValueError: A prompt is none, the model is in training mode, or the detection is missing or
-            not wanted.
+        ValueError: A conversation is not a prompt, the model is in training mode, or the detection
+            is missing or superfluous.
     """
     if not all(prompt.is_prompt for prompt in prompts):
         raise ValueError("expected a conversation that ends with a question")
@@ -192,7 +192,7 @@ def answer_likelihoods(
         )
         for prompt, answer, image in zip(prompts, answers, images, strict=True)
     ]
-    # Padded behind, so that every token has the position that it has alone.
+    # Padded on the right, so that every token has the same position as without a batch.
     batch = to_device(model.prompts.collate(samples, padding_side="right"), model.device)
     labels = last_answers(batch.pop("labels"))
     if detection is not None:
@@ -216,20 +216,22 @@ def answer_log_likelihoods(
     """Log-likelihoods of whole answers to one prompt, all in one batch.
 
     Args:
-        model: A host with the skill, or a :class:`~llava_forgery.hosts.baseline.BaselineVLM`.
-        prompt: A conversation that ends with a question.
-        answers: Candidates, not empty.
-        image: What the prompt is about; None for a prompt without one.
+        model: Host with the skill, or a :class:`~llava_forgery.hosts.baseline.BaselineVLM`.
+        prompt: Conversation that ends with a question.
+        answers: Candidate answers, not empty.
+        image: Image of the prompt; None for a prompt without one.
         detection: The detector's output for this one image (batch of 1), for a model with the
             skill.
         include_end: As for :func:`answer_likelihoods`.
-        per_token: Mean over the tokens instead of the sum: short answers are no longer favoured.
+        per_token: Whether to take the mean over the tokens instead of the sum, so that short
+            answers are not favoured.
 
     Returns:
         (K,) float32, natural logarithms.
 
     Raises:
-        ValueError: No candidate, a detection of several images; or as :func:`answer_likelihoods`.
+        ValueError: As for :func:`answer_likelihoods`; or there are no candidates, or the detection
+            is of several images.
     """
     if isinstance(answers, str) or not answers:
         raise ValueError(f"expected a non-empty list of candidate answers, got {answers!r}")
@@ -247,15 +249,15 @@ def answer_log_likelihoods(
 
 
 def answer_probabilities(*arguments: Any, **options: Any) -> torch.Tensor:
-    """(K,) probabilities of the candidates against each other, which sum to 1.
+    """(K,) probabilities of the candidates relative to each other, which sum to 1.
 
-    Arguments and errors as :func:`answer_log_likelihoods`.
+    Arguments and errors as for :func:`answer_log_likelihoods`.
     """
     return answer_log_likelihoods(*arguments, **options).softmax(dim=0)
 
 
 def last_answers(labels: torch.Tensor) -> torch.Tensor:
-    """(N, T): the labels of each last answer; earlier ones of a dialogue are no longer asked."""
+    """(N, T): only the labels of the last answer of each dialogue."""
     labels = labels.clone()
     for row in labels:
         places = (row != IGNORE_INDEX).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""LoRA on the host's language model alone, through peft."""
+"""LoRA on the host's language model only, through peft."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LoraSettings:
     r: int = 32
     """Rank."""
     alpha: int = 32
-    """Scale; the update counts alpha / r."""
+    """Scale; the update is scaled by alpha / r."""
     dropout: float = 0.1
     """Dropout on the input of the update."""
     projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -57,8 +57,8 @@ class LoraSettings:
 def lora_config(host: PreTrainedModel, settings: LoraSettings | peft.LoraConfig) -> peft.LoraConfig:
     """peft's configuration with the language model's layers as the targets.
 
-    A plain list of names would also hit the vision tower, whose attention layers have the same
-    names: it is anchored at the language model.
+    A plain list of names would also match the vision tower, whose attention layers have the same
+    names, so the names are anchored at the language model.
 
     Args:
         host: A transformers image-text-to-text model.
@@ -66,8 +66,8 @@ def lora_config(host: PreTrainedModel, settings: LoraSettings | peft.LoraConfig)
             "all-linear", a regular expression, or None for those of :class:`LoraSettings`.
 
     Raises:
-        ValueError: The language model has no such layers, or a regular expression reaches beyond
-            it.
+        ValueError: The language model has no such layers, or a regular expression matches layers
+            outside of it.
     """
     decoder = host.get_decoder()
     prefix = next(name for name, module in host.named_modules() if module is decoder)
@@ -108,12 +108,12 @@ def lora_config(host: PreTrainedModel, settings: LoraSettings | peft.LoraConfig)
 def load_lora(
     host: PreTrainedModel, directory: str | PathLike, trainable: bool = False
 ) -> peft.PeftModel:
-    """A host with a saved LoRA on it; peft itself would only warn where files do not fit.
+    """Attach a saved LoRA to a host; peft itself would only warn if files do not match.
 
     Args:
-        host: Without peft's wrapper.
+        host: Host without peft's wrapper.
         directory: Folder of peft's files.
-        trainable: Whether the LoRA is to be trained further.
+        trainable: Whether the LoRA will be trained further.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -127,7 +127,7 @@ def load_lora(
     read_json(directory / LORA_CONFIG)
     config = peft.PeftConfig.from_pretrained(str(directory))
     config.inference_mode = not trainable
-    # The fingerprint tells hosts apart; peft would warn of one that was moved.
+    # The fingerprint identifies the host; peft would warn of one that was moved.
     config.base_model_name_or_path = None
     model = peft.get_peft_model(host, config)
     try:
@@ -139,15 +139,15 @@ def load_lora(
 
 
 def check_lora(host: nn.Module, directory: str | PathLike) -> None:
-    """Compare a saved LoRA with a host's layers, before peft reads it and only warns.
+    """Compare a saved LoRA with a host's layers, as peft would only warn.
 
     Args:
-        host: Without peft's wrapper.
-        directory: Holds peft's files.
+        host: Host without peft's wrapper.
+        directory: Folder of peft's files.
 
     Raises:
-        FileNotFoundError: One of them is missing.
-        ValueError: It is damaged, or belongs to another host.
+        FileNotFoundError: A file is missing.
+        ValueError: The LoRA is damaged, or belongs to another host.
     """
     directory = Path(directory)
     for name in (LORA_CONFIG, LORA_WEIGHTS):
@@ -159,7 +159,7 @@ def check_lora(host: nn.Module, directory: str | PathLike) -> None:
     expected = {}
     for name, layer in host.named_modules():
         if peft.tuners.tuners_utils.check_target_module_exists(settings, name):
-            # Not of the weight, which quantisation packs.
+            # Not from the weight, which quantisation packs.
             inputs, outputs = layer.in_features, layer.out_features
             path = f"base_model.model.{name}"
             expected[f"{path}.lora_A.weight"] = torch.empty(settings.r, inputs, device="meta")
@@ -168,7 +168,7 @@ def check_lora(host: nn.Module, directory: str | PathLike) -> None:
 
 
 def merge_lora(host: peft.PeftModel) -> nn.Module:
-    """Add an attached LoRA to the host's weights; returns the bare host.
+    """Merge an attached LoRA into the host's weights, and return the bare host.
 
     Raises:
         ValueError: The host is quantised, and the sum would be rounded to 4 or 8 bits again.
@@ -180,7 +180,7 @@ def merge_lora(host: peft.PeftModel) -> nn.Module:
 
 def lora_state(host: peft.PeftModel) -> dict[str, torch.Tensor]:
     """An attached LoRA's tensors, by the names of peft's files."""
-    # Left to itself, peft asks the hub for the host's configuration to see if its words grew.
+    # By default peft asks the hub for the host's configuration to see if the vocabulary grew.
     return peft.get_peft_model_state_dict(host, save_embedding_layers=False)
 
 
@@ -189,9 +189,9 @@ def save_lora(host: peft.PeftModel, directory: str | PathLike, base: str | None 
 
     Args:
         host: peft's wrapper around the host.
-        directory: The folder.
-        base: The host's name in ``adapter_config.json``; by default peft's, which of a host in a
-            folder is the whole path.
+        directory: Output folder.
+        base: Name of the host in ``adapter_config.json``; by default peft's, which is the whole
+            path for a host in a folder.
     """
     directory = Path(directory)
     host.save_pretrained(str(directory), save_embedding_layers=False)
@@ -203,6 +203,6 @@ def save_lora(host: peft.PeftModel, directory: str | PathLike, base: str | None 
 
 
 def fill_lora(host: peft.PeftModel, directory: str | PathLike) -> None:
-    """Fill an attached LoRA from peft's files, strictly; errors as :func:`load_tensors`."""
+    """Load an attached LoRA from peft's files, strictly; errors as for :func:`load_tensors`."""
     expected = lora_state(host)
     peft.set_peft_model_state_dict(host, load_tensors(Path(directory) / LORA_WEIGHTS, expected))

@@ -1,15 +1,15 @@
-"""An estimate of the GPU memory that training an adapter takes, from the host's configuration.
+"""Estimate of the GPU memory for training an adapter, from the host's configuration.
 
 Nothing is loaded: the host is built on the meta device, its weights are counted, and one and two of
-its layers are run there to see what autograd would keep. What is counted is exact; what no count
-can know (the CUDA context, fragmentation, workspaces) is a stated allowance. It is an estimate, not
+its layers are run there to find what autograd would keep. The counts are exact; what cannot be
+counted (the CUDA context, fragmentation, workspaces) is a stated allowance. It is an estimate, not
 a measurement.
 
-What is held, for LoRA on a frozen host (QLoRA, arXiv:2305.14314, for the 4-bit sizes):
+Memory of LoRA on a frozen host (QLoRA, arXiv:2305.14314, for the 4-bit sizes):
 
 - weights: NF4 takes 4 bits and per 64 weights an 8-bit scale, per 256 scales a float32 one;
   LLM.int8 takes 8 bits and a float32 scale for each row; everything else its dtype;
-- trained parameters: float32, with as large a gradient and two AdamW moments;
+- trained parameters: float32, with a gradient and two AdamW moments of the same size;
 - activations: with gradient checkpointing each layer's input, and all of one layer; without it all
   of all layers;
 - logits of the supervised places: the host's dtype, float32, and a float32 gradient.
@@ -38,26 +38,26 @@ BLOCK, NESTED_BLOCK = 64, 256
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """What a training is like."""
+    """Settings of a training."""
 
     quantization: str | None = None
-    """None, "8bit" or "4bit", of the language model's linear layers."""
+    """Quantisation of the language model's linear layers: None, "8bit" or "4bit"."""
     dtype: torch.dtype = torch.bfloat16
-    """Of all other weights and of the activations."""
+    """Dtype of all other weights and of the activations."""
     lora: LoraSettings | None = None
     """Sizes of LoRA; None trains none."""
     batch_size: int = 1
-    """Samples for each pass."""
+    """Number of samples per pass."""
     tokens: int = 1024
-    """Tokens of a sample, image and placeholders included."""
+    """Number of tokens of a sample, including image and placeholders."""
     supervised: int = 128
-    """Places from the first answer on, whose logits are computed."""
+    """Number of positions from the first answer on, whose logits are computed."""
     gradient_checkpointing: bool = True
-    """Whether layers are computed twice."""
+    """Whether layers are recomputed in the backward pass."""
     more_frozen: int = 0
-    """Frozen parameters beside the host, float32: the detector's."""
+    """Number of frozen float32 parameters besides the host, those of the detector."""
     more_trained: int = 0
-    """Trained parameters beside LoRA, float32: the FPL's."""
+    """Number of trained float32 parameters besides LoRA, those of the FPL."""
     allowance: float = 2.0
     """GiB for the CUDA context, workspaces and fragmentation."""
 
@@ -76,36 +76,36 @@ class MemoryEstimate:
     """Bytes on the GPU while an adapter is trained."""
 
     weights: int
-    """The host's."""
+    """Weights of the host."""
     frozen_extra: int
-    """The detector's."""
+    """Weights of the detector."""
     trained: int
-    """LoRA and FPL."""
+    """Weights of LoRA and FPL."""
     gradients: int
-    """Of what is trained."""
+    """Gradients of the trained weights."""
     optimiser: int
     """AdamW's two moments."""
     activations: int
-    """What autograd keeps of the language model."""
+    """Tensors that autograd keeps of the language model."""
     logits: int
-    """Of the supervised places, with their float32 copy and its gradient."""
+    """Logits of the supervised positions, with their float32 copy and its gradient."""
     transient: int
-    """The largest quantised layer, brought back to its dtype for one product."""
+    """The largest quantised layer, dequantised for one product."""
     allowance: int
-    """Context, workspaces, fragmentation: not counted but granted."""
+    """Allowance for context, workspaces and fragmentation."""
 
     @property
     def total(self) -> int:
-        """Their sum."""
+        """Sum of all fields."""
         return sum(asdict(self).values())
 
 
 def estimate_memory(config: PreTrainedConfig, settings: MemorySettings) -> MemoryEstimate:
-    """Estimate what training an adapter of a host takes.
+    """Estimate the memory for training an adapter of a host.
 
     Args:
-        config: Of a transformers image-text-to-text model.
-        settings: How it is trained.
+        config: Configuration of a transformers image-text-to-text model.
+        settings: Settings of the training.
 
     Returns:
         Bytes, by kind.
@@ -142,7 +142,7 @@ def weight_bytes(host: PreTrainedModel, quantization: str | None) -> tuple[int, 
     """Bytes of a host's weights, and of the largest quantised layer in its own dtype.
 
     Args:
-        host: On any device.
+        host: Host on any device.
         quantization: None, "8bit" or "4bit".
     """
     quantised = set()
@@ -169,8 +169,8 @@ def lora_parameters(host: PreTrainedModel, settings: LoraSettings) -> int:
     """Number of LoRA's parameters on a host.
 
     Args:
-        host: On the meta device; LoRA is put on and taken off.
-        settings: Sizes.
+        host: Host on the meta device; LoRA is attached and removed.
+        settings: Sizes of LoRA.
     """
     adapted = peft.get_peft_model(host, lora_config(host, settings), low_cpu_mem_usage=True)
     count = sum(parameter.numel() for n, parameter in adapted.named_parameters() if ".lora_" in n)
@@ -181,7 +181,7 @@ def lora_parameters(host: PreTrainedModel, settings: LoraSettings) -> int:
 def activation_bytes(config: PreTrainedConfig, settings: MemorySettings) -> int:
     """Bytes that autograd keeps of the language model between forward and backward.
 
-    One and two layers are run on the meta device; their difference is a layer. Attention is taken
+    One and two layers are run on the meta device; their difference is one layer. Attention is run
     in its eager form, which keeps its whole matrix: an upper bound for fused kernels.
     """
     layers = config.get_text_config().num_hidden_layers
@@ -208,7 +208,7 @@ def _kept_bytes(config: PreTrainedConfig, settings: MemorySettings, layers: int)
     decoder = host.get_decoder()
     shape = (settings.batch_size, settings.tokens, text.hidden_size)
     embedded = torch.zeros(shape, dtype=settings.dtype, device="meta", requires_grad=True)
-    # A whole mask is taken as it is; making one asks for values, which the meta device has not.
+    # A whole mask is used unchanged; making one needs values, which the meta device does not have.
     mask_shape = (settings.batch_size, 1, settings.tokens, settings.tokens)
     mask = torch.zeros(mask_shape, dtype=settings.dtype, device="meta")
     with kept_storages(host) as kept:
@@ -218,10 +218,10 @@ def _kept_bytes(config: PreTrainedConfig, settings: MemorySettings, layers: int)
 
 @contextmanager
 def kept_storages(module: nn.Module) -> Iterator[dict[int, int]]:
-    """Count what autograd keeps of the calls inside, the module's own weights left out.
+    """Count what autograd keeps of the calls inside, without the module's own weights.
 
     Yields:
-        Filled while the calls run: storage to its bytes, each counted once.
+        Bytes by storage, each counted once; filled while the calls run.
     """
     own = {id_of(tensor) for tensor in [*module.parameters(), *module.buffers()]}
     kept: dict[int, int] = {}
@@ -231,7 +231,7 @@ def kept_storages(module: nn.Module) -> Iterator[dict[int, int]]:
         key = id_of(tensor)
         if key not in own:
             kept[key] = tensor.untyped_storage().nbytes()
-            # A storage that is given back could lend its address to another one.
+            # The address of a freed storage could be reused by another one.
             alive.append(tensor)
         return tensor
 
@@ -240,5 +240,5 @@ def kept_storages(module: nn.Module) -> Iterator[dict[int, int]]:
 
 
 def id_of(tensor: torch.Tensor) -> int:
-    """Of a tensor's storage; addresses of data are all 0 on the meta device."""
+    """Id of a tensor's storage, as data addresses are all 0 on the meta device."""
     return tensor.untyped_storage()._cdata

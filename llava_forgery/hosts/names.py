@@ -1,4 +1,4 @@
-"""Names of an adapter's files, and of checkpoints that hold their host as well."""
+"""Names of an adapter's files, and of checkpoints that include their host."""
 
 from os import PathLike
 from pathlib import Path

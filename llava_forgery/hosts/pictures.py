@@ -1,8 +1,8 @@
-"""What the detector sees of pictures that a program gave to the host only.
+"""The detector's view of pictures that a program only gave to the host.
 
-Programs that know nothing of the skill give the host's pixel tensors and nothing else. It is second
-best: the host's processor has resized, and may have cropped, the photographs. They are turned back
-into 8-bit pictures, in which faces are found and framed as everywhere else.
+Programs unaware of the skill only give the host's pixel tensors, which is second best: the host's
+processor has resized, and may have cropped, the photographs. They are converted back to 8-bit
+pictures, in which faces are found and framed as usual.
 """
 
 import logging
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 
 
 class ClientPrompts:
-    """What a model does, and says once, for programs that know nothing of its skill; threads may
-    share it."""
+    """Support of a model for programs unaware of its skill, with warnings that are given once;
+    threads may share it."""
 
     def __init__(self) -> None:
         self.said_unused = self.said_derived = False
         self._detector: FaceDetector | None = None
 
     def tell_unused(self, model: nn.Module) -> None:
-        """Say once that the skill was not used, unless the model learns from general data."""
+        """Warn once that the skill was not used, unless the model trains on general data."""
         if self.said_unused or model.training:
             return
         self.said_unused = True
@@ -44,12 +44,12 @@ class ClientPrompts:
         )
 
     def tell_derived(self) -> None:
-        """Say once that the detector sees pictures through the host's eyes."""
+        """Warn once that the detector sees pictures as prepared for the host."""
         if not self.said_derived:
             self.said_derived = True
             logger.warning(
-                "no forgery_images are given: the detector sees what the host's processor left of "
-                "the images; give forgery_images for its own resolution"
+                "no forgery_images are given: the detector sees the images as the host's processor "
+                "prepared them; give forgery_images for its own resolution"
             )
 
     def frame(self, pictures: Sequence[np.ndarray], size: int, crop: str) -> torch.Tensor:
@@ -58,9 +58,9 @@ class ClientPrompts:
         Args:
             pictures: (H, W, 3) uint8 RGB each.
             size: Side S of the detector's input.
-            crop: "face": the largest face is cut out as training frames faces, unless the picture
-                is framed so already; without one the whole is taken, with a warning. "none": the
-                whole, padded to a square by repeating its edge.
+            crop: "face": the largest face is cut out as in training, unless the picture is already
+                framed so; without a face the whole picture is used, with a warning. "none": the
+                whole picture, padded to a square by repeating its edge.
 
         Returns:
             (N, 3, S, S) float32 in [0, 1].
@@ -68,7 +68,7 @@ class ClientPrompts:
         return torch.stack([from_bytes(self.square(p, size, crop)) for p in pictures])
 
     def square(self, pixels: np.ndarray, size: int, crop: str) -> np.ndarray:
-        """One of :meth:`frame`, (S, S, 3) uint8."""
+        """A single picture as in :meth:`frame`, (S, S, 3) uint8."""
         if crop == FACE:
             face = square_of_face(pixels, size, self._find)
             for warning in face.warnings:
@@ -90,14 +90,14 @@ def picture_of(
     aspect: str | None = None,
     image_size: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """An image that was prepared for the host, as a picture.
+    """Convert an image that was prepared for the host back to a picture.
 
-    Padding is cut off and squeezed proportions are restored where the photograph's size is known.
+    Padding is removed and proportions are restored if the photograph's size is known.
 
     Args:
         pixels: (3, H, W), normalised by the host's processor.
-        mean: Of the host's processor, for pixels in [0, 1].
-        std: Likewise.
+        mean: Channel means of the host's processor, for pixels in [0, 1].
+        std: Channel standard deviations of the host's processor, for pixels in [0, 1].
         aspect: LLaVA's ``image_aspect_ratio``: None, "square", "pad" or "anyres...".
         image_size: (width, height) of the photograph.
 

@@ -1,7 +1,7 @@
-"""Placeholder tokens and the hooks that put vectors in their places.
+"""Placeholder tokens and the hooks that replace them by vectors.
 
 The prompt holds placeholder tokens for each sample; hooks on the host's input embedding replace
-their rows by the given vectors. Nothing of the host is replaced, renamed or saved.
+their rows by the given vectors. No part of the host is replaced, renamed or saved.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ def count_placeholders(input_ids: torch.Tensor, token_id: int) -> list[int]:
 
 
 class EmbeddingHooks(ABC):
-    """Hooks on one embedding module that write other rows wherever a token's id stands.
+    """Hooks on one embedding module that replace the rows of a token.
 
-    The id may lie outside the host's vocabulary: it never reaches the embedding.
+    Its id may be outside the host's vocabulary, as it never reaches the embedding.
 
     Args:
-        embedding: An input embedding.
-        token_id: The token's id.
+        embedding: Input embedding.
+        token_id: Id of the token.
     """
 
     def __init__(self, embedding: nn.Module, token_id: int) -> None:
         self.token_id = token_id
         self._embedding = embedding
-        # Of each thread, from an embedding's first hook to its second.
+        # By thread, from an embedding's first hook to its second.
         self._places: dict[int, torch.Tensor] = {}
-        # torch numbers hooks without a lock: two threads' could get one number.
+        # torch numbers hooks without a lock: those of two threads could get the same number.
         with lock_of(embedding):
             self._handles = [
                 embedding.register_forward_pre_hook(self._before),
@@ -54,19 +54,19 @@ class EmbeddingHooks(ABC):
             ]
 
     def remove(self) -> None:
-        """Take the hooks off; the embedding is then as it was."""
+        """Remove the hooks, which restores the embedding."""
         with lock_of(self._embedding):
             for handle in self._handles:
                 handle.remove()
         self._handles = []
 
     def _find(self, ids: torch.Tensor) -> torch.Tensor:
-        """Where the token stands among the ids."""
+        """Positions of the token among the ids."""
         return ids == self.token_id
 
     @abstractmethod
     def _check(self, ids: torch.Tensor) -> None:
-        """Refuse ids (B, T) that hold the token and have no rows to write."""
+        """Refuse ids (B, T) that hold the token but have no rows to write."""
 
     @abstractmethod
     def _write(self, output: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -75,13 +75,13 @@ class EmbeddingHooks(ABC):
     def _before(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple | None:
         ids = inputs[0]
         places = self._find(ids)
-        # What an embedding that failed has left.
+        # Left by an embedding that failed.
         self._places.pop(get_ident(), None)
         if not bool(places.any()):
             return None
         self._check(ids)
         self._places[get_ident()] = places
-        # Any id inside the vocabulary will do: the row is replaced afterwards.
+        # Any id inside the vocabulary works, as the row is replaced afterwards.
         return (ids.masked_fill(places, 0), *inputs[1:])
 
     def _after(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
@@ -93,12 +93,12 @@ class PlaceholderHooks(EmbeddingHooks):
     """Each sample's own vectors at its placeholders; :meth:`use` sets them for the calls inside."""
 
     def use(self, vectors: torch.Tensor | Sequence[torch.Tensor]) -> AbstractContextManager[None]:
-        """Set the vectors for what this thread or task calls inside.
+        """Context that sets the vectors for calls of this thread or task.
 
         Args:
-            vectors: For each sample of the batch its (n, C) vectors, in the order of its
-                placeholders; n may differ between samples. Calls with k * B rows (beams, several
-                answers for each prompt) repeat each sample's vectors k times.
+            vectors: Vectors (n, C) of each sample of the batch, in the order of its placeholders; n
+                may differ between samples. Calls with k * B rows (beams, several answers for each
+                prompt) repeat each sample's vectors k times.
         """
         return in_call(self, tuple(vectors))
 
@@ -111,7 +111,7 @@ class PlaceholderHooks(EmbeddingHooks):
             )
         rows, samples = len(ids), len(vectors)
         if rows % samples:
-            raise ValueError(f"{rows} prompts cannot be shared out among {samples} samples")
+            raise ValueError(f"{rows} prompts cannot be distributed over {samples} samples")
         repeats = rows // samples
         expected = [len(sample) for sample in vectors for _ in range(repeats)]
         check_counts(ids, self.token_id, expected)
@@ -119,15 +119,15 @@ class PlaceholderHooks(EmbeddingHooks):
     def _write(self, output: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         samples = of_call(self)
         repeats = len(places) // len(samples)
-        # Counts were compared row by row, so the flat order of the scatter cannot run over from
-        # one sample into the next.
+        # Counts were compared row by row, so the flat scatter cannot run over from one sample into
+        # the next.
         rows = [sample for sample in samples for _ in range(repeats)]
         vectors = torch.cat(rows).to(output.device, output.dtype)
         return output.masked_scatter(places[..., None], vectors)
 
 
 def check_counts(input_ids: torch.Tensor, token_id: int, expected: list[int]) -> None:
-    """Compare placeholders and vectors for each sample.
+    """Compare the numbers of placeholders and vectors of each sample.
 
     Raises:
         ValueError: They differ; the message names the sample and both numbers.

@@ -1,9 +1,9 @@
-"""Where E_forgery stands: at placeholders that the prompt holds, or always behind each image.
+"""Placement of E_forgery: at placeholders that the prompt holds, or always after each image.
 
-With ``always`` a prompt that shows images and holds no placeholder gets them from the model itself,
-behind the last token of each image, so that programs which know nothing of the skill use it. With
-``placeholders`` such a prompt stays the host's own, and the model says once that the skill was not
-used. Adapters without the key are of before it, and mean ``placeholders``.
+With ``always`` the model itself adds placeholders after the last token of each image to prompts
+that have none, so that programs unaware of the skill use it. With ``placeholders`` such a prompt is
+left to the host, and the model warns once that the skill was not used. Older adapters do not have
+the key, which means ``placeholders``.
 """
 
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ import torch
 
 ALWAYS, PLACEHOLDERS = "always", "placeholders"
 PLACEMENTS = (ALWAYS, PLACEHOLDERS)
-# What the detector is shown of a picture that a program gives without forgery_images.
+# What the detector sees of a picture that a program gives without forgery_images.
 FACE, WHOLE = "face", "none"
 CROPS = (FACE, WHOLE)
 
 
 def check_placement(placement: str) -> str:
-    """The placement as given.
+    """Return the placement if it is valid.
 
     Raises:
-        ValueError: It is none of ``PLACEMENTS``.
+        ValueError: It is not in ``PLACEMENTS``.
     """
     if placement not in PLACEMENTS:
         raise ValueError(f"placement must be {' or '.join(PLACEMENTS)}, got {placement!r}")
@@ -29,10 +29,10 @@ def check_placement(placement: str) -> str:
 
 
 def check_crop(crop: str) -> str:
-    """The crop as given.
+    """Return the crop if it is valid.
 
     Raises:
-        ValueError: It is none of ``CROPS``.
+        ValueError: It is not in ``CROPS``.
     """
     if crop not in CROPS:
         raise ValueError(f"crop must be {' or '.join(CROPS)}, got {crop!r}")
@@ -41,26 +41,26 @@ def check_crop(crop: str) -> str:
 
 @dataclass(frozen=True)
 class Expansion:
-    """Where the tokens of a batch (B, T) lie once placeholders stand behind its images."""
+    """Positions of the tokens of a batch (B, T) once placeholders are inserted after its images."""
 
     places: torch.Tensor
-    """(B, T): of each token."""
+    """(B, T): new position of each token."""
     inserted: torch.Tensor
-    """(B, T'): whether a placeholder was put there."""
+    """(B, T'): whether a placeholder was inserted there."""
 
     @classmethod
     def behind(cls, ends: torch.Tensor, count: int, left: bool) -> "Expansion":
-        """Put placeholders behind tokens.
+        """Insert placeholders after tokens.
 
         Args:
             ends: (B, T): last tokens of images.
-            count: Placeholders behind each.
-            left: Whether rows with fewer images than others are padded in front, else behind.
+            count: Number of placeholders after each.
+            left: Whether rows with fewer images than others are padded on the left.
         """
         marks = ends.long()
         more = count * marks.sum(dim=1)
         longest = int(more.max())
-        # What stands before a token moves it, the placeholders behind itself do not.
+        # A token is moved by the placeholders before it, not by those after itself.
         places = torch.arange(ends.shape[1], device=ends.device) + count * (marks.cumsum(1) - marks)
         if left:
             places = places + (longest - more)[:, None]
@@ -75,25 +75,25 @@ class Expansion:
         return cls(places, inserted)
 
     def move(self, tensor: torch.Tensor, padding: int, placeholder: int) -> torch.Tensor:
-        """What has one value a token, (B, T), as (B, T').
+        """Values per token (B, T) as (B, T').
 
         Args:
-            tensor: The values.
-            padding: Of the places that belong to no token.
-            placeholder: Of the placeholders.
+            tensor: Values to move.
+            padding: Value of positions that belong to no token.
+            placeholder: Value of the placeholders.
         """
         moved = tensor.new_full(self.inserted.shape, padding)
         moved.scatter_(1, self.places.to(tensor.device), tensor)
         return moved.masked_fill(self.inserted.to(tensor.device), placeholder)
 
     def mask(self, known: torch.Tensor | None) -> torch.Tensor | None:
-        """The attention mask (B, T'); None where none was known and no row is padded now.
+        """The attention mask (B, T'); None if there was none and no row is padded now.
 
         Args:
             known: (B, T), 0 at padding.
 
         Raises:
-            ValueError: It has another shape, as masks that were drawn out by hand have.
+            ValueError: The shape differs, as for custom expanded masks.
         """
         if known is None:
             if self.inserted.shape[1] == self.places.shape[1] + int(self.inserted.sum(1).min()):
@@ -102,18 +102,18 @@ class Expansion:
         if known.shape != self.places.shape:
             raise ValueError(
                 f"attention_mask has the shape {tuple(known.shape)}, expected "
-                f"{tuple(self.places.shape)}: forgery embeddings are put behind the images, which "
-                "moves the other tokens; write the placeholders into the prompt to give another"
+                f"{tuple(self.places.shape)}: forgery embeddings are inserted after the images, "
+                "which moves the other tokens; write the placeholders into the prompt to use it"
             )
         return self.move(known, 0, 1)
 
 
 def is_padded_left(mask: torch.Tensor | None, otherwise: bool) -> bool:
-    """Whether a batch is padded in front, by its attention mask (B, T).
+    """Whether a batch is padded on the left, by its attention mask (B, T).
 
     Args:
-        mask: 0 at padding.
-        otherwise: What is said of one without padding.
+        mask: Attention mask, 0 at padding.
+        otherwise: Return value for a batch without padding.
     """
     if mask is None or bool(mask.all()):
         return otherwise

@@ -1,4 +1,4 @@
-"""The host's own projector, from vision tower to language model, where it is trained as well."""
+"""The host's own projector, from vision tower to language model, if it is trained as well."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from llava_forgery.weights import load_tensors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Of an adapter that holds a trained projector, by the host's names of its weights.
+# File of an adapter with a trained projector, by the host's names of its weights.
 TRAINABLES = "host_trainables.safetensors"
 
 
 class TrainedProjector:
-    """A host's projector that is trained, or that an adapter has trained, and what it was before.
+    """A host's projector that is trained, or was trained by an adapter, with its original weights.
 
     Args:
-        host: The bare host.
-        name: Of the projector in the host's base model (``HostFamily.projector``).
+        host: Bare host.
+        name: Name of the projector in the host's base model (``HostFamily.projector``).
 
     Attributes:
         module: The projector.
 
     Raises:
-        ValueError: The host has none of that name.
+        ValueError: The host has no projector of that name.
     """
 
     def __init__(self, host: PreTrainedModel, name: str) -> None:
@@ -35,7 +35,7 @@ class TrainedProjector:
             self.module = host.base_model.get_submodule(name)
         except AttributeError as error:
             raise ValueError(
-                f"this {type(host).__name__} has no projector {name} to train; leave it as it is"
+                f"this {type(host).__name__} has no projector {name}; do not train it"
             ) from error
         self._prefix = next(path for path, one in host.named_modules() if one is self.module)
         self._before = {
@@ -44,8 +44,8 @@ class TrainedProjector:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def unfreeze(self) -> None:
-        """Train it, in full precision whatever the host's: an update is far smaller than what half
-        precision tells apart."""
+        """Make it trainable, in full precision whatever the host's, as updates are far smaller than
+        the resolution of half precision."""
         dtype = next(self.module.parameters()).dtype
         self.module.requires_grad_(True).float()
         if dtype != torch.float32 and not self._handles:
@@ -57,17 +57,17 @@ class TrainedProjector:
             ]
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Its weights by the host's names."""
+        """Weights by the host's names."""
         named = self.module.named_parameters()
         return {f"{self._prefix}.{name}": p.detach() for name, p in named}
 
     @torch.no_grad()
     def fill(self, directory: Path) -> None:
-        """Fill it from an adapter's folder, strictly.
+        """Load it from an adapter's folder, strictly.
 
         Raises:
             FileNotFoundError: The adapter holds no trained projector.
-            ValueError: It does not fit.
+            ValueError: The weights do not match.
         """
         own = self.state()
         for name, tensor in load_tensors(directory / TRAINABLES, own).items():
@@ -75,7 +75,7 @@ class TrainedProjector:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """The projector as it was before."""
+        """Restore the original weights."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -85,18 +85,18 @@ class TrainedProjector:
 
 
 def fill_projector(projector: TrainedProjector | None, directory: Path) -> None:
-    """Fill what is trained of a host's projector from an adapter's folder, strictly.
+    """Load a host's trained projector, if any, from an adapter's folder, strictly.
 
     Raises:
-        FileNotFoundError: It is trained, and the adapter holds none.
-        ValueError: It does not fit; or it is not trained, and the adapter holds one.
+        FileNotFoundError: It is trained, but the adapter holds none.
+        ValueError: The weights do not match; or it is not trained, but the adapter holds one.
     """
     if projector is not None:
         projector.fill(directory)
     elif (directory / TRAINABLES).is_file():
         raise ValueError(
-            f"{directory} holds weights of the host's own projector, which this training leaves as "
-            "they are; train the projector as before, or give another output folder"
+            f"{directory} holds weights of the host's own projector, which this training does not "
+            "change; train the projector as before, or give another output folder"
         )
 
 

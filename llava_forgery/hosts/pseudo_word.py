@@ -1,9 +1,9 @@
-"""AntifakePrompt's pseudo-word: one token of the prompt whose embedding alone is trained.
+"""AntifakePrompt's pseudo-word: a token of the prompt, of which only the embedding is trained.
 
-``attach_pseudo_word`` hangs hooks on a host's input embedding: wherever ``[*]`` stands in a prompt,
-its row is a learned vector. The host is not replaced, resized, saved or trained. On InstructBLIP
-the question reaches the Q-Former as well, whose own embedding gets a vector of its own: 768 + 4096
-= 4,864 parameters with Vicuna-7B.
+``attach_pseudo_word`` adds hooks to a host's input embedding: the row of ``[*]`` in a prompt is a
+learned vector. The host is not replaced, resized, saved or trained. On InstructBLIP the question
+also reaches the Q-Former, whose own embedding gets another vector: 768 + 4096 = 4,864 parameters
+with Vicuna-7B.
 
 Source: AntifakePrompt (arXiv:2310.17419), section 3; nctu-eva-lab/AntifakePrompt at 957c1e1.
 """
@@ -55,23 +55,23 @@ LANGUAGE_MODEL, QFORMER = "language_model", "qformer"
 
 @dataclass(frozen=True)
 class PseudoWordConfig:
-    """The question, its answers, and what the vector starts from.
+    """The question, its answers, and the initial vector.
 
     The polarity is the paper's: ``real_answer`` says that the photo is real, so the likelihood of
     ``fake_answer`` gives P(fake). Labels stay real = 0, fake = 1.
     """
 
     question: str = "Is this photo real?"
-    """Without the pseudo-word."""
+    """Question without the pseudo-word."""
     placement: str = "postfix"
-    """Where it goes: ``postfix`` before the question mark, ``prefix`` before the question,
-    ``replace`` in the place of the word ``real``."""
+    """Position of the pseudo-word: ``postfix`` before the question mark, ``prefix`` before the
+    question, ``replace`` instead of the word ``real``."""
     real_answer: str = "yes"
     """The whole answer for a real photo."""
     fake_answer: str = "no"
     """The whole answer for a fake one."""
     initial_word: str | None = None
-    """Word whose embedding the vector starts from; None draws it like the vocabulary's."""
+    """Word whose embedding initialises the vector; None draws it like the vocabulary's."""
 
     def __post_init__(self) -> None:
         if self.placement not in PLACEMENTS:
@@ -82,11 +82,11 @@ class PseudoWordConfig:
             text = getattr(self, name)
             if not text or text != text.strip() or PSEUDO_WORD in text:
                 raise ValueError(
-                    f"{name} must be a text without margins and without {PSEUDO_WORD}, which the "
-                    f"placement puts in; got {text!r}"
+                    f"{name} must be a stripped text without {PSEUDO_WORD}, which the placement "
+                    f"inserts; got {text!r}"
                 )
         if self.real_answer == self.fake_answer:
-            raise ValueError(f"real and fake are answered alike: {self.real_answer!r}")
+            raise ValueError(f"the answers for real and fake are equal: {self.real_answer!r}")
         if self.placement == "replace" and len(re.findall(r"\breal\b", self.question)) != 1:
             raise ValueError(
                 f"placement 'replace' needs one 'real' in the question, got {self.question!r}"
@@ -113,7 +113,7 @@ class PseudoWordConfig:
 
 
 class LearnedVector(nn.Module):
-    """One row in the place of an embedding's; a module, so that ZeRO-3 gathers it when called."""
+    """A row that replaces an embedding's; a module, so that ZeRO-3 gathers it when called."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -121,12 +121,12 @@ class LearnedVector(nn.Module):
 
     def forward(self) -> torch.Tensor:
         """(C,) float32."""
-        # A copy: under ZeRO-3 the parameter itself is taken apart again after this call.
+        # A copy: under ZeRO-3 the parameter itself is partitioned again after this call.
         return self.weight.clone()
 
 
 class PseudoWord(nn.Module):
-    """The learned vectors: ``language_model`` (C,), and ``qformer`` where the host has one.
+    """The learned vectors: ``language_model`` (C,), and ``qformer`` if the host has one.
 
     Args:
         widths: Width of each embedding.
@@ -141,15 +141,15 @@ class PseudoWord(nn.Module):
 
 
 class PseudoWordHooks(EmbeddingHooks):
-    """A learned vector wherever the pseudo-word stands.
+    """Hooks that replace the pseudo-word by a learned vector.
 
-    Unlike the forgery placeholders, whose vectors belong to a sample's image, the vector is the
-    same for every place and is always there: whatever calls the host sees it.
+    Unlike the vectors of forgery placeholders, which belong to a sample's image, this vector is the
+    same at every position and always set, whatever calls the host.
 
     Args:
-        embedding: An input embedding.
-        token_id: The pseudo-word's id.
-        vector: Gives the row.
+        embedding: Input embedding.
+        token_id: Id of the pseudo-word.
+        vector: Module that returns the row.
     """
 
     def __init__(self, embedding: nn.Module, token_id: int, vector: LearnedVector) -> None:
@@ -157,7 +157,7 @@ class PseudoWordHooks(EmbeddingHooks):
         self.vector = vector
 
     def _check(self, ids: torch.Tensor) -> None:
-        """There is always a row to write."""
+        """Accept all ids, as there is always a row to write."""
 
     def _write(self, output: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         row = self.vector().to(output.device, output.dtype)
@@ -165,18 +165,18 @@ class PseudoWordHooks(EmbeddingHooks):
 
 
 class PseudoWordVLM(Pushable, nn.Module):
-    """A host that knows the pseudo-word; made by :func:`attach_pseudo_word`.
+    """A host with the pseudo-word; made by :func:`attach_pseudo_word`.
 
     Attributes:
         model: The host, or the :class:`ForgeryVLM` that owns it.
-        word: The learned vectors, all that is trainable.
-        processor: Its tokenizers know ``[*]``.
+        word: The learned vectors, the only trainable parameters.
+        processor: Processor whose tokenizers have ``[*]``.
         config: Question and answers.
-        fingerprint: Of the bare host.
-        host_name: Where the bare host came from.
-        more_embeddings: Probes of further embeddings that read the question; the fingerprint
-            knows the language model's alone.
-        sources: Data the word was trained on, by name; what an evaluation calls held-in.
+        fingerprint: Fingerprint of the bare host.
+        host_name: Folder or hub name of the bare host.
+        more_embeddings: Probes of further embeddings that read the question, as the fingerprint
+            only has that of the language model.
+        sources: Names of the data that the word was trained on, which evaluations call held-in.
     """
 
     def __init__(
@@ -214,14 +214,14 @@ class PseudoWordVLM(Pushable, nn.Module):
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def forward(self, **inputs: Any) -> Any:
-        """The forward of what the word was attached to."""
+        """The forward of the model that the word is attached to."""
         with exclusive(bare_host(self.model)):
             return self.model(**inputs)
 
     def labelled_logits(
         self, labels: torch.Tensor, **inputs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`llava_forgery.hosts.base.ForgeryModel.labelled_logits`."""
+        """As for :meth:`llava_forgery.hosts.base.ForgeryModel.labelled_logits`."""
         return labelled_logits(self, bare_host(self.model), labels, **inputs)
 
     def generate(self, **inputs: Any) -> Any:
@@ -235,7 +235,7 @@ class PseudoWordVLM(Pushable, nn.Module):
             return generate(suppress_tokens=suppressed, **inputs)
 
     def detach(self) -> PreTrainedModel | ForgeryVLM:
-        """Take the hooks off and return what the word was attached to, as it was."""
+        """Remove the hooks and return the original model."""
         for hooks in self._hooks:
             hooks.remove()
         return self.model
@@ -263,8 +263,8 @@ def pseudo_word_embeddings(
 
     Args:
         host: A transformers image-text-to-text model.
-        processor: Its processor; one with a ``qformer_tokenizer`` says that the Q-Former reads
-            the question too.
+        processor: Processor of the host; one with a ``qformer_tokenizer`` means that the Q-Former
+            reads the question as well.
 
     Raises:
         ValueError: The processor has a Q-Former's tokenizer but the host has no Q-Former.
@@ -290,14 +290,14 @@ def initial_vector(
     word: str | None,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """(C,) float32 that a vector starts from: a word's, or drawn like the vocabulary's rows."""
+    """Initial vector (C,) float32: that of a word, or drawn like the vocabulary's rows."""
     weight = embedding.weight
     if word is not None:
         ids = tokenizer(word, add_special_tokens=False)["input_ids"]
         if not ids or tokenizer.unk_token_id in ids:
             raise ValueError(f"the tokenizer does not know the initial word {word!r}: ids {ids}")
         return weight[torch.tensor(ids, device=weight.device)].float().mean(dim=0).cpu()
-    # A sample of the rows tells their spread.
+    # The spread is estimated on a sample of the rows.
     rows = weight[:: max(1, len(weight) // 1024)].float()
     noise = torch.randn(weight.shape[1], generator=generator)
     return rows.mean(dim=0).cpu() + noise * rows.std(dim=0).cpu()
@@ -310,22 +310,22 @@ def attach_pseudo_word(
     config: PseudoWordConfig | None = None,
     seed: int = 0,
 ) -> PseudoWordVLM:
-    """Teach a loaded host, or a host that has the forgery skill, a pseudo-word.
+    """Attach a pseudo-word to a loaded host, or to a host with the forgery skill.
 
-    Everything but the word's vectors is frozen. ``[*]`` is added to the processor's tokenizers;
+    Everything except the word's vectors is frozen. ``[*]`` is added to the processor's tokenizers;
     no embedding is resized.
 
     Args:
-        model: A transformers image-text-to-text model, or what ``attach_forgery`` returned.
-        processor: Its processor.
+        model: A transformers image-text-to-text model, or a model from ``attach_forgery``.
+        processor: Processor of the model.
         config: Question, placement, answers and initial word; the paper's by default.
-        seed: Of the vectors, where there is no initial word.
+        seed: Seed of the vectors, if there is no initial word.
 
     Returns:
-        The module that is called like ``model``.
+        A module that is called like ``model``.
 
     Raises:
-        ValueError: A tokenizer owns ``[*]`` already, or the initial word is unknown.
+        ValueError: A tokenizer already has ``[*]``, or the initial word is unknown.
     """
     config = config or PseudoWordConfig()
     host = bare_host(model)
@@ -334,7 +334,7 @@ def attach_pseudo_word(
         if PSEUDO_WORD in tokenizer.get_vocab():
             raise ValueError(
                 f"the tokenizer owns {PSEUDO_WORD} already: a pseudo-word is attached, or the host "
-                "was saved with it; load host and processor anew"
+                "was saved with it; load host and processor again"
             )
     generator = torch.Generator().manual_seed(seed)
     word = PseudoWord({name: module.weight.shape[1] for name, (module, _) in embeddings.items()})
@@ -362,16 +362,16 @@ def load_pseudo_word(
     """Attach a saved word to a copy of its host.
 
     Args:
-        directory: The word's folder or hub name.
-        model: The host, or what ``attach_forgery`` made of it.
-        processor: Its processor.
+        directory: Folder or hub name of the word.
+        model: The host, or a model from ``attach_forgery``.
+        processor: Processor of the host.
 
     Returns:
-        In eval mode.
+        The model with the word, in eval mode.
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: The host is another one, or a file does not fit.
+        ValueError: The host differs, or a file does not match.
     """
     directory = local_folder(directory)
     config = read_pseudo_word_config(directory)
@@ -385,7 +385,7 @@ def load_pseudo_word(
 
 
 def _check_more(vlm: PseudoWordVLM, expected: dict[str, list[float]], directory: Path) -> None:
-    """A host may share its language model with another one but not its Q-Former."""
+    """Compare further embeddings: hosts may share the language model but not the Q-Former."""
     found = vlm.more_embeddings
     if set(found) != set(expected):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Saving and loading a pseudo-word: a few kilobytes, and which host they belong to.
+"""Saving and loading a pseudo-word: a few kilobytes, and the fingerprint of their host.
 
 Layout::
 
@@ -30,11 +30,11 @@ def save_pseudo_word(model: nn.Module, directory: str | PathLike) -> None:
     """Write the word of a model.
 
     Args:
-        model: From :func:`llava_forgery.hosts.pseudo_word.attach_pseudo_word`.
-        directory: A word there is replaced as a whole.
+        model: Model from :func:`llava_forgery.hosts.pseudo_word.attach_pseudo_word`.
+        directory: Output folder; an existing word is replaced as a whole.
 
     Raises:
-        ValueError: There is something else.
+        ValueError: The folder holds something else.
     """
     directory = Path(directory)
     check_output_folder(directory, CONFIG)
@@ -61,12 +61,12 @@ def read_pseudo_word_config(directory: str | PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: The folder is missing or holds no pseudo-word.
-        ValueError: Of another format.
+        ValueError: The format differs.
     """
     path = Path(directory) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(
-            f"{directory} holds no {CONFIG}, so it is no pseudo-word; "
+            f"{directory} holds no {CONFIG}, so it is not a pseudo-word; "
             "`llava-forgery train pseudo-word` writes one"
         )
     config = read_json(path)

