@@ -71,7 +71,7 @@ def _begin(ray: ModuleType, options: Mapping[str, Any], times: int) -> None:
                 ray.init(**options)
             return
         except Exception as error:
-            # Ray raises bare exceptions where its processes do not answer in time.
+            # Ray raises bare exceptions if its processes do not answer in time.
             ray.shutdown()
             if not left:
                 reason = last_line(error)

@@ -19,7 +19,7 @@ from llava_forgery.cli.options import (
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Written by torch.save.")]
 
 MaxShardSize = Annotated[
-    str, typer.Option("--max-shard-size", help="Largest file of weights, such as 5GB.")
+    str, typer.Option("--max-shard-size", help="Maximum size of a weights file, such as 5GB.")
 ]
 
 

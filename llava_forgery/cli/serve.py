@@ -47,9 +47,9 @@ def serve(
             "a face takes.",
         ),
     ] = None,
-    queue: Annotated[int, typer.Option(help="Most faces that wait; then 429.")] = 256,
-    max_requests: Annotated[int, typer.Option(help="Most requests at once; then 429.")] = 128,
-    max_bytes: Annotated[int, typer.Option(help="Most bytes of a request.")] = 64 * 2**20,
+    queue: Annotated[int, typer.Option(help="Maximum waiting faces; then 429.")] = 256,
+    max_requests: Annotated[int, typer.Option(help="Maximum concurrent requests; then 429.")] = 128,
+    max_bytes: Annotated[int, typer.Option(help="Maximum bytes of a request.")] = 64 * 2**20,
     max_memory: MaxMemory = None,
     max_pixels: Annotated[
         int | None,

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDS = 5
-# Shares of the calibration's pictures that the domain leaves out on either side.
+# Share of the calibration's pictures that the domain excludes at either end.
 _UNUSUAL = 0.005
 
 

@@ -63,7 +63,7 @@ class HostFamily:
             )
 
 
-# Qwen's positions count an image by its grid; the host keeps the offset of its last prompt.
+# Qwen's positions depend on the grid of an image; the host keeps the offset of its last prompt.
 _QWEN: dict[str, Any] = {
     "cache_mode": "cache",
     "stateful_attributes": ("rope_deltas",),

@@ -29,7 +29,7 @@ LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def is_peft(model: nn.Module) -> TypeGuard[peft.PeftModel]:
-    """Whether it is peft's wrapper around a host; told without peft, which takes long to import."""
+    """Whether a model is peft's wrapper, determined without importing peft, which takes long."""
     return hasattr(model, "get_base_model")
 
 

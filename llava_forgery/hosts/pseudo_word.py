@@ -206,7 +206,7 @@ class PseudoWordVLM(Pushable, nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the host lies."""
+        """Device of the host."""
         return input_embedding(bare_host(self.model)).weight.device
 
     def trainable_names(self) -> list[str]:

@@ -32,13 +32,13 @@ class Report(NamedTuple):
     p_yes: float | None
     """The model's probability of "Yes" (fake) against "No", in [0, 1]."""
     score: float | None
-    """The detector's, in [0, 1]."""
+    """Score of the detector, in [0, 1]."""
     fake_from: float | None
     """The score from which on the detector calls an image fake."""
 
 
 def write_report(text: str, p_yes: float, score: float, fake_from: float) -> str:
-    """The answer with a report behind it; the numbers come back exactly."""
+    """The answer followed by a report, from which the numbers are restored exactly."""
     return f"{text}\n[p_yes={p_yes!r} score={score!r} fake_from={fake_from!r}]"
 
 
