@@ -100,7 +100,7 @@ def test_templates(predictor, caplog):
     assert "###Human: <Img><image><forgery><forgery></Img> Why?###Assistant:" in text
     assert prompts.stopping()["stop_strings"] == ["###"]
     assert predictor.vlm.prompts.stopping() == {}
-    with pytest.raises(ValueError, match="none of LLaVA's conversation templates"):
+    with pytest.raises(ValueError, match="not one of LLaVA's conversation templates"):
         LlavaForgeryVLM(predictor.vlm.host, predictor.vlm.tokenizer, "v99")
 
 
@@ -127,7 +127,7 @@ def test_a_streamer_is_shown_answers_only(root, predictor, capsys):
 
 
 def test_other_hosts_are_refused(root):
-    with pytest.raises(ValueError, match="no forgery adapter in LLaVA's layout"):
+    with pytest.raises(ValueError, match="not a forgery adapter in LLaVA's layout"):
         load_predictor(root / "tiny-llava", backend="llava", device="cpu")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_predictor(root / "tiny-llava-fpl", "nowhere", device="cpu")

@@ -442,7 +442,7 @@ def test_lora_is_trained_on_a_language_model_of_four_bits(folder):
 def test_wrong_hosts_and_templates_are_one_line_on_the_command_line(folder, tmp_path, caplog):
     words = _words(folder, "x-llava-lora")
     assert main([*words, "--version", "v9"]) == 2
-    assert "'v9' is none of LLaVA's conversation templates" in caplog.text
+    assert "'v9' is not one of LLaVA's conversation templates" in caplog.text
     assert main([*words, "--model_name_or_path", str(tmp_path / "none")]) == 2
     assert "could not be read" in caplog.text
     assert main([*words, "--forgery_tower", str(tmp_path)]) == 2

@@ -5,19 +5,19 @@ LoRA::
     config.json                    the model's, with mm_forgery_tower, mm_forgery_projector_type,
                                    mm_forgery_fpl, mm_forgery_host, format and versions
     adapter_config.json, adapter_model.safetensors          LoRA, as peft writes it
-    non_lora_trainables.bin        what LLaVA's loader asks for; nothing of the skill is in it
+    non_lora_trainables.bin        needed by LLaVA's loader; nothing of the skill is in it
     fpl.safetensors, kfd/          the learner and the detector
-    host_trainables.safetensors    weights of the host that were trained beside LoRA, if any: what
-                                   the .bin holds, for readers that take no pickle
+    host_trainables.safetensors    weights of the host that were trained besides LoRA, if any: the
+                                   content of the .bin, for readers that refuse pickles
     README.md                      the model card
 
-Without LoRA (the FPL alone) ``mm_projector.bin`` takes its place, which that branch of LLaVA's
-loader asks for. A whole model (merged) has LLaVA's files with ``fpl.safetensors`` and ``kfd/``.
+Without LoRA (only the FPL) ``mm_projector.bin`` is used instead, which that branch of LLaVA's
+loader needs. A whole model (merged) has LLaVA's files with ``fpl.safetensors`` and ``kfd/``.
 
-Formats 1 and 2 differ in what is recorded only, so that both are read.
+Formats 1 and 2 only differ in what is recorded, so both are supported.
 
-LLaVA's loader reads all three after :func:`llava_forgery.hosts.llava.register.register`; without it
-it reads the host and LoRA, and no skill.
+LLaVA's loader reads all three after :func:`llava_forgery.hosts.llava.register.register`; otherwise
+it only reads the host and LoRA.
 """
 
 from __future__ import annotations
@@ -70,16 +70,16 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 NON_LORA, NO_LORA = "non_lora_trainables.bin", "mm_projector.bin"
-# What an adapter holds beside fpl.safetensors and kfd/, the configuration first.
+# Files of an adapter besides fpl.safetensors and kfd/, the configuration first.
 FILES = (CONFIG, LORA_CONFIG, LORA_WEIGHTS, NON_LORA, NO_LORA, TRAINABLES)
 ENTRIES = (*FILES, FPL, KFD, CARD)
 
 
 def read_skill_config(directory: str | PathLike) -> dict[str, Any] | None:
-    """The configuration of a folder of ours in LLaVA's layout; None where it is none.
+    """The configuration of one of our folders in LLaVA's layout; None for other folders.
 
     Raises:
-        ValueError: Of a later format.
+        ValueError: The format is newer.
     """
     path = Path(directory) / CONFIG
     values = read_json(path) if path.is_file() else {}
@@ -99,7 +99,7 @@ def holds_model(directory: Path) -> bool:
 
 
 def check_folder(directory: Path, base: str | None, name: str) -> None:
-    """Refuse what LLaVA's loader would read wrongly: it goes by the folder's name.
+    """Refuse what LLaVA's loader would misread, as it depends on the folder's name.
 
     Args:
         directory: LLaVA's ``model_path``.
@@ -107,7 +107,7 @@ def check_folder(directory: Path, base: str | None, name: str) -> None:
         name: LLaVA's ``model_name``, from the folder's name.
 
     Raises:
-        ValueError: The name, or a missing base, would send the loader another way.
+        ValueError: The name, or a missing base, would make the loader choose another branch.
     """
     if read_skill_config(directory) is None:
         return
@@ -123,7 +123,7 @@ def check_folder(directory: Path, base: str | None, name: str) -> None:
         )
     if base is None and not holds_model(directory):
         raise ValueError(
-            f"{directory} holds an adapter alone: give the model it was trained on as model_base "
+            f"{directory} holds only an adapter: give the model it was trained on as model_base "
             "(--model-base)"
         )
     if "lora" in name.lower() and not (directory / LORA_CONFIG).is_file() and base is not None:
@@ -137,15 +137,15 @@ def load_skill(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     """Attach the skill that a loaded model's configuration names.
 
     Args:
-        model: Of the ``llava`` package, with its weights.
-        directory: The folder that the configuration came from.
+        model: Model of the ``llava`` package, with its weights.
+        directory: Folder of the configuration.
 
     Returns:
         The same model; the FPL is frozen.
 
     Raises:
         FileNotFoundError: Detector or learner are missing.
-        ValueError: They do not fit, or the model is not the one that they were trained on.
+        ValueError: They do not match, or the model is not the one that they were trained on.
     """
     config = model.config
     values = {key: getattr(config, key, None) for key in CONFIG_KEYS}
@@ -161,7 +161,7 @@ def load_skill(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     # Loaders fill the tower later, and call check_tower then.
     skip = set() if model.get_vision_tower().is_loaded else {"vision tower"}
     if trained:
-        # LLaVA's loader has filled it already.
+        # LLaVA's loader has already filled it.
         skip.add("projector")
     check_fingerprint(model, values["mm_forgery_host"], str(directory), skip)
     learner = ForgeryPromptLearner(FPLConfig.from_dict(values["mm_forgery_fpl"]))
@@ -173,7 +173,7 @@ def load_skill(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
         projector = TrainedProjector(model, HOST_PROJECTOR)
         projector.fill(directory)
     tower = resolve_name(values["mm_forgery_tower"].removeprefix(PREFIX), directory)
-    # What a file names is looked for in the hub's cache only.
+    # Names in files are only resolved in the hub's cache.
     here = Path(tower).is_dir()
     with nullcontext() if here else named_by(directory / CONFIG, {"detector": tower}):
         attach_to_llava(
@@ -190,17 +190,17 @@ def load_skill(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
 
 
 def for_llavas_loader(directory: Path) -> Path:
-    """A folder from the hub, which holds no pickle, with the one that LLaVA's loader asks for.
+    """A folder from the hub, which holds no pickle, with the one that LLaVA's loader needs.
 
-    It is made here, of what safetensors hold, in a copy that huggingface_hub's cache keeps.
+    The pickle is made here from safetensors, in a copy in huggingface_hub's cache.
 
     Args:
-        directory: In LLaVA's layout.
+        directory: Folder in LLaVA's layout.
     """
     name = NON_LORA if (directory / LORA_CONFIG).is_file() else NO_LORA
     if holds_model(directory) or (directory / name).is_file():
         return directory
-    # By its repository and commit, as the cache has them.
+    # By its repository and commit, as in the cache.
     repository, commit = directory.parent.parent.name, directory.name
     assets = cached_assets_path(
         "llava-forgery", repository, commit, assets_dir=constants.HF_ASSETS_CACHE
@@ -215,10 +215,10 @@ def for_llavas_loader(directory: Path) -> Path:
 
 
 def check_tower(model: PreTrainedModel, directory: str | PathLike) -> None:
-    """Compare the vision tower, once LLaVA's loader has filled it, with that of the training.
+    """Compare the vision tower, once LLaVA's loader has filled it, with that in training.
 
     Raises:
-        ValueError: It is another one.
+        ValueError: The towers differ.
     """
     expected = getattr(model.config, "mm_forgery_host", {})
     check_parts(model, expected, str(directory), skip={"projector"})
@@ -229,12 +229,12 @@ def save_llava_adapter(
     directory: str | PathLike,
     host_trainables: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write what was trained, in LLaVA's layout; never the host.
+    """Write the trained parameters in LLaVA's layout, never the host.
 
     Args:
-        model: With the skill, and peft's wrapper around it where LoRA was trained.
-        directory: An existing folder there is replaced as a whole. LLaVA's loader goes by its
-            name: it must hold "llava", and "lora" where LoRA was trained.
+        model: Model with the skill, in peft's wrapper if LoRA was trained.
+        directory: Output folder; an existing one is replaced as a whole. LLaVA's loader depends on
+            its name: it must contain "llava", and "lora" if LoRA was trained.
         host_trainables: Further weights of the host that were trained, such as
             ``model.mm_projector.0.weight``; LLaVA's loader reads them from its own file.
 
@@ -263,10 +263,10 @@ def write_llava_adapter(
     """Write :func:`save_llava_adapter`'s files into a new folder, to be moved by the caller.
 
     Args:
-        model: As there.
-        temporary: The new folder.
-        directory: Where its files are to lie in the end, beside ``temporary``.
-        host_trainables: As there.
+        model: As for :func:`save_llava_adapter`.
+        temporary: New folder.
+        directory: Final location of its files, next to ``temporary``.
+        host_trainables: As for :func:`save_llava_adapter`.
 
     Raises:
         ValueError: The model has no skill.

@@ -1,4 +1,4 @@
-"""What LLaVA-NeXT's ``llava`` needs to run on today's transformers.
+"""Changes that LLaVA-NeXT's ``llava`` needs to run on current transformers.
 
     from llava_forgery import patch_llava_next, register
 
@@ -6,10 +6,10 @@
     register()
 
 LLaVA-NeXT (LLaVA-VL/LLaVA-NeXT at df17966) was written for transformers 4. Nothing here happens
-unless :func:`patch_llava_next` is called, and it says what it changed. Its
+unless :func:`patch_llava_next` is called, which logs its changes. LLaVA-NeXT's
 ``load_pretrained_model`` asks for flash attention unless told otherwise: give
 ``attn_implementation="sdpa"``. Its conversation module looks up a tokenizer on import: set
-``HF_HUB_OFFLINE=1`` where that must not leave the machine.
+``HF_HUB_OFFLINE=1`` if that must not reach the hub.
 """
 
 import functools
@@ -28,7 +28,7 @@ from llava_forgery.hosts.llava.register import register
 
 logger = logging.getLogger(__name__)
 
-# What undoes each change.
+# Functions that undo each change.
 _undo: list[Callable[[], None]] = []
 
 
@@ -40,7 +40,7 @@ def is_next() -> bool:
 
 
 def patch_llava_next() -> list[str]:
-    """Make LLaVA-NeXT's ``llava`` importable and usable; calling it again changes nothing.
+    """Make LLaVA-NeXT's ``llava`` importable and usable; calling it again has no effect.
 
     Returns:
         A sentence for each change that was made, which is also logged.
@@ -60,11 +60,11 @@ def patch_llava_next() -> list[str]:
 
 
 def register_any() -> None:
-    """:func:`register`, with :func:`patch_llava_next` before it where it is needed.
+    """:func:`register`, preceded by :func:`patch_llava_next` if it is needed.
 
     Raises:
         ImportError: The ``llava`` package is not installed or does not run.
-        ValueError: As :func:`register`.
+        ValueError: As for :func:`register`.
     """
     if is_next():
         patch_llava_next()
@@ -72,14 +72,14 @@ def register_any() -> None:
 
 
 def prepare_import() -> None:
-    """What must be in place before LLaVA-NeXT's ``llava`` is imported, where it will be."""
+    """Changes that must precede the import of LLaVA-NeXT's ``llava``."""
     if is_next():
         for change in _bring_back_helpers():
             logger.warning("%s", change)
 
 
 def unpatch_llava_next() -> None:
-    """Take all changes back."""
+    """Undo all changes."""
     while _undo:
         _undo.pop()()
 
@@ -102,8 +102,8 @@ def _bring_back_helpers() -> Iterable[str]:
 def _find_pruneable_heads_and_indices(
     heads: Iterable[int], n_heads: int, head_size: int, already_pruned_heads: set[int]
 ) -> tuple[set[int], torch.Tensor]:
-    """Which heads to prune and which of n_heads * head_size columns remain, as transformers 4
-    counted them: among the heads that were left by earlier pruning."""
+    """Heads to prune and remaining columns of n_heads * head_size, as in transformers 4: counted
+    among the heads that earlier pruning left."""
     heads_before = n_heads + len(already_pruned_heads)
     left = [head for head in range(heads_before) if head not in already_pruned_heads]
     pruned = set(heads) - set(already_pruned_heads)
@@ -112,7 +112,7 @@ def _find_pruneable_heads_and_indices(
 
 
 def _keep_rope() -> Iterable[str]:
-    """LlavaQwen sets ``rope_scaling`` to None, with which transformers 5 loses the base as well."""
+    """LlavaQwen sets ``rope_scaling`` to None, with which transformers 5 also loses the base."""
     try:
         module = importlib.import_module("llava.model.language_model.llava_qwen")
     except ImportError:
@@ -130,7 +130,7 @@ def _keep_rope() -> Iterable[str]:
 
 
 def _delay_towers() -> Iterable[str]:
-    """A tower cannot be read inside ``from_pretrained``: it is read afterwards, by load_model()."""
+    """A tower cannot be loaded inside ``from_pretrained``, but afterwards by load_model()."""
     arch = importlib.import_module("llava.model.llava_arch")
     original = arch.build_vision_tower
     if hasattr(original, "_delays"):
@@ -163,7 +163,7 @@ class _PlainSize:
 
 
 def _plain_sizes() -> Iterable[str]:
-    """Any-resolution images ask whether ``size`` is a dict, which it no longer is."""
+    """Any-resolution images check whether ``size`` is a dict, which it no longer is."""
     module = importlib.import_module("llava.mm_utils")
     original = getattr(module, "process_anyres_image", None)
     if original is None or hasattr(original, "_plain"):
@@ -171,7 +171,7 @@ def _plain_sizes() -> Iterable[str]:
 
     @functools.wraps(original)
     def process_anyres_image(image: Any, processor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        # Some of LLaVA-NeXT's own processors give a pair.
+        # Some of LLaVA-NeXT's own processors have a pair.
         plain = processor if isinstance(processor.size, tuple) else _PlainSize(processor)
         return original(image, plain, *args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Conversations in LLaVA's templates, as the tokens and images that its models take."""
+"""Encoding conversations with LLaVA's templates to the tokens and images of its models."""
 
 import logging
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from llava_forgery.qa.conversation import Conversation
 
 logger = logging.getLogger(__name__)
 
-# The one that LLaVA 1.5 was tuned with, and that LLaVA's training scripts name.
+# The template of LLaVA 1.5's tuning and LLaVA's training scripts.
 DEFAULT_TEMPLATE = "v1"
 
 
@@ -39,12 +39,13 @@ class LlavaEncoder:
     """The :class:`~llava_forgery.hosts.base.PromptEncoder` of the ``llava`` package.
 
     Args:
-        config: Of a model or a checkpoint.
-        tokenizer: Its tokenizer; a fast one.
-        n_forgery: n_f, placeholders behind each image.
+        config: Configuration of a model or a checkpoint.
+        tokenizer: Fast tokenizer of the model.
+        n_forgery: n_f, number of placeholders after each image.
         template: Name in LLaVA's ``conv_templates``; by default the one that the skill was
             trained with, or else ``v1``.
-        image_processor: Of its vision tower; without one :meth:`check_turns` alone works.
+        image_processor: Image processor of the vision tower; without it only :meth:`check_turns`
+            works.
 
     Raises:
         ValueError: LLaVA has no such template.
@@ -71,14 +72,14 @@ class LlavaEncoder:
 
     @property
     def placement(self) -> str:
-        """Where E_forgery stands, and so the placeholders."""
+        """Placement of E_forgery, and so of placeholders."""
         return self.style.placement
 
     @cached_property
     def image_tokens(self) -> int:
-        """Least tokens that the model makes of an image."""
+        """Minimum number of tokens that the model makes from an image."""
         if getattr(self.config, "mm_resampler_type", None):
-            # LLaVA-NeXT's resamplers make fewer of them than the tower has patches.
+            # LLaVA-NeXT's resamplers make fewer than the tower has patches.
             return 1
         builder = import_llava("a prompt", "llava.model.multimodal_encoder.builder")
         return int(builder.build_vision_tower(self.config, delay_load=True).num_patches)
@@ -99,17 +100,17 @@ class LlavaEncoder:
     def encode_turns(
         self, turns: Sequence[str], images: Sequence[Image.Image], *, skill: bool, max_length: int
     ) -> dict[str, Any]:
-        """A training dialogue with the ids of LLaVA's own training; see the protocol.
+        """Encode a training dialogue with the ids of LLaVA's own training; see the protocol.
 
-        What is longer than ``max_length`` is cut off, as in LLaVA. A dialogue without an image
-        has one empty one, on which LLaVA's model counts.
+        Longer dialogues are cut at ``max_length``, as in LLaVA. A dialogue without an image gets an
+        empty one, which LLaVA's model requires.
         """
         sample = self.check_turns(turns, images, skill=skill, max_length=max_length)
         sample["images"], sample["image_sizes"] = self._images(images)
         return sample
 
     def fingerprint(self) -> str:
-        """Changes with all that decides on the tokens of a dialogue."""
+        """Digest of everything that determines the tokens of a dialogue."""
         return fingerprint_of(
             self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else None,
             repr(self.style.template),
@@ -125,12 +126,12 @@ class LlavaEncoder:
         label_end: bool = True,
         max_length: int | None = None,
     ) -> dict[str, Any]:
-        """One sample; see the protocol.
+        """Encode one sample; see the protocol.
 
         Returns:
             ``input_ids`` with -200 for each image and -201 for each placeholder,
             ``attention_mask`` and ``labels`` (T,); ``images``, (3, H, W) or (tiles, 3, H, W) each,
-            and ``image_sizes``, (width, height) each. A prompt without images has none of both.
+            and ``image_sizes``, (width, height) each. A prompt without images has neither.
         """
         if images is not None and not images:
             raise ValueError("images is empty; give at least one, or None for a prompt without")
@@ -169,21 +170,21 @@ class LlavaEncoder:
         return len(sample["input_ids"]) - len(shown) + squares * self.image_tokens
 
     def candidate_ids(self, prompt: Conversation) -> CandidateIds:
-        """The tokens that tell "Yes" from "No" behind a prompt; see the protocol."""
+        """The tokens that tell "Yes" from "No" after a prompt; see the protocol."""
         if not prompt.is_prompt:
             raise ValueError("expected a conversation that ends with a question")
         turns = self._turns(prompt, 1)
         return tell_apart(self._ids(turns), lambda answer: self._ids([*turns, answer]))
 
     def decode(self, ids: torch.Tensor) -> str:
-        """The text of an answer's new tokens (T,), without what ends it."""
+        """The text of an answer's new tokens (T,), without its end."""
         text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         for mark in self.stopping().get("stop_strings", []):
             text = text.removesuffix(mark).strip()
         return text
 
     def stopping(self) -> dict[str, Any]:
-        """The template's separator, where it is no special token."""
+        """The template's separator, if it is not a special token."""
         template = self.style.template
         mark = template.sep2 if template.sep2 else template.sep
         if not mark or not mark.strip() or mark in self.tokenizer.all_special_tokens:
@@ -208,7 +209,7 @@ def find_template(config: PreTrainedConfig, name: str | None = None) -> Any:
     trained = getattr(config, TEMPLATE_KEY, None)
     if not (name or trained):
         logger.warning(
-            "the model's configuration names no conversation template: %s is taken",
+            "the model's configuration names no conversation template: %s is used",
             DEFAULT_TEMPLATE,
         )
     if name and trained and name != trained:
@@ -219,7 +220,7 @@ def find_template(config: PreTrainedConfig, name: str | None = None) -> Any:
     known = import_llava("a prompt", "llava.conversation").conv_templates
     if name not in known:
         raise ValueError(
-            f"{name!r} is none of LLaVA's conversation templates: {', '.join(known)}, {TEMPLATE}"
+            f"{name!r} is not one of LLaVA's conversation templates: {', '.join(known)}, {TEMPLATE}"
         )
     return known[name]
 
@@ -227,16 +228,16 @@ def find_template(config: PreTrainedConfig, name: str | None = None) -> Any:
 def collate(
     samples: Sequence[dict[str, Any]], pad_id: int = 0, padding_side: str = "right"
 ) -> dict[str, Any]:
-    """A batch of samples of a model of the ``llava`` package.
+    """Batch samples for a model of the ``llava`` package.
 
     Args:
         samples: ``input_ids``, and ``attention_mask`` and ``labels`` if any, (T,) each; ``images``
             and ``image_sizes`` of each image, if any.
-        pad_id: Fills ``input_ids``; the mask says where, so any id will do.
+        pad_id: Padding of ``input_ids``; any id works, because of the mask.
         padding_side: "right" or "left".
 
     Returns:
-        (B, T) for each token; ``images`` (N, 3, H, W), or a list where their shapes differ; and
+        (B, T) inputs per token; ``images`` (N, 3, H, W), or a list if their shapes differ; and
         ``image_sizes``, N times (width, height).
 
     Raises:

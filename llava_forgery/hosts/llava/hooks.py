@@ -1,9 +1,9 @@
 """E_forgery in the prompts of the ``llava`` package's models.
 
 Their text is embedded in pieces around the images, sample by sample, so neither the shape nor the
-order of what reaches the embedding says which sample it is of. Each placeholder therefore gets a
-number of its own before the model is called, and the hooks write the row of that number, whatever
-piece it comes in.
+order of the embedding's inputs says which sample they belong to. Each placeholder therefore gets a
+unique number before the model is called, and the hooks write the row of that number, whatever piece
+it is in.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,19 +15,19 @@ from torch import nn
 from llava_forgery.call_state import in_call, of_call
 from llava_forgery.hosts.placeholder import EmbeddingHooks
 
-# As llava.constants has it.
+# As in llava.constants.
 IMAGE_TOKEN_INDEX = -200
-# Beside LLaVA's own: outside the vocabulary, so the tokenizer and the embedding stay as they are
-# and decoding cannot emit it.
+# Outside the vocabulary, like LLaVA's own, so that tokenizer and embedding are unchanged and
+# decoding cannot emit it.
 FORGERY_TOKEN_INDEX = -201
 # Placeholder j is FIRST - j while the model runs.
 FIRST = -1000
 
 
 class NumberedHooks(EmbeddingHooks):
-    """Each placeholder's own row, for one call of a model; :meth:`use` sets the rows.
+    """Hooks with a separate row for each placeholder, for one call; :meth:`use` sets the rows.
 
-    Other threads may call the model meanwhile, with hooks of their own on the same embedding.
+    Other threads may call the model meanwhile, with their own hooks on the same embedding.
     """
 
     def number(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -42,14 +42,14 @@ class NumberedHooks(EmbeddingHooks):
 
     @contextmanager
     def use(self, rows: torch.Tensor, counts: Sequence[int]) -> Iterator[None]:
-        """Set the rows of all placeholders of a batch.
+        """Context that sets the rows of all placeholders of a batch.
 
         Args:
             rows: (N, C), in the order of :meth:`number`.
-            counts: Placeholders of each sample; they sum to N.
+            counts: Number of placeholders of each sample; they sum to N.
 
         Raises:
-            ValueError: On leaving: some did not reach the embedding.
+            ValueError: On exit, if some did not reach the embedding.
         """
         self._rows, self._counts = rows, list(counts)
         self._seen = torch.zeros(len(rows), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Loading a checkpoint of the ``llava`` package as it is, to be trained."""
+"""Loading an original checkpoint of the ``llava`` package for training."""
 
 from typing import Any
 
@@ -15,27 +15,27 @@ from llava_forgery.hosts.llava.register import import_llava
 from llava_forgery.hosts.llava.skill import has_forgery_adapter
 from llava_forgery.noise import quiet
 
-# LLaVA's choice of what stays as it is in a quantised model.
+# LLaVA's choice of modules that are not quantised.
 SPARED = ["model.mm_projector", "model.vision_tower", "lm_head"]
 
 
 def read_checkpoint(
     path: str, max_length: int | None = None, cache_dir: str | None = None
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig, type[PreTrainedModel]]:
-    """All of a checkpoint but its weights.
+    """Everything of a checkpoint except its weights.
 
     Args:
         path: Folder or hub name.
-        max_length: The tokenizer's ``model_max_length``; None leaves its own.
-        cache_dir: Where transformers keeps what it fetches.
+        max_length: The tokenizer's ``model_max_length``; None keeps its own.
+        cache_dir: Cache folder of transformers.
 
     Returns:
-        Tokenizer, configuration and the class that LLaVA has for it.
+        Tokenizer, configuration and LLaVA's class of the model.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
         ImportError: The ``llava`` package is not installed.
-        ValueError: It is no checkpoint of LLaVA's that sees images.
+        ValueError: It is not a checkpoint of LLaVA with a vision tower.
     """
     length = {} if max_length is None else {"model_max_length": max_length}
     try:
@@ -49,7 +49,7 @@ def read_checkpoint(
             "LLaVA checkpoint's folder or hub name (--base-model, --model_name_or_path)"
         ) from error
     if tokenizer.pad_token is None or tokenizer.unk_token is not None:
-        # As LLaVA does; the mask says what is padding, so any token will do.
+        # As in LLaVA; any token works, because of the mask.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     models = import_llava("training on its checkpoints", "llava.model")
     names = values.get("architectures") or []
@@ -79,28 +79,28 @@ def load_llava_host(
     max_length: int | None = None,
     cache_dir: str | None = None,
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """A checkpoint with its vision tower, as LLaVA's training loads it.
+    """Load a checkpoint with its vision tower, as in LLaVA's training.
 
     Args:
         path: Folder or hub name.
-        dtype: Of the weights, the vision tower's too; "auto" takes the checkpoint's.
-        quantization: For the language model's linear layers, with ``SPARED``.
-        device: Where a quantised model is loaded to.
-        aspect: LLaVA's ``image_aspect_ratio``; None leaves the checkpoint's.
-        max_length: As for :func:`read_checkpoint`, as is ``cache_dir``.
-        cache_dir: Likewise.
+        dtype: Dtype of the weights, including the vision tower's; "auto" for the checkpoint's.
+        quantization: Quantisation of the language model's linear layers, with ``SPARED``.
+        device: Device to load a quantised model onto.
+        aspect: LLaVA's ``image_aspect_ratio``; None keeps the checkpoint's.
+        max_length: As for :func:`read_checkpoint`.
+        cache_dir: As for :func:`read_checkpoint`.
 
     Raises:
-        FileNotFoundError: As :func:`read_checkpoint`, as are the others.
+        FileNotFoundError: As for :func:`read_checkpoint`.
         ImportError: The ``llava`` package is not installed.
-        ValueError: It has the skill already.
+        ValueError: As for :func:`read_checkpoint`, or the checkpoint already has the skill.
     """
     tokenizer, _, model_class = read_checkpoint(path, max_length, cache_dir)
     options: dict[str, Any] = {"cache_dir": cache_dir}
     if quantization is not None:
         options |= {"quantization_config": quantization, "device_map": {"": device}}
     model = model_class.from_pretrained(path, dtype=dtype, **options)
-    # As LLaVA writes them into the configuration that goes with the adapter.
+    # As LLaVA writes them into the configuration of the adapter.
     model.config.tokenizer_padding_side = tokenizer.padding_side
     model.config.tokenizer_model_max_length = tokenizer.model_max_length
     if aspect is not None:

@@ -1,4 +1,4 @@
-"""Pictures as LLaVA's models take them, and what the detector can see of those."""
+"""Pictures as inputs of LLaVA's models, and their conversion back for the detector."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from llava_forgery.hosts.pictures import picture_of
 
 
 class HostImages:
-    """Pictures as LLaVA's model takes them.
+    """Prepares pictures for LLaVA's model.
 
     Args:
-        processor: Of the host's vision tower.
-        config: The host's, for ``image_aspect_ratio`` and ``image_grid_pinpoints``.
+        processor: Image processor of the host's vision tower.
+        config: Configuration of the host, for ``image_aspect_ratio`` and ``image_grid_pinpoints``.
     """
 
     def __init__(self, processor: Any, config: Any) -> None:
@@ -28,9 +28,9 @@ class HostImages:
 
         Returns:
             (3, H, W) or (tiles, 3, H, W) for each, and (width, height) of each photograph. A
-            sample of text alone gets one empty image, of one tile where images have tiles: LLaVA's
-            model counts on one, reads nothing from it, and processes that train together must all
-            read the same weights.
+            sample of text only gets one empty image, of one tile if images have tiles: LLaVA's
+            model requires one and ignores it, and processes that train together must all read the
+            same weights.
         """
         from llava.mm_utils import process_images
 
@@ -39,7 +39,7 @@ class HostImages:
             empty = torch.zeros(3, side["height"], side["width"])
             tiled = (getattr(self.config, "image_aspect_ratio", None) or "").startswith("anyres")
             return [empty[None] if tiled else empty], [(side["width"], side["height"])]
-        # One by one: LLaVA stacks what it gets together, and any-resolution images differ.
+        # One by one, as LLaVA stacks images of a call, and any-resolution images differ in shape.
         pixels = [process_images([image], self.processor, self.config)[0] for image in images]
         return pixels, [image.size for image in images]
 
@@ -52,15 +52,15 @@ def pictures_of(
     image_sizes: Sequence[Sequence[int]] | None,
 ) -> list[np.ndarray]:
     """Some of a batch's images as pictures (H, W, 3) uint8; see
-    :func:`~llava_forgery.hosts.pictures.picture_of`. Of an image in tiles the first, which shows
-    the whole, is taken.
+    :func:`~llava_forgery.hosts.pictures.picture_of`. For an image in tiles the first is used, which
+    shows the whole image.
 
     Args:
-        images: LLaVA's, of the whole batch: (3, H, W) or (tiles, 3, H, W) each.
-        wanted: Indices of those that are shown to the detector.
-        config: The model's.
-        processor: The image processor of the model's own tower.
-        image_sizes: (width, height) of all photographs, where known.
+        images: LLaVA's images of the whole batch: (3, H, W) or (tiles, 3, H, W) each.
+        wanted: Indices of the images for the detector.
+        config: Configuration of the model.
+        processor: Image processor of the model's own tower.
+        image_sizes: (width, height) of all photographs, if known.
     """
     aspect = getattr(config, "image_aspect_ratio", None)
     return [

@@ -1,6 +1,6 @@
 """Loading a model of the ``llava`` package with its skill, in any dtype; merging its LoRA.
 
-LLaVA's own ``load_pretrained_model`` brings everything to float16 and goes by the folder's name;
+LLaVA's own ``load_pretrained_model`` casts everything to float16 and depends on the folder's name;
 it reads the same folders after ``register()``.
 """
 
@@ -48,9 +48,9 @@ from llava_forgery.optional import lazy
 
 peft = lazy("peft")
 
-# Modules that quantisation leaves as they are, LLaVA's choice.
+# Modules that are not quantised, LLaVA's choice.
 SPARED = ["model.mm_projector", "model.vision_tower", "lm_head"]
-# Where LLaVA's configurations name what else is loaded.
+# Keys of LLaVA's configurations that name further models.
 _TOWERS = ("mm_vision_tower", "vision_tower", "vision_tower_pretrained")
 
 
@@ -73,29 +73,31 @@ def load_llava(
         directory: An adapter or a whole model in LLaVA's layout
             (:mod:`llava_forgery.hosts.llava.checkpoint`): its folder or hub name.
         base: Folder or hub name of an adapter's host; by default the one that it names.
-        dtype: Of the host's weights.
-        device: Where to; a GPU if there is one by default; "auto" spreads the host over all.
-        quantization: "4bit" or "8bit" for the language model's linear layers; None leaves them
-            as they are.
-        merge: Add LoRA to the host's weights, unless they are quantised; False leaves peft's
-            wrapper around the model.
-        allow_download: Whether what the folder's files name, such as the host and its vision
-            tower, may be downloaded. A base that is given here always may, with its own tower.
-        placement: Where E_forgery stands (:mod:`llava_forgery.hosts.placement`); None takes the
-            folder's, as does ``crop``.
-        crop: Whether faces are cut out of pictures that are given without ``forgery_images``.
+        dtype: Dtype of the host's weights.
+        device: Device to load onto; by default a GPU if there is one; "auto" spreads the host over
+            all.
+        quantization: "4bit" or "8bit" for the language model's linear layers; None does not
+            quantise them.
+        merge: Whether to merge LoRA into the host's weights, unless they are quantised; False keeps
+            peft's wrapper around the model.
+        allow_download: Whether models that the folder's files name, such as the host and its vision
+            tower, may be downloaded. A base that is passed here always may, with its own tower.
+        placement: Placement of E_forgery (:mod:`llava_forgery.hosts.placement`); None for that of
+            the folder.
+        crop: Whether faces are cut out of pictures that are given without ``forgery_images``; None
+            for the setting of the folder.
 
     Raises:
         FileNotFoundError: Adapter or host are missing.
         ImportError: The ``llava`` package is not installed.
-        ValueError: The folder is none of ours, or does not fit the host.
+        ValueError: The folder is not one of ours, or does not match the host.
     """
     directory = local_folder(directory)
     values = read_skill_config(directory)
     if values is None:
         raise ValueError(
-            f"{directory} is no forgery adapter in LLaVA's layout: its config.json names no "
-            "mm_forgery_tower; one of transformers is read by that backend, and moved here with "
+            f"{directory} is not a forgery adapter in LLaVA's layout: its config.json names no "
+            "mm_forgery_tower; one of transformers is read by that backend, and converted with "
             "llava-forgery convert adapter"
         )
     whole = holds_model(directory)
@@ -137,10 +139,10 @@ def load_pretrained(
     """:meth:`llava_forgery.hosts.auto.AutoForgeryModel.from_pretrained` of the ``llava`` package.
 
     Args:
-        directory: An adapter or a whole model in LLaVA's layout.
-        base_model: As there, as are the other options.
+        directory: Folder of an adapter or a whole model in LLaVA's layout.
+        base_model: As for ``AutoForgeryModel``, like the other options.
         template: Name in LLaVA's ``conv_templates``; by default the one of the skill's training.
-        options: Of :func:`load_llava`.
+        options: Options of :func:`load_llava`.
     """
     tokenizer, model = load_llava(directory, base_model, merge=False, **options)
     return LlavaForgeryVLM(model, tokenizer, template).eval()
@@ -154,27 +156,27 @@ def merge_llava(
     dtype: str | torch.dtype = "auto",
     allow_download: bool = False,
 ) -> None:
-    """Write a whole model: the host with LoRA added to its weights, and the skill beside it.
+    """Write a whole model: the host with LoRA merged into its weights, and the skill.
 
     LLaVA's loader reads it without a base, after ``register()``.
 
     Args:
-        adapter: A folder in LLaVA's layout (:mod:`llava_forgery.hosts.llava.checkpoint`).
-        directory: To write; its name must hold "llava" for LLaVA's loader, and not "lora".
+        adapter: Folder in LLaVA's layout (:mod:`llava_forgery.hosts.llava.checkpoint`).
+        directory: Output folder; its name must contain "llava" for LLaVA's loader, and not "lora".
         base: Folder or hub name of the host; by default the one that the adapter names.
         dtype: Of the host's weights.
         allow_download: As for :func:`load_llava`.
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: The folder is no adapter, does not fit the host, or LLaVA's loader would not
-            read such a name.
+        ValueError: The folder is not an adapter, does not match the host, or LLaVA's loader would
+            not accept such a name.
     """
     directory = Path(directory)
     name = directory.name.lower()
     if "llava" not in name or "lora" in name:
         raise ValueError(
-            f"LLaVA's loader goes by a folder's name: {directory.name!r} must hold 'llava' and, "
+            f"LLaVA's loader depends on a folder's name: {directory.name!r} must hold 'llava' and, "
             "for a whole model, not 'lora'"
         )
     # Not config.json, which a host's own folder holds as well.
@@ -190,8 +192,8 @@ def merge_llava(
 def _known_by_user(
     directory: Path, values: dict[str, Any], source: str, base: str | None
 ) -> AbstractContextManager[None]:
-    """Nothing for a base that the user gave with the tower that it names itself; else the guard
-    around what stands in the folder's configuration."""
+    """No guard for a base given by the user with its own tower; otherwise the guard for names in
+    the folder's configuration."""
     towers = {name: tower for name, tower in values.items() if name in _TOWERS and tower}
     if base is not None:
         try:
@@ -220,9 +222,9 @@ def _load(
     changes: dict[str, str | None],
     **options: Any,
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Tokenizer and model with its vision tower, as LLaVA's classes read them."""
-    # Only for as long as it takes, where the user has not asked for it; threads load one
-    # after the other, or the first to end would end it for all.
+    """Tokenizer and model with its vision tower, loaded by LLaVA's classes."""
+    # Only while loading, unless the user has asked for it; threads load one after the other, or
+    # the first to finish would end it for all.
     with lock_of(register):
         before = registered()
         register()

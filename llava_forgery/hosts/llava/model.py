@@ -1,9 +1,9 @@
 """The forgery skill on a model of the ``llava`` package.
 
-``attach_to_llava`` gives a loaded model an extra tower (the detector) and an extra projector (the
-FPL) beside its own, ``model.get_model().forgery_tower`` and ``.forgery_projector``. The model's
-``forward`` and ``generate`` then take ``forgery_images`` beside LLaVA's own inputs. Its tower, its
-projector and the names of its weights stay as they are.
+``attach_to_llava`` adds a tower (the detector) and a projector (the FPL) to a loaded model,
+``model.get_model().forgery_tower`` and ``.forgery_projector``. The model's ``forward`` and
+``generate`` then also take ``forgery_images``. Its own tower, its projector and the names of its
+weights are unchanged.
 
 Source: LVLM-DFD, sections 3.2 and 3.3.
 """
@@ -61,35 +61,35 @@ def attach_to_llava(
     placement: str = ALWAYS,
     crop: str = FACE,
 ) -> PreTrainedModel:
-    """Give a loaded model of the ``llava`` package the forgery skill.
+    """Attach the forgery skill to a loaded model of the ``llava`` package.
 
-    The detector is frozen, the FPL is trainable, the model's own weights are left as they are.
+    The detector is frozen, the FPL is trainable, and the model's own weights are unchanged.
 
     Args:
-        model: Such as ``LlavaLlamaForCausalLM``, with its weights.
+        model: Model such as ``LlavaLlamaForCausalLM``, with its weights.
         forgery_tower: The detector, ``kfd:DIR`` or DIR: its folder or hub name.
         fpl: A learner, or its configuration for a new one; by default a new ``lite`` one.
-        seed: Of a new learner's weights.
-        placement: Whether E_forgery stands behind each image of every prompt (``always``), or
-            at written ``placeholders`` only; see :mod:`llava_forgery.hosts.placement`.
+        seed: Seed of a new learner's weights.
+        placement: Whether E_forgery follows each image of every prompt (``always``), or is only
+            at written ``placeholders``; see :mod:`llava_forgery.hosts.placement`.
         crop: Whether the ``face`` is cut out of pictures that come without ``forgery_images``, or
             the whole picture is judged (``none``).
 
     Returns:
         The same model; its ``forward`` and ``generate`` take ``forgery_images`` (N, 3, S, S) in
-        [0, 1], one for each image of the prompts with placeholders, in their order; or none, where
+        [0, 1], one for each image of the prompts with placeholders, in their order; or none, if
         the detector reads the model's own vision tower (``train detector --base-model``).
 
     Raises:
         FileNotFoundError: The folder holds no detector.
-        ValueError: It has the skill already, sizes do not fit, there is no such placement or crop,
-            or a new learner is wanted where LLaVA's ``disable_torch_init`` was called.
+        ValueError: The model already has the skill, sizes do not match, there is no such placement
+            or crop, or a new learner is needed after LLaVA's ``disable_torch_init``.
     """
     if has_forgery_adapter(model):
         raise ValueError("this model has the forgery skill already")
     if not hasattr(model, "get_model") or not hasattr(model, "get_vision_tower"):
         raise ValueError(
-            f"{type(model).__name__} is no model of the llava package; use attach_forgery for "
+            f"{type(model).__name__} is not a model of the llava package; use attach_forgery for "
             "those of transformers"
         )
     check_placement(placement)
@@ -124,20 +124,20 @@ def attach_to_llava(
 
 
 def _check_initialisation() -> None:
-    """LLaVA's tools switch torch's initialisation off: new layers are then what memory holds."""
+    """LLaVA's tools disable torch's initialisation: new layers are then uninitialised memory."""
     if nn.Linear.reset_parameters.__module__ != nn.Linear.__module__:
         raise ValueError(
             "torch's initialisation of linear layers is switched off in this process (LLaVA's "
             "disable_torch_init), so a new FPL would begin with garbage; attach it before, or give "
-            "a learner that is loaded"
+            "a loaded learner"
         )
 
 
 def detach_from_llava(model: Any) -> PreTrainedModel:
-    """Take the skill off; the model is then as it was.
+    """Remove the skill, which restores the model.
 
     Raises:
-        ValueError: It has none.
+        ValueError: The model does not have the skill.
     """
     if not has_forgery_adapter(model):
         raise ValueError("this model has no forgery skill")
@@ -175,13 +175,13 @@ def _install(model: Any, tower: KFDVisionTower, learner: ForgeryPromptLearner) -
 
 
 def llava_lora_config(model: PreTrainedModel, settings: LoraSettings) -> peft.LoraConfig:
-    """peft's configuration with the language model's layers alone as the targets.
+    """peft's configuration with only the language model's layers as targets.
 
-    A list of names would also hit the vision tower, which lies inside the language model here.
+    A list of names would also match the vision tower, which is inside the language model here.
 
     Args:
-        model: Of the ``llava`` package.
-        settings: Sizes.
+        model: Model of the ``llava`` package.
+        settings: Sizes of LoRA.
 
     Raises:
         ValueError: The language model has no such layers.

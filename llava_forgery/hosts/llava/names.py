@@ -1,4 +1,4 @@
-"""Names that the skill has in a LLaVA model and in its configuration."""
+"""Names of the skill in a LLaVA model and in its configuration."""
 
 from os import PathLike
 from pathlib import Path
@@ -9,10 +9,10 @@ PREFIX = "kfd:"
 PROJECTOR_TYPE = "forgery_prompt_learner"
 # Attributes of LLaVA's inner model.
 TOWER, PROJECTOR = "forgery_tower", "forgery_projector"
-# The host's own, beside them.
+# The host's own.
 HOST_PROJECTOR = "mm_projector"
 
-# What a model's configuration says of the skill.
+# Keys of the skill in a model's configuration.
 CONFIG_KEYS = (
     "mm_forgery_tower",
     "mm_forgery_projector_type",
@@ -23,20 +23,20 @@ CONFIG_KEYS = (
 # The name in LLaVA's conv_templates that the skill was trained with; set by training.
 TEMPLATE_KEY = "mm_forgery_template"
 
-# Where E_forgery stands (:mod:`llava_forgery.hosts.placement`); set by training, changed by
-# ``convert placement``. Absent from adapters that are older than it.
+# Placement of E_forgery (:mod:`llava_forgery.hosts.placement`); set by training, changed by
+# ``convert placement``. Missing in older adapters.
 PLACEMENT_KEY = "mm_forgery_placement"
-# Whether faces are found and cut out of pictures that the detector sees through the host's eyes.
+# Whether faces are found and cut out of pictures that the detector only sees as the host's inputs.
 CROP_KEY = "mm_forgery_crop"
 
-# What else an adapter's configuration records: the format, versions of the libraries that wrote it,
-# and what its model card says of the training.
+# Further records in an adapter's configuration: the format, versions of the libraries that wrote
+# it, and the training facts of its model card.
 FORMAT_KEY, VERSIONS_KEY = "mm_forgery_format", "mm_forgery_versions"
 TRAINING_KEY = "mm_forgery_training"
 
 
 def in_llava_layout(directory: str | PathLike) -> bool:
-    """Whether a folder's ``config.json`` names the skill, as ours in LLaVA's layout do."""
+    """Whether a folder's ``config.json`` names the skill, as in our folders of LLaVA's layout."""
     path = Path(directory) / "config.json"
     values = read_json(path) if path.is_file() else {}
     return isinstance(values, dict) and bool(values.get("mm_forgery_tower"))

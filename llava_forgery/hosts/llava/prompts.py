@@ -25,16 +25,16 @@ def paper_template() -> Any:
 
 
 def forgery_prefix(n_forgery: int, n_images: int = 1, tags: bool = False) -> str:
-    """What begins the first question, before its text.
+    """Prefix of the first question.
 
     Args:
-        n_forgery: n_f, placeholders behind each image.
-        n_images: Images of the prompt.
-        tags: Whether each image stands in ``<Img>...</Img>``, as in the paper's format.
+        n_forgery: n_f, number of placeholders after each image.
+        n_images: Number of images of the prompt.
+        tags: Whether each image is enclosed in ``<Img>...</Img>``, as in the paper's format.
 
     Returns:
         For each image ``<image>``, a line break, its ``<forgery>`` tokens and a line break; with
-        tags ``<Img><image></Img>`` and the tokens right behind it.
+        tags ``<Img><image></Img>`` directly followed by the tokens.
     """
     if n_forgery < 1 or n_images < 1:
         raise ValueError(
@@ -54,17 +54,17 @@ def tokenizer_forgery_token(
 ) -> list[int] | torch.Tensor:
     """LLaVA's ``tokenizer_image_token`` for prompts with ``<forgery>`` placeholders.
 
-    A prompt without any gives the same ids. A run of placeholders parts the text as ``<image>``
-    does: the pieces are tokenised apart, and begin-of-text tokens stand before the first alone.
+    A prompt without any gives the same ids. A run of placeholders splits the text like ``<image>``:
+    the pieces are tokenised separately, and only the first has begin-of-text tokens.
 
     Args:
-        prompt: Text.
-        tokenizer: LLaVA's.
-        image_token_index: What stands for ``<image>``.
+        prompt: Text of the prompt.
+        tokenizer: Tokenizer of LLaVA.
+        image_token_index: Id for ``<image>``.
         return_tensors: "pt" for a tensor (T,), None for a list.
 
     Raises:
-        ValueError: Another ``return_tensors``.
+        ValueError: ``return_tensors`` is neither None nor "pt".
     """
     if return_tensors not in (None, "pt"):
         raise ValueError(f"return_tensors must be None or 'pt', got {return_tensors!r}")

@@ -1,13 +1,13 @@
-"""Teaching the ``llava`` package the forgery tower and the Forgery Prompt Learner.
+"""Registering the forgery tower and the Forgery Prompt Learner in the ``llava`` package.
 
     from llava_forgery.hosts.llava.register import register
     register()
 
-Afterwards LLaVA's builders know ``kfd:DIR`` and ``forgery_prompt_learner``, its ``from_pretrained``
-and ``load_pretrained_model`` attach the skill to a checkpoint whose configuration names
-``mm_forgery_tower``, and its conversation templates hold the paper's. Checkpoints without it are
-built and computed as before, and generate under transformers 5.24 and newer, which name the cache
-otherwise than LLaVA does. Nothing happens on import, and :func:`unregister` undoes it all.
+Afterwards LLaVA's builders support ``kfd:DIR`` and ``forgery_prompt_learner``, its
+``from_pretrained`` and ``load_pretrained_model`` attach the skill to a checkpoint whose
+configuration names ``mm_forgery_tower``, and its conversation templates include the paper's.
+Checkpoints without it work as before, and generate with transformers 5.24 and newer, which renamed
+the cache. Nothing happens on import, and :func:`unregister` undoes everything.
 """
 
 import functools
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 # Owner of the folder that LLaVA's loader is given, while it runs.
 _LOADING = object()
-# What undoes each change, in the order in which they were made.
+# Functions that undo each change, in the order of the changes.
 _undo: list[Callable[[], None]] = []
 
 
@@ -50,7 +50,7 @@ def import_llava(feature: str, module: str = "llava") -> ModuleType:
     """Import the ``llava`` package, or a module of it.
 
     Raises:
-        ImportError: It is not installed, or does not run here; the message says what to do.
+        ImportError: It is not installed, or does not work here; the message gives the remedy.
     """
     if importlib.util.find_spec("llava") is None:
         raise ImportError(
@@ -74,11 +74,11 @@ def registered() -> bool:
 
 
 def register() -> None:
-    """Teach LLaVA the forgery skill; calling it again changes nothing.
+    """Register the forgery skill in LLaVA; calling it again has no effect.
 
     Raises:
-        ImportError: The ``llava`` package is not installed or does not run.
-        ValueError: LLaVA has a template of our name already.
+        ImportError: The ``llava`` package is not installed or does not work.
+        ValueError: LLaVA already has a template of our name.
     """
     if registered():
         return
@@ -93,7 +93,7 @@ def register() -> None:
     _rebind(towers.build_vision_tower, _tower_builder)
     _rebind(projectors.build_vision_projector, _projector_builder)
     _rebind(loader.load_pretrained_model, _loader)
-    # All of them, before the first is changed: what was taught has a from_pretrained of its own.
+    # All of them before the first is changed, as changed classes have their own from_pretrained.
     for model_class in list(_model_classes(arch.LlavaMetaForCausalLM)):
         _teach_from_pretrained(model_class)
         for name in ("forward", "prepare_inputs_for_generation"):
@@ -109,13 +109,14 @@ def unregister() -> None:
 
 
 def build_forgery_projector(config: Any) -> ForgeryPromptLearner:
-    """A Forgery Prompt Learner of the sizes that a configuration names.
+    """A Forgery Prompt Learner with the sizes of a configuration.
 
     Args:
-        config: With ``hidden_size`` and ``mm_forgery_fpl`` (:class:`FPLConfig`'s fields).
+        config: Configuration with ``hidden_size`` and ``mm_forgery_fpl`` (:class:`FPLConfig`'s
+            fields).
 
     Raises:
-        ValueError: There are none, or they are not valid.
+        ValueError: They are missing or invalid.
     """
     sizes = getattr(config, "mm_forgery_fpl", None)
     if sizes is None:
@@ -165,7 +166,7 @@ def _loader(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _local(name: Any) -> Any:
-    """The folder of a checkpoint of ours that is named as the hub has it; others as they are."""
+    """The folder of one of our checkpoints on the hub; other names are returned unchanged."""
     if Path(name).exists() or not is_hub_name(str(name).partition("@")[0]):
         return name
     repo_id, _, revision = str(name).partition("@")
@@ -178,12 +179,12 @@ def _local(name: Any) -> Any:
 
 
 def _rebind(original: Any, make: Callable[[Any], Any]) -> None:
-    """Put a wrapper wherever a module of LLaVA holds the original under its name."""
+    """Replace the original by a wrapper in all modules of LLaVA that hold it under its name."""
     wrapper, name = make(original), original.__name__
     for module in _llava_modules():
         if getattr(module, name, None) is original:
             setattr(module, name, wrapper)
-    # Modules that were imported in between hold the wrapper.
+    # Modules imported in the meantime hold the wrapper.
     _undo.append(lambda: _put_back(name, wrapper, original))
 
 
@@ -206,7 +207,7 @@ def _model_classes(meta: type) -> Iterator[type]:
 
 
 def _teach_cache(model_class: type, name: str) -> None:
-    """Without it, transformers from 5.24 on cannot generate with the ``llava`` package at all."""
+    """Without this, transformers 5.24 and newer cannot generate with the ``llava`` package."""
     original = vars(model_class).get(name)
     if original is None or (taught := takes_cache(original)) is original:
         return

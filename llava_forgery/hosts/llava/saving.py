@@ -1,4 +1,4 @@
-"""Writing the skill beside what LLaVA writes: learner, detector and names in the configuration."""
+"""Writing the skill with LLaVA's files: learner, detector and names in the configuration."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,14 +31,14 @@ def save_full(
     state_dict: dict[str, torch.Tensor] | None,
     **options: Any,
 ) -> None:
-    """Write a whole model and the skill beside it.
+    """Write a whole model with the skill.
 
     Args:
-        model: With the skill.
+        model: Model with the skill.
         save: transformers' ``save_pretrained`` of the model.
-        directory: Folder.
-        state_dict: The model's, where the caller gathered it; the skill's tensors are left out.
-        options: Of ``save_pretrained``.
+        directory: Output folder.
+        state_dict: State of the model, if the caller gathered it; the skill's tensors are omitted.
+        options: Options of ``save_pretrained``.
     """
     directory = Path(directory)
     state = model.state_dict() if state_dict is None else state_dict
@@ -63,10 +63,10 @@ def save_modules(model: PreTrainedModel, directory: Path) -> None:
 
 @contextmanager
 def saved_config(model: PreTrainedModel, directory: Path) -> Iterator[str]:
-    """The configuration as the folder has it: with paths that can be moved with it.
+    """Context in which the configuration has paths relative to the folder, to be moved with it.
 
     Yields:
-        The host's name as it stands there.
+        The host's name in it.
     """
     config = model.config
     tower, host = config.mm_forgery_tower, config.mm_forgery_host

@@ -1,9 +1,9 @@
-"""One encoding of an image for a model of the ``llava`` package and for its detector.
+"""A single encoding of an image for a model of the ``llava`` package and its detector.
 
 LLaVA's model encodes its images inside the call that also embeds the text, so a detector on the
-model's own vision tower would come too late. The tower therefore runs before, with the taps of
-:mod:`llava_forgery.hosts.transformers.shared_tower`, and gives LLaVA's code the finished features
-when it asks.
+model's own vision tower would run too late. The tower therefore runs before, with the taps of
+:mod:`llava_forgery.hosts.transformers.shared_tower`, and returns the finished features when LLaVA's
+code calls it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,26 +24,26 @@ Images = torch.Tensor | Sequence[torch.Tensor]
 
 @dataclass(frozen=True)
 class LlavaDetection(KFDOutput):
-    """What the detector says, with what the host's tower gave of the same encoding."""
+    """Output of the detector, with the host tower's features of the same encoding."""
 
     pixels: torch.Tensor
-    """(N, 3, S, S): the images as the host's processor gives them."""
+    """(N, 3, S, S): the images from the host's processor."""
     features: torch.Tensor
-    """(N, P, C): what LLaVA's tower gave for them, before the projector."""
+    """(N, P, C): features of LLaVA's tower for them, before the projector."""
 
 
 class LlavaSharedTower(SharedVisionTower):
     """Encodes images once for a model of the ``llava`` package and a detector on its tower.
 
-    Of an image in tiles the detector sees the first, which shows the whole. LLaVA's loader fills
-    the tower after the model, so it is compared with the detector's at its first use.
+    For an image in tiles the detector sees the first, which shows the whole image. LLaVA's loader
+    fills the tower after the model, so it is compared with the detector's at its first use.
 
     Args:
-        model: The model.
-        kfd: A detector with an encoder of kind ``host``. A tower of its own is given up.
+        model: Model of the ``llava`` package.
+        kfd: Detector with an encoder of kind ``host``, whose own tower, if any, is dropped.
 
     Raises:
-        ValueError: The tower is there already and the detector was made for another one.
+        ValueError: The tower is already loaded and the detector was trained on another one.
     """
 
     def __init__(self, model: PreTrainedModel, kfd: KnowledgeGuidedForgeryDetector) -> None:
@@ -62,8 +62,8 @@ class LlavaSharedTower(SharedVisionTower):
         return self._model.get_vision_tower()
 
     def detect(self, images: torch.Tensor) -> LlavaDetection:
-        """Detect on images (N, 3, S, S) in [0, 1]; handed on as ``detection``, the result spares
-        the host a second encoding."""
+        """Detect on images (N, 3, S, S) in [0, 1]; passed as ``detection``, the result saves the
+        host a second encoding."""
         pixels = self.normalise(images)
         features, output = self._encode(pixels, range(len(pixels)))
         return LlavaDetection(**vars(output), pixels=pixels, features=features)
@@ -71,19 +71,19 @@ class LlavaSharedTower(SharedVisionTower):
     def prepare(
         self, images: Images, wanted: Sequence[int], detection: KFDOutput | None
     ) -> tuple[KFDOutput, AbstractContextManager[None]]:
-        """Encode what a call of the model shows, so far as its detection is not known already.
+        """Encode the images of a call of the model, unless their detection is given.
 
         Args:
-            images: LLaVA's: (B, 3, H, W), (B, tiles, 3, H, W) or a list.
-            wanted: Indices of those that the detector is to see.
-            detection: From :meth:`detect`. One without features leaves the host to encode anew.
+            images: LLaVA's images: (B, 3, H, W), (B, tiles, 3, H, W) or a list.
+            wanted: Indices of the images for the detector.
+            detection: Output of :meth:`detect`. Without features the host encodes the images again.
 
         Returns:
             The detection of the wanted images, and the context in which to call the model.
 
         Raises:
-            ValueError: A tile is no square of the tower's size, or the images are not those that
-                were detected on.
+            ValueError: A tile is not a square of the tower's size, or the images are not those of
+                the detection.
         """
         pixels, rows = _first_tiles(images, wanted)
         if detection is None:
@@ -107,7 +107,7 @@ class LlavaSharedTower(SharedVisionTower):
             )
         with exclusive(self._model), self.tapped() as states:
             features = self._outer(pixels)
-        # The detector in its own precision: mixed precision is for the host.
+        # The detector in its own precision; mixed precision is only for the host.
         with torch.autocast(pixels.device.type, enabled=False):
             output = self.read({tap: state[list(rows)] for tap, state in states.items()})
         return features, output
@@ -125,11 +125,11 @@ class LlavaSharedTower(SharedVisionTower):
         return features
 
     def check_once(self) -> None:
-        """Compare the tower with the detector's, unless that is done.
+        """Compare the tower with the detector's, once.
 
         Raises:
             RuntimeError: The tower is not loaded.
-            ValueError: As :meth:`check`.
+            ValueError: As for :meth:`check`.
         """
         with lock_of(self._model):
             if self._checked:
@@ -144,8 +144,8 @@ class LlavaSharedTower(SharedVisionTower):
 
 
 def _first_tiles(images: Images, wanted: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
-    """All tiles of a batch in the order in which LLaVA's model encodes them, and which of them are
-    the first ones of the wanted images."""
+    """All tiles of a batch in the order in which LLaVA's model encodes them, and the indices of the
+    first tiles of the wanted images."""
     if isinstance(images, torch.Tensor) and images.ndim == 4:
         return images, list(wanted)
     parts = [image[None] if image.ndim == 3 else image for image in images]
@@ -172,8 +172,8 @@ class _Relay:
 
 @contextmanager
 def _standing_in(tower: nn.Module, pixels: torch.Tensor, features: torch.Tensor) -> Iterator[None]:
-    """LLaVA's tower gives finished features for the pixels that they were made of, all at once or
-    piece by piece in their order."""
+    """Context in which LLaVA's tower returns finished features for their pixels, all at once or
+    piece by piece in order."""
     place = 0
 
     def finished(images: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a model of the ``llava`` package gains with the forgery skill: E_forgery in its prompts.
+"""Methods of a model of the ``llava`` package with the forgery skill: E_forgery in its prompts.
 
 Source: LVLM-DFD, sections 3.2 and 3.3.
 """
@@ -32,17 +32,17 @@ from llava_forgery.hosts.placement import PLACEHOLDERS, WHOLE, Expansion, is_pad
 from llava_forgery.hosts.projector import TrainedProjector
 from llava_forgery.kfd.detector import KFDOutput, KnowledgeGuidedForgeryDetector
 
-# Owner, in call_state's sense, of the list that receives a call's labels as LLaVA has put them
-# between its images' embeddings; the model then computes no loss of its own.
+# Owner, in call_state's sense, of the list that receives a call's labels, placed by LLaVA between
+# the embeddings of images; the model then computes no loss of its own.
 EXPANDED_LABELS = object()
 # Owner of True while ``generate`` runs.
 GENERATING = object()
 
 
 class LlavaForgeryMixin:
-    """What a model of the ``llava`` package gains; its class is made by :func:`forgery_class`.
+    """Mixin for models of the ``llava`` package; :func:`forgery_class` makes the class.
 
-    Threads and asyncio tasks may call it at once; what a call needs belongs to it alone.
+    Threads and asyncio tasks may call it concurrently; the state of a call is separate.
     """
 
     _forgery_shared: LlavaSharedTower | None = None
@@ -51,12 +51,12 @@ class LlavaForgeryMixin:
 
     @property
     def n_forgery(self) -> int:
-        """n_f: placeholders that a prompt must hold for each of its images."""
+        """n_f: number of placeholders that a prompt must hold for each of its images."""
         return self.get_model().forgery_projector.config.n_forgery
 
     @property
     def placement(self) -> str:
-        """Where E_forgery stands; see :mod:`llava_forgery.hosts.placement`."""
+        """Placement of E_forgery; see :mod:`llava_forgery.hosts.placement`."""
         return getattr(self.config, PLACEMENT_KEY, PLACEHOLDERS)
 
     @property
@@ -74,8 +74,8 @@ class LlavaForgeryMixin:
     def detect(self, forgery_images: torch.Tensor) -> KFDOutput:
         """The detector's output for images (N, 3, S, S) in [0, 1].
 
-        Where it reads the model's tower, the output keeps the tower's features: handed on as
-        ``detection``, it spares the model a second encoding.
+        If it reads the model's tower, the output keeps the tower's features: passed as
+        ``detection``, it saves the model a second encoding.
         """
         if self._forgery_shared is not None:
             return self._forgery_shared.detect(forgery_images)
@@ -83,7 +83,7 @@ class LlavaForgeryMixin:
 
     @contextmanager
     def detector_alone(self) -> Iterator[KnowledgeGuidedForgeryDetector]:
-        """The detector for calls without the model, also where it reads the model's tower."""
+        """The detector for calls without the model, even if it reads the model's tower."""
         shared = self._forgery_shared
         if shared is not None:
             shared.check_once()
@@ -91,8 +91,8 @@ class LlavaForgeryMixin:
             yield self.get_model().forgery_tower.kfd
 
     def prepare_inputs_labels_for_multimodal(self, *args: Any, **kwargs: Any) -> Any:
-        """LLaVA's own; it cuts what is longer than ``tokenizer_model_max_length`` without a word,
-        which must not touch E_forgery, and pads behind, which ``generate`` cannot go on from.
+        """LLaVA's own, which silently cuts at ``tokenizer_model_max_length``, which must not affect
+        E_forgery, and pads on the right, from which ``generate`` cannot continue.
 
         Raises:
             ValueError: E_forgery was cut off.
@@ -142,7 +142,7 @@ class LlavaForgeryMixin:
         shared = self._forgery_shared
         if shared is not None and forgery_images is not None:
             raise ValueError(
-                "this detector reads the model's own vision tower: give images alone, no "
+                "this detector reads the model's own vision tower: give only images, no "
                 "forgery_images"
             )
         shown = forgery_images if detection is None else detection.class_logits
@@ -171,7 +171,7 @@ class LlavaForgeryMixin:
         if detection is None:
             detection = self.detect(forgery_images)
         rows = self.get_model().forgery_projector(detection).flatten(0, 1)
-        # Looked up at each call: resizing and peft's modules_to_save put another in its place.
+        # Looked up in each call, as resizing and peft's modules_to_save replace it.
         hooks = NumberedHooks(self.get_input_embeddings(), FORGERY_TOKEN_INDEX)
         given[name] = hooks.number(input_ids)
         if (labels := given.get("labels")) is not None:
@@ -183,11 +183,11 @@ class LlavaForgeryMixin:
             hooks.remove()
 
     def _place(self, bound: inspect.BoundArguments, name: str) -> None:
-        """Put placeholders behind the images of prompts without any, where the configuration says
+        """Insert placeholders after the images of prompts without any, if the configuration says
         ``always``; ids, mask and labels of the call become longer."""
         given = bound.arguments
         ids = given.get(name)
-        # One token alone is written after a prompt, on its cache.
+        # A single token continues a prompt on its cache.
         if ids is None or ids.shape[1] == 1:
             return
         ends = ids == IMAGE_TOKEN_INDEX
@@ -212,11 +212,11 @@ class LlavaForgeryMixin:
 
     @contextmanager
     def _idle_learner(self, input_ids: torch.Tensor | None, images: Any) -> Iterator[None]:
-        """Let a training step on general data run the FPL, which gets gradients of zero.
+        """Run the FPL in a training step on general data, with gradients of zero.
 
-        Processes that train together exchange gradients, under ZeRO-3 weights as well, in the order
-        in which each computes them, so all must run the same modules in the same order. The FPL
-        therefore runs first, as it does for placeholders, and is tied to the input embeddings: its
+        Processes that train together exchange gradients, under ZeRO-3 also weights, in the order in
+        which each computes them, so all must run the same modules in the same order. The FPL
+        therefore runs first, as for placeholders, and is tied to the input embeddings, so that its
         gradients come last.
         """
         if input_ids is None or not (self.training and torch.is_grad_enabled()):
@@ -240,7 +240,7 @@ class LlavaForgeryMixin:
     def _check_prompts(
         self, placeholders: Sequence[int], counts: Sequence[int], images: Any
     ) -> list[int]:
-        """Indices of the images that the detector is to see."""
+        """Indices of the images for the detector."""
         wanted, first = [], 0
         for sample, (have, shown) in enumerate(zip(placeholders, counts, strict=True)):
             if have and not shown:
@@ -255,7 +255,7 @@ class LlavaForgeryMixin:
                 )
             if have:
                 wanted.extend(range(first, first + shown))
-            # A sample without an image takes an empty one, as LLaVA's data sets give it.
+            # A sample without an image has an empty one, as in LLaVA's data sets.
             first += max(1, shown)
         if images is None:
             raise ValueError(f"the prompts show {sum(counts)} images, but no images are given")
@@ -276,13 +276,13 @@ class LlavaForgeryMixin:
     def save_pretrained(
         self, save_directory: str | PathLike, state_dict: dict | None = None, **options: Any
     ) -> None:
-        """Write the whole model and, beside it, the skill; see
+        """Write the whole model and the skill; see
         :mod:`llava_forgery.hosts.llava.checkpoint`."""
         save_full(self, super().save_pretrained, save_directory, state_dict, **options)
 
 
 def _padded_in_front(prepared: tuple) -> tuple:
-    """What LLaVA has padded behind, as ``generate`` takes it; positions then follow the mask."""
+    """Move LLaVA's padding to the left, as ``generate`` needs it; positions follow the mask."""
     ids, _, mask, cache, embeds, labels = prepared
     if mask is None or embeds is None or bool(mask[:, -1].all()):
         return prepared
@@ -304,7 +304,7 @@ def _images_of(input_ids: torch.Tensor) -> list[int]:
 
 @functools.cache
 def forgery_class(base: type) -> type:
-    """The class of a model with the skill; of the same name, so that checkpoints say the same."""
+    """The class of a model with the skill, with the same name, so that checkpoints are the same."""
 
     def with_images(function: Callable[..., Any], generates: bool) -> Callable[..., Any]:
         @functools.wraps(function)

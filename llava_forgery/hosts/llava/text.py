@@ -1,8 +1,8 @@
-"""A dialogue in one of LLaVA's conversation templates, with loss on the answers alone.
+"""A dialogue in one of LLaVA's conversation templates, with loss on the answers only.
 
 The ids are those of LLaVA's own training (``preprocess`` and ``tokenizer_image_token``); the labels
-are found from where each answer stands in the text. LLaVA counts tokens of the pieces instead,
-and where the sum does not come out it masks the whole sample with a printed warning.
+are found from the position of each answer in the text. LLaVA counts tokens of the pieces instead,
+and if the sum differs it masks the whole sample with a printed warning.
 
 Source of the format: haotian-liu/LLaVA at c121f04, ``llava/train/train.py``, ``llava/mm_utils.py``.
 """
@@ -21,24 +21,24 @@ from llava_forgery.hosts.llava.hooks import FORGERY_TOKEN_INDEX, IMAGE_TOKEN_IND
 from llava_forgery.hosts.llava.prompts import TEMPLATE, forgery_prefix
 from llava_forgery.hosts.placement import ALWAYS, PLACEHOLDERS
 
-# What --mm_use_im_start_end puts around an image.
+# Tokens that --mm_use_im_start_end puts around an image.
 IM_START, IM_END = "<im_start>", "<im_end>"
 MARKS = {IMAGE_TOKEN: IMAGE_TOKEN_INDEX, FORGERY_TOKEN: FORGERY_TOKEN_INDEX}
 
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """How a checkpoint is spoken to."""
+    """Prompt format of a checkpoint."""
 
     template: Any
     """One of LLaVA's ``conv_templates``."""
     n_forgery: int
-    """n_f, placeholders behind each image of the skill's samples."""
+    """n_f, number of placeholders after each image of the skill's samples."""
     im_start_end: bool = False
     """The checkpoint's ``mm_use_im_start_end``."""
     placement: str = PLACEHOLDERS
-    """Whether placeholders stand where the model puts them by itself (``always``), or where a
-    prompt of the skill has them."""
+    """Whether placeholders are where the model inserts them itself (``always``), or where a prompt
+    of the skill has them."""
 
     def __post_init__(self) -> None:
         if self.template.sep_style.name == "PLAIN":
@@ -62,13 +62,14 @@ def encode_turns(
     """Tokens and labels of one dialogue.
 
     Args:
-        turns: Question, answer, question, answer ...; ``<image>`` where images stand.
-        tokenizer: The checkpoint's; a fast one.
+        turns: Question, answer, question, answer ...; ``<image>`` at the images.
+        tokenizer: Fast tokenizer of the checkpoint.
         style: Template and placeholders.
-        skill: Whether placeholders stand behind the images.
-        max_length: Most tokens, an image counted as one; what is longer is cut off, as in LLaVA.
-        image_tokens: Least tokens that the model makes of an image. It cuts off at ``max_length``
-            once more when it has put them in, which here only decides what is left to learn from.
+        skill: Whether placeholders follow the images.
+        max_length: Maximum number of tokens, an image counted as one; the rest is cut, as in LLaVA.
+        image_tokens: Minimum number of tokens that the model makes from an image. It cuts at
+            ``max_length`` again after inserting them, which here only decides what is left to
+            learn from.
 
     Returns:
         ``input_ids`` (T,) with -200 for each image and -201 for each placeholder, and ``labels``
@@ -76,8 +77,7 @@ def encode_turns(
 
     Raises:
         ValueError: The last question has no answer, no token is left to learn from, placeholders
-            would be cut apart, or the tokenizer cannot tell the answers' tokens from what stands
-            beside them.
+            would be cut, or the tokenizer cannot separate the answers from the adjacent text.
     """
     if not turns or len(turns) % 2:
         raise ValueError(f"expected a question and an answer each, got {len(turns)} turns")
@@ -93,7 +93,7 @@ def encode_turns(
     seen = torch.arange(len(ids)) + before < max_length
     if bool((labels[seen] == IGNORE_INDEX).all()):
         raise ValueError(
-            f"no token is left to learn from: the first answer begins behind the {max_length} "
+            f"no token is left to learn from: the first answer begins after the {max_length} "
             "tokens of --model_max_length; raise it or shorten the question"
         )
     return {"input_ids": ids, "labels": labels}
@@ -102,10 +102,10 @@ def encode_turns(
 def label_spans(
     text: str, spans: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, torch.Tensor]:
-    """``input_ids`` and ``labels`` (T,) of a text, of which the spans (start, end) are learnt.
+    """``input_ids`` and ``labels`` (T,) of a text, of which the spans (start, end) are supervised.
 
     Raises:
-        ValueError: As :func:`encode_turns`.
+        ValueError: As for :func:`encode_turns`.
     """
     ids, offsets = tokenise(text, tokenizer)
     labels = torch.full((len(ids),), IGNORE_INDEX)
@@ -119,15 +119,15 @@ def label_spans(
 def render_turns(
     turns: Sequence[str], style: PromptStyle, *, skill: bool
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text in the template, and (start, end) of what is to be learnt of it.
+    """The text in the template, and (start, end) of its supervised spans.
 
-    A span reaches from the end of the prompt that the model sees before an answer to the end of
-    the mark that ends its turn.
+    A span extends from the end of the prompt before an answer to the end of the mark that ends its
+    turn.
 
     Args:
         turns: Question, answer ...; a question at the end gets the head of its answer.
         style: Template and placeholders.
-        skill: Whether placeholders stand behind the images.
+        skill: Whether placeholders follow the images.
 
     Raises:
         ValueError: There is no turn, or the template rewrites earlier turns when later ones are
@@ -145,12 +145,12 @@ def render_turns(
         if answer is None:
             whole = head
             break
-        # Images in answers stay where they are.
+        # Images in answers are not moved.
         conversation.messages[-1][1] = answer
         longer = conversation.get_prompt()
         if not (head.startswith(whole) and longer.startswith(head)):
             raise ValueError(
-                f"the template {style.template.version!r} does not put an answer behind its "
+                f"the template {style.template.version!r} does not put an answer after its "
                 f"prompt {head[-40:]!r}: labels cannot be placed"
             )
         spans.append((len(head), len(longer)))
@@ -161,14 +161,14 @@ def render_turns(
 def tokenise(
     text: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids as ``tokenizer_forgery_token`` gives them, and where each stands in the text.
+    """Ids as from ``tokenizer_forgery_token``, and the position of each in the text.
 
     Raises:
-        ValueError: The tokenizer is a slow one, which does not tell, or ends every text.
+        ValueError: The tokenizer is slow and does not give positions, or it adds an end to texts.
     """
     if not tokenizer.is_fast:
         raise ValueError(
-            f"{type(tokenizer).__name__} does not say where its tokens stand in the text; load "
+            f"{type(tokenizer).__name__} does not give the positions of tokens in the text; load "
             "the fast tokenizer"
         )
     ids: list[int] = []
@@ -186,10 +186,10 @@ def tokenise(
         found = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
         if found and found[-1] == (tokenizer.eos_token_id, (0, 0)):
             raise ValueError(
-                f"the tokenizer puts {tokenizer.eos_token} behind every text; load it with "
+                f"the tokenizer puts {tokenizer.eos_token} after every text; load it with "
                 "add_eos_token=False"
             )
-        # Each piece is tokenised as a text of its own, but only the first keeps its beginning.
+        # Each piece is tokenised as a separate text, but only the first keeps its beginning.
         if not i:
             begins = bool(found) and found[0][0] == tokenizer.bos_token_id
         elif begins:
@@ -201,7 +201,7 @@ def tokenise(
 
 
 def _place_images(question: str, style: PromptStyle, skill: bool) -> str:
-    """A question as LLaVA's training has it, with placeholders where the skill is asked for."""
+    """A question as in LLaVA's training, with placeholders for the skill."""
     count = question.count(IMAGE_TOKEN)
     if not count:
         return question
@@ -217,10 +217,10 @@ def _place_images(question: str, style: PromptStyle, skill: bool) -> str:
         image = f"<Image>{image}</Image>"
     shown = shown.replace(IMAGE_TOKEN, image)
     if skill and always:
-        # Where the model puts them: right behind the image, before what closes a tag around it.
+        # Where the model inserts them: directly after the image, before a closing tag around it.
         shown = shown.replace(IMAGE_TOKEN, IMAGE_TOKEN + FORGERY_TOKEN * style.n_forgery)
     if count == 1:
-        # LLaVA shows a single image first, wherever its token stood.
+        # LLaVA shows a single image first, wherever its token was.
         return (shown + question.replace(IMAGE_TOKEN, "").strip()).strip()
     return re.sub(f"{re.escape(IMAGE_TOKEN)}\\s?", lambda _: shown, question)
 
@@ -228,13 +228,13 @@ def _place_images(question: str, style: PromptStyle, skill: bool) -> str:
 def _tokens_between(
     start: int, end: int, text: str, offsets: Sequence[tuple[int, int]]
 ) -> list[int]:
-    """Indices of the tokens that write ``text[start:end]``."""
+    """Indices of the tokens of ``text[start:end]``."""
     found = [i for i, (a, b) in enumerate(offsets) if b > start and a < end]
     for i in found[:1] + found[-1:]:
         a, b = offsets[i]
         if text[a:start].strip() or text[end:b].strip():
             raise ValueError(
-                f"the token {text[a:b]!r} belongs to an answer and to what stands beside it, in "
+                f"the token {text[a:b]!r} belongs to an answer and to the adjacent text, in "
                 f"{text[max(a - 20, 0) : b + 20]!r}: this tokenizer cannot separate the answers "
                 "of this template"
             )

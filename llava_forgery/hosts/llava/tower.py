@@ -2,8 +2,8 @@
 
 LLaVA's builders ask a tower for ``is_loaded``, ``load_model``, ``dtype``, ``device``, ``config``,
 ``hidden_size``, ``num_patches`` and ``image_processor`` (haotian-liu/LLaVA at c121f04,
-``clip_encoder.py``). What this tower gives is no grid of features but a ``KFDOutput``, which the
-projector ``forgery_prompt_learner`` reads.
+``clip_encoder.py``). The output of this tower is not a grid of features but a ``KFDOutput``, which
+the projector ``forgery_prompt_learner`` reads.
 """
 
 import logging
@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 class KFDImageProcessor:
     """Pictures to the detector's input, with the interface of LLaVA's image processors.
 
-    A picture that is not square is padded by repeating its edge, not squeezed: faces keep their
-    proportions. The detector normalises by itself, so mean and deviation are 0 and 1.
+    Pictures are padded to a square by repeating the edge, so that faces keep their proportions. The
+    detector normalises by itself, so mean and deviation are 0 and 1.
 
     Args:
         size: Side S of the detector's input in pixels.
@@ -54,14 +54,14 @@ class KFDImageProcessor:
         """Prepare one or several pictures.
 
         Args:
-            images: PIL images, or arrays as :func:`llava_forgery.images.to_rgb` takes them.
-            return_tensors: "pt" alone.
+            images: PIL images, or arrays as for :func:`llava_forgery.images.to_rgb`.
+            return_tensors: Must be "pt".
 
         Returns:
             ``pixel_values`` (N, 3, S, S) float32 in [0, 1].
 
         Raises:
-            ValueError: Another format.
+            ValueError: ``return_tensors`` is not "pt".
         """
         if return_tensors not in (None, "pt"):
             raise ValueError(f'return_tensors must be "pt", got {return_tensors!r}')
@@ -89,13 +89,13 @@ class KFDVisionTower(nn.Module):
     """A frozen detector as one of LLaVA's vision towers.
 
     Args:
-        vision_tower: ``kfd:DIR``, or the folder alone.
-        args: LLaVA's configuration; nothing in it concerns the detector.
-        delay_load: Read the configuration alone; :meth:`load_model` brings the weights.
+        vision_tower: ``kfd:DIR``, or only the folder.
+        args: LLaVA's configuration, which is not used.
+        delay_load: Whether to read only the configuration; :meth:`load_model` loads the weights.
 
     Raises:
         FileNotFoundError: The folder holds no detector, or no weights.
-        ValueError: The configuration is not valid.
+        ValueError: The configuration is invalid.
     """
 
     def __init__(
@@ -111,16 +111,16 @@ class KFDVisionTower(nn.Module):
             self.load_model()
 
     def load_model(self, device_map: Any = None) -> None:
-        """Read the weights, unless that is done.
+        """Load the weights, unless they are loaded.
 
         Args:
             device_map: A device, or LLaVA's ``{"": device}``; "auto" and None leave the detector
-                on the CPU, from where it follows its model.
+                on the CPU, from where it moves with its model.
         """
         if self.is_loaded:
-            logger.info("%s is loaded already", self.vision_tower_name)
+            logger.info("%s is already loaded", self.vision_tower_name)
             return
-        # Where it reads a host's vision tower, that is the model's own.
+        # If it reads a host's vision tower, that is the model's own.
         self.kfd = KnowledgeGuidedForgeryDetector.from_pretrained(self.directory, with_tower=False)
         self.kfd.requires_grad_(False)
         self.is_loaded = True
@@ -134,7 +134,7 @@ class KFDVisionTower(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor | Sequence[torch.Tensor]) -> KFDOutput:
-        """Detect.
+        """Detect forgeries.
 
         Args:
             images: (N, 3, S, S) in [0, 1] from :attr:`image_processor`, or a list of (3, S, S).
@@ -151,12 +151,12 @@ class KFDVisionTower(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the detector's own layers."""
+        """Dtype of the detector's own layers."""
         return self._reference.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the detector lies."""
+        """Device of the detector."""
         return self._reference.device
 
     @property
@@ -165,12 +165,12 @@ class KFDVisionTower(nn.Module):
 
     @property
     def dummy_feature(self) -> torch.Tensor:
-        """(1, 2 L) zeros, for LLaVA's code that asks."""
+        """(1, 2 L) zeros, for LLaVA's code."""
         return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
 
     @property
     def hidden_size(self) -> int:
-        """2 L: values for each place of the consistency maps, [real, fake] for each layer."""
+        """2 L: number of values at each place of the consistency maps, [real, fake] per layer."""
         return 2 * self.config.num_layers
 
     @property
@@ -188,7 +188,7 @@ class KFDVisionTower(nn.Module):
 
     @property
     def num_patches(self) -> int:
-        """Places of the consistency maps."""
+        """Number of places of the consistency maps."""
         return self.num_patches_per_side**2
 
 

@@ -1,4 +1,4 @@
-"""A model of the ``llava`` package with the skill, as predictor, dialogue and training take it."""
+"""A model of the ``llava`` package with the skill, for predictor, dialogue and training."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ FAMILY = HostFamily("llava_llama", "LLaVA (the llava package)", "cache", project
 class LlavaForgeryVLM(Pushable, nn.Module):
     """A :class:`~llava_forgery.hosts.base.ForgeryModel` of the ``llava`` package.
 
-    The model below can be used by LLaVA's own tools at the same time.
+    The wrapped model can be used by LLaVA's own tools at the same time.
 
     Args:
-        host: A model with the skill (``attach_to_llava``), or peft's wrapper around it.
-        tokenizer: Its tokenizer.
+        host: Model with the skill (``attach_to_llava``), or peft's wrapper around it.
+        tokenizer: Tokenizer of the model.
         template: Name in LLaVA's ``conv_templates``; see :class:`LlavaEncoder`.
 
     Attributes:
         host: As given.
-        prompts: Conversations to tokens, and tokens to answers.
-        family: How the host goes on from a cache.
+        prompts: Prompt encoder of the host.
+        family: Record of the host's family, which says how it continues from a cache.
 
     Raises:
         ValueError: The model has no skill, or LLaVA has no such template.
@@ -83,7 +83,7 @@ class LlavaForgeryVLM(Pushable, nn.Module):
             template,
             bare.get_vision_tower().image_processor,
         )
-        # LLaVA-NeXT's models want to be told of each image that it is no video.
+        # LLaVA-NeXT's models need the modality of each image, to know that it is not a video.
         self._tells_modalities = "modalities" in inspect.signature(self._bare.forward).parameters
 
     @property
@@ -107,22 +107,22 @@ class LlavaForgeryVLM(Pushable, nn.Module):
 
     @property
     def projector(self) -> TrainedProjector | None:
-        """The host's own projector, where it is or was trained."""
+        """The host's own projector, if it is or was trained."""
         return self._bare._forgery_projector
 
     @property
     def device(self) -> torch.device:
-        """Where the host lies."""
+        """Device of the host."""
         return self.host.get_input_embeddings().weight.device
 
     @property
     def n_forgery(self) -> int:
-        """n_f: placeholders that a prompt must hold for each of its images."""
+        """n_f: number of placeholders that a prompt must hold for each of its images."""
         return self._bare.n_forgery
 
     @property
     def placement(self) -> str:
-        """Where E_forgery stands."""
+        """Placement of E_forgery."""
         return self._bare.placement
 
     @property
@@ -137,13 +137,13 @@ class LlavaForgeryVLM(Pushable, nn.Module):
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Of the bare host."""
+        """Fingerprint of the bare host."""
         known = self._bare.config.mm_forgery_host
         return {name: value for name, value in known.items() if name != "name_or_path"}
 
     @property
     def host_name(self) -> str:
-        """Where the bare host came from: a folder or a hub name."""
+        """Folder or hub name of the bare host."""
         return self._bare.config.mm_forgery_host["name_or_path"]
 
     def trainable_names(self) -> list[str]:
@@ -152,13 +152,13 @@ class LlavaForgeryVLM(Pushable, nn.Module):
 
     def detect(self, forgery_images: torch.Tensor) -> KFDOutput:
         """The detector's output for images (N, 3, S, S) in [0, 1]."""
-        # In its own precision: mixed precision is for the host.
+        # In its own precision; mixed precision is only for the host.
         with torch.autocast(forgery_images.device.type, enabled=False):
             return self._bare.detect(forgery_images)
 
     @contextmanager
     def detector_alone(self) -> Iterator[KnowledgeGuidedForgeryDetector]:
-        """The detector for calls without the host, also where it reads the host's tower."""
+        """The detector for calls without the host, even if it reads the host's tower."""
         with self._bare.detector_alone() as kfd:
             yield kfd
 
@@ -173,8 +173,9 @@ class LlavaForgeryVLM(Pushable, nn.Module):
 
         Args:
             input_ids: (B, T) with -200 for each image and -201 for each placeholder.
-            forgery_images: (N, 3, S, S) in [0, 1]; or
-            detection: the detector's output for them. With neither, the detector sees ``images``.
+            forgery_images: (N, 3, S, S) in [0, 1].
+            detection: The detector's output, instead of ``forgery_images``. With neither, the
+                detector sees ``images``.
             inputs: ``images``, ``image_sizes``, ``attention_mask``, ``labels`` ...
         """
         if forgery_images is not None and detection is None and self.takes_forgery_images:
@@ -189,8 +190,8 @@ class LlavaForgeryVLM(Pushable, nn.Module):
     def labelled_logits(
         self, labels: torch.Tensor, **inputs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits that predict labelled tokens, and their labels, as LLaVA's model has put them
-        between its images' embeddings; see the protocol."""
+        """Logits that predict labelled tokens, and their labels, placed by LLaVA's model between
+        the embeddings of images; see the protocol."""
         expanded: list[torch.Tensor] = []
         with in_call(EXPANDED_LABELS, expanded):
             logits = self(**inputs, labels=labels).logits
@@ -211,8 +212,8 @@ class LlavaForgeryVLM(Pushable, nn.Module):
 
         Raises:
             RuntimeError: The model is in training mode.
-            ValueError: As :meth:`forward`; or there is a cache, and ``cached_tokens`` is not given,
-                the cache ends before the last placeholder, or the prompts are padded.
+            ValueError: As for :meth:`forward`; or there is a cache, and ``cached_tokens`` is not
+                given, the cache ends before the last placeholder, or the prompts are padded.
         """
         if self.training:
             raise RuntimeError("call eval() before generate()")
@@ -227,11 +228,11 @@ class LlavaForgeryVLM(Pushable, nn.Module):
         else:
             if forgery_images is not None or detection is not None:
                 raise ValueError(
-                    "the cache reaches behind the placeholders, so that forgery_images or "
-                    "detection would not be read; leave them out, or the cache"
+                    "the cache extends beyond the placeholders, so that forgery_images or "
+                    "detection would not be read; omit them, or the cache"
                 )
             output, fed = self._continue(input_ids, cached_tokens, options)
-        # LLaVA's generate gives new tokens only.
+        # LLaVA's generate only returns new tokens.
         new = (output if isinstance(output, torch.Tensor) else output.sequences)[:, fed:]
         repeats = len(new) // len(input_ids)
         sequences = torch.cat([input_ids.repeat_interleave(repeats, 0).to(new.device), new], dim=1)
@@ -243,10 +244,10 @@ class LlavaForgeryVLM(Pushable, nn.Module):
     def _continue(
         self, input_ids: torch.Tensor, cached_tokens: int | None, options: dict[str, Any]
     ) -> tuple[Any, int]:
-        """``generate`` from a cache on, and how many ids it was given.
+        """``generate`` from a cache, and the number of ids that it was given.
 
-        LLaVA's own takes no cache, transformers' does: the ids whose keys are known are not read,
-        only counted.
+        LLaVA's own does not support a cache, transformers' does: the ids whose keys are known are
+        not read, only counted.
         """
         cache, mask = cache_in(options), options.pop("attention_mask", None)
         known = cache.get_seq_length()
@@ -256,8 +257,8 @@ class LlavaForgeryVLM(Pushable, nn.Module):
                 f"images and placeholders of the prompt; got cached_tokens={cached_tokens}"
             )
         if mask is not None and not bool(mask.bool().all()):
-            raise ValueError("prompts that go on from a cache must not be padded")
-        # An image is one id but as many keys as it has patches.
+            raise ValueError("prompts that continue from a cache must not be padded")
+        # An image is one id but has as many keys as patches.
         more = known - cached_tokens
         ids = nn.functional.pad(input_ids.clamp(min=0), (more, 0))
         options = {name: v for name, v in options.items() if name not in ("images", "image_sizes")}
@@ -284,10 +285,10 @@ class LlavaForgeryVLM(Pushable, nn.Module):
         return {**inputs, **shown}
 
     def merge_lora(self) -> None:
-        """Add LoRA to the host's weights: calls are faster, but nothing can be saved or detached.
+        """Merge LoRA into the host's weights: faster, but saving and detaching are disabled.
 
         Raises:
-            ValueError: There is none, or the host is quantised.
+            ValueError: There is no LoRA, or the host is quantised.
         """
         if not self.has_lora:
             raise ValueError("there is no LoRA to merge")
@@ -304,11 +305,12 @@ class LlavaForgeryVLM(Pushable, nn.Module):
         save_llava_adapter(self.host, directory, self.projector and self.projector.state())
 
     def load_weights(self, directory: str | PathLike) -> None:
-        """Fill what is trained from :meth:`save_pretrained`'s files, strictly.
+        """Load the trained parameters from :meth:`save_pretrained`'s files, strictly.
 
         Raises:
             FileNotFoundError: A file is missing.
-            ValueError: It does not fit, or holds weights of the host that are not trained here.
+            ValueError: A file does not match, or holds weights of the host that are not trained
+                here.
         """
         directory = Path(directory)
         self.fpl.load_state_dict(load_tensors(directory / FPL, self.fpl.state_dict()))
@@ -317,7 +319,7 @@ class LlavaForgeryVLM(Pushable, nn.Module):
         fill_projector(self.projector, directory)
 
     def detach(self) -> PreTrainedModel:
-        """Take skill and LoRA off; returns the bare host as it was.
+        """Remove skill and LoRA, and return the original bare host.
 
         Raises:
             ValueError: LoRA was merged.
@@ -340,27 +342,27 @@ def attach_llava(
     placement: str = ALWAYS,
     crop: str = FACE,
 ) -> LlavaForgeryVLM:
-    """Give a loaded model of the ``llava`` package the forgery skill, to be trained.
+    """Attach the forgery skill to a loaded model of the ``llava`` package for training.
 
-    The host's and the detector's weights are frozen; what remains trainable are the FPL, LoRA and,
-    where wanted, the host's projector, in full precision whatever the host's: an update is far
-    smaller than what half precision tells apart.
+    The weights of host and detector are frozen; trainable are the FPL, LoRA and, optionally, the
+    host's projector, in full precision whatever the host's, as updates are far smaller than the
+    resolution of half precision.
 
     Args:
-        model: With its vision tower loaded.
-        tokenizer: Its tokenizer.
+        model: Model with its vision tower loaded.
+        tokenizer: Tokenizer of the model.
         forgery_tower: The detector, ``kfd:DIR`` or DIR.
         fpl: As for :func:`~llava_forgery.hosts.llava.model.attach_to_llava`.
-        lora: Sizes of a new LoRA on the language model; None leaves the language model as it is.
-        seed: Of the new weights.
-        train_projector: Train the host's own projector as well.
-        template: Name in LLaVA's ``conv_templates``, with which the adapter is then asked.
-        placement: As for ``attach_to_llava``, as is ``crop``.
-        crop: Likewise.
+        lora: Sizes of a new LoRA on the language model; None leaves the language model unchanged.
+        seed: Seed of the new weights.
+        train_projector: Whether to also train the host's own projector.
+        template: Name in LLaVA's ``conv_templates`` of the adapter's prompts.
+        placement: As for ``attach_to_llava``.
+        crop: As for ``attach_to_llava``.
 
     Raises:
         FileNotFoundError: The folder holds no detector.
-        ValueError: As ``attach_to_llava``, or LLaVA has no such template.
+        ValueError: As for ``attach_to_llava``, or LLaVA has no such template.
     """
     find_template(model.config, template)
     model.requires_grad_(False)
@@ -373,7 +375,7 @@ def attach_llava(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             host = peft.get_peft_model(model, llava_lora_config(model, lora))
-    # peft freezes all it did not make.
+    # peft freezes everything that it did not make.
     learner.requires_grad_(True)
     if train_projector:
         model._forgery_projector = TrainedProjector(model, HOST_PROJECTOR)

@@ -161,7 +161,7 @@ def test_training_encodes_once_and_reaches_the_fpl(root):
 def test_wrong_calls_are_errors(root):
     words, model = _skilled(root)
     inputs, pictures = _inputs(words, model)
-    with pytest.raises(ValueError, match="give images alone, no forgery_images"):
+    with pytest.raises(ValueError, match="give only images, no forgery_images"):
         model(**inputs, forgery_images=pictures)
     with pytest.raises(ValueError, match="not of the images that the detection was made on"):
         model(**inputs, detection=model.detect(1 - pictures))
