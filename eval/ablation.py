@@ -1,4 +1,4 @@
-"""The ablation of the default detector: one record for each training, and the table of them all.
+"""The ablation of the default detector: one record for each training, and their table.
 
     python -m eval.ablation add NAME --metrics EVAL/metrics.json --recipe RECIPE.json --steps 1200
     python -m eval.ablation table
@@ -17,7 +17,7 @@ from llava_forgery.files import read_json, write_json
 RECORDS = Path(__file__).parent / "records/ablation"
 SETS = ("ff_c23", "ff_c40", "dfd", "talk")
 METHODS = ("Face2Face", "NeuralTextures")
-# What the detector is meant for; talking heads are mostly generated as a whole.
+# Sets within the detector's scope; talking heads are mostly generated as a whole.
 MEAN_OF = SETS[:3]
 _KEPT = ("set", "method", "real_videos", "fake_videos", "video_auc", "video_auc_interval",
          "frame_auc", "tpr_at_1_fpr", "fpr", "fnr")  # fmt: skip
@@ -30,13 +30,13 @@ def add(
     name: Annotated[str, typer.Argument(help="Name of the record.")],
     metrics: Annotated[Path, typer.Option(help="metrics.json of `eval real`.")],
     steps: Annotated[int, typer.Option(help="Steps of the training.")],
-    people: Annotated[str, typer.Option(help="Whose faces it was trained on.")],
-    change: Annotated[str, typer.Option(help="What the row is about, in a few words.")],
+    people: Annotated[str, typer.Option(help="People it was trained on.")],
+    change: Annotated[str, typer.Option(help="Short description of the row.")],
     recipe: Annotated[Path | None, typer.Option(help="Recipe; the defaults without it.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     records: Annotated[Path, typer.Option(help="Folder of the records.")] = RECORDS,
 ) -> None:
-    """Keep a training's measurement."""
+    """Record the figures of a training."""
     measured = read_json(metrics)
     rows = [{key: row[key] for key in _KEPT} for row in measured["rows"] if row["score"] == "kfd"]
     record = {

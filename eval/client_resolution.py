@@ -1,4 +1,4 @@
-"""What it costs that LLaVA's tools show the detector only what their processor left of a picture.
+"""Cost of LLaVA's tools showing the detector only the pictures that their processor prepared.
 
     python -m eval.client_resolution --faces FACES --split test --out FIGURES.md
 
@@ -34,20 +34,20 @@ PROCESSORS = {
     ),
     "SigLIP, 384 px": SiglipImageProcessorPil(size={"height": 384, "width": 384}),
 }
-# How much of the picture's side the crop takes, beside what is done about it.
+# Share of the picture's side that the crop takes, with the treatment.
 VIEWS = ((1.0, WHOLE), (1.0, FACE), (0.5, FACE), (1 / 3, FACE), (0.5, WHOLE))
 
 
 def main(
     faces: Annotated[Path, typer.Option(help="Folder written by data prepare.")],
     out: Annotated[Path, typer.Option(help="Markdown file to write.")],
-    split: Annotated[str, typer.Option(help="Whose faces: train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="Split of the faces: train, val or test.")] = "test",
     model: Annotated[
         Path | None, typer.Option(help="Detector or adapter; default: the shipped one.")
     ] = None,
-    pairs: Annotated[int, typer.Option(help="Forged faces, and as many pristine ones.")] = 100,
+    pairs: Annotated[int, typer.Option(help="Number of forged and of pristine faces.")] = 100,
     side: Annotated[int, typer.Option(help="Side of the crops in pixels.")] = 320,
-    seed: Annotated[int, typer.Option(help="Of the forgeries.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the forgeries.")] = 0,
 ) -> None:
     """Write the table."""
     scorer = DetectorScorer(load_detector_of(model or default_model(), None, False))
@@ -76,13 +76,13 @@ def main(
 
 
 def surrounded(crop: np.ndarray, share: float) -> np.ndarray:
-    """A picture of whose side a crop (S, S, 3) takes a share; its edge is repeated around it."""
+    """A picture in which a crop (S, S, 3) takes a share of the side, with its edge repeated."""
     room = round(len(crop) * (1 / share - 1) / 2)
     return cv2.copyMakeBorder(crop, room, room, room, room, cv2.BORDER_REPLICATE)
 
 
 def through(processor, picture: np.ndarray) -> np.ndarray:
-    """A picture as a client's tensors show it."""
+    """A picture after a client's processor."""
     pixels = processor(picture, return_tensors="pt")["pixel_values"][0].to(torch.float16)
     return picture_of(pixels, processor.image_mean, processor.image_std)
 

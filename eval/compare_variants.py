@@ -2,9 +2,9 @@
 
     python -m eval.compare_variants --faces FACES --base-model HOST --out OUT [--reduced]
 
-FACES is a folder of prepare, HOST such as convert small-llava writes. OUT gets variants.csv and
-variants.md, which grow with every cell; the same command goes on after an interruption. Times of
-each cell are printed as it ends.
+FACES is a folder of prepare, HOST one such as convert small-llava writes. OUT receives variants.csv
+and variants.md, which grow with every cell; the same command resumes after an interruption. Times
+of each cell are printed at its end.
 """
 
 import time
@@ -37,7 +37,7 @@ REDUCED = VariantSettings(
 
 def main(
     faces: Annotated[Path, typer.Option(help="Folder written by prepare.")],
-    base_model: Annotated[str, typer.Option(help="Host's folder or hub name.")],
+    base_model: Annotated[str, typer.Option(help="Folder or hub name of the host.")],
     out: Annotated[
         Path, typer.Option(help="Folder for cells and the table.", callback=writable_folder)
     ],
@@ -83,7 +83,7 @@ def with_sizes(settings: VariantSettings, changes: str) -> VariantSettings:
     """Settings with some sizes changed.
 
     Raises:
-        ValueError: A name is unknown, or a value is no whole number.
+        ValueError: A name is unknown, or a value is not a whole number.
     """
     known = [f.name for f in fields(settings)]
     values = {}

@@ -2,7 +2,7 @@
 
     python -m eval.figures
 
-prints the table as it stands on both pages; a test compares them.
+prints the table of both pages; a test compares them.
 """
 
 from pathlib import Path

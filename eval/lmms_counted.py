@@ -1,10 +1,10 @@
-"""lmms-eval as it is, with a note of whether the skill was used and of the pictures that were seen.
+"""Unmodified lmms-eval, with a note of whether the skill was used and which pictures were seen.
 
     python eval/lmms_counted.py NOTE eval --model llava ...
 
-NOTE receives ``{"fpl_calls": 12, "pictures": ["5d1f...", ...]}``: how often a Forgery Prompt
-Learner made E_forgery, in whichever model, and digests of the pictures that the forgery tasks
-showed. With several ranks each writes its own, NOTE with the rank behind its name.
+NOTE receives ``{"fpl_calls": 12, "pictures": ["5d1f...", ...]}``: the number of times that a
+Forgery Prompt Learner made E_forgery, in any model, and digests of the pictures of the forgery
+tasks. With several ranks each writes its own, NOTE with the rank appended.
 """
 
 import hashlib

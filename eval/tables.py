@@ -3,7 +3,7 @@
     python -m eval.tables table4 --config eval/configs/london_tiny.json --out tables-out
 
 Tables: table1 to table6 and antifakeprompt; see eval/README.md. What is finished in the folder is
-kept, so the same command goes on after an interruption.
+kept, so the same command resumes after an interruption.
 """
 
 from pathlib import Path

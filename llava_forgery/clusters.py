@@ -80,7 +80,7 @@ def _begin(ray: ModuleType, options: Mapping[str, Any], times: int) -> None:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Ray puts its own handler of SIGTERM in the place of the caller's, if there is one."""
+    """Keep the caller's handler of SIGTERM, if any, which Ray would replace by its own."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield

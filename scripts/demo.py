@@ -2,9 +2,9 @@
 
     bash scripts/demo.sh [--out DIR] [--reduced]
 
-Takes photographs of samples/, forges some of them, makes six short H.264 videos of them, judges all
-with the model that the package ships, and writes OUT/report.html. Prints a table. The figures are
-of simulated forgeries: how the model does on real ones is in its card, llava_forgery/default.
+It takes photographs of samples/, forges some of them, makes six short H.264 videos of them, judges
+all with the shipped model, writes OUT/report.html and prints a table. The figures are of simulated
+forgeries: those on real ones are in the model's card, llava_forgery/default.
 """
 
 import importlib.metadata
@@ -36,7 +36,7 @@ from llava_forgery.tensors import to_bytes
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 SIDE = 288
-# Room around the face, so that it has to be found.
+# Margin around the face, so that it has to be found.
 FRAMING = FramingConfig(margin=(0.55, 0.55), jitter=0.0, angle=0.0)
 # All kinds of forgery.
 SIMULATOR = SimulatorConfig(swap=0.25, reenactment=0.25)
@@ -95,7 +95,7 @@ def main(
 
 
 def make_pictures(pairs: FacePairs, folder: Path) -> dict[str, str]:
-    """Real and forged photographs; what is known of each, by file name."""
+    """Write real and forged photographs; returns the truth of each by file name."""
     truths = {}
     for i in range(len(pairs)):
         pair = pairs[i]
@@ -107,7 +107,7 @@ def make_pictures(pairs: FacePairs, folder: Path) -> dict[str, str]:
 
 
 def make_videos(pairs: FacePairs, count: int, folder: Path) -> dict[str, str]:
-    """So many real and so many forged videos: a camera that moves over the photograph."""
+    """Write real and forged videos, in which a camera moves over the photograph."""
     truths = {}
     for i in range(count):
         pair = pairs[i]
@@ -118,7 +118,7 @@ def make_videos(pairs: FacePairs, count: int, folder: Path) -> dict[str, str]:
 
 
 def write_video(image: np.ndarray, path: Path) -> None:
-    """(S, S, 3) uint8 as a second of H.264."""
+    """Write (S, S, 3) uint8 as a second of H.264."""
     av = require("av", extra="video", feature="making videos")
     path.parent.mkdir(parents=True, exist_ok=True)
     side = image.shape[0]
@@ -148,7 +148,7 @@ def talk(predictor: ForgeryPredictor, picture: Path):
 
 
 def facts(predictor: ForgeryPredictor) -> dict[str, str]:
-    """What the report says of itself."""
+    """Facts for the head of the report."""
     thresholds = predictor.kfd.thresholds
     return {
         "llava-forgery": llava_forgery.__version__,
@@ -162,7 +162,7 @@ def facts(predictor: ForgeryPredictor) -> dict[str, str]:
 
 
 def print_table(entries: list[ReportEntry]) -> None:
-    """The verdicts for people."""
+    """Print the verdicts."""
     print(f"\n{'file':<18}{'known':<38}{'verdict':<11}{'score':>6}{'P(yes)':>8}")
     for entry in entries:
         name = Path(entry.result.file).name

@@ -2,9 +2,9 @@
 
     bash scripts/demo.sh --train [--faces DIR] [--out DIR]
 
-Finds the faces of photographs (of samples/ by default), splits them by identity, trains a tiny
+It finds the faces of photographs (of samples/ by default), splits them by identity, trains a tiny
 detector and the forgery adapter of a small LLaVA, evaluates both on people who were not in
-training, and prints a table. Each step calls what a command calls: data prepare, convert
+training, and prints a table. Each step calls the function of a command: data prepare, convert
 efficientnet, train detector, convert small-llava, data build-qa, train adapter, eval run.
 """
 
@@ -46,7 +46,7 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything."""
+    """Sizes of all steps."""
 
     kfd_steps: int
     qa_pairs: int
@@ -65,12 +65,12 @@ REDUCED = Sizes(
     kfd_steps=12, qa_pairs=16, fpl_warmup_pairs=8, fpl_warmup_steps=20, adapter_steps=4,
     test_pairs=8,
 )  # fmt: skip
-# On two cores a step's time grows with its tokens, and more steps learn more: small batches of
-# conversations that are mostly short.
+# On two cores a step's time grows with its tokens, and more steps learn more: hence small batches
+# of mostly short conversations.
 CONVERSATIONS_PER_STEP = 4
 WORDING = {"follow_ups": 0.15, "max_turns": 3, "task_descriptions": 0.25, "kfd_results": 0.75}
 ADAPTER_LEARNING_RATE = 2e-3
-# Dropout in front of every LoRA is an eighth of a step's time here.
+# Dropout before every LoRA takes an eighth of a step's time here.
 LORA = LoraSettings(r=32, alpha=64, dropout=0.0)
 
 
@@ -84,8 +84,8 @@ def main(
     identity_pattern: Annotated[
         str,
         typer.Option(
-            help="Regular expression over a photograph's file name; its group is the identity. By "
-            "default what stands before the first underscore."
+            help="Regular expression for file names whose group is the identity; default: the part "
+            "before the first underscore."
         ),
     ] = r"^([^_]+)_",
     reduced: Annotated[
@@ -99,7 +99,7 @@ def main(
     started = time.monotonic()
     sizes = REDUCED if reduced else FULL
     if out.exists() and any(out.iterdir()) and not resume:
-        raise ValueError(f"{out} is not empty; give another --out, or --resume to go on in it")
+        raise ValueError(f"{out} is not empty; give another --out, or --resume to continue in it")
     work = out / "work"
 
     step("faces")
@@ -171,12 +171,12 @@ def main(
 
 
 def step(name: str) -> None:
-    """Say what comes next."""
+    """Log the next step."""
     logger.info("--- %s", name)
 
 
 def check_identities(faces: Path, pattern: str) -> None:
-    """People must be told apart, or the same face stands in training and in test.
+    """Check that people are told apart; otherwise the same face is in training and in test.
 
     Raises:
         ValueError: The pattern finds fewer than four people.
@@ -186,12 +186,12 @@ def check_identities(faces: Path, pattern: str) -> None:
     if names and len(found) < 4:
         raise ValueError(
             f"{pattern!r} finds {len(found)} people in the file names of {faces}, at least 4 are "
-            "needed; give --identity-pattern, such as '^(.*)\\.' where every file is another person"
+            "needed; give --identity-pattern, such as '^(.*)\\.' if every file is another person"
         )
 
 
 def print_table(summary: dict[str, Any], out: Path) -> None:
-    """The summary for people."""
+    """Print the summary."""
     kfd, text = summary["kfd"], summary["text"]
     rows = [
         ("detector: AUC", kfd["auc"]),

@@ -3,7 +3,7 @@
     python scripts/estimate_memory.py                       # LLaVA-1.5-7B, scripts/finetune_24gb.sh
     python scripts/estimate_memory.py --base-model HOST --quantization none --batch-size 1
 
-An estimate: what is counted and what is granted stands in llava_forgery/hosts/memory.py.
+It is an estimate: llava_forgery/hosts/memory.py documents what is counted and what is allowed for.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.lora import LoraSettings
 from llava_forgery.hosts.memory import MemorySettings, estimate_memory
 
-# Of Llama's and Mistral's layers.
+# Names of Llama's and Mistral's layers.
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def llava_1_5_7b() -> LlavaConfig:
-    """The public checkpoint's sizes (llava-hf/llava-1.5-7b-hf), so that no hub is asked."""
+    """Sizes of the public checkpoint (llava-hf/llava-1.5-7b-hf), so that the hub is not needed."""
     vision = CLIPVisionConfig(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
         image_size=336, patch_size=14, projection_dim=768,
@@ -41,11 +41,17 @@ def main() -> None:
         "--all-linear", action="store_true", help="LoRA's targets of scripts/finetune_lora.sh"
     )
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=800, help="of a sample, 576 of the image")
-    parser.add_argument("--supervised", type=int, default=160, help="from the first answer on")
+    parser.add_argument(
+        "--tokens", type=int, default=800, help="tokens of a sample, 576 of the image"
+    )
+    parser.add_argument(
+        "--supervised", type=int, default=160, help="tokens from the first answer on"
+    )
     parser.add_argument("--no-gradient-checkpointing", action="store_true")
-    # The preset paper's detector as stage 2 holds it: the image tower, without the text encoder.
-    parser.add_argument("--detector", type=int, default=640_000_000, help="its parameters")
+    # The detector of the preset paper in stage 2: the image tower, without the text encoder.
+    parser.add_argument(
+        "--detector", type=int, default=640_000_000, help="number of its parameters"
+    )
     arguments = parser.parse_args()
     config = (
         AutoConfig.from_pretrained(arguments.base_model, trust_remote_code=False)

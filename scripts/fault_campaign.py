@@ -1,13 +1,13 @@
-"""Whether anything goes wrong without a word: about 150 inputs, and what becomes of each.
+"""Whether anything goes wrong silently: about 150 inputs, with the outcome of each.
 
     python scripts/fault_campaign.py --all --out campaign
 
-Makes photographs, videos, data sets and weights as people and attackers have them, runs them
-through `detect`, `data prepare`, the training's validation pass and `eval run`, and prints a line
-for each: what was expected, and what came; without --all only for what is wrong. An input that can
-be read must show the photograph that it was made from, within its coding's loss; any other must be
-refused with a sentence that names it. Exit status: 0 when every outcome is the expected one, else
-1; what was *silently* wrong (accepted, dropped, or read as another picture) is counted apart.
+It makes photographs, videos, data sets and weights of users and attackers, runs them through
+`detect`, `data prepare`, the training's validation pass and `eval run`, and prints the expected and
+actual outcome of each; without --all only of those that are wrong. An input that can be read must
+show the photograph that it was made from, within the loss of its coding; any other must be refused
+with a message that names it. Exit status: 0 if every outcome is as expected, else 1; what was
+*silently* wrong (accepted, dropped, or read as another picture) is counted separately.
 """
 
 import argparse
@@ -43,39 +43,39 @@ from llava_forgery.train.dialogues import open_source
 ROOT = Path(__file__).parent.parent
 PHOTOGRAPH = ROOT / "samples/001_03.jpg"
 FRAMES = FrameChoice(2)
-# Of a face's square, as a share of its side: what coding may move it by.
+# Largest shift of a face's square by coding, as a share of its side.
 MOVED = 0.06
 CROPS_MARGIN = 0.4
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one input in one stage."""
+    """Outcome of one input in one stage."""
 
     stage: str
     name: str
     expected: str
     found: str
-    """``same``, ``refused`` or ``passed by``, or else what is wrong."""
+    """``same``, ``refused`` or ``passed by``, or a description of the problem."""
     says: str = ""
 
     @property
     def verdict(self) -> str:
-        """``ok``; ``SILENT`` for what is wrong without a word; ``LOUD`` for an unexpected error."""
+        """``ok``; ``SILENT`` for a silent problem; ``LOUD`` for an unexpected error."""
         if self.found == self.expected:
             return "ok"
         return "LOUD" if self.found in (REFUSED, "crashed") else "SILENT"
 
 
 class Watched:
-    """A finder of faces that keeps the pictures it was given."""
+    """A face detector that keeps the pictures it was given."""
 
     def __init__(self, finder: FaceDetector) -> None:
         self.finder = finder
         self.pictures: list[np.ndarray] = []
 
     def detect(self, image: np.ndarray) -> list[DetectedFace]:
-        """As the finder itself."""
+        """As for the detector itself."""
         self.pictures.append(image)
         return self.finder.detect(image)
 
@@ -84,8 +84,8 @@ def main() -> None:
     """Make the inputs, run the stages, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder for inputs and results; default: none")
-    parser.add_argument("--model", type=Path, help="an adapter; default: a tiny one made at random")
-    parser.add_argument("--all", action="store_true", help="print what is as expected too")
+    parser.add_argument("--model", type=Path, help="an adapter; default: a tiny random one")
+    parser.add_argument("--all", action="store_true", help="also print expected outcomes")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         out = given.out or Path(temporary)
@@ -114,11 +114,11 @@ def line(outcome: Outcome) -> str:
 
 
 def run(out: Path, model: Path | None = None) -> list[Outcome]:
-    """All stages.
+    """Run all stages.
 
     Args:
-        out: Receives ``inputs/`` and what the stages write.
-        model: A forgery adapter; None makes a tiny one of random weights, as only reading counts.
+        out: Receives ``inputs/`` and the output of the stages.
+        model: A forgery adapter; None makes a tiny one with random weights, as only reading counts.
     """
     photo = Image.open(PHOTOGRAPH).convert("RGB")
     folder = out / "inputs"
@@ -152,14 +152,14 @@ def detected(
     inputs: Sequence[Input],
     photo: Image.Image,
 ) -> Iterator[Outcome]:
-    """Through ``detect``: the pictures in which faces are sought are compared."""
+    """Run ``detect`` and compare the pictures in which faces are searched for."""
     predictor.face_detector = watched
     came: dict[str, tuple[str | None, list[np.ndarray]]] = {}
     for path, problem in list_media([folder]):
         if problem is not None:
             came[_key(str(path), folder)] = (problem, [])
             continue
-        # One at a time: files are read ahead, and a picture does not say of which file it is.
+        # One at a time: files are read ahead, and a picture does not know its file.
         for result in judge_files(predictor, [path], frames=FRAMES):
             json.dumps(result.to_dict(), allow_nan=False)
             came[_key(result.file, folder)] = (result.error, watched.pictures)
@@ -187,7 +187,7 @@ def difference(picture: np.ndarray, photo: Image.Image) -> float:
 def prepared(
     finder: FaceDetector, folder: Path, out: Path, inputs: Sequence[Input], photo: Image.Image
 ) -> Iterator[Outcome]:
-    """Through ``data prepare``: squares of faces are compared."""
+    """Run ``data prepare`` and compare the squares of faces."""
     pixels = np.asarray(photo)
     _, truth, _ = crop_square(pixels, finder.detect(pixels)[0].landmarks, 320, CROPS_MARGIN)
     report = prepare(folder, out, detector=finder, frames=FRAMES, margin=CROPS_MARGIN)
@@ -219,11 +219,11 @@ def _shown(name: str) -> str:
 def validated(
     folder: Path, out: Path, inputs: Sequence[Input], photo: Image.Image
 ) -> Iterator[Outcome]:
-    """Through the pass before training, which reads every sample."""
+    """Run the pass before training, which reads every sample."""
     out.mkdir(parents=True, exist_ok=True)
     entries, expected, items = [], {}, {}
     for item in inputs:
-        # What is no text cannot stand in JSON; a pipe would keep any reader waiting.
+        # Names that are not text cannot be in JSON; a pipe would block any reader.
         if _shown(item.name) != item.name or item.name == "pipe.mp4":
             continue
         entries.append(_entry(item.name, item.name))
@@ -256,7 +256,7 @@ def validated(
 
 
 def _is_film(path: Path) -> bool:
-    """A video that is no animation: of these a training reads the first picture."""
+    """A video that is not an animation, of which a training reads the first picture."""
     try:
         return kind_of(path) is Kind.VIDEO and not path.name.startswith("moving")
     except OSError:
@@ -286,7 +286,7 @@ def _json_faults() -> Iterator[tuple[str, dict[str, object]]]:
 
 
 def evaluation_outcomes(out: Path, predictor: ForgeryPredictor) -> Iterator[Outcome]:
-    """Through ``eval run`` with a detector, on faces and weights of all kinds."""
+    """Run ``eval run`` with a detector, on faces and weights of all kinds."""
     model, faces = out / "model", out / "faces"
     predictor.kfd.save_pretrained(model)
     base_faces(ROOT / "samples", faces)

@@ -1,4 +1,4 @@
-"""Data sets and weights with faults, for fault_campaign; and the tiny model that judges."""
+"""Faulty data sets and weights for fault_campaign, and the tiny model that judges."""
 
 import io
 import json
@@ -33,7 +33,7 @@ FACES = 6
 
 
 def tiny_predictor() -> ForgeryPredictor:
-    """A host and a detector of random weights, the smallest there are."""
+    """The smallest possible host and detector, with random weights."""
     words = models.BPE()
     fast = Tokenizer(words)
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -61,7 +61,7 @@ def tiny_predictor() -> ForgeryPredictor:
 
 
 def base_faces(samples: Path, out: Path) -> None:
-    """A few people of the samples, every other one labelled fake, and nothing wrong."""
+    """A few people of the samples, every other one labelled fake, without faults."""
     finder = get_detector("dlib")
     faces = []
     for number, path in enumerate(sorted(samples.glob("*_03.jpg"))[:FACES]):
@@ -76,7 +76,7 @@ def base_faces(samples: Path, out: Path) -> None:
 
 
 def evaluated(model: Path, faces: Path, out: Path) -> dict[str, Any] | str:
-    """What ``eval run`` gives: its figures, its sentence, or the traceback of a crash."""
+    """Result of ``eval run``: its figures, its error message, or the traceback of a crash."""
     command = ["eval", "run", "--model", model, "--faces", faces, "--out", out, "--device", "cpu"]
     try:
         app([*map(str, command)], standalone_mode=False)
@@ -95,18 +95,18 @@ def _no_number(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Fault:
-    """A folder with one thing wrong."""
+    """A folder with one fault."""
 
     name: str
     make: Callable[[Path, Path], object]
-    """Writes it, given the whole folder and where to."""
+    """Writes the folder, given the intact one and the target."""
     expected: str = REFUSED
     exact: bool = True
-    """Whether the figures are those of the whole folder, or only as many."""
+    """Whether the figures equal those of the intact folder, or only their names do."""
 
 
 def _row(**changes: Any) -> Callable[[Path, Path], None]:
-    """The second face's row changed; a value may be a function of the old one."""
+    """Change the row of the second face; a value may be a function of the old one."""
 
     def make(base: Path, place: Path) -> None:
         shutil.copytree(base, place)
@@ -117,7 +117,7 @@ def _row(**changes: Any) -> Callable[[Path, Path], None]:
         for name, value in changes.items():
             rows[1][name] = value(rows[1][name]) if callable(value) else value
         shutil.rmtree(place / "faces")
-        # Without pictures' own type, which would read the files that paths name.
+        # Without the type of pictures, which would read the files of paths.
         features = datasets.Features(
             {
                 name: {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
@@ -153,7 +153,7 @@ def _whole(data: Callable[[Image.Image], Image.Image]) -> Callable[[Image.Image]
 
 
 def _file(name: str, change: Callable[[bytes], bytes | None]) -> Callable[[Path, Path], None]:
-    """A file of the folder changed, or removed where the change is None."""
+    """Change a file of the folder, or remove it if the change is None."""
 
     def make(base: Path, place: Path) -> None:
         shutil.copytree(base, place)

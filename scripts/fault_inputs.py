@@ -1,4 +1,4 @@
-"""What an input of fault_campaign is, and how most of them are written."""
+"""An input of fault_campaign, and functions that write most of them."""
 
 import io
 from collections.abc import Callable
@@ -10,36 +10,36 @@ import numpy as np
 from PIL import Image
 
 SAME, REFUSED, PASSED_BY = "same", "refused", "passed by"
-# Pictures that detect refuses or passes by, and that are fit for a training's general data.
+# Pictures that detect refuses or passes by, but that are valid general data for training.
 WITHOUT_FACE = ("no face.png", "one pixel.png", "a line.png", ".hidden.jpg")
 
 
 @dataclass(frozen=True)
 class Input:
-    """A file, and what must become of it."""
+    """A file and its expected outcome."""
 
     name: str
-    """Relative to the folder of all inputs; bytes that are no text are written as surrogates."""
+    """Path relative to the folder of all inputs; undecodable bytes are surrogates."""
     make: Callable[[Path, Image.Image], object]
-    """Writes it, given its path and the photograph."""
+    """Writes the file, given its path and the photograph."""
     expected: str = REFUSED
     """``SAME``: read, and shows the photograph; ``REFUSED``: an error that names the file;
     ``PASSED_BY``: neither picture nor video, or hidden."""
     tolerance: float = 8.0
-    """Mean difference from the photograph that its coding may bring, in levels of 255."""
+    """Largest mean difference from the photograph by coding, in levels of 255."""
     package: str | None = None
-    """Without it the file cannot be made."""
+    """Package that is needed to make the file."""
 
 
 def saved(**options: Any) -> Callable[[Path, Image.Image], object]:
-    """Writes the photograph, with options of Pillow's."""
+    """Writes the photograph, with options of Pillow."""
     return lambda path, photo: photo.save(path, **options)
 
 
 def converted(
     convert: Callable[[np.ndarray], np.ndarray], **options: Any
 ) -> Callable[[Path, Image.Image], object]:
-    """Writes what is made of the photograph's pixels."""
+    """Writes a picture made from the photograph's pixels."""
     return lambda path, photo: Image.fromarray(convert(np.asarray(photo))).save(path, **options)
 
 

@@ -1,4 +1,4 @@
-"""Photographs and files beside them as people and attackers have them, for fault_campaign.
+"""Photographs and other files of users and attackers, for fault_campaign.
 
 Each shows the one photograph, however it is stored, or must be refused or passed by.
 """
@@ -72,7 +72,7 @@ def _opaque(pixels: np.ndarray) -> np.ndarray:
 
 
 def _see_through(pixels: np.ndarray) -> np.ndarray:
-    """Darkened, with an alpha that white behind it makes up for."""
+    """Darkened, with an alpha channel that compensates for it on white."""
     alpha = 200
     colours = (pixels.astype(int) - (255 - alpha)).clip(0) * 255 // alpha
     return np.dstack(
@@ -87,7 +87,7 @@ def _with_exif(orientation: int) -> Callable[[Path, Image.Image], object]:
 
 
 def _oriented(orientation: int) -> Callable[[Path, Image.Image], object]:
-    """Stored so that its orientation brings it back."""
+    """Stored such that its orientation restores it."""
     moves = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
     move = Image.Transpose(moves[orientation])
     return lambda path, photo: _with_exif(orientation)(path, photo.transpose(move))
@@ -102,7 +102,7 @@ def _cut(form: str, share: float = 0.6, **options: Any) -> Callable[[Path, Image
 
 
 def _png(width: int, height: int, *chunks: bytes) -> bytes:
-    """A black PNG of one bit a pixel, a few kilobytes whatever its size."""
+    """A black PNG of one bit per pixel, a few kilobytes whatever its size."""
     row = zlib.compress(bytes(height * ((width + 7) // 8 + 1)), 9)
     head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     return b"".join([b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", head), *chunks,
@@ -114,7 +114,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def broken_pictures() -> Iterator[Input]:
-    """Files that are no picture, or not all of one, or none with a face."""
+    """Files that are not a picture, incomplete, or without a face."""
     for form, name in (("JPEG", "cut.jpg"), ("PNG", "cut.png"), ("WEBP", "cut.webp"),
                        ("TIFF", "cut.tif"), ("AVIF", "cut.avif"), ("GIF", "cut.gif"),
                        ("BMP", "cut.bmp")):  # fmt: skip
@@ -159,7 +159,7 @@ def _reduced(path: Path, photo: Image.Image) -> None:
 
 
 def _resized_jpeg(data: bytes) -> bytes:
-    """A JPEG whose header says 65,500 pixels a side."""
+    """A JPEG whose header says 65,500 pixels per side."""
     at = data.index(b"\xff\xc0") + 5
     return data[:at] + struct.pack(">HH", 65_500, 65_500) + data[at + 4 :]
 
@@ -182,7 +182,7 @@ def odd_names() -> Iterator[Input]:
 
 
 def other_files() -> Iterator[Input]:
-    """What is neither picture nor video."""
+    """Files that are neither picture nor video."""
     yield Input("notes.txt", data_file(b"text"), PASSED_BY)
     yield Input("labels.csv", data_file(b"file,label\n"), PASSED_BY)
     yield Input("module.ts", data_file(b"export const G = 'G';\n" * 300), PASSED_BY)

@@ -96,7 +96,7 @@ def _squeezed(path: Path, photo: Image.Image) -> None:
 
 
 def _with_cover(path: Path, photo: Image.Image) -> None:
-    """Before the film a larger picture that is marked as its cover."""
+    """A larger picture, marked as the cover, before the film."""
     with av.open(str(path), "w") as container:
         still = container.add_stream("mjpeg", rate=25)
         still.width, still.height, still.pix_fmt = 640, 480, "yuvj420p"
@@ -119,7 +119,7 @@ def _and_more(make: Callable[[Path, Image.Image], object]) -> Callable[[Path, Im
 
 
 def _moving(path: Path, photo: Image.Image) -> None:
-    # A pixel moves: encoders drop a frame that repeats the one before.
+    # A pixel moves, as encoders drop a frame that repeats the previous one.
     frames = []
     for i in range(4):
         frame = photo.copy()
@@ -128,13 +128,13 @@ def _moving(path: Path, photo: Image.Image) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=40)
 
 
-# How (x, y) of the file come to the screen: a x + c y, b x + d y.
+# Position on the screen of (x, y) in the file: a x + c y, b x + d y.
 _MATRICES = ((-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1), (0, 1, 1, 0), (0, 1, -1, 0),
              (0, -1, 1, 0), (0, -1, -1, 0))  # fmt: skip
 
 
 def _displayed(matrix: tuple[int, int, int, int]) -> Callable[[Path, Image.Image], object]:
-    """Stored so that its display matrix brings it back."""
+    """Stored such that its display matrix restores it."""
     a, b, c, d = matrix
 
     def make(path: Path, photo: Image.Image) -> None:
@@ -165,7 +165,7 @@ def _cut_film(codec: str, share: float, **options: Any) -> Callable[[Path, Image
 
 
 def broken_videos() -> Iterator[Input]:
-    """Files that are no video, or not all of one, or none with a face."""
+    """Files that are not a video, incomplete, or without a face."""
     yield Input("cut.mp4", _cut_film("libx264", 0.7))
     yield Input("cut.mkv", _cut_film("libx264", 0.7))
     yield Input("cut.avi", _cut_film("mpeg4", 0.7))

@@ -1,9 +1,9 @@
-"""Write constraints.txt: the versions that this environment holds of all that the package may need.
+"""Write constraints.txt: the versions in this environment of everything the package may need.
 
 .venv/bin/python scripts/make_constraints.py        # after the tests have passed in it
 
-Followed are the requirements of every extra, so that nothing stands in it that only happens to be
-installed. What is not installed here, as it is for other systems, is left out.
+The requirements of every extra are followed, so that packages that merely happen to be installed
+are not included. Those that are not installed here, as they are for other systems, are omitted.
 """
 
 import re
@@ -47,7 +47,7 @@ def versions(package: str = PACKAGE) -> dict[str, str]:
 
 
 def canonical(name: str) -> str:
-    """A package's name as it is compared, see PEP 503."""
+    """The normalised name of a package, see PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

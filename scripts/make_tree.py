@@ -32,7 +32,7 @@ def lines(folder: Path, depth: int = 0) -> Iterator[str]:
 
 
 def page(text: str) -> str:
-    """The page with its tree made anew."""
+    """The page with its tree regenerated."""
     tree = "\n".join(
         line
         for name in ("llava_forgery", "eval/papers", "scripts")

@@ -1,12 +1,12 @@
-"""Make the model that the package ships, from trained weights and records alone.
+"""Make the shipped model from trained weights and records only.
 
     python scripts/ship_default.py detector KFD --faces FACES [--recipe RECIPE] [--real REAL]
     python scripts/ship_default.py adapter ADAPTER [--faces FACES]
 
-The first halves a detector's matrices, calibrates it on people who were not in training, measures
-it on face crops of real and forged videos, and writes ``llava_forgery/default/``. The second adds
-an adapter that was trained on that very detector. Figures are kept in ``eval/records/default/``;
-model card and NOTICE are written from them.
+The first command converts a detector's matrices to float16, calibrates it on people who were not in
+training, measures it on face crops of real and forged videos, and writes
+``llava_forgery/default/``. The second adds an adapter that was trained on the same detector.
+Figures are kept in ``eval/records/default/``; model card and NOTICE are written from them.
 """
 
 import json
@@ -51,13 +51,13 @@ ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "eval/records/default"
 NOTICE = "NOTICE"
 LIMIT = 20 * 2**20
-"""Bytes of all files together, at most."""
+"""Maximum number of bytes of all files together."""
 
 SETTINGS = (
     "max_steps", "per_device_train_batch_size", "learning_rate", "lr_scheduler_type",
     "weight_decay", "seed", "average", "losses", "data",
 )  # fmt: skip
-"""Of a training, those that the card names."""
+"""Settings of a training that the card names."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -75,19 +75,19 @@ def detector(
     ] = None,
     pairs: Annotated[int | None, typer.Option(help="Forgeries for the calibration.")] = None,
     commit: Annotated[
-        str | None, typer.Option(help="Of the code that trained it; default: the one checked out.")
+        str | None, typer.Option(help="Commit of the training; default: the current one.")
     ] = None,
     work: Annotated[Path, typer.Option(help="Folder for records of single images.")] = Path(
         "default-work"
     ),
 ) -> None:
-    """Ship a detector; an adapter that was shipped before goes, as it belongs to another one."""
+    """Ship a detector; a previously shipped adapter is removed, as it belongs to another one."""
     rows = load_faces(faces, split="test")
     with atomic_path(FOLDER) as temporary:
         _halve_detector(model, temporary / KFD)
         loaded = KnowledgeGuidedForgeryDetector.from_pretrained(temporary / KFD)
         chosen = video_recipe() if recipe is None else read_recipe(recipe)
-        # Calibrated on what the batch norms were measured on: pictures as videos have them.
+        # Calibrated on the same kind of pictures as the batch norms, those of videos.
         if chosen.norm_degradation is not None:
             chosen = replace(chosen, degradation=chosen.norm_degradation)
         size = loaded.config.encoder.image_size
@@ -128,12 +128,12 @@ def adapter(
     faces: Annotated[
         Path | None, typer.Option(help="Prepared faces; forgeries of its test people are judged.")
     ] = None,
-    pairs: Annotated[int, typer.Option(help="Forgeries that are judged.")] = 150,
+    pairs: Annotated[int, typer.Option(help="Number of forgeries.")] = 150,
     work: Annotated[Path, typer.Option(help="Folder for records of single images.")] = Path(
         "default-work"
     ),
 ) -> None:
-    """Ship an adapter beside the detector."""
+    """Ship an adapter with the detector."""
     config = read_adapter_config(model)
     if _scores_of(FOLDER / KFD) != _scores_of(model / KFD):
         raise ValueError(
@@ -160,14 +160,14 @@ def adapter(
 
 
 def _scores_of(folder: Path) -> tuple[str, float, float]:
-    """What decides a detector's scores; thresholds and warnings may differ."""
+    """What determines a detector's scores; thresholds and warnings may differ."""
     loaded = KnowledgeGuidedForgeryDetector.from_pretrained(folder)
     own, loaded.calibration = loaded.calibration or Calibration(), None
     return detector_digest(loaded), own.temperature, own.offset
 
 
 def _halve_detector(source: Path, target: Path) -> None:
-    """A copy for inference, without a calibration: the weights are others after rounding."""
+    """A copy for inference, without a calibration, as rounding changes the weights."""
     meta = read_json(source / KFD_CONFIG)
     meta.pop("calibration", None)
     target.mkdir(parents=True)
@@ -176,7 +176,7 @@ def _halve_detector(source: Path, target: Path) -> None:
 
 
 def _halve(source: Path, target: Path) -> None:
-    """Matrices in float16; vectors are small, and some variances too small for it."""
+    """Convert matrices to float16; vectors are small, and some variances too small for it."""
     tensors = read_tensors(source)
     save_tensors(
         target,
@@ -188,7 +188,7 @@ def _halve(source: Path, target: Path) -> None:
 
 
 def _training(model: Path, commit: str | None, recipe: Path | None) -> dict[str, Any]:
-    """What is known of a detector's training: settings of its run, and the state of the code."""
+    """Known facts about a detector's training: settings of its run, and the state of the code."""
     path = model / "training_run.json"
     settings = read_json(path)["settings"] if path.is_file() else {}
     if commit is None:
@@ -205,7 +205,7 @@ def _training(model: Path, commit: str | None, recipe: Path | None) -> dict[str,
 
 
 def _finish() -> None:
-    """Card and NOTICE from the records, and the size of it all."""
+    """Write card and NOTICE from the records, and check the total size."""
     records = {path.stem: read_json(path) for path in sorted(RECORDS.glob("*.json"))}
     write_text(FOLDER / CARD, card(records))
     write_text(FOLDER / NOTICE, NOTICE_TEXT)

@@ -1,4 +1,4 @@
-"""Read by lmms-eval when it loads a task, so that the data is looked for once a task is asked for.
+"""Read by lmms-eval when it loads a task, so that the data are only needed for requested tasks.
 
 The functions of the tasks are in ``llava_forgery.integrations.lmms_eval.tasks``.
 """

@@ -1,1 +1,1 @@
-"""What `eval.tables` and `eval.compare_variants` run; experiments, no part of the package."""
+"""Experiments of `eval.tables` and `eval.compare_variants`, not part of the package."""

@@ -1,4 +1,4 @@
-"""What the tables compare with: prompt-tuned CLIP, a linear probe, a self-blended classifier.
+"""Baselines of the tables: prompt-tuned CLIP, a linear probe, a self-blended classifier.
 
 All learn from the simulator's pairs, by cross-entropy on real and fake.
 
@@ -46,8 +46,8 @@ class Baseline(nn.Module, ABC):
 
     Attributes:
         size: Side S in pixels.
-        simulator: What it learns from; None for the simulator's own settings.
-        own_statistics: Whether it trains batch norms; a frozen tower keeps its own.
+        simulator: Settings of the training forgeries; None for the simulator's defaults.
+        own_statistics: Whether it trains batch norms; a frozen tower keeps its statistics.
     """
 
     size: int
@@ -72,17 +72,17 @@ class Baseline(nn.Module, ABC):
 
     @abstractmethod
     def trained(self) -> dict[str, torch.Tensor]:
-        """What training changes and a checkpoint holds, by name."""
+        """Trained tensors, which a checkpoint holds, by name."""
 
 
 class ClipBaseline(Baseline):
     """A frozen open_clip model with a learned context, or with a linear layer on its features.
 
     Args:
-        settings: Which model.
+        settings: Settings of the model.
         head: ``context``: cosines with the texts of real and fake, whose context is learned.
             ``probe``: a linear layer.
-        seed: Of new weights; also of the towers' where they are random.
+        seed: Seed of new weights, also of the towers' if they are random.
     """
 
     def __init__(self, settings: ClipSettings, head: str, seed: int = 0) -> None:
@@ -123,7 +123,7 @@ class ClipBaseline(Baseline):
         return {n: p for n, p in self.named_parameters() if p.requires_grad}
 
     def train(self, mode: bool = True) -> "ClipBaseline":
-        """The frozen towers stay in eval mode, and there is nothing else that has modes."""
+        """The frozen towers stay in eval mode, and nothing else has modes."""
         return super().train(False)
 
 
@@ -131,8 +131,8 @@ class SelfBlendedBaseline(Baseline):
     """A timm classifier that learns from faces blended with themselves, the whole inner face.
 
     Args:
-        settings: Which model.
-        seed: Of new weights.
+        settings: Settings of the model.
+        seed: Seed of new weights.
     """
 
     simulator = SimulatorConfig(whole_face=1.0)
@@ -151,16 +151,16 @@ class SelfBlendedBaseline(Baseline):
         self.model = model
 
     def logits(self, normalised: torch.Tensor) -> torch.Tensor:
-        # On CPUs convolutions train in three fifths of the time in this layout.
+        # On CPUs convolutions train in three fifths of the time in this memory format.
         return self.model(normalised.contiguous(memory_format=torch.channels_last))
 
     def trained(self) -> dict[str, torch.Tensor]:
-        # Batch norms' statistics as well.
+        # Including statistics of batch norms.
         return self.state_dict()
 
 
 class _Training(Trainable):
-    """A baseline with its loss, as the Trainer wants it."""
+    """A baseline with its loss, in the form that the Trainer needs."""
 
     def __init__(self, model: Baseline, average: float) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class _Training(Trainable):
     def forward(
         self, forged: torch.Tensor, pristine: torch.Tensor, mask: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Cross-entropy on a batch of pairs; the mask is not looked at."""
+        """Cross-entropy on a batch of pairs; the mask is ignored."""
         logits = self.model(torch.cat([forged, pristine]))
         labels = torch.cat([torch.ones(len(forged)), torch.zeros(len(pristine))]).long()
         return {"loss": F.cross_entropy(logits, labels.to(logits.device))}
@@ -203,26 +203,26 @@ def train_baseline(
     norm_batches: int = 16,
     resume: bool = False,
 ) -> Baseline:
-    """Train a baseline and write what was trained to ``output_dir``.
+    """Train a baseline and write the trained tensors to ``output_dir``.
 
     Args:
-        model: New.
-        faces: Real faces of people who are for training.
+        model: New model.
+        faces: Real faces of the people for training.
         output_dir: Receives ``baseline.safetensors``, ``checkpoint-*`` and ``log.json``.
-        steps: Optimiser steps.
-        batch_size: Pairs for each step.
-        learning_rate: Highest value, after the warm-up.
-        seed: Of data and order.
-        save_steps: Steps between checkpoints; None saves none.
-        workers: Processes that simulate forgeries.
+        steps: Number of optimiser steps.
+        batch_size: Number of pairs per step.
+        learning_rate: Peak learning rate, after the warm-up.
+        seed: Seed of data and order.
+        save_steps: Number of steps between checkpoints; None saves none.
+        workers: Number of processes that simulate forgeries.
         framing: How faces are placed; None for the default.
-        degradation: What both images of a pair go through; None for the default.
+        degradation: Degradation of both images of a pair; None for the default.
         average: Decay of the running average of the weights; 0 keeps none.
-        schedule: Of the learning rate.
-        norm_degradation: Of the pictures that trained batch norms are measured on at the end; None
-            for the training's.
-        norm_batches: How many batches of them.
-        resume: Continue from the last checkpoint.
+        schedule: Schedule of the learning rate.
+        norm_degradation: Degradation of the pictures on which trained batch norms are recalibrated
+            at the end; None for that of the training.
+        norm_batches: Number of such batches.
+        resume: Whether to resume from the last checkpoint.
 
     Returns:
         The model, in eval mode.

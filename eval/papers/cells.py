@@ -1,12 +1,12 @@
-"""What a table is made from: records of judged images, kept under a key of what made them.
+"""Records of judged images, from which tables are made, kept under a key of their settings.
 
 A cell is one row of a table, on one test set, with one seed::
 
-    DIR/cells/<key>/settings.json     everything that decides the records; the key is its hash
+    DIR/cells/<key>/settings.json     everything that determines the records; the key is its hash
     DIR/cells/<key>/records.jsonl     a line for each image
 
-A folder is there as a whole or not at all, so a second run goes on where the first one stopped, and
-changed settings lead to another folder.
+Folders are written as a whole, so a second run resumes where the first one stopped, and changed
+settings lead to another folder.
 """
 
 import hashlib
@@ -39,15 +39,15 @@ class ImageRecord:
     label: int
     """0 real, 1 fake."""
     score: float | None
-    """A detector's or classifier's probability of fake; None where none was run."""
+    """A detector's or classifier's probability of fake; None if none was run."""
     p_yes: float | None
-    """The language model's; None where none was run."""
+    """P(yes) of the language model; None if none was run."""
     identity: str
-    """Whose face it is; intervals draw people."""
+    """The person; intervals resample people."""
     video_id: str
-    """Images of one video share it and are pooled."""
+    """Id shared by the images of a video, which are pooled."""
     regions: tuple[str, ...] = ()
-    """Forged regions where they are known."""
+    """Forged regions, if known."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "regions", tuple(self.regions))
@@ -55,7 +55,7 @@ class ImageRecord:
             raise ValueError(f"label must be {REAL} (real) or {FAKE} (fake), got {self.label!r}")
         for name in ("score", "p_yes"):
             value = getattr(self, name)
-            # Written so that NaN fails as well.
+            # In this form NaN fails as well.
             if value is not None and not (is_number(value) and 0 <= value <= 1):
                 raise ValueError(f"{name} must lie in [0, 1] or be None, got {value!r}")
         if self.score is None and self.p_yes is None:
@@ -67,12 +67,12 @@ class ImageRecord:
 
     @property
     def output(self) -> float:
-        """What the model says in the end: P(yes) where a language model was asked."""
+        """Final output of the model: P(yes) if a language model was asked."""
         return self.score if self.p_yes is None else self.p_yes
 
 
 def settings_key(settings: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits that change whenever a setting does; the order of keys is no matter."""
+    """16 hexadecimal digits that change with any setting, independent of the order of keys."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -82,15 +82,15 @@ def run_cell(
     settings: Mapping[str, Any],
     judge: Callable[[], Iterable[ImageRecord]],
 ) -> list[ImageRecord]:
-    """The records of a cell: those on disk, or those that ``judge`` gives, written.
+    """The records of a cell, read from disk or made by ``judge`` and written.
 
     Args:
-        directory: The tables' folder.
-        settings: Everything that decides the records, as JSON takes it.
-        judge: Called where no finished cell of these settings is there.
+        directory: Folder of the tables.
+        settings: Everything that determines the records, JSON-serializable.
+        judge: Called if there is no finished cell of these settings.
 
     Raises:
-        ValueError: ``judge`` gives nothing, or a record on disk is damaged.
+        ValueError: ``judge`` returns nothing, or a record on disk is damaged.
     """
     folder = Path(directory) / CELLS / settings_key(settings)
     if (folder / RECORDS).is_file() and (folder / SETTINGS).is_file():
@@ -109,10 +109,10 @@ def run_cell(
 
 
 def read_records(path: str | PathLike) -> list[ImageRecord]:
-    """Read what :func:`run_cell` wrote.
+    """Read the records of :func:`run_cell`.
 
     Raises:
-        ValueError: A line is no record; the message names file and line.
+        ValueError: A line is not a record; the message names file and line.
     """
     records = []
     for number, row in enumerate(read_json_lines(path), start=1):
@@ -163,5 +163,5 @@ def read_other_records(path: str | PathLike, test: str) -> list[ImageRecord]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number; true and false are none."""
+    """Whether a JSON value is a number, which true and false are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -23,7 +23,7 @@ from llava_forgery.files import read_json
 
 @dataclass(frozen=True)
 class TablesConfig:
-    """Everything that a table needs beside its recipe."""
+    """Everything that a table needs besides its recipe."""
 
     training_sets: dict[str, str]
     """Name to folder of prepared faces, whose split ``train`` is used; the first is the default."""
@@ -36,9 +36,9 @@ class TablesConfig:
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     """Stage 2."""
     clip: ClipSettings | None = None
-    """None leaves the rows of CLIP out."""
+    """None omits the rows of CLIP."""
     self_blended: SelfBlendedSettings | None = None
-    """None leaves that row out."""
+    """None omits that row."""
     image_counts: tuple[int, ...] = (50, 100, 200, 500)
     """Of table 3."""
     train_images: int | None = None
@@ -52,7 +52,7 @@ class TablesConfig:
     workers: int = 1
     """Processes that simulate forgeries for stage 1."""
     save_steps: int | None = 500
-    """Steps between checkpoints of a training, from which an interrupted one goes on."""
+    """Steps between checkpoints of a training, from which an interrupted one resumes."""
     records: dict[str, dict[str, str]] = field(default_factory=dict)
     """Row to seed to a file of records that something else wrote."""
 
@@ -165,7 +165,7 @@ def _build(kind: type, values: Any, where: str) -> Any:
 
 
 def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """``values`` with ``changes``, objects within objects merged likewise."""
+    """``values`` with ``changes``, merged recursively."""
     merged = dict(values)
     for name, change in changes.items():
         both = isinstance(change, dict) and isinstance(merged.get(name), dict)

@@ -1,9 +1,9 @@
-"""Models of the tables' rows: described, trained once, loaded again.
+"""Models of the tables' rows: described, trained once, and loaded again.
 
 Whatever two rows share is trained once for both: a detector lies under the key of its settings, and
 the adapters of one seed are trained on it::
 
-    DIR/models/<part>-<key>/settings.json    written last: without it the training goes on
+    DIR/models/<part>-<key>/settings.json    written last: without it the training resumes
 """
 
 import logging

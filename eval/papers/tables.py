@@ -2,9 +2,9 @@
 
     python -m eval.tables table4 --config eval/configs/london_tiny.json --out OUT
 
-Figures come from the records on disk alone, at video level: the images of a video are pooled by
-their mean. A figure is the mean over seeds; its interval draws people, the same ones for all seeds,
-so it tells how far the test set decides, and the deviation over seeds how far training does.
+Figures are computed from the records on disk only, at video level: the images of a video are pooled
+by their mean. A figure is the mean over seeds; its interval resamples people, the same ones for all
+seeds, and so shows the effect of the test set, and the deviation over seeds that of training.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Which images a row of a table learns from."""
+"""Training images of the rows of a table."""
 
 from os import PathLike
 
@@ -10,7 +10,7 @@ from llava_forgery.faces.records import load_faces
 
 
 def real_faces(folder: str | PathLike) -> datasets.Dataset:
-    """The real faces of the split ``train``: all rows learn from these alone, as the paper's do.
+    """The real faces of the split ``train``: as in the paper, all rows learn from these only.
 
     Raises:
         FileNotFoundError: There is no such folder, or no faces in it.

@@ -55,7 +55,7 @@ class VariantSettings:
     batch_size: int = 4
     """Conversations for each step."""
     test_pairs: int = 60
-    """Forgeries of test faces that are judged, beside as many pristine images."""
+    """Number of judged forgeries of test faces, with as many pristine images."""
 
     def __post_init__(self) -> None:
         whole = tuple(name for name in asdict(self) if name != "fpl_warmup_steps")

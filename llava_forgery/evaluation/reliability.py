@@ -17,32 +17,32 @@ from llava_forgery.evaluation.metrics import auc
 from llava_forgery.kfd.calibration import Thresholds
 
 BINS = 15
-# Share of the fakes below the lower threshold, and of the real faces from the upper one on.
+# Share of the fakes below the lower threshold, and of the real faces above the upper one.
 BAND_ERROR = 0.05
 
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """One of the bins of equal mass."""
+    """One of several bins of equal mass."""
 
     score: float
     """Mean score, in [0, 1]."""
     fakes: float
-    """Share of fakes, the classes weighted equally."""
+    """Share of fakes, with both classes weighted equally."""
     mass: float
-    """Share of all images, likewise."""
+    """Share of all images, with both classes weighted equally."""
 
 
 def reliability(labels: ArrayLike, scores: ArrayLike, bins: int = BINS) -> list[ReliabilityBin]:
-    """Mean score against the share of fakes, in bins of equal mass, both classes of equal weight.
+    """Mean score against the share of fakes, in bins of equal mass, both classes weighted equally.
 
     Args:
         labels: (N,) of 0 and 1, both present.
         scores: (N,) in [0, 1].
-        bins: Most bins; equal scores share one.
+        bins: Maximum number of bins; equal scores share one.
 
     Raises:
-        ValueError: Lengths differ or a value is not valid.
+        ValueError: Lengths differ or a value is invalid.
         OneClassError: One class is missing.
     """
     labels = checked_labels(labels, both="a reliability diagram")
@@ -51,7 +51,7 @@ def reliability(labels: ArrayLike, scores: ArrayLike, bins: int = BINS) -> list[
     weights = class_weights(labels)
     _, place = np.unique(scores, return_inverse=True)
     mass = np.bincount(place, weights=weights)
-    # By the middle of what equal scores cover together.
+    # Equal scores go to the bin of the middle of the mass that they cover.
     middle = np.cumsum(mass) - mass / 2
     own = np.minimum((middle * bins).astype(int), bins - 1)[place]
     found = []
@@ -76,16 +76,16 @@ def balanced_calibration_error(labels: ArrayLike, scores: ArrayLike, bins: int =
 
 
 def fit_temperature(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]:
-    """Temperature and offset with the smallest cross-entropy, the classes weighted equally.
+    """Temperature and offset with the smallest cross-entropy, both classes weighted equally.
 
     Source: Platt 1999; with an offset of 0 it is Guo et al. 2017 (arXiv:1706.04599, section 4.2).
 
     Args:
         labels: (N,) of 0 and 1, both present.
-        logits: (N,) of fake against real.
+        logits: (N,) logits of fake against real.
 
     Raises:
-        ValueError: Lengths differ or a value is not valid; fakes do not score higher than real
+        ValueError: Lengths differ or a value is invalid; or fakes do not score higher than real
             images.
         OneClassError: One class is missing.
     """
@@ -95,7 +95,7 @@ def fit_temperature(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]
     if auc(labels, logits) <= 0.5:
         raise ValueError(
             "the fakes do not score higher than the real faces (AUC at most 0.5): no temperature "
-            "mends this detector, so train it longer or check the labels"
+            "repairs this detector, so train it longer or check the labels"
         )
     weights, signs = class_weights(labels), 1 - 2 * labels
 
@@ -114,20 +114,19 @@ def fit_temperature(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]
 
 
 def choose_thresholds(labels: ArrayLike, scores: ArrayLike, fpr: float | None = None) -> Thresholds:
-    """Where verdicts change, from scores of real and fake faces.
+    """Thresholds of the verdict, from scores of real and fake faces.
 
     Args:
         labels: (N,) of 0 and 1, both present.
         scores: (N,) in [0, 1].
-        fpr: Share of the real faces that may be called fake; None: as large a share of them as of
-            the fakes that are called real.
+        fpr: Share of the real faces that may be called fake; None for equal FPR and FNR.
 
     Returns:
-        The threshold, and the band of 5 % FNR below it and 5 % FPR above. Where one threshold
-        keeps both rates, there is no band.
+        The threshold, and a band from 5 % FNR below it to 5 % FPR above it. If one threshold
+        satisfies both rates, there is no band.
 
     Raises:
-        ValueError: As the measures; ``fpr`` is not in (0, 1).
+        ValueError: As for the measures; or ``fpr`` is not in (0, 1).
     """
     labels, scores = checked_labels(labels, both="thresholds"), probabilities(scores, "scores")
     same_length(labels=labels, scores=scores)
@@ -147,6 +146,6 @@ def choose_thresholds(labels: ArrayLike, scores: ArrayLike, fpr: float | None = 
 
 
 def class_weights(labels: np.ndarray) -> np.ndarray:
-    """(N,) that sum to a half over each class."""
+    """(N,) weights that sum to one half over each class."""
     fakes = labels == FAKE
     return np.where(fakes, 0.5 / fakes.sum(), 0.5 / (~fakes).sum())

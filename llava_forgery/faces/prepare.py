@@ -356,7 +356,7 @@ def _itself(detector: FaceDetector) -> FaceDetector:
 
 
 def _description(detector: str | FaceDetector) -> str | dict[str, Any]:
-    """A detector's name, or its class and options: with others a run starts anew."""
+    """A detector's name, or its class and options; if they change, a run starts again."""
     if isinstance(detector, str):
         return detector
     return {"class": type(detector).__name__, **getattr(detector, "options", {})}
