@@ -120,7 +120,7 @@ async function choose(i) {
   const chosen = face();
   $("band").textContent = BANDS[chosen.band];
   $("band").className = chosen.band;
-  list($("figures"), figures(chosen));
+  list($("figures"), figures(chosen, uncertainBand()));
   $("agreement").textContent = agreement(chosen);
   $("warnings").replaceChildren(...chosen.warnings.map((warning) =>
     Object.assign(document.createElement("li"), { textContent: warning })));
@@ -129,7 +129,8 @@ async function choose(i) {
   await redraw();
 }
 
-const withBand = (one) => ({ ...one, uncertain: state.info.thresholds[state.record.model] });
+const uncertainBand = () => state.info.thresholds[state.record.model];
+const withBand = (one) => ({ ...one, uncertain: uncertainBand() });
 
 function endDialogue() {
   state.answer?.abort();

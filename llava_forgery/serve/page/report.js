@@ -16,7 +16,7 @@ article{border-top:1px solid #7a8191;margin-top:1rem}li{white-space:pre-wrap}`;
 // `pictures`: a data URL for each face, or null; `plots`: the SVG of each face of a video.
 export function report({ record, info, pictures, plots, dialogue }) {
   const faces = record.faces.map((face, i) => `<article><h2>Face ${i + 1}: ${text(BANDS[face.band])}</h2>
-<p>${text(agreement(face))}</p>${rows(figures(face))}
+<p>${text(agreement(face))}</p>${rows(figures(face, info.thresholds[record.model]))}
 ${face.warnings.length ? `<ul>${face.warnings.map((w) => `<li>${text(w)}</li>`).join("")}</ul>` : ""}
 ${pictures[i] ? `<img alt="The picture with the map of the forged area of face ${i + 1}" src="${text(pictures[i])}">` : ""}
 ${plots[i] ? `<h3>Scores of the frames</h3>${plots[i]}` : ""}

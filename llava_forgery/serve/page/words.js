@@ -7,15 +7,20 @@ export const BANDS = {
 };
 
 export function agreement(face) {
+  const uncertain = face.band === "uncertain";
   const detector = face.score >= face.threshold ? "forged" : "not forged";
   if (face.p_yes === null) return "The language model was not asked.";
   if (face.agree === null) {
     return "The written answer says neither yes nor no, so the two cannot be compared.";
   }
-  if (face.agree) return `Detector and language model agree: ${detector}.`;
+  if (face.agree) {
+    return uncertain ? `The language model says ${detector}, and so the detector leans, though it is uncertain.`
+      : `Detector and language model agree: ${detector}.`;
+  }
   const model = face.p_yes >= 0.5 ? "forged" : "not forged";
-  return `They disagree: the detector says ${detector}, the language model says ${model}. Take neither for granted; `
-    + "the score is measured more often than the words.";
+  const says = uncertain ? "is uncertain and leans to" : "says";
+  return `They disagree: the detector ${says} ${detector}, the language model says ${model}. Take neither for granted; `
+    + "the score has been evaluated more thoroughly than the answers.";
 }
 
 const SIGNED = {
@@ -37,10 +42,11 @@ export function provenance(stated) {
 
 const percent = (value) => (value === null ? "not asked" : `${(100 * value).toFixed(1)} %`);
 
-// Term and description, as text.
-export function figures(face) {
+// Term and description, as text; `low` and `high` are the borders of the uncertain band.
+export function figures(face, [low, high]) {
+  const band = low < high ? `; uncertain from ${low.toFixed(3)} to ${high.toFixed(3)}` : "";
   const rows = [
-    ["Score", `${face.score.toFixed(3)} (forged from ${face.threshold.toFixed(3)} on)`],
+    ["Score", `${face.score.toFixed(3)} (forged from ${face.threshold.toFixed(3)} on${band})`],
     ["P(yes)", `${percent(face.p_yes)}: how likely the language model says that it is forged`],
     ["Regions", face.regions.length ? face.regions.join(", ") : "none named"],
     ["Answer", face.answer ?? "not asked"],
