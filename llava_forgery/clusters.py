@@ -104,5 +104,5 @@ def _no_native_lines() -> Iterator[None]:
 
 
 def last_line(error: Exception) -> str:
-    """Of a message with the traceback of another process, what it ends with."""
+    """Last line of a message that contains the traceback of another process."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -1,7 +1,7 @@
 """Models of the tables' rows: described, trained once, and loaded again.
 
-Whatever two rows share is trained once for both: a detector lies under the key of its settings, and
-the adapters of one seed are trained on it::
+Models shared by rows are trained once: a detector is stored under the key of its settings, and the
+adapters of one seed are trained on it::
 
     DIR/models/<part>-<key>/settings.json    written last: without it the training resumes
 """

@@ -131,11 +131,11 @@ def load_predictor(
         base_model: Folder or hub name of the host; None for the one that the adapter names.
         backend: "transformers", "llava" or "auto".
         device: Device to load onto.
-        face_detector: Name of what finds the faces; None: dlib's, once one is needed.
-        allow_download: Whether what the adapter's files name may be downloaded.
-        dtype: Of the host's weights; None: the checkpoint's. With "auto" a CPU also multiplies
-            float32 matrices in its fastest way: for this process, PyTorch's "medium" precision.
-        max_new_tokens: Most tokens of an answer; None: the predictor's own number.
+        face_detector: Name of the face detector; None for dlib's, loaded once it is needed.
+        allow_download: Whether models that the adapter's files name may be downloaded.
+        dtype: Dtype of the host's weights; None for the checkpoint's. With "auto" a CPU multiplies
+            float32 matrices in its fastest way, for this process: PyTorch's "medium" precision.
+        max_new_tokens: Maximum number of tokens of an answer; None for the predictor's default.
         answers: As for the predictor.
         cache: Cache folder of the shipped model's host.
         max_memory: Number of bytes that batches may take.

@@ -102,7 +102,7 @@ def export_language_model(
     max_shard_size: MaxShardSize = "5GB",
     allow_download: AllowDownload = False,
 ) -> None:
-    """Write the host's language model by itself, LoRA merged, for vLLM with prompt embeddings.
+    """Write only the host's language model, with LoRA merged, for vLLM with prompt embeddings.
 
     scripts/vllm_request.py writes the requests that it answers.
     """

@@ -130,7 +130,7 @@ def scan(
     _ = chosen.size
     missing = missing_for_answers() if model is None else None
     if is_detector(chosen.folder):
-        missing = f"{chosen.folder} holds a detector alone"
+        missing = f"{chosen.folder} holds only a detector"
     if missing and answers != "none":
         notice(f"no answers: {missing}")
         answers = "none"

@@ -48,7 +48,7 @@ def parse_untouched(text: str) -> tuple[str, ...] | None:
 
     Returns:
         The parts of the inner face that it calls untouched, in the order of ``REGION_NAMES``: all
-        of them, none, or those that it names. None where it names none and says neither. Parts
+        of them, none, or those that it names. None if the answer says none of these. Parts
         that it calls forged are not among them.
     """
     said, *exceptions = _BUT.split(text, maxsplit=1)

@@ -130,7 +130,7 @@ def find_in_sources(
     while lost is not None:
         with _pool(workers, folder, settings, make_detector) as pool:
             lost = yield from _spread(pool, rest, workers * _AHEAD)
-        # Which of them it was shows when one is tried after the other.
+        # Retried one at a time, to find out which of them it was.
         alone = iter(lost or ())
         died = True
         while died:
@@ -141,7 +141,7 @@ def find_in_sources(
 def _spread(
     pool: ProcessPoolExecutor, sources: Iterator[tuple[bytes, MediaSource]], ahead: int
 ) -> Generator[tuple[bytes, Outcome], None, list[tuple[bytes, MediaSource]] | None]:
-    """Returns None when all are done, or the sources that were under way when a process died."""
+    """Returns None when all are done, or the sources in progress when a process died."""
     pending: dict[Future, tuple[bytes, MediaSource]] = {}
     while True:
         for item in islice(sources, ahead - len(pending)):
@@ -162,7 +162,7 @@ def _spread(
 def _one_by_one(
     pool: ProcessPoolExecutor, sources: Iterator[tuple[bytes, MediaSource]]
 ) -> Generator[tuple[bytes, Outcome], None, bool]:
-    """Returns whether the process died; what it died over has been yielded."""
+    """Returns whether the process died; the outcome of the source that killed it was yielded."""
     for key, source in sources:
         try:
             outcome = pool.submit(_run, source).result()
@@ -194,16 +194,16 @@ _make_worker: Callable[[], Worker] | None = None
 def _start(make_worker: Callable[[], Worker], most_pixels: float) -> None:
     global _make_worker
     set_pixel_limit(most_pixels)
-    # Made at the first source: an error there is then told as what it is.
+    # Made at the first source, so that an error there is reported as such.
     _make_worker = cache(make_worker)
-    # An interruption is the parent's to handle; it ends the pool.
+    # The parent handles interruptions by ending the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     cv2.setNumThreads(1)
 
 
 def _end_with_the_parent() -> None:
-    """A parent that was killed tells its processes nothing; they would wait for ever."""
+    """End with the parent, as a killed parent notifies nobody and its processes would wait."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

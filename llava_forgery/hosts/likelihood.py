@@ -110,7 +110,7 @@ def labelled_logits(
     Args:
         model: Called with ``inputs``.
         host: What it calls, without peft's wrapper.
-        labels: (B, T), -100 where nothing is asked.
+        labels: (B, T), -100 for tokens without a label.
         inputs: Of the model.
 
     Returns:

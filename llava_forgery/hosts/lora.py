@@ -55,7 +55,7 @@ class LoraSettings:
 
 
 def lora_config(host: PreTrainedModel, settings: LoraSettings | peft.LoraConfig) -> peft.LoraConfig:
-    """peft's configuration with the language model's layers as the targets.
+    """peft's configuration with the language model's layers as targets.
 
     A plain list of names would also match the vision tower, whose attention layers have the same
     names, so the names are anchored at the language model.

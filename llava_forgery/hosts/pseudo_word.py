@@ -341,8 +341,8 @@ def attach_pseudo_word(
     for name, (module, tokenizer) in embeddings.items():
         start = initial_vector(module, tokenizer, config.initial_word, generator)
         word[name].weight.data.copy_(start)
-        # Not special: it stands in texts that users write. Not normalised: no tokenizer may put
-        # a space or a lower case into it.
+        # Not special, as it occurs in texts of users. Not normalised, as tokenizers must not insert
+        # a space or change its case.
         tokenizer.add_tokens([AddedToken(PSEUDO_WORD, special=False, normalized=False)])
     model.requires_grad_(False)
     if isinstance(model, ForgeryVLM):

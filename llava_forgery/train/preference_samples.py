@@ -129,7 +129,7 @@ class PreferenceSamples(Dataset):
         ]
 
     def describe(self) -> dict[str, Any]:
-        """All that the samples depend on but the host's image processor, as JSON takes it."""
+        """Everything that the samples depend on except the host's image processor, as JSON."""
         said = [
             [[m.text for m in pair.prompt.messages], pair.chosen, pair.rejected]
             for pair in self.pairs

@@ -164,7 +164,7 @@ def merge_llava(
         adapter: Folder in LLaVA's layout (:mod:`llava_forgery.hosts.llava.checkpoint`).
         directory: Output folder; its name must contain "llava" for LLaVA's loader, and not "lora".
         base: Folder or hub name of the host; by default the one that the adapter names.
-        dtype: Of the host's weights.
+        dtype: Dtype of the host's weights.
         allow_download: As for :func:`load_llava`.
 
     Raises:
