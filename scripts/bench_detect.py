@@ -31,10 +31,10 @@ FACES = (1, 64, 256)
 # Runs in either tree: only what both have is called.
 _THROUGHPUT = """
 import json, resource, sys, time
+from llava_forgery.cli.app import load_predictor
 from llava_forgery.infer.batch import judge_files
-from llava_forgery.infer.predictor import ForgeryPredictor
 answers, cropped, files = sys.argv[1], sys.argv[2] == "cropped", sys.argv[3:]
-predictor = ForgeryPredictor.from_pretrained(answers=answers)
+predictor = load_predictor(answers=answers, dtype="auto")
 list(judge_files(predictor, files[:1], cropped=cropped))
 clock, cpu = time.perf_counter(), time.process_time()
 records = [record.to_dict() for record in judge_files(predictor, files, cropped=cropped)]

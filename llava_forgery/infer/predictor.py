@@ -174,6 +174,7 @@ class ForgeryPredictor(FaceFinder):
             vlm if isinstance(vlm, KnowledgeGuidedForgeryDetector) else vlm.kfd
         )
         """The detector."""
+        self.kfd.encoder.use_for_inference()
         self.answers = _checked_answers(answers, self.vlm is None)
         self.max_new_tokens = max_new_tokens
         self.limits, self.max_memory = limits or BatchLimits(), max_memory

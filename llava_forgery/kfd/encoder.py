@@ -58,6 +58,9 @@ class VisualEncoder(nn.Module, ABC):
     def features(self, normalised: torch.Tensor) -> list[torch.Tensor]:
         """The tapped layers' features (B, C_i, h_i, w_i) of normalised images (B, 3, H, W)."""
 
+    def use_for_inference(self) -> None:
+        """Prepare for passes without gradients; what is saved stays the same."""
+
     def train(self, mode: bool = True) -> "VisualEncoder":
         """A frozen encoder stays in eval mode."""
         return super().train(mode and not self.frozen)
@@ -86,6 +89,10 @@ class TimmEncoder(VisualEncoder):
         """Convert the weights to the memory format in which depthwise convolutions run about a
         quarter faster on CPU; loaded weights keep the format in which they were saved."""
         self.trunk.to(memory_format=torch.channels_last)
+
+    def use_for_inference(self) -> None:
+        if isinstance(self.trunk, trunk.EfficientNetLite0):
+            self.trunk.scale_weights()
 
     def features(self, normalised: torch.Tensor) -> list[torch.Tensor]:
         return self.trunk(normalised.contiguous(memory_format=torch.channels_last))

@@ -33,7 +33,8 @@ class _Conv(nn.Conv2d):
         padding = side // 2 if stride == 1 else 0
         super().__init__(inputs, outputs, side, stride, padding, groups=groups, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, norm: nn.BatchNorm2d | None = None) -> torch.Tensor:
+        """Convolve; with ``norm`` what it makes of that with fixed statistics, in one pass."""
         stride, side = self.stride[0], self.kernel_size[0]
         if stride > 1:
             height, width = (
@@ -41,14 +42,32 @@ class _Conv(nn.Conv2d):
                 for size in x.shape[-2:]
             )
             x = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
-        return super().forward(x)
+        if norm is None:
+            return super().forward(x)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        bias = norm.bias - norm.running_mean * scale
+        return self._conv_forward(x, self.weight * scale[:, None, None, None], bias)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3)
 
 
-class _Separable(nn.Module):
+class _Normed(nn.Module):
+    """Convolutions with batch norm behind them."""
+
+    scales_weights = False
+    """Whether evaluation without gradients scales weights in the place of features."""
+
+    def _normed(self, conv: _Conv, norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+        if self.scales_weights and not (norm.training or torch.is_grad_enabled()):
+            return conv(x, norm)
+        return norm(conv(x))
+
+
+class _Separable(_Normed):
     """Depthwise and pointwise convolution."""
 
     def __init__(self, inputs: int, outputs: int, side: int, stride: int) -> None:
@@ -59,10 +78,11 @@ class _Separable(nn.Module):
         self.bn2 = _norm(outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.bn2(self.conv_pw(F.relu6(self.bn1(self.conv_dw(x)))))
+        y = F.relu6(self._normed(self.conv_dw, self.bn1, x), inplace=True)
+        return self._normed(self.conv_pw, self.bn2, y)
 
 
-class _Inverted(nn.Module):
+class _Inverted(_Normed):
     """Inverted residual: expand, depthwise convolution, project; residual if the shapes match."""
 
     def __init__(self, inputs: int, outputs: int, side: int, stride: int) -> None:
@@ -77,13 +97,13 @@ class _Inverted(nn.Module):
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu6(self.bn1(self.conv_pw(x)))
-        y = F.relu6(self.bn2(self.conv_dw(y)))
-        y = self.bn3(self.conv_pwl(y))
+        y = F.relu6(self._normed(self.conv_pw, self.bn1, x), inplace=True)
+        y = F.relu6(self._normed(self.conv_dw, self.bn2, y), inplace=True)
+        y = self._normed(self.conv_pwl, self.bn3, y)
         return y + x if self.adds else y
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(_Normed):
     """The trunk, with newly initialised weights.
 
     Args:
@@ -117,9 +137,17 @@ class EfficientNetLite0(nn.Module):
                 fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
                 nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
 
+    def scale_weights(self) -> None:
+        """Apply batch norm to the convolutions' weights, in each pass of evaluation without
+        gradients: two thirds of the time on a CPU, for the same numbers. Not for parameters that
+        DeepSpeed has partitioned, as it gathers a module's own for its call only."""
+        for module in self.modules():
+            if isinstance(module, _Normed):
+                module.scales_weights = True
+
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Features (B, C_i, h_i, w_i) of each tap, for normalised images (B, 3, H, W)."""
-        x = F.relu6(self.bn1(self.conv_stem(x)))
+        x = F.relu6(self._normed(self.conv_stem, self.bn1, x), inplace=True)
         features = []
         for blocks in self.blocks[: self._stages[-1] + 1]:
             x = blocks(x)
