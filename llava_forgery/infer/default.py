@@ -20,7 +20,10 @@ from llava_forgery.hosts.small_llava import (
 from llava_forgery.hub import local_folder
 from llava_forgery.kfd.checkpoint import CONFIG as KFD_CONFIG
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
-from llava_forgery.kfd.skeleton import load_from_model
+from llava_forgery.optional import lazy
+
+# Of exported checkpoints only.
+skeleton = lazy("llava_forgery.kfd.skeleton")
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +140,7 @@ def load_detector_of(
     if is_exported(folder):
         if exported_reads_host(folder):
             raise ValueError(f"the detector in {directory} reads its host's tower: load the whole")
-        return load_from_model(read_json(folder / MODEL_CONFIG)["kfd"], folder)
+        return skeleton.load_from_model(read_json(folder / MODEL_CONFIG)["kfd"], folder)
     if not is_detector(folder):
         folder = folder / KFD
     config = folder / KFD_CONFIG
