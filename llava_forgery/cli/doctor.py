@@ -19,6 +19,7 @@ NEEDED_BY = {
     "train": "train; data build-qa; eval calibrate",
     "llava": "adapters in LLaVA's layout; run; scripts/finetune_lora.sh",
     "serve": "serve",
+    "provenance": "what files state of their origin (C2PA), beside the verdicts of serve",
     "ray": "scan",
     "demo": "scripts/demo.sh; the shipped adapter's host",
     "eval": "explain; pictures of eval; tasks of lmms-eval",

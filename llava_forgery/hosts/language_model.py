@@ -99,7 +99,10 @@ def save_language_model(
     with atomic_path(out) as temporary:
         plain.save_pretrained(temporary, max_shard_size=max_shard_size)
         model.prompts.tokenizer.save_pretrained(temporary)
-        _check(model, AutoModelForCausalLM.from_pretrained(temporary, dtype=plain.dtype).eval())
+        written = AutoModelForCausalLM.from_pretrained(
+            temporary, dtype=plain.dtype, trust_remote_code=False
+        )
+        _check(model, written.eval())
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
 
 from llava_forgery.files import read_json
 from llava_forgery.kfd.calibration import Calibration
@@ -21,7 +20,10 @@ from llava_forgery.kfd.checkpoint import LOCAL, portable_config
 from llava_forgery.kfd.config import KFDConfig
 from llava_forgery.kfd.detector import KnowledgeGuidedForgeryDetector
 from llava_forgery.kfd.host_tower import HostEncoder
+from llava_forgery.optional import lazy
 from llava_forgery.weights import compare_tensors, open_tensors
+
+huggingface_hub = lazy("huggingface_hub")
 
 _HUB, _OPEN_CLIP = "hf-hub:", "open_clip_config.json"
 
@@ -44,7 +46,8 @@ def describe(detector: KnowledgeGuidedForgeryDetector) -> dict[str, Any]:
             values["open_clip"] = read_json(Path(name.removeprefix(LOCAL)) / _OPEN_CLIP)
         elif name.startswith(_HUB):
             # Already in the cache, as the detector was loaded from there.
-            values["open_clip"] = read_json(hf_hub_download(name.removeprefix(_HUB), _OPEN_CLIP))
+            path = huggingface_hub.hf_hub_download(name.removeprefix(_HUB), _OPEN_CLIP)
+            values["open_clip"] = read_json(path)
     if detector.calibration is not None:
         values["calibration"] = detector.calibration.to_dict()
     if detector.training_people:

@@ -150,7 +150,7 @@ def test_import_needs_neither_dlib_nor_the_model_package():
 def test_a_message_says_how_small_a_face_may_be(detector):
     photograph = np.zeros((1080, 1920, 3), np.uint8)
     assert nothing_found(detector, photograph) == (
-        "no face was found in its 1920 x 1080 pixels, where faces from about 64 pixels across on "
+        "no face was found in its 1920 x 1080 pixels, where faces from about 64 pixels across "
         "are searched for"
     )
     assert nothing_found(object(), photograph) == "no face was found in its 1920 x 1080 pixels"
