@@ -60,6 +60,9 @@ def quiet() -> Iterator[None]:
             _entered -= 1
             if not _entered:
                 _undo.close()
+            else:
+                # What was imported inside draws bars from now on.
+                _hide_bars()
 
 
 @contextmanager

@@ -127,6 +127,20 @@ def test_bars_of_reading_weights_are_hidden_and_others_are_not(capsys):
     assert "Downloading" in capsys.readouterr().err
 
 
+def test_bars_of_what_is_imported_inside_are_hidden(monkeypatch, capsys):
+    from transformers.utils import logging as of_transformers
+
+    name = "transformers.utils.logging"
+    monkeypatch.delitem(sys.modules, name)
+    before = of_transformers._tqdm_hook
+    with quiet():
+        with quiet():  # As an import of lazy() is.
+            monkeypatch.setitem(sys.modules, name, of_transformers)
+        list(of_transformers.tqdm([1], desc="Loading weights"))
+    assert capsys.readouterr().err == ""
+    assert of_transformers._tqdm_hook is before
+
+
 def test_importing_changes_no_configuration():
     code = (
         "import logging, sys, warnings\n"
