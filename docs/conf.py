@@ -15,7 +15,8 @@ release = version = __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
-# The notebook is run by a test, on the samples; the site shows what that run left.
+# The notebook is run by a test, on the samples; the site shows the outputs that
+# `python -m tests.test_notebook` has kept in it.
 nb_execution_mode = "off"
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3

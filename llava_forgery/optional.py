@@ -23,7 +23,7 @@ class lazy(ModuleType):
     _package: ModuleType | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") and name != "__version__":
             raise AttributeError(name)
         if self._package is None:
             with quiet():

@@ -308,7 +308,7 @@ def simulator(setting: Setting) -> None:
 
     faces = list(sample_faces())
     batch, rounds = (8, 1) if setting.tiny else (256, 5)
-    for side in (224, 380):
+    for side in (224,) if setting.tiny else (224, 380):
         framed = [frame_face(face, side, CENTRED) for face in faces]
         order = [i % len(framed) for i in range(batch)]
         pictures = np.stack([framed[i][0] for i in order]).transpose(0, 3, 1, 2)

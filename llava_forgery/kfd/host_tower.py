@@ -202,7 +202,10 @@ def check_interface(host: PreTrainedModel) -> None:
     """
     name = type(host).__name__
     if "mm_encoder_outputs" not in inspect.signature(host.forward).parameters:
-        raise ValueError(f"{name} does not accept finished image features; {OWN_ENCODER}")
+        raise ValueError(
+            f"{name} of transformers {transformers.__version__} does not accept finished image "
+            f"features (no host does before 5.18); {OWN_ENCODER}"
+        )
     needed = [
         parameter.name
         for parameter in inspect.signature(host.base_model.get_image_features).parameters.values()

@@ -117,7 +117,8 @@ CASES = {
     "a path as a name": (DETECT, upload(PNG, "../../etc/passwd"), 200),
     "a Windows path as a name": (DETECT, upload(PNG, "C:\\Windows\\system.ini"), 200),
     "a script as a name": (DETECT, upload(PNG, "<img src=x onerror=alert(1)>.png"), 200),
-    "a name of 5000 letters": (DETECT, upload(PNG, "x" * 5000), 400),
+    # python-multipart's limit on headers, which older releases do not have.
+    "a name of 5000 letters": (DETECT, upload(PNG, "x" * 5000), (200, 400)),
     "a name that turns around": (DETECT, upload(PNG, "gpj.\u202eexe.png"), 200),
     # Wrong types
     "text for a number": (DETECT, upload(PNG, frames="many"), 400),
