@@ -122,10 +122,10 @@ class Stage2(Trainable):
         )
 
     def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """The same under the name of earlier releases of transformers."""
-        self.bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        """The same under the name, and with the options, of earlier releases of transformers."""
+        self.bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
     def save_checkpoint(self, directory: Path) -> None:
         self.vlm.save_pretrained(directory)
