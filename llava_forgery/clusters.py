@@ -20,7 +20,7 @@ def require_ray(library: str, feature: str) -> ModuleType:
 
 
 # Ray gives its processes 30 seconds, which is little where the machine has other work.
-_STARTS = 3
+_STARTS = 5
 
 
 @contextmanager
