@@ -146,8 +146,9 @@ def scan(
     selection = Selection(limit, parse_share(sample), shuffle, seed)
     environment = read_json(runtime_env) if runtime_env else {}
     cluster = Cluster(address, workers, detectors, speakers, runtime_env=environment)
-    # Batch systems stop jobs with this signal.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # Batch systems stop jobs with this signal. It is not passed on as SIGINT, which what runs in the
+    # background of a shell script ignores.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if dry_run:
         typer.echo(to_json(estimate(sources, out, settings, selection, cluster), indent=2))
         return

@@ -73,7 +73,7 @@ def main(address, archive, out, model, host, kills, workers=1) -> None:
         (stages[kind], (*arguments, kills)) for kind, arguments in list_stages(*given)
     ]
     cluster = Cluster(None if address == "local" else address, workers=int(workers), block=2)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     summary = scan_archive(
         [archive], Path(out), settings(model, host), Selection(), cluster, shard_seconds=0
     )
