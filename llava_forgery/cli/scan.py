@@ -146,8 +146,8 @@ def scan(
     selection = Selection(limit, parse_share(sample), shuffle, seed)
     environment = read_json(runtime_env) if runtime_env else {}
     cluster = Cluster(address, workers, detectors, speakers, runtime_env=environment)
-    # Batch systems stop jobs with this signal. It is not passed on as SIGINT, which is ignored in the
-    # background of a shell script.
+    # Batch systems stop jobs with this signal. It is not passed on as SIGINT, which is ignored in
+    # the background of a shell script.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if dry_run:
         typer.echo(to_json(estimate(sources, out, settings, selection, cluster), indent=2))
