@@ -26,9 +26,9 @@ class BatchLimits:
         ValueError: A limit below 1.
     """
 
-    faces: int = 32
-    """Most items of a batch. More are hardly faster: the weights that each token of an answer reads
-    are by then read for many."""
+    faces: int = 24
+    """Most items of a batch. More are no faster: the weights that each token of an answer reads are
+    by then read for many, and of 32 the features no longer lie in a processor's cache."""
     tokens: int = 32_768
     """Most tokens of the prompts of a batch, padding included."""
 
