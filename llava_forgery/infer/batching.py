@@ -27,8 +27,8 @@ class BatchLimits:
     """
 
     faces: int = 24
-    """Most items of a batch. More are no faster: the weights that each token of an answer reads are
-    by then read for many, and of 32 the features no longer lie in a processor's cache."""
+    """Most items of a batch. More are hardly faster: the weights that each token of an answer reads
+    are by then read for many."""
     tokens: int = 32_768
     """Most tokens of the prompts of a batch, padding included."""
 

@@ -308,7 +308,8 @@ def test_placeholders_stand_where_the_placement_has_them(plain):
 
 @pytest.mark.slow
 def test_the_detector_sees_the_face(plain, samples_dir):
-    picture = Image.open(next(samples_dir.rglob("*.jpg"))).convert("RGB")
+    photograph = Image.open(next(samples_dir.rglob("*.jpg"))).convert("RGB")
+    picture = photograph.resize((320, 300))
     processor = LlavaForgeryProcessor.from_pretrained(plain / "exported")
     seen = {}
     for crop in ("face", "none"):
@@ -316,7 +317,6 @@ def test_the_detector_sees_the_face(plain, samples_dir):
         seen[crop] = asked(processor, chat(picture))["forgery_images"][0].permute(1, 2, 0).numpy()
     # As everywhere else: what is not square is padded with its edge, not with black.
     whole = whole_square(np.array(picture), tiny.SIZE)
-    assert picture.width != picture.height
     assert (seen["none"] == whole).all()
     face = square_of_face(np.array(picture), tiny.SIZE, lambda: get_detector("dlib")).image
     assert np.abs(seen["face"].astype(int) - face).max() <= 1
