@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+from typer.testing import CliRunner
+
+from llava_forgery.cli.app import app
+from llava_forgery.hosts.lora import LoraSettings
+from llava_forgery.hosts.transformers.model import attach_forgery
+from llava_forgery.infer.default import default_model
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,13 +60,39 @@ def test_every_block_is_run_or_says_why_not():
             )
 
 
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """A folder in which the pages' names are: photographs, faces, and models of tiny sizes."""
+    folder = tmp_path_factory.mktemp("stage")
+    photographs = sorted((ROOT / "samples").glob("*.jpg"))
+    for name, most in (("photos", 2), ("PHOTOS", 24)):
+        (folder / name).mkdir()
+        for photograph in photographs[:most]:
+            shutil.copy(photograph, folder / name)
+    shutil.copy(photographs[0], folder / "photo.jpg")
+    Image.fromarray(tiny.picture()).save(folder / "face.png")
+    arguments = ["data", "prepare", folder / "PHOTOS", "--out", folder / "FACES"]
+    options = ["--identity-pattern", r"^(\d+)_", "--test-share", "0.5"]
+    result = CliRunner().invoke(app, [*map(str, arguments), *options])
+    assert result.exit_code == 0, result.output
+    shutil.copytree(default_model() / "kfd", folder / "KFD")
+    for part in tiny.llava():
+        part.save_pretrained(folder / "HOST")
+    host = AutoModelForImageTextToText.from_pretrained(folder / "HOST")
+    attach_forgery(host, tiny.llava()[1], tiny.kfd(), lora=LoraSettings(r=2)).save_pretrained(
+        folder / "ADAPTER"
+    )
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_blocks_run(page, tmp_path):
-    """In a folder that holds the samples, one after another."""
+def test_blocks_run(page, stage, tmp_path):
+    """In a folder that has the samples and what the pages name, one after another."""
     wanted = [block for block in blocks(page) if block.mark == RUN]
     if not wanted:
         pytest.skip("no block of this page is run: each says why")
+    shutil.copytree(stage, tmp_path, dirs_exist_ok=True)
     (tmp_path / "samples").symlink_to(ROOT / "samples")
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     environment = {**os.environ, "PATH": path, "MPLBACKEND": "agg"}
