@@ -24,6 +24,7 @@ from llava_forgery.hosts.lora import (
     is_peft,
     lora_config,
     save_lora,
+    without_peft,
 )
 from llava_forgery.hosts.transformers.prompts import ProcessorEncoder
 from llava_forgery.optional import lazy
@@ -82,7 +83,7 @@ class BaselineVLM(nn.Module):
 
     @property
     def _bare(self) -> PreTrainedModel:
-        return self.host.get_base_model() if self.has_lora else self.host
+        return without_peft(self.host)
 
     def forward(self, **host_inputs: Any) -> ModelOutput:
         """The host's forward, on prompts without placeholders."""

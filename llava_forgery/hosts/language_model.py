@@ -25,12 +25,12 @@ from transformers import (
 from llava_forgery.files import atomic_path, check_output_folder
 from llava_forgery.hosts.auto import AutoForgeryModel, ForgeryProcessor
 from llava_forgery.hosts.base import ForgeryModel
-from llava_forgery.hosts.lora import is_peft
+from llava_forgery.hosts.lora import without_peft
+from llava_forgery.hosts.names import MODEL_CONFIG
 from llava_forgery.hosts.quantized import is_quantized
 from llava_forgery.noise import quiet
 from llava_forgery.qa.build import build_prompt
 
-CONFIG = "config.json"
 # Of the largest logit. Half precision rounds by up to 0.004; a language model that needs more than
 # embeddings is off by far more.
 _TOLERANCE = 0.02
@@ -63,7 +63,7 @@ def export_language_model(
         FileNotFoundError: Adapter or host is missing.
         ValueError: As :func:`save_language_model`, or a file is damaged.
     """
-    check_output_folder(out, CONFIG)
+    check_output_folder(out, MODEL_CONFIG)
     model = AutoForgeryModel.from_pretrained(
         directory, base_model, device="cpu", dtype=dtype, allow_download=allow_download
     )
@@ -90,7 +90,7 @@ def save_language_model(
             kind, that model does not answer from embeddings alone as the host does, or ``out``
             holds something else.
     """
-    check_output_folder(out, CONFIG)
+    check_output_folder(out, MODEL_CONFIG)
     if is_quantized(model.host):
         raise ValueError("a quantised host cannot be exported; load it unquantised")
     if model.has_lora:
@@ -123,7 +123,7 @@ def prompt_embeddings(model: ForgeryModel, **inputs: Any) -> torch.Tensor:
     """
     if len(inputs["input_ids"]) != 1:
         raise ValueError(f"expected one prompt, got {len(inputs['input_ids'])}; give one at a time")
-    with _stop_at(_bare(model).get_decoder()) as fed:
+    with _stop_at(without_peft(model.host).get_decoder()) as fed:
         model(**inputs)
     return fed[0][0]
 
@@ -146,10 +146,6 @@ def _stop_at(decoder: nn.Module) -> Iterator[list[torch.Tensor]]:
         pass
     finally:
         handle.remove()
-
-
-def _bare(model: ForgeryModel) -> PreTrainedModel:
-    return model.host.get_base_model() if is_peft(model.host) else model.host
 
 
 def _plain(host: PreTrainedModel) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
 from torch import nn
@@ -31,6 +31,11 @@ LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 def is_peft(model: nn.Module) -> TypeGuard[peft.PeftModel]:
     """Whether a model is peft's wrapper, determined without importing peft, which takes long."""
     return hasattr(model, "get_base_model")
+
+
+def without_peft(model: PreTrainedModel | peft.PeftModel) -> PreTrainedModel:
+    """The host inside peft's wrapper, if it has one; LoRA's layers stay in it."""
+    return cast("PreTrainedModel", model.get_base_model() if is_peft(model) else model)
 
 
 @dataclass(frozen=True)

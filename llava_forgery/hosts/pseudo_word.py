@@ -31,7 +31,7 @@ from llava_forgery.hosts.fingerprint import (
     probe_difference,
 )
 from llava_forgery.hosts.likelihood import labelled_logits
-from llava_forgery.hosts.lora import is_peft
+from llava_forgery.hosts.lora import without_peft
 from llava_forgery.hosts.placeholder import EmbeddingHooks, input_embedding
 from llava_forgery.hosts.pseudo_word_checkpoint import (
     VECTORS,
@@ -247,8 +247,7 @@ class PseudoWordVLM(Pushable, nn.Module):
 
 def bare_host(model: PreTrainedModel | peft.PeftModel | ForgeryVLM) -> PreTrainedModel:
     """The host inside; LoRA's layers stay in it."""
-    host = model.host if isinstance(model, ForgeryVLM) else model
-    return cast(PreTrainedModel, host.get_base_model() if is_peft(host) else host)
+    return without_peft(model.host if isinstance(model, ForgeryVLM) else model)
 
 
 def token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -15,7 +15,6 @@ from typing import Any
 import datasets
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainingArguments
@@ -26,6 +25,7 @@ from llava_forgery.files import write_json
 from llava_forgery.hosts.base import ForgeryModel
 from llava_forgery.hosts.baseline import BaselineVLM
 from llava_forgery.hosts.fingerprint import host_fingerprint
+from llava_forgery.hosts.lora import without_peft
 from llava_forgery.hosts.placement import WHOLE
 from llava_forgery.hosts.quantized import is_quantized
 from llava_forgery.kfd.checkpoint import detector_digest
@@ -77,8 +77,7 @@ class Stage2(Trainable):
     @property
     def bare(self) -> PreTrainedModel:
         """The host without peft's wrapper."""
-        host = self.vlm.host
-        return host.get_base_model() if isinstance(host, PeftModel) else host
+        return without_peft(self.vlm.host)
 
     def forward(
         self, labels: torch.Tensor, forgery_images: torch.Tensor | None = None, **inputs: Any

@@ -28,7 +28,7 @@ from llava_forgery.hosts.llava.model import (
 )
 from llava_forgery.hosts.llava.names import HOST_PROJECTOR, PROJECTOR, TEMPLATE_KEY, TOWER
 from llava_forgery.hosts.llava.skill import EXPANDED_LABELS, has_forgery_adapter
-from llava_forgery.hosts.lora import LoraSettings, fill_lora, is_peft, merge_lora
+from llava_forgery.hosts.lora import LoraSettings, fill_lora, is_peft, merge_lora, without_peft
 from llava_forgery.hosts.names import FPL
 from llava_forgery.hosts.placeholder import PromptView
 from llava_forgery.hosts.placement import ALWAYS, FACE
@@ -88,7 +88,7 @@ class LlavaForgeryVLM(Pushable, nn.Module):
 
     @property
     def _bare(self) -> PreTrainedModel:
-        return self.host.get_base_model() if self.has_lora else self.host
+        return without_peft(self.host)
 
     @property
     def has_lora(self) -> bool:

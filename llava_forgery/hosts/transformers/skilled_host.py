@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from llava_forgery.fpl.learner import ForgeryPromptLearner
 from llava_forgery.hosts.adapter import fill_adapter, save_adapter
 from llava_forgery.hosts.families import HostFamily
 from llava_forgery.hosts.frozen_lora import FrozenLora
-from llava_forgery.hosts.lora import is_peft, merge_lora
+from llava_forgery.hosts.lora import is_peft, merge_lora, without_peft
 from llava_forgery.hosts.pictures import ClientPrompts
 from llava_forgery.hosts.placeholder import PlaceholderHooks, input_embedding
 from llava_forgery.hosts.placement import (
@@ -108,9 +108,7 @@ class SkilledHost(Pushable, nn.Module):
 
     @property
     def _bare(self) -> PreTrainedModel:
-        return cast(
-            PreTrainedModel, self.host.get_base_model() if is_peft(self.host) else self.host
-        )
+        return without_peft(self.host)
 
     @property
     def n_forgery(self) -> int:
