@@ -147,7 +147,9 @@ def whole_square(image: np.ndarray, size: int) -> np.ndarray:
     return crop_box(image, whole_box(*image.shape[:2]), size)
 
 
-def crop_box(image: np.ndarray, box: Box, size: int, angle: float = 0.0) -> np.ndarray:
+def crop_box(
+    image: np.ndarray, box: Box, size: int, angle: float = 0.0, *, single_pass: bool = False
+) -> np.ndarray:
     """Cut a square box out of an image and resize it.
 
     Shrinking averages areas, enlarging interpolates cubically; outside the image its edge is
@@ -158,6 +160,10 @@ def crop_box(image: np.ndarray, box: Box, size: int, angle: float = 0.0) -> np.n
         box: Square (x0, y0, x1, y1) in continuous pixels; it may extend beyond the image.
         size: Side of the result in pixels.
         angle: Clockwise rotation of the box about its centre in degrees.
+        single_pass: What shrinks, to no less than half, is blurred as much as averaging areas
+            does on average, and interpolated once: half the time, as sharp (the power is within
+            5 % up to 0.7 of the highest frequency), but other bytes. For pictures to train on;
+            what is enlarged or shrunk further is the same either way.
 
     Returns:
         (size, size, 3) uint8.
@@ -190,8 +196,13 @@ def crop_box(image: np.ndarray, box: Box, size: int, angle: float = 0.0) -> np.n
         small = (max(1, width // factor), max(1, height // factor))
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
         scale = np.array([small[0] / width, small[1] / height])
-    # An intermediate grid of about the image's own resolution carries the subpixel shift.
-    grid = size if side * scale.max() <= size else math.ceil(side * scale.max())
+    ratio = side * scale.max() / size
+    if single_pass and factor <= 1 < ratio:
+        image = _blur_as_areas(image, ratio)
+        grid = size
+    else:
+        # An intermediate grid of about the image's own resolution carries the subpixel shift.
+        grid = size if ratio <= 1 else math.ceil(ratio * size)
     linear = scale[:, None] * turn * (side / grid)
     # warpAffine counts pixel centres: continuous x is index x - 0.5.
     shift = centre * scale - linear @ np.full(2, grid / 2 - 0.5) - 0.5
@@ -206,6 +217,18 @@ def crop_box(image: np.ndarray, box: Box, size: int, angle: float = 0.0) -> np.n
     if grid != size:
         crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
     return crop
+
+
+def _blur_as_areas(image: np.ndarray, ratio: float) -> np.ndarray:
+    """Blur as averaging areas does that shrinks by ``ratio``, from 1 to 2.
+
+    The weights of an average over ``ratio`` pixels that starts anywhere have the variance
+    ``(ratio ** 2 + 1) / 12``, and these three have twice the outer one. It is a tenth larger here:
+    so the power of photographs' high frequencies is matched as well.
+    """
+    outer = (ratio**2 + 1) / 22
+    weights = np.float32([outer, 1 - 2 * outer, outer])
+    return cv2.sepFilter2D(image, -1, weights, weights, borderType=cv2.BORDER_REPLICATE)
 
 
 def rotation(angle: float) -> np.ndarray:

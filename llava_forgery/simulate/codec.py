@@ -1,8 +1,10 @@
 """Compression as videos have it: H.264 with libx264, through PyAV."""
 
+import threading
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +14,30 @@ from llava_forgery.optional import require
 _ENCODER = "libx264"
 # The quality of its constant rate factor hardly differs from the slower presets'.
 _PRESET = "superfast"
+
+
+class _Kept(threading.local):
+    """What each thread keeps for its next picture, and what leaves no trace in it.
+
+    There is no encoder among it: libx264 gives a stream's first picture another quantizer than
+    those after it, which would tell the two pictures of a pair apart.
+    """
+
+    @cached_property
+    def decoder(self) -> Any:
+        av = require_h264()
+        decoder = av.CodecContext.create("h264", "r")
+        decoder.thread_count = 1
+        # Each picture comes with its packet.
+        decoder.flags |= av.codec.context.Flags.low_delay
+        return decoder
+
+    @cached_property
+    def converter(self) -> Any:
+        return require_h264().video.reformatter.VideoReformatter()
+
+
+_kept = _Kept()
 
 
 def compress_h264(
@@ -50,13 +76,15 @@ def compress_h264(
     for index in range(frames):
         before = index + 1 - frames
         frame = av.VideoFrame.from_ndarray(_shifted(even, before, motion), format="rgb24")
+        frame = _kept.converter.reformat(frame, format=encoder.pix_fmt)
         frame.pts = index
         packets += encoder.encode(frame)
-    decoder = av.CodecContext.create("h264", "r")
-    decoder.thread_count = 1
+    decoder = _kept.decoder
+    # Also after an error in the middle of a stream.
+    decoder.flush_buffers()
     decoded = [
         picture
-        for packet in [*packets, *encoder.encode(None), None]
+        for packet in [*packets, *encoder.encode(None)]
         for picture in decoder.decode(packet)
     ]
     if len(decoded) != frames:

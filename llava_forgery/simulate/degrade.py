@@ -169,7 +169,10 @@ def add_noise(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.n
     """
     # 128 stands for no noise, so that the whole sum saturates only once.
     table = np.rint(128 + 255 * sigma * _normal_values()).clip(0, 255).astype(np.uint8)
-    noise = cv2.LUT(np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape), table)
+    # The generator's own words: half the time of its bytes().
+    words = rng.integers(2**64, size=-(-image.size // 8), dtype=np.uint64)
+    drawn = words.view(np.uint8)[: image.size].reshape(image.shape)
+    noise = cv2.LUT(drawn, table)
     return cv2.addWeighted(image, 1, noise, 1, -128)
 
 

@@ -281,11 +281,14 @@ class Frame(NamedTuple):
     """In pixels of the crop."""
     angle: float
     """Degrees that it is turned about its centre, clockwise as seen."""
+    drawn: bool
+    """Whether it is a frame to train on, of a framing with ranges."""
 
     def cut(self, image: np.ndarray, size: int) -> np.ndarray:
         """(size, size, 3) uint8 of a crop (H, W, 3) uint8."""
         x, y = self.centre - self.side / 2
-        return crop_box(image, (x, y, x + self.side, y + self.side), size, self.angle)
+        box = (x, y, x + self.side, y + self.side)
+        return crop_box(image, box, size, self.angle, single_pass=self.drawn)
 
 
 def draw_frame(
@@ -303,7 +306,7 @@ def draw_frame(
     margin = framing.margin[0] + (framing.margin[1] - framing.margin[0]) * float(draw[0])
     centre = (low + high) / 2 + (2 * draw[1:3] - 1) * framing.jitter * longer
     angle = (2 * float(draw[3]) - 1) * framing.angle
-    return Frame(centre, longer * (1 + 2 * margin), angle)
+    return Frame(centre, longer * (1 + 2 * margin), angle, not framing.is_fixed)
 
 
 def frame_face(

@@ -1,4 +1,5 @@
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,6 +56,31 @@ def test_odd_sizes(size):
     assert result.shape == image.shape
     assert result.dtype == np.uint8
     np.testing.assert_array_equal(result, compress_h264(image, 20))
+
+
+def test_a_picture_does_not_depend_on_those_before_it():
+    pictures = [np.ascontiguousarray(tiny.picture(i, 64)[: 64 - 8 * i]) for i in range(4)]
+
+    def lost(i):
+        return compress_h264(pictures[i], 20 + 5 * i, 1 + i % 2, (1.5, 0.5))
+
+    with ThreadPoolExecutor(1) as other:
+        alone = [other.submit(lost, i).result() for i in range(4)]
+    for order in ((3, 0, 2, 1), (0, 0, 3, 3)):
+        for i in order:
+            np.testing.assert_array_equal(lost(i), alone[i])
+
+
+def test_both_pictures_of_a_pair_lose_as_much():
+    """Whichever comes first: another quantizer for the second would tell the forgery."""
+    config = DegradeConfig(
+        probability=1.0, video=1.0, flip=0, noise=(0, 0), downscale=(1, 1), brightness=0, hue=0,
+        contrast=(1, 1), saturation=(1, 1),
+    )  # fmt: skip
+    images = np.stack([tiny.picture(0, 64)] * 2)
+    for seed in range(5):
+        (first, second), _ = degrade(images, config, np.random.default_rng(seed))
+        np.testing.assert_array_equal(first, second)
 
 
 def test_share_of_videos_decides_between_the_codecs(monkeypatch):
