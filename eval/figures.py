@@ -1,16 +1,20 @@
-"""The measured figures of README and docs/figures.md, from the records of the shipped model.
+"""The measured figures of the pages, from their records.
 
     python -m eval.figures
 
-prints the table of both pages; a test compares them.
+prints the table of README and docs/figures.md, of the shipped model, and the papers' tables of
+eval/README.md; a test compares them.
 """
 
 from pathlib import Path
 from typing import Any
 
+from eval.papers.table_files import overview_lines
+from eval.papers.tables import TableEntry
 from llava_forgery.files import read_json
 
 RECORDS = Path(__file__).parent / "records/default"
+TABLES = Path(__file__).parent / "records/tables"
 SETS = ("ff_c23", "ff_c40", "dfd")
 TALK = "talk"
 METHODS = ("Deepfakes", "FaceSwap", "FaceShifter", "NeuralTextures", "Face2Face")
@@ -69,6 +73,22 @@ def figures_table() -> str:
     )
 
 
+def papers_tables() -> dict[str, str]:
+    """Each table's name and its overview as Markdown: AUC, mean and deviation over seeds, interval.
+
+    A table that the repository has no record of is left out.
+    """
+    tables = {}
+    for file in sorted(TABLES.glob("*.json")):
+        record = read_json(file)
+        entries = [
+            TableEntry(**{**entry, "values": {int(s): v for s, v in entry["values"].items()}})
+            for entry in record["entries"]
+        ]
+        tables[file.stem] = "\n".join(overview_lines(entries, "AUC"))
+    return tables
+
+
 def _videos(row: dict[str, Any]) -> str:
     return f"{row['real_videos']}, {row['fake_videos']}"
 
@@ -83,3 +103,5 @@ def _errors(row: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     print(figures_table())
+    for name, table in papers_tables().items():
+        print(f"\n{name}\n\n{table}")

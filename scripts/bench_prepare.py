@@ -8,9 +8,11 @@ middles are first made small (100 pixels), so that ten thousand take minutes. Ev
 process of its own. Memory is its peak resident size as Linux tells it (VmHWM); the time is that of
 the call, without the imports. The speed is also told in CPU seconds, which other work on the
 machine leaves nearly as they are: on an idle machine a preparation takes about those of the first
-process and an equal share of the workers', whose start (imports, models) is in it. --detector
-middle takes the middle of every picture for a face, whatever is in it: all but the detector is then
-as in ``llava-forgery data prepare``.
+process and an equal share of the workers', whose start (imports, models) is in it. As many
+independent preparations, each of its share of the files and all at once, say what the machine can
+do at best: their imports are not counted, those of the workers are. --detector middle takes the
+middle of every picture for a face, whatever is in it: all but the detector is then as in
+``llava-forgery data prepare``.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
@@ -60,11 +63,21 @@ def prepared(src: Path, out: Path, size: int, workers: int, detector: str) -> di
     result = subprocess.run(
         [sys.executable, str(script), str(src), str(out), str(size), str(workers), detector],
         check=True,
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     shutil.rmtree(out)
     return json.loads(result.stdout.splitlines()[-1])
+
+
+def independent(sources: list[Path], detector: str) -> float:
+    """Seconds until the last of so many preparations is done, begun at the same time."""
+    with ThreadPoolExecutor(len(sources)) as pool:
+        runs = [
+            pool.submit(prepared, src, src.with_name(f"{src.name}-out"), 320, 1, detector)
+            for src in sources
+        ]
+        return max(run.result()["seconds"] for run in runs)
 
 
 def copies(photos: list[Path], folder: Path, count: int, side: int | None) -> Path:
@@ -116,6 +129,15 @@ def main() -> None:
             count = (options.files or [60])[0]
             src = copies(photos, folder / "src", count, None)
             best: dict[int, tuple[float, float]] = {}
+            shares = {
+                workers: [
+                    copies(photos, folder / f"src-{workers}-{i}", count // workers, None)
+                    for i in range(workers)
+                ]
+                for workers in options.workers
+                if workers > 1
+            }
+            apart: dict[int, float] = {}
             # In turns, so that what else the machine does meets all of them.
             for _ in range(options.repeats):
                 for workers in options.workers:
@@ -126,10 +148,17 @@ def main() -> None:
                           flush=True)  # fmt: skip
                     before = best.get(workers, (float("inf"), float("inf")))
                     best[workers] = (min(before[0], found["seconds"]), min(before[1], idle))
+                for workers, sources in shares.items():
+                    seconds = independent(sources, options.detector)
+                    print(f"{workers} independent preparations {seconds:.1f} s", flush=True)
+                    apart[workers] = min(apart.get(workers, seconds), seconds)
             base = best[min(best)]
             for workers, (seconds, idle) in best.items():
                 print(f"{workers} workers: {base[0] / seconds:.2f} times {min(best)} by the clock, "
                       f"{base[1] / idle:.2f} times by CPU seconds")  # fmt: skip
+            for workers, seconds in apart.items():
+                print(f"{workers} workers: {seconds / best[workers][0]:.2f} of the speed of "
+                      "independent preparations")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -150,6 +150,20 @@ def entry_lines(entries: Sequence["TableEntry"], seeds: Sequence[int]) -> list[s
     return _table(head, rows)
 
 
+def overview_lines(entries: Sequence["TableEntry"], figure: str) -> list[str]:
+    """The lines of a Markdown table of one figure: a line for each row, a column for each test
+    with how many images and people it has."""
+    tests = {entry.test: f"{entry.test} ({entry.images}, {entry.people})" for entry in entries}
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for entry in entries:
+        if entry.figure == figure:
+            spread = "" if entry.deviation is None else f" ± {entry.deviation:.1f}"
+            cell = f"{entry.mean:.1f}{spread} [{entry.low:.0f}, {entry.high:.0f}]"
+            rows.setdefault((entry.row, entry.output), {})[entry.test] = cell
+    lines = [[*name, *(cells.get(test, NONE) for test in tests)] for name, cells in rows.items()]
+    return _table(["row", "output", *tests.values()], lines)
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
     # A bar in a name would begin a cell.
