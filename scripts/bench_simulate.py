@@ -7,11 +7,12 @@
 What is timed is the process's own CPU time, which other programs disturb less than the clock; all
 ways take turns, and medians are printed. "supply" is the work for a training pair: framed, forged
 as the simulator's defaults say, degraded, as tensors; the crop is decoded already. ``--public``
-names a checkout of github.com/mapooon/SelfBlendedImages (which needs albumentations 1.3.1 and
-scikit-image): its self-blending is timed on the same faces, alone and with its shared transforms
-and tensors. "solver" compares Poisson blending with ``cv2.seamlessClone`` under an ellipse. Where
-there is a GPU, a last table times batches of tensors on it by the clock, with worker processes and
-all CPU threads. "CPU alone" is the time for an image that no GPU shortens: plans, masks and JPEG.
+names a checkout of github.com/mapooon/SelfBlendedImages (which needs scikit-image and
+albumentations, 1.3.1 to 1.4.24, whose speeds differ by three): its self-blending is timed on the
+same faces, alone and with its shared transforms and tensors. "solver" compares Poisson blending
+with ``cv2.seamlessClone`` under an ellipse. Where there is a GPU, a last table times batches of
+tensors on it by the clock, with worker processes and all CPU threads. "CPU alone" is the time for
+an image that no GPU shortens: plans, masks and JPEG.
 """
 
 import os
