@@ -196,13 +196,12 @@ def crop_box(
         small = (max(1, width // factor), max(1, height // factor))
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
         scale = np.array([small[0] / width, small[1] / height])
-    ratio = side * scale.max() / size
-    if single_pass and factor <= 1 < ratio:
-        image = _blur_as_areas(image, ratio)
+    length = side * scale.max()
+    # An intermediate grid of about the image's own resolution carries the subpixel shift.
+    grid = size if length <= size else math.ceil(length)
+    if single_pass and factor <= 1 and grid != size:
+        image = _blur_as_areas(image, length / size)
         grid = size
-    else:
-        # An intermediate grid of about the image's own resolution carries the subpixel shift.
-        grid = size if ratio <= 1 else math.ceil(ratio * size)
     linear = scale[:, None] * turn * (side / grid)
     # warpAffine counts pixel centres: continuous x is index x - 0.5.
     shift = centre * scale - linear @ np.full(2, grid / 2 - 0.5) - 0.5

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 
@@ -55,6 +56,16 @@ def test_square_is_centred_with_margin():
 def test_whole_image_at_its_own_size_is_unchanged():
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     np.testing.assert_array_equal(crop_box(image, (0, 0, 64, 64), 64), image)
+
+
+def test_whole_images_shrink_by_areas_alone():
+    """The grid in between is as wide as the image: these sides, divided and multiplied again by
+    the size, would be rounded up."""
+    rng = np.random.default_rng(0)
+    for side in (225, 232, 239, 246, 253):
+        image = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        expected = cv2.resize(image, (224, 224), interpolation=cv2.INTER_AREA)
+        np.testing.assert_array_equal(crop_box(image, (0, 0, side, side), 224), expected)
 
 
 def test_shrinking_averages_areas():
