@@ -168,13 +168,16 @@ def _row(what: str, times: dict[str, list[Any]]) -> None:
 def _compare(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> None:
     """Whether both trees say the same of the same files."""
     pairs = [
-        (one, other)
+        (a["file"], one, other)
         for a, b in zip(before, now, strict=True)
         for one, other in zip(a["faces"], b["faces"], strict=True)
     ]
-    same = sum(one["answer"] == other["answer"] for one, other in pairs)
-    apart = max(abs(one["p_yes"] - other["p_yes"]) for one, other in pairs)
-    print(f"{same} of {len(pairs)} answers are the same, P(yes) differs by {apart:.1e} at most")
+    same = sum(one["answer"] == other["answer"] for _, one, other in pairs)
+    apart, where = max((abs(one["p_yes"] - other["p_yes"]), file) for file, one, other in pairs)
+    print(
+        f"{same} of {len(pairs)} answers are the same, P(yes) differs by {apart:.1e} at most, in "
+        f"{where}"
+    )
 
 
 if __name__ == "__main__":
