@@ -244,9 +244,15 @@ def test_the_best_state_on_other_people_is_written(folder):
     data = folder / "val/conversations.json"
     entries = json.loads(data.read_text())
     held_out = {entry["identity"] for entry in entries}
-    data.write_text(json.dumps([{**e, "identity": f"other {e['identity']}"} for e in entries]))
+    # Answers that are not those of the training: it makes them less likely with every step.
+    for entry in entries:
+        entry["identity"] = f"other {entry['identity']}"
+        for turn in entry["conversations"]:
+            if turn["from"] == "gpt":
+                turn["value"] = "It may be. " * 4
+    data.write_text(json.dumps(entries))
     flags = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 3, "save_strategy": "no"}
-    flags |= {"learning_rate": 1.0, "mm_forgery_placement": "placeholders", "eval_data_path": data}
+    flags |= {"learning_rate": 0.1, "mm_forgery_placement": "placeholders", "eval_data_path": data}
     run(_arguments(folder, "best-llava-lora", data_path=folder / "qa/conversations.json", **flags))
     out = folder / "best-llava-lora"
     history = json.loads((out / "validation.json").read_text())
