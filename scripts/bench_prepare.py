@@ -63,7 +63,7 @@ def prepared(src: Path, out: Path, size: int, workers: int, detector: str) -> di
     result = subprocess.run(
         [sys.executable, str(script), str(src), str(out), str(size), str(workers), detector],
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
     )
     shutil.rmtree(out)

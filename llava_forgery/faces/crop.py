@@ -199,7 +199,7 @@ def crop_box(
     length = side * scale.max()
     # An intermediate grid of about the image's own resolution carries the subpixel shift.
     grid = size if length <= size else math.ceil(length)
-    if single_pass and factor <= 1 and grid != size:
+    if single_pass and size < length <= 2 * size:
         image = _blur_as_areas(image, length / size)
         grid = size
     linear = scale[:, None] * turn * (side / grid)

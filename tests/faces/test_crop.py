@@ -115,7 +115,7 @@ def test_a_single_pass_keeps_the_place():
     np.testing.assert_allclose(centre_of_mass(crop), expected, atol=0.06)
 
 
-@pytest.mark.parametrize("size", [60, 250, 400])
+@pytest.mark.parametrize("size", [60, 70, 100, 120, 250, 400])
 def test_a_single_pass_changes_only_what_shrinks_to_no_less_than_half(size):
     image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     box = (20.3, 10.1, 270.3, 260.1)
